@@ -1,0 +1,74 @@
+"""Every key, once. Other files in this folder change some of them; the command line changes any of them.
+
+Command: `jaxalign VERB [files and runs] --config=NAME_OR_FILE --config.key=value ...`
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The defaults: the study's hyper-parameters (Zhang et al. 2024, arXiv 2405.13816), the mini question set."""
+    config = ConfigDict()
+
+    # What every verb shares.
+    config.model = ""  # a Hugging Face folder or a GGUF file
+    config.adapter = ""  # a PEFT folder or a training run; none if empty
+    config.dtype = "float32"  # compute type: float32 or bfloat16
+    config.param_dtype = "float32"  # how base weights are stored: float32 or bfloat16
+    config.data = "mini"  # a folder holding ap_emotion/, snli/, paws/; or the shipped mini set
+    config.exemplars = ""  # few-shot exemplars; DATA/exemplars.json if empty
+    config.tasks = "emotion"  # emotion, snli, paws; comma-separated, or all
+    config.languages = "all"  # codes, comma-separated, or all
+    config.rows = "all"  # START:STOP, or all: of test files, and of each file of pairs
+    config.out = ""  # where results go
+    config.seed = 42
+    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})  # devices per axis; -1 takes what is left
+
+    # data build: which translation examples.
+    config.build = ConfigDict()
+    config.build.sources = "zh,de"  # languages to translate from
+    config.build.target = "en"  # the language to translate into
+    config.build.rows_per_source = 10_000  # at most this many from each source
+    config.build.instruction = "after"  # where the instruction stands: after the text (the study), or before (QAlign)
+    config.build.control = "none"  # none; or copy, mispaired, answers: controls that should not align
+
+    # train: pairs to batches.
+    config.template = "auto"  # chat template: auto, none, default, mistral, qwen
+    config.heldout = 0.05  # share of the pairs kept aside to measure the loss on
+    config.epochs = 3
+    config.steps = 0  # length of the run in optimizer steps; 0: by epochs
+    config.batch = ConfigDict()
+    config.batch.pairs_per_step = 16  # exactly so many pairs a step; or 0, and rows_per_step instead
+    config.batch.rows_per_step = 0  # packed rows of `length` positions, as many pairs as fit
+    config.batch.length = 2048  # positions a pair (or a row) takes at most
+    config.batch.too_long = "drop"  # what happens to a longer pair: drop or cut
+    config.batch.packed = True  # several pairs share a row; False: one pair a row
+    config.batch.accumulation = 1  # micro-batches per step; saves memory
+
+    # train: what is tuned, and how.
+    config.lora = ConfigDict({"rank": 8, "alpha": 16.0, "targets": "q_proj,v_proj"})
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 5e-5
+    config.optimizer.warmup_fraction = 0.1
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.eps = 1e-8
+    config.optimizer.clip_norm = 1.0
+    config.loss = ConfigDict()
+    config.loss.reduction = "token_mean"  # or micro_batch_mean, the study's mean of micro-batch means
+    config.loss.chunk = 128  # target positions whose logits exist at once, per row group
+    config.remat = "none"  # what is recomputed in the backward pass: none, dots, full
+
+    # train: the run.
+    config.log_every = 10  # steps
+    config.heldout_every = 50  # steps
+    config.checkpoint_every = 50  # steps
+
+    # evaluate and probe.
+    config.batch_size = 8  # prompts scored at once
+    config.probes = "logit_lens,pca"
+
+    # export.
+    config.format = "peft"
+    return config

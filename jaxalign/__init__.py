@@ -1,0 +1,1 @@
+"""Question-translation alignment of language models: tuning, evaluation and probes in JAX."""

@@ -1,0 +1,94 @@
+"""The command line: `jaxalign VERB [files and runs] [--config=NAME_OR_FILE] [--config.key=value ...]`."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from jaxalign.errors import InputError
+
+# Verb -> (module in jaxalign.cli and its function, arguments, one line of help).
+VERBS = {
+    "demo": ("demo.demo", "", "the whole path on the shipped question set: evaluate, tune, evaluate, probe, report, export"),
+    "data build": ("data.build", "", "write translation examples made from a task's parallel rows to --config.out"),
+    "data import": ("data.import_clone", "CLONE OUT", "take the study's data from a clone of its repository"),
+    "train": ("train.train", "[PAIRS ...]", "tune on question pairs (files, or built from --config.data) into --config.out"),
+    "evaluate": ("evaluate.evaluate", "", "score labels on the tasks' test rows into --config.out"),
+    "probe": ("probe.probe", "", "logit lens and PCA of the tasks' test rows into --config.out"),
+    "report": ("report.report", "BEFORE AFTER", "one HTML file from two result folders, at --config.out"),
+    "export": ("export.export", "RUN", "write a run's adapter as a PEFT folder to --config.out"),
+}
+
+
+def usage() -> str:
+    """The text of `jaxalign --help`."""
+    rows = [(f"{verb} {arguments}".strip(), help_line) for verb, (_, arguments, help_line) in VERBS.items()]
+    width = max(len(call) for call, _ in rows)
+    lines = "\n".join(f"  {call:{width}}  {help_line}" for call, help_line in rows)
+    return (
+        "usage: jaxalign VERB [files and runs] [--config=NAME_OR_FILE] [--config.key=value ...]\n\n"
+        f"{lines}\n\n"
+        "Files and runs are positional, settings are config keys: `jaxalign VERB --help` lists them with their values.\n"
+        "--debug shows the traceback of an error."
+    )
+
+
+def verb_usage(verb: str, flags: Sequence[str]) -> str:
+    """The text of `jaxalign VERB --help`: the keys with their values under the config that the flags choose."""
+    from jaxalign.cli.configuration import config_from_flags, leaves, shipped_configs
+
+    _, arguments, help_line = VERBS[verb]
+    keys = "\n".join(f"  --config.{key}={value}" for key, value in leaves(config_from_flags(flags)))
+    call = f"jaxalign {verb} {arguments}".strip()
+    return f"{call}\n  {help_line}\n\nKeys, explained in {shipped_configs() / 'base.py'}:\n{keys}"
+
+
+def split_verb(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The verb that the words begin with, and the words after it."""
+    for size in (2, 1):
+        verb = " ".join(words[:size])
+        if verb in VERBS:
+            return verb, list(words[size:])
+    raise InputError(f"{' '.join(words[:2])}: no such verb; jaxalign --help lists them")
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Runs one command; raises InputError where it cannot."""
+    words = [word for word in arguments if not word.startswith("-")]
+    flags = [word for word in arguments if word.startswith("-")]
+    wants_help = any(flag in ("-h", "--help") for flag in flags)
+    flags = [flag for flag in flags if flag not in ("-h", "--help", "--debug")]
+    if not words:
+        print(usage())
+        return
+    verb, paths = split_verb(words)
+    if wants_help:
+        print(verb_usage(verb, flags))
+        return
+    from jaxalign import runtime
+    from jaxalign.cli.configuration import config_from_flags
+
+    config = config_from_flags(flags)
+    runtime.start()
+    module, function = VERBS[verb][0].split(".")
+    getattr(importlib.import_module(f"jaxalign.cli.{module}"), function)(config, paths)
+
+
+def main() -> int:
+    """Entry point: the exit code is 0, 1 for a fault of ours, 2 for bad input, 130 when interrupted."""
+    try:
+        run(sys.argv[1:])
+    except KeyboardInterrupt:
+        return complain("interrupted; the same command continues", 130)
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        if isinstance(error, InputError | OSError):
+            return complain(str(error), 2)
+        return complain(f"{type(error).__name__}: {error}; this is a fault of jaxalign: run it again with --debug", 1)
+    return 0
+
+
+def complain(message: str, exit_code: int) -> int:
+    """Prints one line on stderr."""
+    print(f"jaxalign: {' '.join(message.split())}", file=sys.stderr)
+    return exit_code

@@ -1,0 +1,273 @@
+"""Question pairs as fixed-shape arrays: the batch is a function of the step.
+
+A pair is its prompt's ids followed by its response's ids (the closing end-of-text among them). One pair of six ids,
+prompt `P1 P2 P3` and response `R1 R2 E`, in a row of eight positions:
+
+    position in the row   0   1   2   3   4   5   6   7
+    tokens               P1  P2  P3  R1  R2   0   0   0
+    targets              P2  P3  R1  R2   E   0   0   0
+    positions             0   1   2   3   4   0   0   0
+    segment_ids           1   1   1   1   1   0   0   0
+    loss_mask             .   .   x   x   x   .   .   .
+
+The last id is only ever a target, so a pair of six ids takes five positions. A second pair in the same row would
+follow with segment 2 and positions from 0; attention never crosses segments, and segment 0 is padding.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+
+from jaxalign.data.packing import best_fit_bins
+from jaxalign.errors import InputError
+
+
+class Batch(NamedTuple):
+    """Arrays [B, T]: int32, and bool for `loss_mask`."""
+
+    tokens: Any
+    targets: Any
+    positions: Any
+    segment_ids: Any
+    loss_mask: Any
+
+
+@dataclass(frozen=True)
+class TokenisedPairs:
+    """Pairs as ragged arrays: pair i is `ids[starts[i]:starts[i + 1]]`, its first `prompt_lengths[i]` the prompt."""
+
+    ids: np.ndarray
+    starts: np.ndarray
+    prompt_lengths: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.prompt_lengths)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Positions that each pair takes in a row, int [n]."""
+        return np.diff(self.starts) - 1
+
+    @property
+    def target_counts(self) -> np.ndarray:
+        """Target positions (response ids) of each pair, int [n]."""
+        return np.diff(self.starts) - self.prompt_lengths
+
+    def sha256(self) -> str:
+        """A digest of all ids and of where they are cut."""
+        digest = hashlib.sha256()
+        for array in (self.ids, self.starts, self.prompt_lengths):
+            digest.update(np.ascontiguousarray(array, np.int64).tobytes())
+        return digest.hexdigest()
+
+
+class FittedPairs(NamedTuple):
+    """Tokenised pairs that fit the length, and how many were changed to get there."""
+
+    pairs: TokenisedPairs
+    kept: np.ndarray
+    """Indices of the pairs that were kept, int [n]."""
+    dropped: int
+    cut: int
+
+
+def fit_pairs(rendered: Sequence[tuple[list[int], list[int]]], length: int, too_long: str) -> FittedPairs:
+    """Joins prompts and responses, and drops or cuts each pair that takes more than `length` positions.
+
+    Args:
+      rendered: (prompt ids, response ids) of each pair, as a chat template gives them.
+      length: positions at most.
+      too_long: "drop", or "cut": both sides are shortened in proportion, as LLaMA-Factory does.
+    """
+    if too_long not in ("drop", "cut"):
+        raise InputError(f"batch.too_long is {too_long!r}: set it to 'drop' or 'cut'")
+    joined: list[list[int]] = []
+    prompt_lengths, kept = [], []
+    dropped = cut = 0
+    for index, (prompt, response) in enumerate(rendered):
+        excess = len(prompt) + len(response) - 1 - length
+        if excess > 0 and too_long == "drop":
+            dropped += 1
+            continue
+        if excess > 0:
+            cut += 1
+            prompt_room = max(1, (length + 1) * len(prompt) // (len(prompt) + len(response)))
+            prompt, response = prompt[:prompt_room], response[: length + 1 - prompt_room]
+        joined.append([*prompt, *response])
+        prompt_lengths.append(len(prompt))
+        kept.append(index)
+    if not joined:
+        raise InputError(f"no pair takes at most {length} positions; raise config.batch.length")
+    starts = np.cumsum([0, *(len(ids) for ids in joined)])
+    ids = np.concatenate([np.asarray(ids, np.int32) for ids in joined])
+    return FittedPairs(TokenisedPairs(ids, starts, np.asarray(prompt_lengths)), np.asarray(kept), dropped, cut)
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """The shape of a step. Exactly one of `pairs_per_step` and `rows_per_step` is positive.
+
+    `pairs_per_step`: exactly that many pairs, the row length chosen so that they fit with the least padding.
+    `rows_per_step`: that many rows of `length` positions, as many pairs as fit.
+    `packed` puts several pairs into a row. `row_multiple`: rows of a micro-batch divide by it (the mesh's batch axes).
+    """
+
+    pairs_per_step: int = 16
+    rows_per_step: int = 0
+    length: int = 2048
+    packed: bool = True
+    accumulation: int = 1
+    row_multiple: int = 1
+
+    def __post_init__(self) -> None:
+        if (self.pairs_per_step > 0) == (self.rows_per_step > 0):
+            raise InputError("batch: set one of pairs_per_step and rows_per_step, and the other to 0")
+        if (self.pairs_per_step or self.rows_per_step) % self.accumulation:
+            raise InputError(f"batch: accumulation={self.accumulation} does not divide the pairs or rows of a step")
+        if self.rows_per_step % (self.accumulation * self.row_multiple):
+            raise InputError(
+                f"batch.rows_per_step={self.rows_per_step} does not divide into {self.accumulation} micro-batches over "
+                f"{self.row_multiple} devices"
+            )
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """All steps of a run, known before the first: `rows[step]` lists the pair indices of each row."""
+
+    pairs: TokenisedPairs
+    rows: list[list[list[int]]]
+    length: int
+    targets_per_row: int
+    fingerprint: dict[str, Any]
+
+    @property
+    def steps(self) -> int:
+        return len(self.rows)
+
+    @property
+    def rows_per_step(self) -> int:
+        return len(self.rows[0])
+
+    def rows_at(self, step: int, process_index: int = 0, process_count: int = 1) -> Batch:
+        """The rows of one step that belong to one process, NumPy arrays [rows_per_step / process_count, T]."""
+        per_process = self.rows_per_step // process_count
+        start = process_index * per_process
+        return fill_rows(self.pairs, self.rows[step][start : start + per_process], self.length)
+
+
+def fill_rows(pairs: TokenisedPairs, rows: Sequence[Sequence[int]], length: int) -> Batch:
+    """Lays the pairs of each row one behind the other, as the module's figure shows."""
+    tokens, targets, positions, segment_ids = (np.zeros((len(rows), length), np.int32) for _ in range(4))
+    loss_mask = np.zeros((len(rows), length), bool)
+    for b, row in enumerate(rows):
+        t = 0
+        for segment, pair in enumerate(row, start=1):
+            ids = pairs.ids[pairs.starts[pair] : pairs.starts[pair + 1]]
+            end = t + len(ids) - 1
+            tokens[b, t:end], targets[b, t:end] = ids[:-1], ids[1:]
+            positions[b, t:end], segment_ids[b, t:end] = np.arange(len(ids) - 1), segment
+            loss_mask[b, t + pairs.prompt_lengths[pair] - 1 : end] = True
+            t = end
+    return Batch(tokens, targets, positions, segment_ids, loss_mask)
+
+
+def training_plan(pairs: TokenisedPairs, layout: BatchLayout, *, epochs: int, steps: int, seed: int) -> BatchPlan:
+    """The shuffled plan of a whole run. `steps` > 0 sets its length in place of `epochs`.
+
+    With `pairs_per_step` = n a run of e epochs over N pairs has e * floor(N / n) steps, the study's count (its trainer
+    floors the steps of an epoch, and the stream of pairs runs on across epochs); every step holds exactly n pairs.
+    """
+    rng = np.random.default_rng(seed)
+    if layout.pairs_per_step:
+        per_step = layout.pairs_per_step
+        total = steps * per_step or (epochs * (len(pairs) // per_step) * per_step or epochs * len(pairs))
+        order = np.concatenate([rng.permutation(len(pairs)) for _ in range(-(-total // len(pairs)))])[:total]
+        rows, length = rows_by_pairs(pairs, order, layout)
+    else:
+        bins: list[list[int]] = []
+        epoch = 0
+        while len(bins) < steps * layout.rows_per_step or (not steps and epoch < epochs):
+            bins += shuffled_bins(pairs, rng, layout)
+            epoch += 1
+        rows, length = rows_by_bins(bins[: steps * layout.rows_per_step or None], layout), layout.length
+    layout_keys = ("pairs_per_step", "rows_per_step", "length", "packed")
+    fingerprint = {"pairs": pairs.sha256(), "seed": seed, "epochs": epochs, "steps": steps}
+    fingerprint |= {f"batch.{key}": getattr(layout, key) for key in layout_keys}
+    return make_plan(pairs, rows, length, fingerprint)
+
+
+def heldout_plan(pairs: TokenisedPairs, layout: BatchLayout) -> BatchPlan:
+    """Every pair once, in order; the last batch is filled with empty rows."""
+    order = np.arange(len(pairs))
+    if layout.pairs_per_step:
+        rows, length = rows_by_pairs(pairs, order, layout)
+    else:
+        rows, length = rows_by_bins(bins_of(pairs, order, layout.length, layout.packed), layout), layout.length
+    return make_plan(pairs, rows, length, {})
+
+
+def make_plan(pairs: TokenisedPairs, rows: list[list[list[int]]], length: int, fingerprint: dict) -> BatchPlan:
+    counts = pairs.target_counts
+    targets_per_row = max(sum(int(counts[pair]) for pair in row) for step in rows for row in step)
+    return BatchPlan(pairs, rows, length, targets_per_row, fingerprint)
+
+
+def rows_by_pairs(pairs: TokenisedPairs, order: np.ndarray, layout: BatchLayout) -> tuple[list[list[list[int]]], int]:
+    """Steps of exactly `pairs_per_step` pairs of `order`, and the row length that leaves the least padding."""
+    per_micro_batch = layout.pairs_per_step // layout.accumulation
+    micro_batches = [order[i : i + per_micro_batch] for i in range(0, len(order), per_micro_batch)]
+    longest = round_up(int(pairs.lengths.max()), 8)
+    lengths = range(longest, 4 * longest + 1, max(64, longest // 4)) if layout.packed else [longest]
+
+    def packed_at(length: int) -> tuple[list[list[list[int]]], int]:
+        bins = [bins_of(pairs, members, length, layout.packed) for members in micro_batches]
+        return bins, round_up(max(map(len, bins)), layout.row_multiple)
+
+    (bins, rows), length = min(((packed_at(length), length) for length in lengths), key=lambda x: x[0][1] * x[1])
+    filled = [micro_batch + [[] for _ in range(rows - len(micro_batch))] for micro_batch in bins]
+    filled += [[[] for _ in range(rows)] for _ in range(-len(filled) % layout.accumulation)]
+    groups = range(0, len(filled), layout.accumulation)
+    return [[row for micro_batch in filled[i : i + layout.accumulation] for row in micro_batch] for i in groups], length
+
+
+def rows_by_bins(bins: list[list[int]], layout: BatchLayout) -> list[list[list[int]]]:
+    """Steps of `rows_per_step` rows; the last step is filled with empty rows."""
+    filled = bins + [[] for _ in range(-len(bins) % layout.rows_per_step)]
+    return [filled[i : i + layout.rows_per_step] for i in range(0, len(filled), layout.rows_per_step)]
+
+
+def shuffled_bins(pairs: TokenisedPairs, rng: np.random.Generator, layout: BatchLayout) -> list[list[int]]:
+    """One epoch's rows. Shuffled again after packing, which sorts by length."""
+    bins = bins_of(pairs, rng.permutation(len(pairs)), layout.length, layout.packed)
+    return [bins[i] for i in rng.permutation(len(bins))]
+
+
+def bins_of(pairs: TokenisedPairs, members: np.ndarray, length: int, packed: bool) -> list[list[int]]:
+    """Rows of `length` positions holding the member pairs: one pair a row, or as many as fit."""
+    if not packed:
+        return [[int(pair)] for pair in members]
+    return [[int(members[i]) for i in row] for row in best_fit_bins(pairs.lengths[members], length)]
+
+
+def round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def split_heldout(count: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (train, held out) of a seeded random split; both in ascending order, the held-out part rounded up."""
+    heldout = int(np.ceil(count * fraction))
+    if heldout >= count:
+        raise InputError(f"heldout={fraction} leaves no pair of {count} to train on; lower it or add pairs")
+    order = np.random.default_rng(seed).permutation(count)
+    return np.sort(order[heldout:]), np.sort(order[:heldout])
+
+
+def prefetch(batch_at: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
+    """Batches of the steps start..stop-1 in order, built by background threads ahead of their use."""
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+    return iter(grain.MapDataset.range(start, stop).map(batch_at).to_iter_dataset(read_options=options))

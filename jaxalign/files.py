@@ -1,0 +1,73 @@
+"""Reading and writing files: errors that name the place, and writes that are whole or absent."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jaxalign.errors import InputError
+
+
+def read_text(path: Path) -> str:
+    """The file's text, UTF-8, with its newlines as they are."""
+    try:
+        return path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: a folder, where a file is needed") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+
+
+def read_json(path: Path) -> Any:
+    """The JSON document of a file; an empty or broken one raises InputError with line and column."""
+    text = read_text(path)
+    if not text.strip():
+        raise InputError(f"{path}: the file is empty")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}: not JSON at line {error.lineno}, column {error.colno} ({error.msg}); is it cut off?"
+        ) from None
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Pairs of (row, object), rows counted from 0 and blank lines passed over; a broken line raises InputError."""
+    lines = (line for line in read_text(path).split("\n") if line.strip())
+    for row, line in enumerate(lines):
+        try:
+            yield row, json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, row {row}: not JSON at column {error.colno} ({error.msg})") from None
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yields a path beside `path` to write to; it takes the name `path` only if the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_bytes(text.encode("utf-8"))
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Writes one JSON document, readable: indented, native script as it is."""
+    write_text(path, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
+
+
+def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Writes one JSON object per line."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -1,0 +1,161 @@
+"""Batches: the layout of a row, the plans of both kinds, and what a process sees."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from jaxalign.data.batches import (
+    BatchLayout,
+    fit_pairs,
+    heldout_plan,
+    prefetch,
+    split_heldout,
+    training_plan,
+)
+from jaxalign.data.packing import best_fit_bins
+from jaxalign.errors import InputError
+
+
+def random_pairs(count: int, seed: int = 0, longest: int = 30):
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(2, longest // 2, (count, 2))
+    rendered = [(rng.integers(1, 99, p).tolist(), rng.integers(1, 99, r).tolist()) for p, r in sizes]
+    return fit_pairs(rendered, longest, "drop").pairs
+
+
+def pairs_in(batch) -> list[tuple[int, ...]]:
+    """The full ids of every pair in a batch, read back from its arrays alone."""
+    found = []
+    for b in range(len(batch.tokens)):
+        for segment in range(1, batch.segment_ids[b].max() + 1):
+            here = batch.segment_ids[b] == segment
+            np.testing.assert_array_equal(batch.positions[b][here], np.arange(here.sum()))
+            found.append((*batch.tokens[b][here].tolist(), int(batch.targets[b][here][-1])))
+    return found
+
+
+def all_pairs(pairs) -> list[tuple[int, ...]]:
+    return [tuple(pairs.ids[pairs.starts[i] : pairs.starts[i + 1]].tolist()) for i in range(len(pairs))]
+
+
+def test_six_token_pair_is_laid_out_as_drawn():
+    pairs = fit_pairs([([1, 2, 3], [4, 5, 6])], 8, "drop").pairs
+    batch = heldout_plan(pairs, BatchLayout(pairs_per_step=0, rows_per_step=1, length=8)).rows_at(0)
+    np.testing.assert_array_equal(batch.tokens, [[1, 2, 3, 4, 5, 0, 0, 0]])
+    np.testing.assert_array_equal(batch.targets, [[2, 3, 4, 5, 6, 0, 0, 0]])
+    np.testing.assert_array_equal(batch.positions, [[0, 1, 2, 3, 4, 0, 0, 0]])
+    np.testing.assert_array_equal(batch.segment_ids, [[1, 1, 1, 1, 1, 0, 0, 0]])
+    np.testing.assert_array_equal(batch.loss_mask, [[False, False, True, True, True, False, False, False]])
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_pairs_per_step_holds_exactly_that_many_pairs(packed, accumulation):
+    pairs = random_pairs(50)
+    layout = BatchLayout(pairs_per_step=16, packed=packed, accumulation=accumulation)
+    plan = training_plan(pairs, layout, epochs=3, steps=0, seed=1)
+    assert plan.steps == 3 * (50 // 16)
+    seen = []
+    for step in range(plan.steps):
+        batch = plan.rows_at(step)
+        assert batch.tokens.shape == (plan.rows_per_step, plan.length)
+        assert batch.loss_mask.sum(1).max() <= plan.targets_per_row
+        assert len(pairs_in(batch)) == 16
+        seen += pairs_in(batch)
+    # The stream runs through whole epochs: three steps of 16 show 48 of the 50 pairs, none twice.
+    assert Counter(seen[:48]) <= Counter(all_pairs(pairs))
+
+
+@pytest.mark.parametrize(("rows", "steps"), [(9_500, 1_779), (19_000, 3_561), (28_500, 5_343)])
+def test_the_study_s_step_counts(rows, steps):
+    pairs = fit_pairs([([1], [2])] * rows, 8, "drop").pairs
+    assert training_plan(pairs, BatchLayout(pairs_per_step=16), epochs=3, steps=0, seed=0).steps == steps
+
+
+def test_rows_per_step_shows_every_pair_once_an_epoch():
+    pairs = random_pairs(53)
+    layout = BatchLayout(pairs_per_step=0, rows_per_step=4, length=64)
+    plan = training_plan(pairs, layout, epochs=2, steps=0, seed=3)
+    seen = [pair for step in range(plan.steps) for pair in pairs_in(plan.rows_at(step))]
+    assert sorted(seen) == sorted(2 * all_pairs(pairs))
+    assert plan.rows_at(0).tokens.shape == (4, 64)
+
+
+def test_steps_set_the_length_of_the_run():
+    pairs = random_pairs(20)
+    for layout in (BatchLayout(pairs_per_step=8), BatchLayout(pairs_per_step=0, rows_per_step=2, length=64)):
+        assert training_plan(pairs, layout, epochs=1, steps=17, seed=0).steps == 17
+
+
+def test_fewer_pairs_than_a_step_still_make_a_run():
+    plan = training_plan(random_pairs(5), BatchLayout(pairs_per_step=16), epochs=2, steps=0, seed=0)
+    assert plan.steps == 1
+    assert len(pairs_in(plan.rows_at(0))) == 10
+
+
+def test_the_plan_is_a_function_of_data_and_seed():
+    pairs, layout = random_pairs(40), BatchLayout(pairs_per_step=8)
+    one, same, other = (training_plan(pairs, layout, epochs=2, steps=0, seed=seed) for seed in (1, 1, 2))
+    assert one.rows == same.rows and one.fingerprint == same.fingerprint
+    assert one.rows != other.rows and one.fingerprint != other.fingerprint
+    changed = training_plan(random_pairs(40, seed=9), layout, epochs=2, steps=0, seed=1)
+    assert changed.fingerprint["pairs"] != one.fingerprint["pairs"]
+
+
+def test_processes_share_the_rows_of_a_step():
+    layout = BatchLayout(pairs_per_step=16, row_multiple=4)
+    plan = training_plan(random_pairs(64), layout, epochs=1, steps=0, seed=0)
+    whole = plan.rows_at(2)
+    parts = [plan.rows_at(2, process, 4) for process in range(4)]
+    for name in whole._fields:
+        np.testing.assert_array_equal(getattr(whole, name), np.concatenate([getattr(part, name) for part in parts]))
+
+
+def test_heldout_plan_shows_every_pair_once():
+    pairs = random_pairs(21)
+    plan = heldout_plan(pairs, BatchLayout(pairs_per_step=8, row_multiple=2))
+    assert sorted(pair for step in range(plan.steps) for pair in pairs_in(plan.rows_at(step))) == sorted(all_pairs(pairs))
+
+
+def test_too_long_pairs_are_dropped_or_cut_and_counted():
+    rendered = [([1, 2], [3]), (list(range(20)), list(range(10)))]
+    dropped = fit_pairs(rendered, 15, "drop")
+    assert (dropped.dropped, dropped.cut, len(dropped.pairs), dropped.kept.tolist()) == (1, 0, 1, [0])
+    cut = fit_pairs(rendered, 15, "cut")
+    assert (cut.dropped, cut.cut, cut.pairs.lengths.tolist()) == (0, 1, [2, 15])
+    assert cut.pairs.prompt_lengths[1] == 16 * 20 // 30
+    with pytest.raises(InputError, match="length"):
+        fit_pairs(rendered[1:], 15, "drop")
+    with pytest.raises(InputError, match="too_long"):
+        fit_pairs(rendered, 15, "keep")
+
+
+def test_bins_hold_every_item_and_never_overflow():
+    lengths = np.random.default_rng(0).integers(1, 60, 500)
+    bins = best_fit_bins(lengths, 100)
+    assert sorted(item for row in bins for item in row) == list(range(500))
+    assert max(int(lengths[row].sum()) for row in bins) <= 100
+    # Best-fit decreasing uses at most 11/9 of the optimum plus one bin (Johnson 1974).
+    assert len(bins) <= 11 / 9 * np.ceil(lengths.sum() / 100) + 1
+
+
+def test_heldout_split_covers_all_and_overlaps_nowhere():
+    train, heldout = split_heldout(101, 0.05, seed=0)
+    assert len(heldout) == 6 and sorted([*train, *heldout]) == list(range(101))
+    assert not np.array_equal(heldout, split_heldout(101, 0.05, seed=1)[1])
+    with pytest.raises(InputError, match="heldout"):
+        split_heldout(1, 0.5, seed=0)
+
+
+def test_prefetch_keeps_the_order_of_steps():
+    plan = training_plan(random_pairs(64), BatchLayout(pairs_per_step=8), epochs=2, steps=0, seed=0)
+    for step, batch in enumerate(prefetch(plan.rows_at, 3, 9), start=3):
+        np.testing.assert_array_equal(batch.tokens, plan.rows_at(step).tokens)
+    assert step == 8
+
+
+def test_impossible_layouts_are_refused():
+    for keys in ({"rows_per_step": 4}, {"pairs_per_step": 0}, {"pairs_per_step": 15, "accumulation": 4}):
+        with pytest.raises(InputError, match="batch"):
+            BatchLayout(**keys)
