@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.exemplars = ""  # few-shot exemplars; DATA/exemplars.json if empty
     config.tasks = "emotion"  # emotion, snli, paws; comma-separated, or all
     config.languages = "all"  # codes, comma-separated, or all
-    config.rows = "all"  # START:STOP, or all: of test files, and of each file of pairs
+    config.rows = "all"  # START:STOP, or all: of test files; of each train file or file of pairs
     config.out = ""  # where results go
     config.seed = 42
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})  # devices per axis; -1 takes what is left
@@ -28,7 +28,6 @@ def get_config() -> ConfigDict:
     config.build = ConfigDict()
     config.build.sources = "zh,de"  # languages to translate from
     config.build.target = "en"  # the language to translate into
-    config.build.rows_per_source = 10_000  # at most this many from each source
     config.build.instruction = "after"  # where the instruction stands: after the text (the study), or before (QAlign)
     config.build.control = "none"  # none; or copy, mispaired, answers: controls that should not align
 
@@ -43,7 +42,7 @@ def get_config() -> ConfigDict:
     config.batch.length = 2048  # positions a pair (or a row) takes at most
     config.batch.too_long = "drop"  # what happens to a longer pair: drop or cut
     config.batch.packed = True  # several pairs share a row; False: one pair a row
-    config.batch.accumulation = 1  # micro-batches per step; saves memory
+    config.batch.accumulation = 1  # micro-batches that a step is divided into; saves memory
 
     # train: what is tuned, and how.
     config.lora = ConfigDict({"rank": 8, "alpha": 16.0, "targets": "q_proj,v_proj"})

@@ -19,9 +19,9 @@ def shipped_configs() -> Path:
     return inside if inside.is_dir() else package.parent / "configs"
 
 
-def config_from_flags(flags: Sequence[str]) -> ConfigDict:
-    """The config that `--config=NAME_OR_FILE` and the `--config.key=value` flags describe, locked."""
-    chosen = "base"
+def config_from_flags(flags: Sequence[str], default: str) -> ConfigDict:
+    """The config that `--config=NAME_OR_FILE` (or `default`) and the `--config.key=value` flags describe, locked."""
+    chosen = default
     overrides: list[tuple[str, str]] = []
     for flag in flags:
         name, equals, value = flag.partition("=")

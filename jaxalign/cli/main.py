@@ -37,9 +37,14 @@ def verb_usage(verb: str, flags: Sequence[str]) -> str:
     from jaxalign.cli.configuration import config_from_flags, leaves, shipped_configs
 
     _, arguments, help_line = VERBS[verb]
-    keys = "\n".join(f"  --config.{key}={value}" for key, value in leaves(config_from_flags(flags)))
+    keys = "\n".join(f"  --config.{key}={value}" for key, value in leaves(config_from_flags(flags, default_config(verb))))
     call = f"jaxalign {verb} {arguments}".strip()
     return f"{call}\n  {help_line}\n\nKeys, explained in {shipped_configs() / 'base.py'}:\n{keys}"
+
+
+def default_config(verb: str) -> str:
+    """The shipped config that a verb starts from where `--config=` names none."""
+    return "demo" if verb == "demo" else "base"
 
 
 def split_verb(words: Sequence[str]) -> tuple[str, list[str]]:
@@ -67,7 +72,7 @@ def run(arguments: Sequence[str]) -> None:
     from jaxalign import runtime
     from jaxalign.cli.configuration import config_from_flags
 
-    config = config_from_flags(flags)
+    config = config_from_flags(flags, default_config(verb))
     runtime.start()
     module, function = VERBS[verb][0].split(".")
     getattr(importlib.import_module(f"jaxalign.cli.{module}"), function)(config, paths)

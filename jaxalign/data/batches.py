@@ -57,6 +57,12 @@ class TokenisedPairs:
         """Target positions (response ids) of each pair, int [n]."""
         return np.diff(self.starts) - self.prompt_lengths
 
+    def take(self, indices: np.ndarray) -> "TokenisedPairs":
+        """The pairs of these indices, in their order."""
+        kept = [self.ids[self.starts[i] : self.starts[i + 1]] for i in indices]
+        starts = np.cumsum([0, *map(len, kept)])
+        return TokenisedPairs(np.concatenate(kept), starts, self.prompt_lengths[indices])
+
     def sha256(self) -> str:
         """A digest of all ids and of where they are cut."""
         digest = hashlib.sha256()
@@ -152,6 +158,12 @@ class BatchPlan:
     @property
     def rows_per_step(self) -> int:
         return len(self.rows[0])
+
+    @property
+    def padding(self) -> float:
+        """Share of all positions that hold no token."""
+        filled = sum(int(self.pairs.lengths[pair]) for step in self.rows for row in step for pair in row)
+        return 1.0 - filled / (self.steps * self.rows_per_step * self.length)
 
     def rows_at(self, step: int, process_index: int = 0, process_count: int = 1) -> Batch:
         """The rows of one step that belong to one process, NumPy arrays [rows_per_step / process_count, T]."""

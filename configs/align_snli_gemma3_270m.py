@@ -1,0 +1,18 @@
+"""Question translation on the study's SNLI files with Gemma 3 270M: 100 steps of 16 pairs, zh and de into English.
+
+Command: `jaxalign train SNLI/snli_zh10k_train_question.json SNLI/snli_de10k_train_question.json
+--config=align_snli_gemma3_270m --config.model=MODEL --config.out=RUN`
+"""
+
+from ml_collections import ConfigDict
+
+from jaxalign.cli.configuration import load_config
+
+
+def get_config() -> ConfigDict:
+    config = load_config("base")
+    config.rows = "0:2000"  # of each file
+    config.steps = 100
+    config.heldout_every = 25
+    config.optimizer.learning_rate = 2e-4
+    return config

@@ -1,0 +1,54 @@
+"""`jaxalign data build` and `jaxalign data import`: question pairs and test files on disk."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxalign.cli.loading import out_folder, tasks_of
+from jaxalign.data.build import build_examples, write_pairs
+from jaxalign.data.folders import data_folder
+from jaxalign.data.pairs import QuestionPair
+from jaxalign.data.study_import import import_study
+from jaxalign.data.tasks import parse_rows
+from jaxalign.errors import InputError
+
+
+def build(config: ConfigDict, paths: Sequence[str]) -> None:
+    """Writes the translation examples that the config describes to the file `config.out`."""
+    if paths:
+        raise InputError(f"{paths[0]}: data build takes no files; it reads the train files of --config.data")
+    file = out_folder(config)
+    if file.suffix != ".json":
+        raise InputError(f"--config.out={file}: name a .json file")
+    pairs = build_pairs(config)
+    write_pairs(file, pairs)
+    print(f"{len(pairs)} examples in {file}")
+
+
+def build_pairs(config: ConfigDict) -> list[QuestionPair]:
+    """The translation examples of `config.tasks` from the train files of `config.data`, as `config.build` says."""
+    keys = config.build
+    return [
+        pair
+        for task in tasks_of(config)
+        for pair in build_examples(
+            data_folder(config.data),
+            task,
+            keys.sources.split(","),
+            keys.target,
+            rows=parse_rows(config.rows),
+            instruction=keys.instruction,
+            control=keys.control,
+            seed=config.seed,
+        )
+    ]
+
+
+def import_clone(config: ConfigDict, paths: Sequence[str]) -> None:
+    """Makes a data folder of a clone of the study's repository."""
+    if len(paths) != 2:
+        raise InputError("data import takes two arguments: the clone, and the folder to write")
+    clone, out = map(Path, paths)
+    import_study(clone, out)
+    print(f"{out}: use it with --config.data={out}")

@@ -1,0 +1,53 @@
+"""`jaxalign demo`: the whole path, from a baseline evaluation to a report."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxalign.cli.data import build_pairs
+from jaxalign.cli.evaluate import evaluate_model
+from jaxalign.cli.export import export
+from jaxalign.cli.loading import load_model, refuse_paths, with_adapter
+from jaxalign.cli.probe import probe_model
+from jaxalign.cli.report import report
+from jaxalign.cli.train import train_model
+from jaxalign.reporting.results import read_results
+from jaxalign.reporting.tables import accuracy_rows, plain_text_table
+
+
+def demo(config: ConfigDict, paths: Sequence[str]) -> None:
+    """Evaluates, tunes, evaluates again, probes, reports and exports, in the folder `config.out`."""
+    refuse_paths("demo", paths)
+    started = time.monotonic()
+    out = Path(config.out)
+    before, run, after, adapter = (str(out / name) for name in ("before", "run", "after", "adapter"))
+
+    def title(text: str) -> None:
+        print(f"\n[{time.monotonic() - started:4.0f} s] {text}", flush=True)
+
+    title(f"Loading the model: {config.model}")
+    base = load_model(config)
+    title(f"Before: {config.tasks} in {config.languages}, then what the layers hold")
+    evaluate_model(changed(config, out=before), base)
+    probe_model(changed(config, out=before), base)
+    title(f"Tuning on questions translated from {config.build.sources} into {config.build.target}; no answers are shown")
+    train_model(changed(config, out=run), base, build_pairs(config), [])
+    title("After: the same rows again")
+    tuned = with_adapter(base, Path(run))
+    evaluate_model(changed(config, out=after, adapter=run), tuned)
+    probe_model(changed(config, out=after, adapter=run), tuned)
+    title("Report and export")
+    report(changed(config, out=str(out / "report.html")), [before, after])
+    export(changed(config, out=adapter), [run])
+    title("Done. Accuracy before and after:")
+    print(plain_text_table(accuracy_rows(read_results(Path(before)), read_results(Path(after)))))
+    print(f"\nopen {out / 'report.html'}")
+
+
+def changed(config: ConfigDict, **values: str) -> ConfigDict:
+    """A copy of the config with other values."""
+    copy = config.copy_and_resolve_references()
+    copy.update(values)
+    return copy.lock()

@@ -1,0 +1,57 @@
+"""`jaxalign evaluate`: label masses of the tasks' test rows."""
+
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from jaxalign import runtime
+from jaxalign.cli.loading import Model, languages_of, load_model, out_folder, refuse_paths, tasks_of, test_data
+from jaxalign.cli.provenance import provenance
+from jaxalign.data.tasks import parse_rows
+from jaxalign.evaluation.grid import GridData, evaluate_grid
+from jaxalign.evaluation.score_labels import Scorer
+from jaxalign.reporting.tables import cell_lines
+
+
+def evaluate(config: ConfigDict, paths: Sequence[str]) -> None:
+    """Scores every task in every language and writes the records to `config.out`."""
+    refuse_paths("evaluate", paths)
+    check_settings(config)
+    evaluate_model(config, load_model(config))
+
+
+def check_settings(config: ConfigDict) -> None:
+    """Refuses what would only fail once the model is loaded."""
+    out_folder(config), tasks_of(config), languages_of(config), test_data(config), parse_rows(config.rows)
+
+
+def evaluate_model(config: ConfigDict, model: Model) -> None:
+    """`evaluate` with a model at hand."""
+    out = out_folder(config)
+    folder, exemplars = test_data(config)
+    data = GridData(folder, exemplars, model.tokenizer, parse_rows(config.rows), config.seed)
+    scorer = Scorer(model.decoder, model.variables, runtime.make_mesh(**config.mesh), config.batch_size)
+    results = evaluate_grid(
+        out,
+        scorer,
+        model.variables,
+        data,
+        [task.name for task in tasks_of(config)],
+        languages_of(config),
+        settings=settings(config, model),
+        description=settings(config, model) | {"tuned_on": tuned_on(model)} | provenance(config),
+    )
+    print("\n".join(cell_lines(results)))
+    print(f"records: {out}")
+
+
+def settings(config: ConfigDict, model: Model) -> dict[str, str]:
+    """What results depend on beyond the prompts."""
+    return {"model": str(model.path), "adapter": config.adapter, "dtype": config.dtype, "param_dtype": config.param_dtype}
+
+
+def tuned_on(model: Model) -> list[str] | None:
+    """The languages that the adapter saw in training: none without an adapter, null where nobody recorded them."""
+    if model.adapter is None:
+        return []
+    return None if model.adapter.languages is None else list(model.adapter.languages)

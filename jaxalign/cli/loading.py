@@ -1,0 +1,122 @@
+"""What verbs share: the model, its tokenizer and its adapter, as the config names them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from jaxalign.cli.packaged_model import packaged_gguf
+from jaxalign.data.folders import data_folder, exemplars_file
+from jaxalign.data.languages import parse_languages
+from jaxalign.data.prompts import Exemplars, read_exemplars
+from jaxalign.data.tasks import TASKS, Task, task_named
+from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
+from jaxalign.errors import InputError
+from jaxalign.files import read_json
+from jaxalign.model.config import ModelConfig, read_config
+from jaxalign.model.gguf import load_gguf_params, read_gguf_config, read_gguf_tokenizer
+from jaxalign.model.hf_weights import load_params
+from jaxalign.model.lora import LoraConfig
+from jaxalign.model.peft_adapters import load_adapter
+from jaxalign.model.transformer import Decoder
+from jaxalign.training.checkpoint import read_adapter
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter and, where its run says so, the languages that it was tuned on."""
+
+    lora: LoraConfig
+    tree: Any
+    languages: Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model ready to apply: `decoder.apply(variables, ...)`."""
+
+    path: Path
+    config: ModelConfig
+    tokenizer: Tokenizer
+    params: Any
+    decoder: Decoder
+    adapter: Adapter | None
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The collections that the decoder is applied to."""
+        return {"params": self.params} | ({"lora": self.adapter.tree} if self.adapter else {})
+
+
+def load_model(config: ConfigDict) -> Model:
+    """The model of `config.model`, with the adapter of `config.adapter` if that is set."""
+    if not config.model:
+        raise InputError("--config.model= is needed: a Hugging Face folder or a GGUF file")
+    path = packaged_gguf() if config.model == "packaged" else Path(config.model)
+    dtype, param_dtype = (dtype_named(key, config[key]) for key in ("dtype", "param_dtype"))
+    if path.is_dir():
+        tokenizer, model_config = load_tokenizer(path), read_config(path)
+        params = load_params(path, model_config, param_dtype)
+    elif path.is_file():
+        tokenizer, model_config = Tokenizer(read_gguf_tokenizer(path)), read_gguf_config(path)
+        params = load_gguf_params(path, model_config, param_dtype)
+    else:
+        raise InputError(f"model={config.model}: no such folder or file")
+    model = Model(path, model_config, tokenizer, params, Decoder(model_config, dtype=dtype), adapter=None)
+    return with_adapter(model, Path(config.adapter)) if config.adapter else model
+
+
+def with_adapter(model: Model, path: Path) -> Model:
+    """The same base parameters with the adapter of a PEFT folder or a training run."""
+    adapter = read_any_adapter(path, model.config)
+    return replace(model, adapter=adapter, decoder=replace(model.decoder, lora=adapter.lora))
+
+
+def read_any_adapter(path: Path, config: ModelConfig) -> Adapter:
+    """The adapter of a PEFT folder, or of the newest checkpoint of a training run."""
+    if (path / "checkpoints").is_dir():
+        lora, tree = read_adapter(path)
+        return Adapter(lora, tree, read_json(path / "run.json")["languages"]["seen"])
+    lora, tree = load_adapter(path, config)
+    return Adapter(lora, tree, None)
+
+
+def dtype_named(key: str, name: str) -> Any:
+    """The jax type of a name."""
+    if name not in DTYPES:
+        raise InputError(f"--config.{key}={name}: choose {' or '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def tasks_of(config: ConfigDict) -> list[Task]:
+    """The tasks of `config.tasks`."""
+    return [task_named(name) for name in (TASKS if config.tasks == "all" else config.tasks.split(","))]
+
+
+def languages_of(config: ConfigDict) -> list[str]:
+    """The codes of `config.languages`."""
+    return parse_languages(config.languages)
+
+
+def test_data(config: ConfigDict) -> tuple[Path, Exemplars]:
+    """The data folder of `config.data` and the few-shot exemplars that go with it."""
+    data = data_folder(config.data)
+    return data, read_exemplars(exemplars_file(data, config.exemplars))
+
+
+def out_folder(config: ConfigDict) -> Path:
+    """`config.out`, which must be set."""
+    if not config.out:
+        raise InputError("--config.out= is needed: where the results go")
+    return Path(config.out)
+
+
+def refuse_paths(verb: str, paths: Sequence[str]) -> None:
+    """For verbs that take settings alone."""
+    if paths:
+        raise InputError(f"{paths[0]}: {verb} takes no arguments, only --config.key=value")

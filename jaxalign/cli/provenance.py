@@ -1,0 +1,28 @@
+"""What a result says about its making: the command, the config and the versions."""
+
+import platform
+import shlex
+import sys
+from importlib import metadata
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+PACKAGES = ("jaxalign", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers", "tokenizers")
+
+
+def command() -> str:
+    """The command line as it was given."""
+    return shlex.join(["jaxalign", *sys.argv[1:]])
+
+
+def versions() -> dict[str, str]:
+    """Package versions, Python's, and the kind of device."""
+    packages = {name: metadata.version(name) for name in PACKAGES}
+    return {**packages, "python": platform.python_version(), "device": jax.devices()[0].device_kind}
+
+
+def provenance(config: ConfigDict) -> dict[str, Any]:
+    """The three of them, as results.json and run.json hold them."""
+    return {"config": config.to_dict(), "command": command(), "versions": versions()}

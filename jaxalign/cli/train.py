@@ -1,0 +1,134 @@
+"""`jaxalign train`: question pairs to an adapter."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from jaxalign import runtime
+from jaxalign.cli.data import build_pairs
+from jaxalign.cli.loading import Model, load_model, out_folder
+from jaxalign.cli.provenance import provenance
+from jaxalign.data.batches import (
+    BatchLayout,
+    BatchPlan,
+    TokenisedPairs,
+    fit_pairs,
+    heldout_plan,
+    split_heldout,
+    training_plan,
+)
+from jaxalign.data.pairs import QuestionPair, languages_of, read_pairs
+from jaxalign.data.tasks import parse_rows
+from jaxalign.data.templates import render, resolve_template
+from jaxalign.metrics_log import say
+from jaxalign.model.lora import LoraConfig, init_lora
+from jaxalign.training import loop
+from jaxalign.training.optimizer import OptimizerConfig
+from jaxalign.training.step import StepConfig
+
+
+def train(config: ConfigDict, paths: Sequence[str]) -> None:
+    """Tunes an adapter on the pairs of `paths`, or on those that `data build` would make, into the run `config.out`."""
+    out_folder(config)
+    pairs = gather_pairs(config, paths)
+    train_model(config, load_model(config), pairs, paths)
+
+
+def train_model(config: ConfigDict, model: Model, pairs: Sequence[QuestionPair], paths: Sequence[str]) -> None:
+    """`train` with a model and the pairs at hand."""
+    run = out_folder(config)
+    mesh = runtime.make_mesh(**config.mesh)
+    template = resolve_template(config.template, model.config.family)
+    rendered = [render(pair, template, model.tokenizer) for pair in pairs]
+    fitted = fit_pairs(rendered, config.batch.length, config.batch.too_long)
+    plan, heldout = plans(config, fitted.pairs, row_multiple=mesh.shape["data"] * mesh.shape["fsdp"])
+    adapter = model.adapter.tree if model.adapter else fresh_adapter(config, model)
+    lora = model.adapter.lora if model.adapter else lora_config(config)
+    record = {
+        "model": str(model.path),
+        "files": list(paths),
+        "template": template,
+        "pairs": len(fitted.pairs),
+        "heldout_pairs": len(heldout.pairs) if heldout else 0,
+        "dropped": fitted.dropped,
+        "cut": fitted.cut,
+        "languages": {
+            "sources": sorted({pair.source_language for pair in pairs}),
+            "targets": sorted({pair.target_language for pair in pairs}),
+            "seen": languages_of(pairs),
+        },
+        "steps": plan.steps,
+        "rows_per_step": plan.rows_per_step,
+        "row_length": plan.length,
+        "padding": round(plan.padding, 4),
+        "trainable_parameters": sum(leaf.size for leaf in jax.tree.leaves(adapter)),
+        **provenance(config),
+    }
+    describe(record, pairs)
+    loop.train(
+        replace(model.decoder, lora=lora, remat=config.remat),
+        model.params,
+        plan,
+        heldout,
+        run=run,
+        mesh=mesh,
+        optimizer_config=OptimizerConfig(**config.optimizer),
+        step_config=StepConfig(config.batch.accumulation, config.loss.reduction, config.loss.chunk),
+        loop_config=loop.LoopConfig(config.log_every, config.heldout_every, config.checkpoint_every),
+        record=record,
+        fingerprint={
+            "model": model.path.name,
+            "tokenizer": model.tokenizer.fingerprint,
+            "template": template,
+            "heldout": config.heldout,
+            "adapter": config.adapter,
+            "dtype": config.dtype,
+            "param_dtype": config.param_dtype,
+        },
+        initial_adapter=adapter,
+    )
+
+
+def gather_pairs(config: ConfigDict, paths: Sequence[str]) -> list[QuestionPair]:
+    """The rows `config.rows` of each file; without files, the pairs that `data build` would make."""
+    if not paths:
+        return build_pairs(config)
+    rows = parse_rows(config.rows)
+    return [pair for path in paths for pair in read_pairs([Path(path)], config.build.instruction)[rows]]
+
+
+def lora_config(config: ConfigDict) -> LoraConfig:
+    return LoraConfig(config.lora.rank, config.lora.alpha, tuple(config.lora.targets.split(",")))
+
+
+def fresh_adapter(config: ConfigDict, model: Model) -> Any:
+    """A new adapter, the same for the same seed."""
+    return init_lora(jax.random.key(config.seed), model.config, lora_config(config))
+
+
+def plans(config: ConfigDict, pairs: TokenisedPairs, row_multiple: int) -> tuple[BatchPlan, BatchPlan | None]:
+    """The plan of the run, and the batches of the pairs held out of it (None where `config.heldout` is 0)."""
+    keys = ("pairs_per_step", "rows_per_step", "length", "packed", "accumulation")
+    layout = BatchLayout(**{key: config.batch[key] for key in keys}, row_multiple=row_multiple)
+    kept, heldout = split_heldout(len(pairs), config.heldout, config.seed)
+    plan = training_plan(pairs.take(kept), layout, epochs=config.epochs, steps=config.steps, seed=config.seed)
+    return plan, heldout_plan(pairs.take(heldout), layout) if len(heldout) else None
+
+
+def describe(record: dict[str, Any], pairs: Sequence[QuestionPair]) -> None:
+    """Says what the run is about to do."""
+    counts = Counter(f"{pair.source_language}→{pair.target_language}" for pair in pairs)
+    say(
+        f"pairs: {record['pairs']} ({', '.join(f'{name} {count}' for name, count in counts.items())}), "
+        f"{record['heldout_pairs']} held out, {record['dropped']} too long and dropped, {record['cut']} cut"
+    )
+    say(
+        f"run: {record['steps']} steps of {record['rows_per_step']} rows x {record['row_length']} positions "
+        f"({record['padding']:.0%} padding), template {record['template']}, "
+        f"{record['trainable_parameters']:,} trainable parameters"
+    )

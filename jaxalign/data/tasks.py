@@ -1,0 +1,294 @@
+"""The three tasks: fields, classes, cue words and label words of every language, and the reader of their files.
+
+Cue and label words are those of the study's evaluation scripts (github.com/Shimao-Zhang/LLM-Multilingual-Learner,
+commit 5605459), its slips included: Russian and Spanish PAWS cues are the judicial "sentence", Swahili SNLI says
+"Hypothesis: ". Prompts must match them byte for byte.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxalign.data.languages import language_of, nearest
+from jaxalign.errors import InputError
+from jaxalign.files import read_json
+
+Split = Literal["test", "train"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A classification task given in every language.
+
+    fields: the text fields of a row, in the order in which a prompt shows them.
+    exemplar_fields: the same fields' names in an exemplars file.
+    classes: the canonical classes, in exemplar order; they are the English label words.
+    cues: language -> field name or "answer" -> the text before that field's value.
+    label_words: language -> class -> label word of the study's script.
+    file_words: language -> class -> the word that the released test files hold where it is not the script's.
+    train_words: words of train files that no test file uses -> class.
+    """
+
+    name: str
+    folder: str
+    fields: tuple[str, ...]
+    exemplar_fields: tuple[str, ...]
+    classes: tuple[str, ...]
+    cues: Mapping[str, Mapping[str, str]]
+    label_words: Mapping[str, Mapping[str, str]]
+    file_words: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    train_words: Mapping[str, str] = field(default_factory=dict)
+
+
+_EMOTION = {
+    # answer cue, positive, negative
+    "en": ("Emotion: ", "positive", "negative"),
+    "zh": ("情感: ", "积极", "消极"),
+    "de": ("Emotion: ", "positiv", "negativ"),
+    "fr": ("Émotion: ", "positif", "négatif"),
+    "es": ("Emoción: ", "positivo", "negativo"),
+    "it": ("Emozione: ", "positivo", "negativo"),
+    "nl": ("Emotie: ", "positief", "negatief"),
+    "ja": ("感情: ", "ポジティブ", "ネガティブ"),
+    "ru": ("Эмоция: ", "позитивный", "отрицательный"),
+    "sv": ("Känsla: ", "positiv", "negativ"),
+    "sl": ("Čustvo: ", "pozitivno", "negativno"),
+    "pl": ("Emocja: ", "pozytywny", "negatywny"),
+    "bg": ("Емоция: ", "положителен", "отрицателен"),
+    "no": ("Følelse: ", "positivt", "negativ"),
+    "ms": ("Emosi: ", "positif", "negatif"),
+    "is": ("Tilfinning: ", "jákvæð", "neikvæð"),
+    "hi": ("भावना: ", "सकारात्मक", "नकारात्मक"),
+    "th": ("อารมณ์: ", "เชิงบวก", "เชิงลบ"),
+    "sw": ("Hisia: ", "chanya", "hasi"),
+    "bn": ("আবেগ: ", "ইতিবাচক", "নেতিবাচক"),
+}
+
+_SNLI = {
+    # premise cue, hypothesis cue, answer cue, entailment, neutral, contradiction
+    "en": ("Premise: ", "Hypothesis: ", "Answer: ", "entailment", "neutral", "contradiction"),
+    "zh": ("前提: ", "假设: ", "答案: ", "蕴含", "中立", "矛盾"),
+    "de": ("Prämisse: ", "Hypothese: ", "Antwort: ", "Konsequenz", "neutral", "Widerspruch"),
+    "fr": ("Prémisse: ", "Hypothèse: ", "Répondre: ", "implication", "neutre", "contradiction"),
+    "es": ("Premisa: ", "Hipótesis: ", "Respuesta: ", "vinculación", "neutro", "contradicción"),
+    "it": ("Premessa: ", "Ipotesi: ", "Risposta: ", "implicazione", "neutro", "contraddizione"),
+    "nl": ("Premisse: ", "Hypothese: ", "Antwoord: ", "gevolg", "neutrale", "tegenspraak"),
+    "ja": ("前提: ", "仮説: ", "答え: ", "含意", "中立", "矛盾"),
+    "ru": ("Предпосылка: ", "Гипотеза: ", "Отвечать: ", "логическое следствие", "нейтральный", "противоречие"),
+    "sv": ("Premiss: ", "Hypotes: ", "Svar: ", "medföring", "neutral", "motsägelse"),
+    "sl": ("Predpogoj: ", "Hipoteza: ", "Odgovori: ", "vpletenost", "nevtralen", "protislovje"),
+    "pl": ("Przesłanka: ", "Hipoteza: ", "Odpowiedź: ", "majorat", "neutralny", "sprzeczność"),
+    "bg": ("Предпоставка: ", "Хипотеза: ", "Отговор: ", "следствие", "неутрален", "противоречие"),
+    "no": ("Premiss: ", "Hypotese: ", "Svar: ", "entailment", "nøytral", "motsigelse"),
+    "ms": ("Premis: ", "Hipotesis: ", "Jawab: ", "entailment", "neutral", "percanggahan"),
+    "is": ("Forsenda: ", "Tilgáta: ", "Svaraðu: ", "afleiðing", "hlutlaus", "mótsögn"),
+    "hi": ("आधार: ", "परिकल्पना: ", "उत्तर: ", "परिणाम", "तटस्थ", "विरोधाभास"),
+    "th": ("ฐาน: ", "สมมติฐาน: ", "คำตอบ: ", "การมีส่วนร่วม", "เป็นกลาง", "ความขัดแย้ง"),
+    "sw": ("Nguzo: ", "Hypothesis: ", "Jibu: ", "kuhusika", "upande wowote", "utata"),
+    "bn": ("ভিত্তি: ", "হাইপোথিসিস: ", "উত্তর: ", "এনটেইলমেন্ট", "নিরপেক্ষ", "দ্বন্দ্ব"),
+}
+
+_PAWS = {
+    # sentence1 cue, sentence2 cue, answer cue; the label words are English in every language
+    "en": ("Sentence 1: ", "Sentence 2: ", "Answer: "),
+    "zh": ("句子 1: ", "句子 2: ", "答案: "),
+    "de": ("Satz 1: ", "Satz 2: ", "Antwort: "),
+    "fr": ("Phrase 1: ", "Phrase 2: ", "Répondre: "),
+    "es": ("Sentencia 1: ", "Sentencia 2: ", "Respuesta: "),
+    "it": ("Frase 1: ", "Frase 2: ", "Risposta: "),
+    "nl": ("Zin 1: ", "Zin 2: ", "Antwoord: "),
+    "ja": ("文 1: ", "文 2: ", "答え: "),
+    "ru": ("Приговор 1: ", "Приговор 2: ", "Ответить: "),
+    "sv": ("Mening 1: ", "Mening 2: ", "Svar: "),
+    "sl": ("Stavek 1: ", "Stavek 2: ", "Odgovori: "),
+    "pl": ("Zdanie 1: ", "Zdanie 2: ", "Odpowiedź: "),
+    "bg": ("Изречение 1: ", "Изречение 2: ", "Отговор: "),
+    "no": ("Setning 1: ", "Setning 2: ", "Svar: "),
+    "ms": ("Ayat 1: ", "Ayat 2: ", "Jawab: "),
+    "is": ("Setning 1: ", "Setning 2: ", "Svaraðu: "),
+    "hi": ("वाक्य 1: ", "वाक्य 2: ", "उत्तर: "),
+    "th": ("ประโยค 1: ", "ประโยค 2: ", "คำตอบ: "),
+    "sw": ("Sentensi 1: ", "Sentensi 2: ", "Jibu: "),
+    "bn": ("বাক্য 1: ", "বাক্য 2: ", "উত্তর: "),
+}
+
+# Where the released SNLI test files hold other words than the script compares with, found row by row against English.
+# Norwegian has its neutral and contradiction words exchanged in all 400 rows.
+_SNLI_FILE_WORDS = {
+    "ja": {"neutral": "中性"},
+    "no": {"neutral": "motsigelse", "contradiction": "nøytral"},
+    "bn": {"entailment": "ধারণ করে"},
+}
+
+
+def _columns(table: Mapping[str, tuple[str, ...]], names: tuple[str, ...], start: int) -> dict[str, dict[str, str]]:
+    """language -> {name: word}, the names given to the table's columns from `start` on."""
+    return {language: dict(zip(names, row[start : start + len(names)], strict=True)) for language, row in table.items()}
+
+
+TASKS: dict[str, Task] = {
+    "emotion": Task(
+        name="emotion",
+        folder="ap_emotion",
+        fields=("input",),
+        exemplar_fields=("text",),
+        classes=("positive", "negative"),
+        # A review stands on its line without a cue.
+        cues={language: {"input": "", "answer": row[0]} for language, row in _EMOTION.items()},
+        label_words=_columns(_EMOTION, ("positive", "negative"), 1),
+    ),
+    "snli": Task(
+        name="snli",
+        folder="snli",
+        fields=("premise", "hypothesis"),
+        exemplar_fields=("premise", "hypothesis"),
+        classes=("entailment", "neutral", "contradiction"),
+        cues=_columns(_SNLI, ("premise", "hypothesis", "answer"), 0),
+        label_words=_columns(_SNLI, ("entailment", "neutral", "contradiction"), 3),
+        file_words=_SNLI_FILE_WORDS,
+    ),
+    "paws": Task(
+        name="paws",
+        folder="paws",
+        fields=("sentence1", "sentence2"),
+        exemplar_fields=("sentence1", "sentence2"),
+        classes=("same", "different"),
+        cues=_columns(_PAWS, ("sentence1", "sentence2", "answer"), 0),
+        label_words={language: {"same": "same", "different": "different"} for language in _PAWS},
+        train_words={"yes": "same", "no": "different"},
+    ),
+}
+
+
+def task_named(name: str) -> Task:
+    """The task of a name; an unknown one raises InputError with the nearest."""
+    if name not in TASKS:
+        raise InputError(f"tasks: no task {name!r}; did you mean {nearest(name, TASKS)!r}? Known: {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One item of a task in one language.
+
+    row: index in its file, from 0; row i is the same item in every language.
+    fields: the texts, in the order of the task's fields.
+    answer: the file's own gold word; "" where a train row has none.
+    gold_class: the class of the English row with the same index ("corrected" scoring); "" where that row has none.
+    """
+
+    task: str
+    language: str
+    row: int
+    fields: tuple[str, ...]
+    answer: str
+    gold_class: str
+
+
+def parse_rows(text: str) -> slice:
+    """A row range from "START:STOP" (STOP not included, counted from 0) or "all"."""
+    if text.strip() == "all":
+        return slice(None)
+    match = re.fullmatch(r"\s*(\d+):(\d+)\s*", text, re.ASCII)
+    if not match or int(match[1]) >= int(match[2]):
+        raise InputError(f"rows: {text!r} is no range of rows; write START:STOP with START < STOP, as 0:50, or all")
+    return slice(int(match[1]), int(match[2]))
+
+
+def task_file(data: Path, task: Task, language: str, split: Split) -> Path:
+    """The one file data/{folder}/{task}_{language}{rows}_{split}.json, rows being digits as in 500 or 10k."""
+    folder = data / task.folder
+    name = re.compile(rf"{task.name}_{language}\d+k?_{split}\.json", re.ASCII)
+    found = sorted(path for path in folder.glob("*.json") if name.fullmatch(path.name))
+    pattern = f"{task.name}_{language}[ROWS]_{split}.json"
+    if not found:
+        raise InputError(f"{folder}: no {pattern} there; is {data} the data folder?")
+    if len(found) > 1:
+        raise InputError(f"{folder}: {' and '.join(path.name for path in found)} both match {pattern}; keep one")
+    return found[0]
+
+
+def read_task_rows(data: Path, task: Task, language: str, split: Split, rows: slice) -> list[TaskRow]:
+    """The chosen rows of a task's file in one language; every row of the file is checked, chosen or not.
+
+    A missing file, a missing English file beside it, unequal row counts, a row that is no object of non-empty
+    strings, an answer that is none of the language's label words, or an empty choice of rows raise InputError.
+    In train files a row may lack "answer".
+    """
+    language_of(language)
+    file = task_file(data, task, language, split)
+    read = _read_objects(file, task, language, split)
+    if language == "en":
+        english = read
+    else:
+        english_file = _english_file(data, task, split, file)
+        english = _read_objects(english_file, task, "en", split)
+        if len(read) != len(english):
+            raise InputError(
+                f"{file}: {len(read)} rows, but {english_file} has {len(english)}; row i must be the same item in both"
+            )
+    classes = {word: name for name, word in task.label_words["en"].items()} | dict(task.train_words)
+    parsed = [
+        TaskRow(
+            task=task.name,
+            language=language,
+            row=row,
+            fields=tuple(item[name] for name in task.fields),
+            answer=item.get("answer", ""),
+            gold_class=classes.get(english[row].get("answer", ""), ""),
+        )
+        for row, item in enumerate(read)
+    ]
+    if not parsed[rows]:
+        raise InputError(f"{file}: no row in {rows.start}:{rows.stop}; the file has {len(parsed)}")
+    return parsed[rows]
+
+
+def _english_file(data: Path, task: Task, split: Split, file: Path) -> Path:
+    try:
+        return task_file(data, task, "en", split)
+    except InputError as error:
+        raise InputError(f"{file}: its classes come from the English file of the same rows, but {error}") from None
+
+
+def _read_objects(file: Path, task: Task, language: str, split: Split) -> list[dict[str, str]]:
+    """The file's objects, each checked: the task's fields and, in test files always, "answer"."""
+    document = read_json(file)
+    if not isinstance(document, list) or not document:
+        raise InputError(f"{file}: a JSON array of rows is needed, found {_kind(document)}")
+    known = {*task.label_words[language].values(), *task.file_words.get(language, {}).values()}
+    if split == "train":
+        known |= set(task.train_words)
+    for row, item in enumerate(document):
+        _check_object(item, task, known, split, f"{file}, row {row}")
+    return document
+
+
+def _check_object(item: Any, task: Task, known: set[str], split: Split, where: str) -> None:
+    if not isinstance(item, dict):
+        raise InputError(f"{where}: an object with {', '.join(task.fields)} and answer is needed, found {_kind(item)}")
+    for name in (*task.fields, "answer"):
+        if name == "answer" and split == "train" and name not in item:
+            continue
+        if name not in item:
+            raise InputError(f"{where}: no field {name!r}; the row has {', '.join(map(repr, item)) or 'none'}")
+        if not isinstance(item[name], str):
+            raise InputError(f"{where}, field {name!r}: text is needed, found {_kind(item[name])}")
+        if not item[name].strip():
+            raise InputError(f"{where}, field {name!r}: empty; fill it in or leave the row out of every language")
+    if "answer" in item and item["answer"] not in known:
+        raise InputError(
+            f"{where}, field 'answer': {item['answer']!r} is no label word of this task and language; "
+            f"known: {', '.join(sorted(known))}"
+        )
+
+
+def _kind(value: Any) -> str:
+    """What a JSON value is, in words, for messages."""
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return "an array" if value else "an empty array"
+    return {dict: "an object", str: "text", bool: "true or false"}.get(type(value), "a number")

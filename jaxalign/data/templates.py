@@ -1,0 +1,99 @@
+"""Chat templates: a question pair as the token ids that a model is tuned on.
+
+U is the pair's prompt, R its response:
+
+    template   prompt                                                        response
+    default    Human: U\\nAssistant:␠                                         R eos
+    mistral    BOS [INST] U [/INST]                                          R eos
+    qwen       <|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n   R <|im_end|>
+               <|im_start|>user\\nU<|im_end|>\\n<|im_start|>assistant\\n
+    none       BOS where the tokenizer's ordinary call adds one, U           R eos
+
+The first three are LLaMA-Factory's, as of v0.5.3 to v0.6.2. Evaluation prompts take no template.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxalign.data.languages import nearest
+from jaxalign.data.pairs import QuestionPair
+from jaxalign.data.tokenizer import Tokenizer
+from jaxalign.errors import InputError
+
+
+@dataclass(frozen=True)
+class Template:
+    """before, after: text around the user turn. opening: whether a BOS comes first.
+
+    special_tokens: those that the text spells out; the last of them closes the response. Without any, eos does.
+    """
+
+    before: str
+    after: str
+    opening: Literal["always", "as the tokenizer", "never"]
+    special_tokens: tuple[str, ...] = ()
+
+
+TEMPLATES: dict[str, Template] = {
+    "default": Template("Human: ", "\nAssistant: ", opening="never"),
+    "mistral": Template("[INST] ", " [/INST]", opening="always"),
+    "qwen": Template(
+        before="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
+        after="<|im_end|>\n<|im_start|>assistant\n",
+        opening="never",
+        special_tokens=("<|im_start|>", "<|im_end|>"),
+    ),
+    "none": Template("", "", opening="as the tokenizer"),
+}
+_OF_FAMILY = {"mistral": "mistral", "qwen2": "qwen"}
+
+
+def resolve_template(name: str, family: str) -> str:
+    """The template's name; "auto" is the model family's own ("mistral", "qwen2"), none for other families."""
+    if name == "auto":
+        return _OF_FAMILY.get(family, "none")
+    if name not in TEMPLATES:
+        known = ["auto", *TEMPLATES]
+        raise InputError(f"template: no template {name!r}; did you mean {nearest(name, known)!r}? {', '.join(known)}")
+    return name
+
+
+def render_text(pair: QuestionPair, template: str, tokenizer: Tokenizer) -> tuple[str, str]:
+    """(prompt, response) as text, BOS and the closing token written out as the tokenizer spells them."""
+    prompt, response = _texts(pair, template)
+    opening, closing = _edges(template, tokenizer)
+    spelt = [tokenizer.backend.convert_ids_to_tokens(edge) for edge in (opening, [closing])]
+    return "".join(spelt[0]) + prompt, response + "".join(spelt[1])
+
+
+def render(pair: QuestionPair, template: str, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """(prompt ids, response ids), each side tokenised alone, as in LLaMA-Factory: no token spans the seam.
+
+    A SentencePiece-style tokenizer therefore puts its leading ▁ on the response too. Special tokens that the texts
+    spell out become those tokens, as in any tokenizer call. A template whose special token the tokenizer lacks raises
+    InputError.
+    """
+    prompt, response = _texts(pair, template)
+    opening, closing = _edges(template, tokenizer)
+    return opening + tokenizer.ids(prompt), [*tokenizer.ids(response), closing]
+
+
+def _texts(pair: QuestionPair, template: str) -> tuple[str, str]:
+    shape = TEMPLATES[template]
+    return shape.before + pair.prompt + shape.after, pair.response
+
+
+def _edges(template: str, tokenizer: Tokenizer) -> tuple[list[int], int]:
+    """The ids before the prompt (a BOS or nothing) and the id that closes the response."""
+    shape = TEMPLATES[template]
+    for token in shape.special_tokens:
+        _require(token in tokenizer.vocabulary, template, repr(token))
+    closing = tokenizer.vocabulary[shape.special_tokens[-1]] if shape.special_tokens else tokenizer.eos_id
+    bos = {"always": tokenizer.backend.bos_token_id, "as the tokenizer": tokenizer.bos_id, "never": None}[shape.opening]
+    _require(bos is not None or shape.opening != "always", template, "a begin-of-text token")
+    return [] if bos is None else [bos], closing
+
+
+def _require(present: bool, template: str, token: str) -> None:
+    if not present:
+        raise InputError(f"template: {template} needs {token}, which the tokenizer lacks; choose another template")

@@ -1,0 +1,68 @@
+"""The shipped question set: complete, balanced, aligned, and readable by the same readers as the study's data."""
+
+from collections import Counter
+
+import pytest
+
+from jaxalign.data.folders import MINI, exemplars_file
+from jaxalign.data.languages import LANGUAGES
+from jaxalign.data.prompts import few_shot_prompt, read_exemplars
+from jaxalign.data.tasks import TASKS, read_task_rows
+
+COUNTS = {"emotion": (48, 40, 2), "snli": (12, 12, 6), "paws": (8, 8, 4)}
+# A character block that most letters of a text must come from; Latin where not named.
+BLOCKS = {
+    "zh": ("一", "鿿"), "ja": ("぀", "鿿"), "ru": ("Ѐ", "ӿ"), "bg": ("Ѐ", "ӿ"),
+    "hi": ("ऀ", "ॿ"), "th": ("฀", "๿"), "bn": ("ঀ", "৿"),
+}  # fmt: skip
+
+
+def texts(task, language, split):
+    return [text for row in read_task_rows(MINI, task, language, split, slice(None)) for text in row.fields]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_counts_balance_and_answers(task, language):
+    train, test, shots = COUNTS[task.name]
+    for split, count in (("train", train), ("test", test)):
+        rows = read_task_rows(MINI, task, language, split, slice(None))
+        assert len(rows) == count
+        assert set(Counter(row.gold_class for row in rows).values()) == {count // len(task.classes)}
+        assert all(task.label_words[language][row.gold_class] == row.answer for row in rows)
+    exemplars = read_exemplars(exemplars_file(MINI, "")).of(task.name, language)
+    assert [exemplar.label for exemplar in exemplars] == list(task.classes) * (shots // len(task.classes))
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_no_text_occurs_twice(language):
+    exemplars = read_exemplars(exemplars_file(MINI, ""))
+    every = [text for task in TASKS.values() for split in ("train", "test") for text in texts(task, language, split)]
+    every += [text for task in TASKS for exemplar in exemplars.of(task, language) for text in exemplar.fields]
+    assert [text for text, count in Counter(every).items() if count > 1] == []
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_texts_are_in_their_own_script(language):
+    low, high = BLOCKS.get(language, ("A", "ɏ"))
+    for task in TASKS.values():
+        for text in texts(task, language, "test"):
+            # Letters without combining marks: vowel signs are not letters to str.isalpha.
+            letters = [letter for letter in text if letter.isalpha()]
+            assert sum(low <= letter <= high for letter in letters) > 0.8 * len(letters), text
+            assert text == text.strip() and '"' not in text and "\n" not in text
+
+
+@pytest.mark.parametrize("language", [code for code in LANGUAGES if code != "en"])
+def test_nothing_is_left_in_english(language):
+    for task in TASKS.values():
+        english = {*texts(task, "en", "train"), *texts(task, "en", "test")}
+        assert english.isdisjoint([*texts(task, language, "train"), *texts(task, language, "test")])
+
+
+def test_every_prompt_renders():
+    exemplars = read_exemplars(exemplars_file(MINI, ""))
+    for task in TASKS.values():
+        for language in LANGUAGES:
+            row = read_task_rows(MINI, task, language, "test", slice(0, 1))[0]
+            assert few_shot_prompt(row, exemplars, "english").endswith(task.cues[language]["answer"] + '"')
