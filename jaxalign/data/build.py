@@ -24,6 +24,7 @@ from jaxalign.errors import InputError
 from jaxalign.files import write_json
 
 Control = Literal["none", "copy", "mispaired", "answers"]
+ALL_ROWS = slice(None)
 
 
 def build_examples(
@@ -32,7 +33,7 @@ def build_examples(
     sources: Sequence[str],
     target: str = "en",
     *,
-    rows_per_source: int | None = None,
+    rows: slice = ALL_ROWS,
     instruction: Instruction = "after",
     control: Control = "none",
     seed: int = 0,
@@ -40,7 +41,7 @@ def build_examples(
     """The rows of one training file, from `data/{folder}/{task}_{language}{rows}_train.json`.
 
     sources, target: language codes. One source keeps the file's order; several are joined and shuffled with the seed.
-    rows_per_source: the first so many rows of each source; None takes all.
+    rows: which rows of each source, so that slice(0, 10_000) of two sources makes 20,000.
     control: "none", or a condition that lacks one ingredient of question translation:
       "copy"       English to English: translation's format without another language;
       "mispaired"  each question answered by another row's translation: languages without their alignment;
@@ -49,7 +50,6 @@ def build_examples(
     too few rows raise InputError.
     """
     _check_languages(sources, target, control)
-    rows = slice(0, rows_per_source)
     if control == "answers":
         return _answers(data, task, rows)
     parts = [_translations(data, task, source, target, rows, instruction) for source in sources]
@@ -93,7 +93,7 @@ def _translations(
     data: Path, task: Task, source: str, target: str, rows: slice, instruction: Instruction
 ) -> list[QuestionPair]:
     """Pairs of one source, in file order."""
-    parallel = zip(_first_rows(data, task, source, rows), _first_rows(data, task, target, rows), strict=True)
+    parallel = zip(_chosen_rows(data, task, source, rows), _chosen_rows(data, task, target, rows), strict=True)
     return [
         QuestionPair(
             prompt=with_instruction(question(task, source, ours.fields), source, target, instruction),
@@ -105,17 +105,18 @@ def _translations(
     ]
 
 
-def _first_rows(data: Path, task: Task, language: str, rows: slice) -> list[TaskRow]:
+def _chosen_rows(data: Path, task: Task, language: str, rows: slice) -> list[TaskRow]:
+    """The rows, all of them there: a shorter source would silently weigh less in a mixture."""
     read = read_task_rows(data, task, language, "train", rows)
-    if rows.stop is not None and len(read) < rows.stop:
-        raise InputError(f"rows_per_source: {rows.stop}, but {task.name} in {language} has {len(read)} train rows")
+    if rows.stop is not None and read[-1].row + 1 < rows.stop:
+        raise InputError(f"rows: up to {rows.stop}, but {task.name} in {language} has {read[-1].row + 1} train rows")
     return read
 
 
 def _answers(data: Path, task: Task, rows: slice) -> list[QuestionPair]:
     return [
         QuestionPair(question(task, "en", row.fields), row.gold_class + '"', "en", "en")
-        for row in _first_rows(data, task, "en", rows)
+        for row in _chosen_rows(data, task, "en", rows)
         if row.gold_class
     ]
 

@@ -6,6 +6,8 @@ Read by file suffix:
     .jsonl        one object a line: source, target, source_language, target_language
     .csv .tsv     a header with those four names; quoted as spreadsheets quote, newlines inside quotes kept
     .de .sw ...   QAlign's format: line i of DIR/train.de and of DIR/train.en is the same question
+
+A folder is read as a prepared TFDS data set with the fields of QuestionPair (see question_translation).
 """
 
 import csv
@@ -105,6 +107,8 @@ def _reader(path: Path) -> Reader:
         ".csv": _read_table,
         ".tsv": _read_table,
     }
+    if path.is_dir():
+        return _read_data_set
     if path.suffix in readers:
         return readers[path.suffix]
     if path.suffix[1:] in LANGUAGES:
@@ -207,6 +211,22 @@ def _target_side(path: Path) -> Path:
 def _lines(path: Path) -> list[str]:
     """Lines ended by \\n only: str.splitlines would also break at U+2028 and U+0085, which occur inside texts."""
     return read_text(path).removesuffix("\n").split("\n")
+
+
+def _read_data_set(path: Path, instruction: Instruction) -> Iterator[QuestionPair]:
+    """The train split of a TFDS data set, whose prompts are rendered already."""
+    if not (path / "dataset_info.json").is_file():
+        raise InputError(f"{path}: a folder without dataset_info.json, so no TFDS data set; name files of pairs")
+    # Slow to import, and only these folders need it.
+    import tensorflow_datasets as tfds
+
+    builder: Any = tfds.builder_from_directory(path)
+    for row, item in enumerate(builder.as_data_source("train")):
+        where = f"{path}, row {row}"
+        texts = {name: value.decode("utf-8") for name, value in item.items()}
+        prompt, response = _text(texts, "prompt", where), _text(texts, "response", where)
+        source, target = _language(texts, "source_language", where), _language(texts, "target_language", where)
+        yield QuestionPair(prompt, response, source, target)
 
 
 def _text(item: Any, name: str, where: str) -> str:

@@ -31,7 +31,7 @@ class Tokenizer:
     def bos_id(self) -> int | None:
         """The begin-of-text id that an ordinary call puts first; None where it puts none (SmolLM2, Qwen)."""
         first = self.prompt_ids("a")[0]
-        return first if first == self.backend.bos_token_id and first != self.ids("a")[0] else None
+        return first if first == self.backend.bos_token_id else None
 
     @cached_property
     def eos_id(self) -> int:

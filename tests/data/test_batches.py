@@ -115,7 +115,9 @@ def test_processes_share_the_rows_of_a_step():
 def test_heldout_plan_shows_every_pair_once():
     pairs = random_pairs(21)
     plan = heldout_plan(pairs, BatchLayout(pairs_per_step=8, row_multiple=2))
-    assert sorted(pair for step in range(plan.steps) for pair in pairs_in(plan.rows_at(step))) == sorted(all_pairs(pairs))
+    assert sorted(pair for step in range(plan.steps) for pair in pairs_in(plan.rows_at(step))) == sorted(
+        all_pairs(pairs)
+    )
 
 
 def test_too_long_pairs_are_dropped_or_cut_and_counted():

@@ -1,0 +1,51 @@
+"""The TFDS data set: what is built is what is read, without TensorFlow."""
+
+import subprocess
+import sys
+
+import pytest
+
+from jaxalign.data.build import build_examples
+from jaxalign.data.folders import MINI
+from jaxalign.data.pairs import read_pairs
+from jaxalign.data.question_translation import QuestionTranslation, QuestionTranslationConfig
+from jaxalign.data.tasks import TASKS
+from jaxalign.errors import InputError
+
+
+def test_mini_configuration_round_trips(tmp_path):
+    builder = QuestionTranslation(config="paws_sw", data_dir=tmp_path)
+    builder.download_and_prepare()
+    expected = build_examples(MINI, TASKS["paws"], ["sw"], "en")
+    assert read_pairs([builder.data_path]) == expected
+    assert builder.info.splits["train"].num_examples == len(expected) == 8
+
+
+def test_files_of_pairs_round_trip(tmp_path):
+    table = tmp_path / "pairs.csv"
+    table.write_text('source,target,source_language,target_language\n"Wo, bitte?","Where, please?",de,en\n')
+    config = QuestionTranslationConfig.of_files("mine", [table])
+    builder = QuestionTranslation(config=config, data_dir=tmp_path / "tfds")
+    builder.download_and_prepare()
+    assert read_pairs([builder.data_path]) == read_pairs([table])
+
+
+def test_there_is_a_configuration_for_every_task_and_language():
+    assert len(QuestionTranslation.builder_configs) == 3 * 19
+
+
+def test_a_folder_that_is_no_data_set_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"dataset_info\.json"):
+        read_pairs([tmp_path])
+
+
+def test_tensorflow_is_not_loaded(tmp_path):
+    script = (
+        "import sys\n"
+        "from jaxalign.data.question_translation import QuestionTranslation\n"
+        f"builder = QuestionTranslation(config='emotion_zh', data_dir={str(tmp_path)!r})\n"
+        "builder.download_and_prepare()\n"
+        "assert len(builder.as_data_source('train')) == 48\n"
+        "assert 'tensorflow' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)

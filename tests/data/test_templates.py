@@ -1,0 +1,90 @@
+import pytest
+
+from jaxalign.data.pairs import QuestionPair
+from jaxalign.data.templates import TEMPLATES, render, render_text, resolve_template
+from jaxalign.data.tokenizer import Tokenizer
+from jaxalign.errors import InputError
+from tests.data.tiny_tokenizers import byte_level, sentencepiece_style
+
+PAIR = QuestionPair('Frage: "\nTranslate the input from German to English:\n', 'Question: "', "de", "en")
+MISTRAL = Tokenizer(sentencepiece_style())
+QWEN = Tokenizer(byte_level(special=("<|im_start|>", "<|im_end|>")))
+
+
+@pytest.mark.parametrize(
+    ("template", "tokenizer", "prompt", "response"),
+    [
+        (
+            "default",
+            MISTRAL,
+            'Human: Frage: "\nTranslate the input from German to English:\n\nAssistant: ',
+            'Question: "</s>',
+        ),
+        (
+            "mistral",
+            MISTRAL,
+            '<s>[INST] Frage: "\nTranslate the input from German to English:\n [/INST]',
+            'Question: "</s>',
+        ),
+        (
+            "qwen",
+            QWEN,
+            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+            'Frage: "\nTranslate the input from German to English:\n<|im_end|>\n<|im_start|>assistant\n',
+            'Question: "<|im_end|>',
+        ),
+        ("none", MISTRAL, '<s>Frage: "\nTranslate the input from German to English:\n', 'Question: "</s>'),
+        ("none", QWEN, 'Frage: "\nTranslate the input from German to English:\n', 'Question: "<|endoftext|>'),
+    ],
+)
+def test_text_of_each_template(template, tokenizer, prompt, response):
+    assert render_text(PAIR, template, tokenizer) == (prompt, response)
+    prompt_ids, response_ids = render(PAIR, template, tokenizer)
+    # The ▁ that a SentencePiece-style tokenizer puts before each side decodes to a space.
+    space = " " if tokenizer is MISTRAL else ""
+    opening = "<s>" if prompt.startswith("<s>") else ""
+    decode = tokenizer.backend.backend_tokenizer.decode
+    assert decode(prompt_ids, skip_special_tokens=False) == opening + space + prompt.removeprefix(opening)
+    assert decode(response_ids, skip_special_tokens=False) == space + response
+
+
+def test_sides_are_tokenised_alone():
+    prompt_ids, response_ids = render(PAIR, "mistral", MISTRAL)
+    v = MISTRAL.vocabulary
+    assert prompt_ids[:5] == [v["<s>"], v["▁"], v["["], v["I"], v["N"]]
+    assert response_ids[:2] == [v["▁"], v["Q"]]
+    assert response_ids[-2:] == [v['"'], v["</s>"]]
+
+
+def test_no_token_spans_the_seam():
+    pair = QuestionPair("ab", "cd", "de", "en")
+    tokenizer = Tokenizer(byte_level(merges=(("b", "c"),)))
+    v = tokenizer.vocabulary
+    assert tokenizer.ids("abcd") == [v["a"], v["bc"], v["d"]]
+    assert render(pair, "none", tokenizer) == ([v["a"], v["b"]], [v["c"], v["d"], v["<|endoftext|>"]])
+
+
+def test_special_tokens_of_chatml_are_single_ids():
+    prompt_ids, response_ids = render(PAIR, "qwen", QWEN)
+    start, end = QWEN.vocabulary["<|im_start|>"], QWEN.vocabulary["<|im_end|>"]
+    assert (prompt_ids.count(start), prompt_ids.count(end)) == (3, 2)
+    assert response_ids[-1] == end and QWEN.eos_id not in response_ids
+
+
+def test_a_missing_special_token_is_named():
+    with pytest.raises(InputError, match=r"qwen needs '<\|im_start\|>', which the tokenizer lacks"):
+        render(PAIR, "qwen", MISTRAL)
+    with pytest.raises(InputError, match="mistral needs a begin-of-text token"):
+        render_text(PAIR, "mistral", QWEN)
+
+
+def test_auto_follows_the_family():
+    assert [resolve_template("auto", family) for family in ("mistral", "qwen2", "llama", "gemma3_text")] == [
+        "mistral",
+        "qwen",
+        "none",
+        "none",
+    ]
+    assert [resolve_template(name, "llama") for name in TEMPLATES] == list(TEMPLATES)
+    with pytest.raises(InputError, match="no template 'mistrall'; did you mean 'mistral'"):
+        resolve_template("mistrall", "mistral")

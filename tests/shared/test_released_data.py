@@ -1,0 +1,157 @@
+"""The study's and QAlign's released files, read, rendered and rebuilt."""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from jaxalign.data.build import build_examples, write_pairs
+from jaxalign.data.languages import LANGUAGES
+from jaxalign.data.pairs import instruction_languages, languages_of, read_pairs
+from jaxalign.data.prompts import few_shot_prefix, few_shot_prompt, read_exemplars
+from jaxalign.data.study_import import import_study
+from jaxalign.data.tasks import TASKS, read_task_rows, task_file
+
+ALL = slice(None)
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def read(file: Path):
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def exemplars(shared):
+    return read_exemplars(shared / "data" / "exemplars.json")
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
+def test_tables_and_prefixes_are_the_scripts(shared, exemplars, task):
+    document = read(shared / "data" / "exemplars.json")[task.name]
+    assert list(document) == list(LANGUAGES)
+    for language, entry in document.items():
+        cues = dict(zip((*task.fields, "answer"), entry["keywords"].values(), strict=True))
+        assert task.cues[language] == cues
+        if entry["labels"]:
+            assert task.label_words[language] == entry["labels"]
+        file_words = {**task.label_words[language], **task.file_words.get(language, {})}
+        assert file_words == entry["test_file_labels"]
+        mismatch = {name: words["test_file"] for name, words in (entry.get("label_mismatch") or {}).items()}
+        assert task.file_words.get(language, {}) == mismatch
+        hashes = entry["prefix_sha256"]
+        assert sha256(few_shot_prefix(task, language, exemplars, "english")) == hashes["english_answer"]
+        if "in_language" in hashes:
+            assert sha256(few_shot_prefix(task, language, exemplars, "in_language")) == hashes["in_language"]
+
+
+@pytest.mark.parametrize("model", ["smollm2", "gemma3"])
+def test_prompts_of_the_reference_rows(shared, exemplars, model):
+    reference = read(shared / "reference" / f"{model}.json")["rows"]
+    assert len(reference) == 180
+    for expected in reference:
+        task, row = TASKS[expected["task"]], expected["row"]
+        (item,) = read_task_rows(shared / "data", task, expected["language"], "test", slice(row, row + 1))
+        assert sha256(few_shot_prompt(item, exemplars, "english")) == expected["prompt_sha256"]
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
+def test_all_test_files_read(shared, task):
+    counts = {"emotion": (500, [250, 250]), "snli": (600, [200, 200, 200]), "paws": (500, [250, 250])}[task.name]
+    for language in LANGUAGES:
+        rows = read_task_rows(shared / "data", task, language, "test", ALL)
+        classes = [row.gold_class for row in rows]
+        assert (len(rows), [classes.count(name) for name in task.classes]) == counts
+        # Once the file's own words are known, its gold and the English row's class agree everywhere.
+        words = {**task.label_words[language], **task.file_words.get(language, {})}
+        assert all(row.answer == words[row.gold_class] for row in rows)
+        objects = read(task_file(shared / "data", task, language, "test"))
+        assert [list(row.fields) for row in rows] == [[item[name] for name in task.fields] for item in objects]
+
+
+def test_train_files_read(shared):
+    snli = read_task_rows(shared / "data", TASKS["snli"], "en", "train", ALL)
+    counts = {name: sum(row.gold_class == name for row in snli) for name in (*TASKS["snli"].classes, "")}
+    assert counts == {"entailment": 3289, "neutral": 3335, "contradiction": 3361, "": 15}
+    paws = read_task_rows(shared / "data", TASKS["paws"], "en", "train", ALL)
+    assert [sum(row.gold_class == name for row in paws) for name in TASKS["paws"].classes] == [5000, 5000]
+    assert {row.answer for row in paws} == {"yes", "no"}
+
+
+@pytest.mark.parametrize("language", ["de", "es", "it", "sw", "zh"])
+def test_released_training_files_are_rebuilt(shared, tmp_path, language):
+    """From the English train file and the translations alone, every row of the released file, in its order."""
+    snli = TASKS["snli"]
+    released = read(shared / "data" / "snli" / f"snli_{language}10k_train_question.json")
+    cues = snli.cues[language]
+    pattern = re.compile(
+        f'{cues["premise"]}(.*)\n{cues["hypothesis"]}(.*)\n{cues["answer"]}"\n'
+        f"Translate the input from {LANGUAGES[language].name} to English:\n"
+    )
+    english = (shared / "data" / "snli" / "snli_en10k_train.json").read_bytes()
+    translated = []
+    for row, gold in zip(released, json.loads(english), strict=True):
+        match = pattern.fullmatch(row["input"])
+        assert match
+        # An unlabelled English row stays unlabelled.
+        answer = {"answer": snli.label_words[language][gold["answer"]]} if "answer" in gold else {}
+        translated.append({"premise": match[1], "hypothesis": match[2], **answer})
+    (tmp_path / "snli").mkdir()
+    (tmp_path / "snli" / "snli_en10k_train.json").write_bytes(english)
+    (tmp_path / "snli" / f"snli_{language}10000_train.json").write_text(json.dumps(translated), encoding="utf-8")
+
+    pairs = build_examples(tmp_path, snli, [language])
+    write_pairs(tmp_path / "built.json", pairs)
+    assert read(tmp_path / "built.json") == released
+    assert pairs == read_pairs([shared / "data" / "snli" / f"snli_{language}10k_train_question.json"])
+    assert languages_of(pairs) == [code for code in LANGUAGES if code in (language, "en")]
+
+
+def test_mispairing_at_full_size_keeps_no_target(shared, tmp_path):
+    """10,000 rows, of whose targets two read the same."""
+    file = shared / "data" / "snli" / "snli_en10k_train.json"
+    (tmp_path / "snli").mkdir()
+    for language in ("en", "de"):
+        rows = [{key: value for key, value in row.items() if key != "answer"} for row in read(file)]
+        (tmp_path / "snli" / f"snli_{language}10k_train.json").write_text(json.dumps(rows), encoding="utf-8")
+    true = build_examples(tmp_path, TASKS["snli"], ["de"])
+    pairs = build_examples(tmp_path, TASKS["snli"], ["de"], control="mispaired")
+    assert len({pair.response for pair in true}) == 9_999
+    assert not any(pair.response == own.response for pair, own in zip(pairs, true, strict=True))
+    assert sorted(pair.response for pair in pairs) == sorted(pair.response for pair in true)
+
+
+@pytest.mark.parametrize(
+    ("language", "count"),
+    [("de", 7464), ("es", 7468), ("fr", 7464), ("ja", 7466), ("ru", 7360), ("sw", 7469), ("zh", 7363)],
+)
+def test_qaligns_question_pairs_read(shared, language, count):
+    folder = shared / "data" / "qalign" / "gsm8k_questions" / f"{language}-en"
+    pairs = read_pairs([folder / f"train.{language}"], "before")
+    assert len(pairs) == count
+    english = (folder / "train.en").read_bytes().split(b"\n")
+    assert [pair.response.encode("utf-8") for pair in pairs] == english[:-1]
+    assert {instruction_languages(pair.prompt, "") for pair in pairs} == {(language, "en")}
+
+
+def test_the_study_imports(shared, tmp_path):
+    """A clone of the study's repository gives the same exemplars; whole entries are equal, notes ("_...") are not."""
+    place = os.environ.get("JAXALIGN_STUDY_CLONE")
+    if not place:
+        pytest.skip("needs JAXALIGN_STUDY_CLONE, a clone of github.com/Shimao-Zhang/LLM-Multilingual-Learner")
+    import_study(Path(place), tmp_path / "out")
+    imported, expected = read(tmp_path / "out" / "exemplars.json"), read(shared / "data" / "exemplars.json")
+    for task in TASKS:
+        for language in LANGUAGES:
+            assert imported[task][language] == expected[task][language]
+    copied = sorted((tmp_path / "out").glob("*/*.json"))
+    assert len(copied) >= 60
+    for file in copied:
+        theirs = shared / "data" / file.relative_to(tmp_path / "out")
+        if theirs.exists():
+            assert file.read_bytes() == theirs.read_bytes()
