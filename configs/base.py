@@ -21,8 +21,11 @@ def get_config() -> ConfigDict:
     config.languages = "all"  # codes, comma-separated, or all
     config.rows = "all"  # START:STOP, or all: of test files; of each train file or file of pairs
     config.out = ""  # where results go
-    config.seed = 42
-    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})  # devices per axis; -1 takes what is left
+    config.seed = 42  # of the adapter, the split, the order of batches, and ties
+    config.mesh = ConfigDict()
+    config.mesh.data = 1  # devices along this axis: copies of the weights
+    config.mesh.fsdp = -1  # weights and batch are split; -1 takes the devices that are left
+    config.mesh.tensor = 1  # heads and feed-forward units are split
 
     # data build: which translation examples.
     config.build = ConfigDict()
@@ -34,7 +37,7 @@ def get_config() -> ConfigDict:
     # train: pairs to batches.
     config.template = "auto"  # chat template: auto, none, default, mistral, qwen
     config.heldout = 0.05  # share of the pairs kept aside to measure the loss on
-    config.epochs = 3
+    config.epochs = 3  # passes over the pairs
     config.steps = 0  # length of the run in optimizer steps; 0: by epochs
     config.batch = ConfigDict()
     config.batch.pairs_per_step = 16  # exactly so many pairs a step; or 0, and rows_per_step instead
@@ -45,29 +48,32 @@ def get_config() -> ConfigDict:
     config.batch.accumulation = 1  # micro-batches that a step is divided into; saves memory
 
     # train: what is tuned, and how.
-    config.lora = ConfigDict({"rank": 8, "alpha": 16.0, "targets": "q_proj,v_proj"})
+    config.lora = ConfigDict()
+    config.lora.rank = 8
+    config.lora.alpha = 16.0  # the update is scaled by alpha / rank
+    config.lora.targets = "q_proj,v_proj"  # also k_proj, o_proj, gate_proj, up_proj, down_proj
     config.optimizer = ConfigDict()
-    config.optimizer.learning_rate = 5e-5
-    config.optimizer.warmup_fraction = 0.1
+    config.optimizer.learning_rate = 5e-5  # at the end of the warm-up
+    config.optimizer.warmup_fraction = 0.1  # of the steps; then a cosine down to 0
     config.optimizer.weight_decay = 0.0
-    config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.999
+    config.optimizer.b1 = 0.9  # Adam's decay of the first moment
+    config.optimizer.b2 = 0.999  # and of the second
     config.optimizer.eps = 1e-8
-    config.optimizer.clip_norm = 1.0
+    config.optimizer.clip_norm = 1.0  # gradients are scaled down to this global norm
     config.loss = ConfigDict()
     config.loss.reduction = "token_mean"  # or micro_batch_mean, the study's mean of micro-batch means
-    config.loss.chunk = 128  # target positions whose logits exist at once, per row group
+    config.loss.chunk = 128  # target positions whose logits exist at once
     config.remat = "none"  # what is recomputed in the backward pass: none, dots, full
 
     # train: the run.
-    config.log_every = 10  # steps
-    config.heldout_every = 50  # steps
-    config.checkpoint_every = 50  # steps
+    config.log_every = 10  # steps between rows of metrics.jsonl
+    config.heldout_every = 50  # steps between measurements of the held-out loss
+    config.checkpoint_every = 50  # steps between checkpoints
 
     # evaluate and probe.
     config.batch_size = 8  # prompts scored at once
-    config.probes = "logit_lens,pca"
+    config.probes = "logit_lens,pca"  # which probes run
 
     # export.
-    config.format = "peft"
+    config.format = "peft"  # what is written: a PEFT folder
     return config

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 
 import jaxalign
 from jaxalign.errors import InputError
+from jaxalign.files import read_text
 
 
 def shipped_configs() -> Path:
@@ -67,12 +69,19 @@ def override(config: ConfigDict, key: str, text: str) -> None:
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every setting, in the order of the file."""
+    """(dotted key, value) of every setting."""
     for key, value in config.items():
         if isinstance(value, ConfigDict):
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def key_comments() -> dict[str, str]:
+    """Dotted key -> the comment behind it in the base config, in the order of that file."""
+    source = read_text(shipped_configs() / "base.py")
+    setting = re.compile(r"^    config\.([\w.]+) = (?!ConfigDict)[^#\n]*?(?:  # (.*))?$", re.MULTILINE)
+    return {key: comment for key, comment in setting.findall(source)}
 
 
 def parse_value(key: str, text: str, current: Any) -> Any:

@@ -13,8 +13,7 @@ from jaxalign.cli.loading import load_model, refuse_paths, with_adapter
 from jaxalign.cli.probe import probe_model
 from jaxalign.cli.report import report
 from jaxalign.cli.train import train_model
-from jaxalign.reporting.results import read_results
-from jaxalign.reporting.tables import accuracy_rows, plain_text_table
+from jaxalign.reporting.tables import compare, plain_text_table
 
 
 def demo(config: ConfigDict, paths: Sequence[str]) -> None:
@@ -42,7 +41,7 @@ def demo(config: ConfigDict, paths: Sequence[str]) -> None:
     report(changed(config, out=str(out / "report.html")), [before, after])
     export(changed(config, out=adapter), [run])
     title("Done. Accuracy before and after:")
-    print(plain_text_table(accuracy_rows(read_results(Path(before)), read_results(Path(after)))))
+    print(plain_text_table(compare(Path(before), Path(after)).rows))
     print(f"\nopen {out / 'report.html'}")
 
 

@@ -10,7 +10,6 @@ from jaxalign.cli.provenance import provenance
 from jaxalign.data.tasks import parse_rows
 from jaxalign.evaluation.grid import GridData, evaluate_grid
 from jaxalign.evaluation.score_labels import Scorer
-from jaxalign.reporting.tables import cell_lines
 
 
 def evaluate(config: ConfigDict, paths: Sequence[str]) -> None:
@@ -41,7 +40,12 @@ def evaluate_model(config: ConfigDict, model: Model) -> None:
         settings=settings(config, model),
         description=settings(config, model) | {"tuned_on": tuned_on(model)} | provenance(config),
     )
-    print("\n".join(cell_lines(results)))
+    for cell in results["cells"]:
+        low, high = cell["interval_corrected"]
+        print(
+            f"{cell['task']:8} {cell['language']}  {cell['accuracy_corrected']:6.1%} of {cell['count']}"
+            f"  (95 % interval {low:.1%} to {high:.1%})"
+        )
     print(f"records: {out}")
 
 

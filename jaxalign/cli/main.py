@@ -33,13 +33,15 @@ def usage() -> str:
 
 
 def verb_usage(verb: str, flags: Sequence[str]) -> str:
-    """The text of `jaxalign VERB --help`: the keys with their values under the config that the flags choose."""
-    from jaxalign.cli.configuration import config_from_flags, leaves, shipped_configs
+    """The text of `jaxalign VERB --help`: every key, its value under the config that the flags choose, its meaning."""
+    from jaxalign.cli.configuration import config_from_flags, key_comments, leaves
 
     _, arguments, help_line = VERBS[verb]
-    keys = "\n".join(f"  --config.{key}={value}" for key, value in leaves(config_from_flags(flags, default_config(verb))))
-    call = f"jaxalign {verb} {arguments}".strip()
-    return f"{call}\n  {help_line}\n\nKeys, explained in {shipped_configs() / 'base.py'}:\n{keys}"
+    values = dict(leaves(config_from_flags(flags, default_config(verb))))
+    settings = {key: f"--config.{key}={values[key]}" for key in key_comments()}
+    width = max(map(len, settings.values()))
+    keys = "\n".join(f"  {setting:{width}}  {key_comments()[key]}".rstrip() for key, setting in settings.items())
+    return f"jaxalign {verb} {arguments}".strip() + f"\n  {help_line}\n\n{keys}"
 
 
 def default_config(verb: str) -> str:

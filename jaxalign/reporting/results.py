@@ -1,0 +1,280 @@
+"""Result folders as typed records: what `evaluate` and `probe` left behind, read back and checked.
+
+Everything is checked on reading, so that tables and figures can be drawn without asking again; whatever does not fit
+raises InputError with file and field.
+"""
+
+import zipfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxalign.data.languages import language_of
+from jaxalign.data.tasks import task_named
+from jaxalign.errors import InputError
+from jaxalign.files import read_json_lines
+from jaxalign.reporting.fields import field, read_object, share, texts
+
+LENS_AXES = {
+    f"{quantity}_{statistic}": ["language", "layer"]
+    for quantity in ("latent", "out", "all_possible_latent", "all_possible_out", "entropy")
+    for statistic in ("mean", "half_width")
+}
+PCA_AXES = {
+    "points": ["layer", "scatter_language", "row", "component"],
+    "explained_variance_ratio": ["layer", "component"],
+    "correlations": ["layer", "language", "language"],
+}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One example of `predictions.jsonl`; `masses` holds the label mass of every class."""
+
+    row: int
+    masses: Mapping[str, float]
+    prediction: str
+    gold: str
+    correct: bool
+    correct_reference: bool
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One task in one language: its entry in `results.json` and its predictions by row number."""
+
+    task: str
+    language: str
+    prompts: str
+    variant: str
+    interval: tuple[float, float]
+    predictions: Mapping[int, Prediction]
+
+    @property
+    def count(self) -> int:
+        return len(self.predictions)
+
+    @property
+    def correct(self) -> int:
+        return sum(prediction.correct for prediction in self.predictions.values())
+
+    @property
+    def correct_reference(self) -> int:
+        return sum(prediction.correct_reference for prediction in self.predictions.values())
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.count
+
+    @property
+    def mean_gold_mass(self) -> float:
+        return float(np.mean([prediction.masses[prediction.gold] for prediction in self.predictions.values()]))
+
+    @property
+    def mean_label_mass(self) -> float:
+        """Mean over rows of the mass on all classes together; below 1 by what lies on other tokens."""
+        return float(np.mean([sum(prediction.masses.values()) for prediction in self.predictions.values()]))
+
+    @property
+    def predicted(self) -> Counter[str]:
+        return Counter(prediction.prediction for prediction in self.predictions.values())
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Arrays of one probe, and the document that names their axes."""
+
+    arrays: Mapping[str, np.ndarray]
+    document: Mapping[str, Any]
+
+    @property
+    def languages(self) -> list[str]:
+        return self.document["language"]
+
+
+@dataclass(frozen=True)
+class Results:
+    """One evaluation, with the probes that lie beside it."""
+
+    folder: Path
+    cells: Mapping[tuple[str, str], Cell]
+    """(task, language) -> cell, in the order of `results.json`"""
+    task_versions: Mapping[str, int]
+    document: Mapping[str, Any]
+    """`results.json`"""
+    timing: Mapping[str, Any]
+    lens: Probe | None
+    pca: Probe | None
+
+    @property
+    def model(self) -> str:
+        return self.document["model"]
+
+    @property
+    def adapter(self) -> str | None:
+        return self.document["adapter"] or None
+
+    @property
+    def tuned_on(self) -> list[str]:
+        """Languages of the adapter's training data; empty where none are recorded."""
+        return self.document.get("tuned_on") or []
+
+
+def read_results(folder: Path) -> Results:
+    """The evaluation in `folder`: `results.json` and `predictions.jsonl`, and what else there is.
+
+    Raises:
+      InputError: one of the two is missing, cut off or not as `evaluate` writes it, or they contradict each other.
+    """
+    path = folder / "results.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: no results.json there; give a folder that `jaxalign evaluate` wrote")
+    document = read_object(path)
+    for name in ("model", "command"):
+        field(document, name, str, str(path))
+    for name in ("config", "versions"):
+        field(document, name, dict, str(path))
+    if document.get("adapter") is not None:
+        field(document, "adapter", str, str(path))
+    if document.get("tuned_on") is not None:
+        texts(document, "tuned_on", str(path))
+    versions = field(document, "task_version", dict, str(path))
+    predictions = read_predictions(folder / "predictions.jsonl")
+    cells: dict[tuple[str, str], Cell] = {}
+    for index, entry in enumerate(field(document, "cells", list, str(path))):
+        cell = read_cell(entry, predictions, f"{path}, cell {index}")
+        if (cell.task, cell.language) in cells:
+            raise InputError(f"{path}, cell {index}: {cell.task}, {cell.language} stands there twice")
+        field(versions, cell.task, int, f"{path}, task_version")
+        cells[cell.task, cell.language] = cell
+    if not cells:
+        raise InputError(f"{path}: no cells; evaluate some task in some language first")
+    timing = folder / "timing.json"
+    return Results(
+        folder=folder,
+        cells=cells,
+        task_versions=versions,
+        document={"adapter": None, **document},
+        timing=read_object(timing) if timing.is_file() else {},
+        lens=read_lens(folder),
+        pca=read_probe(folder, "pca", PCA_AXES),
+    )
+
+
+def read_predictions(path: Path) -> dict[tuple[str, str], dict[int, Prediction]]:
+    """(task, language) -> row number -> prediction."""
+    grid: dict[tuple[str, str], dict[int, Prediction]] = {}
+    for line, record in read_json_lines(path):
+        where = f"{path}, row {line}"
+        if not isinstance(record, dict):
+            raise InputError(f"{where}: a JSON object is needed")
+        key = field(record, "task", str, where), field(record, "language", str, where)
+        prediction = read_prediction(record, task_named(key[0]).classes, where)
+        cell = grid.setdefault(key, {})
+        if prediction.row in cell:
+            raise InputError(f"{where}: row {prediction.row} of {key[0]}, {key[1]} stands there twice")
+        cell[prediction.row] = prediction
+    return grid
+
+
+def read_prediction(record: Mapping[str, Any], classes: Sequence[str], where: str) -> Prediction:
+    masses = field(record, "prefix_mass", dict, where)
+    if set(masses) != set(classes):
+        raise InputError(f"{where}, field 'prefix_mass': the classes {', '.join(classes)} are needed")
+    prediction, gold = field(record, "prediction", str, where), field(record, "gold_class", str, where)
+    for name, value in (("prediction", prediction), ("gold_class", gold)):
+        if value not in classes:
+            raise InputError(f"{where}, field {name!r}: one of {', '.join(classes)} is needed, found {value!r}")
+    return Prediction(
+        row=field(record, "row", int, where),
+        masses={name: share(masses[name], f"{where}, field 'prefix_mass'") for name in classes},
+        prediction=prediction,
+        gold=gold,
+        correct=field(record, "correct_corrected", bool, where),
+        correct_reference=field(record, "correct_reference", bool, where),
+    )
+
+
+def read_cell(entry: Any, grid: Mapping[tuple[str, str], Mapping[int, Prediction]], where: str) -> Cell:
+    """One entry of `results.json`, joined with its predictions, which must agree with it."""
+    if not isinstance(entry, dict):
+        raise InputError(f"{where}: a JSON object is needed")
+    task = task_named(field(entry, "task", str, where)).name
+    language = language_of(field(entry, "language", str, where), where).code
+    interval = [share(bound, f"{where}, interval") for bound in field(entry, "interval_corrected", list, where)]
+    if len(interval) != 2:
+        raise InputError(f"{where}, field 'interval_corrected': two numbers are needed")
+    cell = Cell(
+        task=task,
+        language=language,
+        prompts=field(entry, "prompts", str, where),
+        variant=field(entry, "variant", str, where),
+        interval=(interval[0], interval[1]),
+        predictions=grid.get((task, language), {}),
+    )
+    if cell.count == 0 or cell.count != field(entry, "count", int, where):
+        raise InputError(
+            f"{where}: {entry['count']} rows of {task}, {language}, but predictions.jsonl beside it has {cell.count}; "
+            "evaluate again"
+        )
+    for name, correct in (("accuracy_corrected", cell.correct), ("accuracy_reference", cell.correct_reference)):
+        if abs(field(entry, name, float, where) - correct / cell.count) > 1e-9:
+            raise InputError(
+                f"{where}, field {name!r}: {entry[name]}, but predictions.jsonl has {correct}/{cell.count}"
+            )
+    return cell
+
+
+def read_lens(folder: Path) -> Probe | None:
+    """`logit_lens.npz` and `.json`, or None where neither is."""
+    probe = read_probe(folder, "logit_lens", LENS_AXES)
+    if probe is None:
+        return None
+    where = str(folder / "logit_lens.json")
+    for name in ("rows", "surviving_rows"):
+        counts = field(probe.document, name, dict, where)
+        for language in probe.languages:
+            field(counts, language, int, f"{where}, {name}")
+    return probe
+
+
+def read_probe(folder: Path, name: str, axes: Mapping[str, Sequence[str]]) -> Probe | None:
+    """`name`.npz and `name`.json, or None where neither is.
+
+    Args:
+      axes: array -> its axes, which the document must give too; an axis is as long as the document's list of labels
+        for it, and "component" is 2.
+    """
+    described, stored = folder / f"{name}.json", folder / f"{name}.npz"
+    if not described.is_file() and not stored.is_file():
+        return None
+    document = read_object(described)
+    labels = {axis for array_axes in axes.values() for axis in array_axes} - {"component"}
+    lengths = {axis: len(field(document, axis, list, str(described))) for axis in labels} | {"component": 2}
+    for axis in labels & {"language", "scatter_language"}:
+        for code in texts(document, axis, str(described)):
+            language_of(code, f"{described}, {axis}")
+    arrays = read_arrays(stored, list(axes))
+    named = field(document, "axes", dict, str(described))
+    for array, values in arrays.items():
+        expected = tuple(lengths[axis] for axis in axes[array])
+        if named.get(array) != axes[array] or values.shape != expected:
+            raise InputError(f"{stored}: {array} is {values.shape}, {described.name} says {expected}; probe again")
+    return Probe(arrays, document)
+
+
+def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The named arrays of an .npz file."""
+    try:
+        with np.load(path) as stored:
+            return {name: stored[name] for name in names}
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; probe again") from None
+    except KeyError as error:
+        raise InputError(f"{path}: {error.args[0]}; probe again") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        raise InputError(f"{path}: not a whole .npz file; probe again") from None

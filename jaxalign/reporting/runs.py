@@ -1,0 +1,81 @@
+"""Training runs as typed records: the run behind an adapter, its facts and its curves."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxalign.errors import InputError
+from jaxalign.files import read_json
+from jaxalign.metrics_log import whole_rows
+from jaxalign.reporting.fields import field, read_object, texts
+
+RUN_FILES = ("run.json", "config.json", "metrics.jsonl")
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A run of `train`: its facts, its config and its curves, (step, loss in nats per target token)."""
+
+    folder: Path
+    document: Mapping[str, Any]
+    """`run.json`"""
+    config: Any
+    training: Sequence[tuple[int, float]]
+    held_out: Sequence[tuple[int, float]]
+
+    @property
+    def sources(self) -> list[str]:
+        """Languages translated from, as `run.json` says; empty where it does not."""
+        return self.document.get("languages", {}).get("sources", [])
+
+    @property
+    def targets(self) -> list[str]:
+        """Languages translated into."""
+        return self.document.get("languages", {}).get("targets", [])
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Sources and targets of the pairs, each once."""
+        return tuple(dict.fromkeys([*self.sources, *self.targets]))
+
+
+def find_run(adapter: str, beside: Path) -> Path | None:
+    """The folder of a training run that a result names.
+
+    A relative path is looked for from the current folder and then from those above `beside`, so that a tree of results
+    can be moved as a whole. None where there is no such folder, or it holds no run (a PEFT folder, say).
+    """
+    for base in (Path(), *beside.resolve().parents):
+        folder = base / adapter
+        if any((folder / name).is_file() for name in RUN_FILES):
+            return folder
+    return None
+
+
+def read_run(folder: Path) -> TrainingRun:
+    """The training run in `folder`; all three of its files must be there."""
+    described = folder / "run.json"
+    document, config = read_object(described), read_json(folder / "config.json")
+    if "languages" in document:
+        languages = field(document, "languages", dict, str(described))
+        for side in ("sources", "targets"):
+            texts(languages, side, f"{described}, languages")
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; the run in {folder} is not complete")
+    try:
+        rows = whole_rows(path)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not JSON lines ({error.msg})") from None
+    training, held_out = (list(curve(rows, name, path)) for name in ("loss", "heldout_loss"))
+    return TrainingRun(folder, document, config, training, held_out)
+
+
+def curve(rows: Sequence[Any], name: str, path: Path) -> Iterator[tuple[int, float]]:
+    """(step, value) of every row that has the field."""
+    for index, row in enumerate(rows):
+        if isinstance(row, dict) and name in row:
+            where = f"{path}, row {index}"
+            yield field(row, "step", int, where), field(row, name, float, where)

@@ -1,0 +1,134 @@
+"""Made-up result folders, written with the functions that write the real ones."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxalign.data.tasks import TaskRow, task_named
+from jaxalign.evaluation.grid import TASK_VERSIONS, Cell, predict, summarise
+from jaxalign.files import write_json, write_json_lines
+from jaxalign.probing.logit_lens import LensRows, lens_arrays, lens_document
+from jaxalign.probing.records import write_probe
+from jaxalign.probing.representation import pca_arrays
+
+VERSIONS = {"jax": "0.10.2", "flax": "0.12.8", "jaxalign": "0.1.0"}
+
+
+def cell_records(task_name: str, language: str, rows: range, gold_mass: float, seed: int) -> list[dict[str, Any]]:
+    """Records of one cell; the gold class gets `gold_mass` of all label mass on average."""
+    task = task_named(task_name)
+    generator = np.random.default_rng(seed)
+    words = {**task.label_words[language], **task.file_words.get(language, {})}
+    golds = [task.classes[row % len(task.classes)] for row in rows]
+    task_rows = [
+        TaskRow(task_name, language, row, ("text",) * len(task.fields), words[gold], gold)
+        for row, gold in zip(rows, golds, strict=True)
+    ]
+    weights = np.array([[gold_mass if name == gold else 1 - gold_mass for name in task.classes] for gold in golds])
+    masses = weights * generator.uniform(0.2, 1.0, weights.shape) / weights.sum(axis=1, keepdims=True)
+    candidates = {name: [index] for index, name in enumerate(task.classes)}
+    cell = Cell(task, language, task_rows, [[1, 2, 3]] * len(task_rows), candidates)
+    return predict(cell, masses.astype(np.float32), seed=0)
+
+
+def write_evaluation(
+    folder: Path,
+    cells: Mapping[tuple[str, str], float],
+    *,
+    rows: range = range(60),
+    seed: int = 0,
+    **description: Any,
+) -> Path:
+    """An evaluation as `evaluate_grid` writes it; `cells` gives the mean gold mass of each (task, language)."""
+    records = [cell_records(*key, rows, mass, seed + index) for index, (key, mass) in enumerate(cells.items())]
+    write_json_lines(folder / "predictions.jsonl", (record for cell in records for record in cell))
+    counts = {"prompts": 60, "prompt_tokens": 7000, "computed_positions": 9000, "compilations": 2, "seconds": 3.25}
+    write_json(folder / "timing.json", {"examples": {"scored": 60, "reused": 0}, **counts})
+    results = {
+        "cells": [summarise(cell) for cell in records],
+        "task_version": {task: TASK_VERSIONS[task] for task, _ in cells},
+        "model": "models/smollm2-135m",
+        "adapter": None,
+        "tuned_on": [],
+        "config": {"tasks": "emotion", "languages": "all", "mesh": {"data": 1, "fsdp": -1, "tensor": 1}},
+        "command": f"jaxalign evaluate --config.out={folder.name}",
+        "versions": VERSIONS,
+        **description,
+    }
+    write_json(folder / "results.json", results)
+    return folder
+
+
+def write_run(folder: Path, sources: Sequence[str] = ("zh", "de"), targets: Sequence[str] = ("en",)) -> Path:
+    """A training run as `train` writes it."""
+    document = {
+        "model": "models/smollm2-135m",
+        "files": ["mini/zh-en.jsonl", "mini/de-en.jsonl"],
+        "pairs": 1200,
+        "heldout_pairs": 60,
+        "dropped": 3,
+        "cut": 0,
+        "languages": {"sources": list(sources), "targets": list(targets)},
+        "steps": 200,
+        "command": "jaxalign train --config.out=run",
+        "versions": VERSIONS,
+        "template": "none",
+        "trainable_parameters": 460_800,
+    }
+    write_json(folder / "run.json", document)
+    write_json(folder / "config.json", {"optimizer": {"learning_rate": 5e-5}, "epochs": 3})
+    steps = range(1, 201)
+    noise = np.random.default_rng(3).normal(0, 0.05, len(steps))
+    rows: list[dict[str, Any]] = [{"step": 0, "heldout_loss": 3.5}]
+    for step in steps:
+        rows.append({"step": step, "loss": 1.2 + 2.3 * 0.98**step + noise[step - 1], "tokens": 512, "seconds": 0.4})
+        if step % 50 == 0:
+            rows.append({"step": step, "heldout_loss": 1.3 + 2.2 * 0.98**step})
+    write_json_lines(folder / "metrics.jsonl", rows)
+    return folder
+
+
+def write_lens(folder: Path, languages: Sequence[str], layers: int = 12, rows: int = 20, peak: float = 0.5) -> None:
+    """A logit lens as `probe` writes it; no row of German survives."""
+    generator = np.random.default_rng(1)
+    rise = peak / (1 + np.exp(-(np.arange(layers) - 0.6 * layers)))
+    lens = {
+        language: LensRows(
+            latent=rise + generator.uniform(0, 0.1, (rows, layers)),
+            out=rise[::-1] * 0.3 + generator.uniform(0, 0.05, (rows, layers)),
+            all_possible_latent=rise * 1.3 + generator.uniform(0, 0.1, (rows, layers)),
+            all_possible_out=rise[::-1] * 0.4 + generator.uniform(0, 0.1, (rows, layers)),
+            entropy=13 - 10 * rise + generator.uniform(0, 0.5, (rows, layers)),
+            survives=np.full(rows, language != "de"),
+        )
+        for language in languages
+    }
+    write_probe(folder, "logit_lens", lens_arrays(lens), {**lens_document(lens), "versions": VERSIONS})
+
+
+def write_pca(
+    folder: Path, languages: Sequence[str], scatter: Sequence[str], layers: int = 12, apart: float = 2.0
+) -> None:
+    """A representation probe as `probe` writes it; languages lie about `apart` from each other."""
+    generator = np.random.default_rng(2)
+    rows, width = 20, 8
+    items, offsets = (
+        generator.normal(size=(1, rows, layers + 1, width)),
+        generator.normal(size=(len(languages), 1, 1, 1)),
+    )
+    states = items + apart * offsets + 0.5 * generator.normal(size=(len(languages), rows, layers + 1, width))
+    document = {
+        "axes": {
+            "points": ["layer", "scatter_language", "row", "component"],
+            "explained_variance_ratio": ["layer", "component"],
+            "correlations": ["layer", "language", "language"],
+        },
+        "layer": list(range(layers + 1)),
+        "language": list(languages),
+        "scatter_language": list(scatter),
+        "row": list(range(rows)),
+        "versions": VERSIONS,
+    }
+    write_probe(folder, "pca", pca_arrays(states, [languages.index(code) for code in scatter]), document)

@@ -1,0 +1,222 @@
+"""The report as a browser would take it: what it says, that it is alone, whole and safe."""
+
+import json
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from jaxalign.errors import InputError
+from jaxalign.files import read_json, write_json
+from jaxalign.reporting.html import write_report
+from tests.reporting.folders import write_evaluation, write_lens, write_pca, write_run
+
+LANGUAGES = ["en", "de", "zh", "sw"]
+CELLS = {("emotion", language): 0.55 for language in LANGUAGES} | {("snli", "no"): 0.5}
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}\x00\u202eabc\u2066\ud800&amp;"
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, the text of the page, and whether every element is closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+        self.text = re.sub(r"\s+", " ", "".join(self.words))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+
+def report(before: Path, after: Path, command: str = "jaxalign report before after") -> str:
+    out = before.parent / "report.html"
+    write_report(before, after, out, command)
+    return out.read_bytes().decode("utf-8")
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Everything a report can hold: two tasks, both probes on both sides, and the run behind the adapter."""
+    write_run(tmp_path / "run")
+    before = write_evaluation(tmp_path / "before", CELLS)
+    after = write_evaluation(tmp_path / "after", CELLS, seed=9, adapter="run", tuned_on=["de", "zh", "en"])
+    for folder in (before, after):
+        write_lens(folder, LANGUAGES, layers=6)
+        write_pca(folder, LANGUAGES, ["en", "de"], layers=6)
+    return before, after
+
+
+def test_the_page_is_well_formed_alone_and_without_script(folders: tuple[Path, Path]) -> None:
+    page = Page(report(*folders))
+    assert page.open == []
+    assert page.count("script") == page.count("link") == page.count("iframe") == page.count("base") == 0
+    for tag, attributes in page.tags:
+        for name, value in attributes.items():
+            assert not name.startswith("on"), (tag, name)
+            if name in ("src", "href", "xlink:href", "srcset", "data", "action"):
+                assert value is not None and value.startswith(("#", "data:image/png;base64,")), (tag, name, value)
+            assert "url(" not in (value or "") or "url(#" in (value or "")
+    policies = [value["content"] for _, value in page.tags if value.get("http-equiv") == "Content-Security-Policy"]
+    assert policies and all(policy and policy.startswith("default-src 'none';") for policy in policies)
+
+
+def test_ids_are_unique_and_every_reference_is_to_one(folders: tuple[Path, Path]) -> None:
+    text = report(*folders)
+    tags = Page(text).tags
+    ids = Counter(value["id"] for _, value in tags if "id" in value)
+    assert max(ids.values()) == 1
+    assert {
+        value for name in ("href", "xlink:href") for _, tag in tags if (value := tag.get(name) or "").startswith("#")
+    }
+    for reference in re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', text):
+        assert "".join(reference) in ids
+
+
+def test_what_was_measured_is_said(folders: tuple[Path, Path]) -> None:
+    page = Page(report(*folders))
+    for cell in read_json(folders[1] / "results.json")["cells"]:
+        assert f"{100 * cell['accuracy_corrected']:.1f}" in page.text
+        assert f"{round(cell['accuracy_corrected'] * cell['count'])}/{cell['count']}" in page.text
+        low, high = cell["interval_corrected"]
+        assert f"{100 * low:.1f}–{100 * high:.1f}" in page.text
+    for words in (
+        "Tuned on questions translated from zh Chinese, de German into en English",
+        "tuned on, 3 languages",
+        "unseen, 1 language",
+        "Whether a difference is more than chance was not tested.",
+        "No row of de German survives",
+        "Reference scoring, where it counts differently",
+        "jaxalign train --config.out=run",
+        "jaxalign evaluate --config.out=before",
+        "jaxalign report before after",
+        "learning_rate",
+        "0.12.8",
+        "pairs dropped as too long",
+    ):
+        assert words in page.text, words
+    assert "significant" not in page.text
+    # Two tasks, the training curve, the lens, two depths of PCA, the correlations.
+    assert page.count("svg") == 7
+
+
+def test_the_same_files_give_the_same_bytes(folders: tuple[Path, Path]) -> None:
+    assert report(*folders) == report(*folders)
+
+
+def test_hostile_text_stays_text(folders: tuple[Path, Path]) -> None:
+    harmless = Page(report(*folders))
+    run = folders[0].parent / "run"
+    for path in (folders[0] / "results.json", folders[1] / "results.json", run / "run.json"):
+        document = read_json(path)
+        # A lone surrogate is written as an escape, as json.dumps does by default.
+        document |= {"model": HOSTILE, "command": HOSTILE, "versions": {HOSTILE: HOSTILE}, "template": HOSTILE}
+        document |= {"config": {HOSTILE: [HOSTILE]}, "files": [HOSTILE]}
+        path.write_text(json.dumps(document))
+    (run / "config.json").write_text('{"text": "</pre><script>\\u202e"}')
+    text = report(*folders, command=HOSTILE)
+    page = Page(text)
+    assert page.open == []
+    assert page.count("script") == page.count("img") == 0
+    assert page.count("svg") == harmless.count("svg")
+    assert "<script>alert(1)</script>" in page.text  # as text
+    assert "{{ 7 * 7 }}[U+0000][U+202E]abc[U+2066][U+D800]&amp;" in page.text
+    assert not re.search("[\x00\u202a-\u202e\u2066-\u2069]", text)
+
+
+def test_native_script_stays_as_it_is(folders: tuple[Path, Path]) -> None:
+    path = folders[1] / "results.json"
+    words = "सकारात्मक ইতিবাচক ポジティブ"
+    write_json(path, {**read_json(path), "config": {"word": words}})
+    assert words in Page(report(*folders)).text
+
+
+def test_without_probes_and_adapter_the_sections_say_so(tmp_path: Path) -> None:
+    before, after = (write_evaluation(tmp_path / name, CELLS) for name in ("before", "after"))
+    (before / "timing.json").unlink()
+    page = Page(report(before, after))
+    for words in (
+        "There are no training curves: the results name no adapter.",
+        "The before folder holds no such probe.",
+        "The after folder holds no such probe.",
+        "No languages tuned on are recorded",
+        "No timing.json in the folder.",
+    ):
+        assert words in page.text, words
+    assert page.count("svg") == 2
+
+
+def test_an_adapter_without_a_run_is_named(tmp_path: Path) -> None:
+    before = write_evaluation(tmp_path / "before", CELLS)
+    after = write_evaluation(tmp_path / "after", CELLS, adapter="somewhere/else")
+    assert "no training run was found at somewhere/else" in Page(report(before, after)).text
+
+
+def test_a_probe_on_one_side_is_drawn_alone(tmp_path: Path) -> None:
+    before, after = (write_evaluation(tmp_path / name, CELLS) for name in ("before", "after"))
+    write_lens(after, LANGUAGES, layers=6)
+    page = Page(report(before, after))
+    assert "The before folder holds no such probe." in page.text
+    assert "zh Chinese, after" in page.text and "zh Chinese, before" not in page.text
+
+
+def test_probes_of_other_depths_or_languages_are_not_drawn_together(folders: tuple[Path, Path]) -> None:
+    write_lens(folders[1], LANGUAGES, layers=5)
+    write_pca(folders[1], ["sw", "zh"], ["sw"], layers=6)
+    page = Page(report(*folders))
+    assert "different numbers of layers (6 and 5)" in page.text
+    assert "no correlation with English" in page.text
+
+
+def test_cells_of_one_side_and_other_rows_are_listed(tmp_path: Path) -> None:
+    before = write_evaluation(tmp_path / "before", {("emotion", "en"): 0.6, ("paws", "sw"): 0.6}, rows=range(40))
+    after = write_evaluation(tmp_path / "after", {("emotion", "en"): 0.6, ("snli", "th"): 0.5}, rows=range(20, 50))
+    page = Page(report(before, after))
+    assert "Only before, not compared: paws sw." in page.text
+    assert "Only after, not compared: snli th." in page.text
+    assert "Before and after scored different rows in en English." in page.text
+    assert "30 to 40 rows in each language" in page.text
+
+
+def test_bad_input_leaves_no_report_and_an_old_one_as_it_was(folders: tuple[Path, Path]) -> None:
+    out = folders[0].parent / "out" / "report.html"
+    path = folders[1] / "results.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:300])
+    with pytest.raises(InputError, match="cut off"):
+        write_report(*folders, out, "")
+    assert not out.exists()
+    path.write_bytes(whole)
+    write_report(*folders, out, "")
+    old = out.read_bytes()
+    path.write_bytes(whole[:300])
+    with pytest.raises(InputError):
+        write_report(*folders, out, "")
+    assert out.read_bytes() == old
+    assert [file.name for file in out.parent.iterdir()] == ["report.html"]
+
+
+def test_a_folder_is_no_place_for_the_report(folders: tuple[Path, Path]) -> None:
+    with pytest.raises(InputError, match="name the HTML file"):
+        write_report(*folders, folders[0], "")

@@ -1,0 +1,92 @@
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from jaxalign.reporting import plots
+
+RNG = np.random.default_rng(0)
+LANGUAGES = ("en", "de", "zh", "sw")
+LAYERS = 6
+
+
+def lens_arrays() -> dict[str, np.ndarray]:
+    arrays = {}
+    for quantity in ("latent", "out", "all_possible_latent", "all_possible_out", "entropy"):
+        mean = RNG.uniform(0, 10 if quantity == "entropy" else 1, (len(LANGUAGES), LAYERS))
+        if quantity != "entropy":
+            mean[1] = np.nan
+        arrays[f"{quantity}_mean"], arrays[f"{quantity}_half_width"] = mean, np.full_like(mean, 0.05)
+    return arrays
+
+
+LENS = {"before": lens_arrays(), "after": lens_arrays()}
+POINTS = {run: RNG.normal(size=(LAYERS + 1, len(LANGUAGES), 9, 2)) for run in ("before", "after")}
+CORRELATIONS = {run: RNG.uniform(-1, 1, (LAYERS + 1, len(LANGUAGES), len(LANGUAGES))) for run in ("before", "after")}
+ACCURACIES = {"before": [0.9, 0.8, 0.7, 0.5], "after": [0.95, 0.85, 0.9, 0.7]}
+INTERVALS = {run: [(value - 0.05, value + 0.04) for value in values] for run, values in ACCURACIES.items()}
+
+FIGURES: dict[str, Callable[[], Figure]] = {
+    "lens": lambda: plots.logit_lens(LENS, LANGUAGES),
+    "pca": lambda: plots.pca_scatter(POINTS, LANGUAGES, [0, 3]),
+    "correlations": lambda: plots.correlation_heat_map(CORRELATIONS, LANGUAGES),
+    "training": lambda: plots.training_curves([1, 2, 3], [3.0, 2.0, 1.5], [0, 3], [3.1, 1.9]),
+    "accuracy": lambda: plots.accuracy_dots(LANGUAGES, ACCURACIES, INTERVALS, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_svg_is_deterministic_text_with_ids_of_its_own(name: str):
+    element = plots.svg(FIGURES[name](), name)
+    assert element == plots.svg(FIGURES[name](), name)
+    root = ElementTree.fromstring(element)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    ids = re.findall(r'\bid="([^"]+)"', element)
+    assert len(ids) == len(set(ids)) and all(one.startswith(f"{name}-") for one in ids)
+    referred = re.findall(r'(?:href="|url\()#([^")]+)', element)
+    assert set(referred) <= set(ids)
+    assert "<text" in element and "<dc:date>" not in element
+
+
+@pytest.mark.parametrize("name", ["lens", "pca", "correlations", "accuracy"])
+def test_languages_are_named_by_code_and_english_name(name: str):
+    element = plots.svg(FIGURES[name](), name)
+    assert "zh Chinese" in element and "sw Swahili" in element
+    assert element.isascii() or set(element) - set(map(chr, range(128))) <= {"\N{MINUS SIGN}"}
+
+
+def test_lens_shows_languages_with_rows_and_no_second_line_for_english():
+    figure = plots.logit_lens(LENS, LANGUAGES)
+    panels = [axes for axes in figure.axes if axes.get_lines()]
+    # Two runs of en, zh, sw; German has no surviving row.
+    assert len(panels) == 6
+    assert [len(panel.get_lines()) for panel in panels] == [2, 4, 4] * 2
+    latent = panels[1].get_lines()[0]
+    np.testing.assert_array_equal(latent.get_xdata(), np.arange(1, LAYERS + 1))
+    np.testing.assert_array_equal(latent.get_ydata(), LENS["before"]["latent_mean"][2])
+
+
+def test_heat_map_holds_the_correlations_with_english():
+    figure = plots.correlation_heat_map(CORRELATIONS, LANGUAGES)
+    mesh = figure.axes[1].collections[0].get_array()
+    assert mesh is not None
+    np.testing.assert_array_equal(np.asarray(mesh), CORRELATIONS["after"][:, 0, 1:].T)
+
+
+def test_scatter_marks_every_prompt_of_its_layer():
+    figure = plots.pca_scatter(POINTS, LANGUAGES, [0, 3])
+    third = figure.axes[3].collections[2].get_offsets()
+    np.testing.assert_array_equal(np.asarray(third), POINTS["after"][3, 2])
+
+
+def test_accuracy_dots_stand_at_their_percentages():
+    panel = plots.accuracy_dots(LANGUAGES, ACCURACIES, INTERVALS, 0.5).axes[0]
+    drawn = [np.asarray(line.get_xdata()) for line in panel.get_lines() if len(np.asarray(line.get_xdata())) == 4]
+    np.testing.assert_allclose(drawn, [[90, 80, 70, 50], [95, 85, 90, 70]])
+
+
+def test_twenty_languages_have_twenty_marks():
+    assert len({plots.mark(index) for index in range(20)}) == 20

@@ -1,0 +1,206 @@
+"""Comparing two result folders: which cells are paired, how they are marked and averaged, what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jaxalign.data.tasks import TASKS
+from jaxalign.errors import InputError
+from jaxalign.files import read_json, write_json
+from jaxalign.reporting.tables import compare, mean_rows, plain_text_table, signed
+from tests.reporting.folders import write_evaluation, write_lens, write_pca, write_run
+
+LANGUAGES = ["en", "zh", "sw"]
+EMOTION = {("emotion", language): mass for language, mass in zip(LANGUAGES, (0.6, 0.5, 0.45), strict=True)}
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Before and after on emotion in en, zh, sw; the run behind the adapter is beside them, tuned on zh -> en."""
+    write_run(tmp_path / "run", sources=["zh"], targets=["en"])
+    before = write_evaluation(tmp_path / "before", EMOTION)
+    return before, write_evaluation(tmp_path / "after", EMOTION, seed=50, adapter="run", tuned_on=["zh", "en"])
+
+
+def counted(folder: Path, language: str, key: str = "correct_corrected") -> int:
+    """Correct rows of a language, counted from the file with nothing of the package."""
+    lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    return sum(record[key] for record in map(json.loads, lines) if record["language"] == language)
+
+
+def test_counts_and_differences_are_those_of_the_predictions(folders: tuple[Path, Path]) -> None:
+    rows = compare(*folders).rows
+    assert [row.language for row in rows] == LANGUAGES
+    for row in rows:
+        before, after = (counted(folder, row.language) for folder in folders)
+        assert (row.before.correct, row.after.correct, row.after.count) == (before, after, 60)
+        # Exact up to rounding of float64.
+        assert row.points == pytest.approx(100 * (after - before) / 60, abs=1e-9)
+        changes = {key: row.count_changes(*key) for key in ((True, True), (True, False), (False, True), (False, False))}
+        assert sum(changes.values()) == 60
+        assert changes[False, True] - changes[True, False] == after - before
+
+
+def test_sources_and_targets_of_the_run_are_seen(folders: tuple[Path, Path]) -> None:
+    assert [row.seen for row in compare(*folders).rows] == [True, True, False]
+
+
+def test_without_its_run_the_languages_that_evaluate_recorded_are_seen(tmp_path: Path) -> None:
+    before = write_evaluation(tmp_path / "before", EMOTION)
+    after = write_evaluation(tmp_path / "after", EMOTION, adapter="gone", tuned_on=["sw"])
+    comparison = compare(before, after)
+    assert comparison.run is None
+    assert [row.seen for row in comparison.rows] == [False, False, True]
+
+
+def test_without_a_record_nothing_is_marked_and_only_one_mean_is_taken(tmp_path: Path) -> None:
+    rows = compare(*(write_evaluation(tmp_path / name, EMOTION) for name in ("before", "after"))).rows
+    assert {row.seen for row in rows} == {None}
+    assert [mean.label for mean in mean_rows(rows)] == ["all languages"]
+
+
+def test_means_are_plain_means_over_languages(folders: tuple[Path, Path]) -> None:
+    means = mean_rows(compare(*folders).rows)
+    groups = {"all languages": LANGUAGES, "tuned on": ["en", "zh"], "unseen": ["sw"]}
+    assert {mean.label: mean.languages for mean in means} == {label: len(codes) for label, codes in groups.items()}
+    for mean in means:
+        for folder, value in zip(folders, (mean.before, mean.after), strict=True):
+            accuracies = [counted(folder, code) / 60 for code in groups[mean.label]]
+            assert value == pytest.approx(sum(accuracies) / len(accuracies), abs=1e-12)  # float64 rounding
+
+
+def test_only_common_cells_are_compared_and_the_others_listed(tmp_path: Path) -> None:
+    before = write_evaluation(tmp_path / "before", {("emotion", "en"): 0.6, ("emotion", "de"): 0.6})
+    after = write_evaluation(tmp_path / "after", {("paws", "en"): 0.6, ("emotion", "en"): 0.6})
+    comparison = compare(before, after)
+    assert [(row.task, row.language) for row in comparison.rows] == [("emotion", "en")]
+    assert comparison.only_before == [("emotion", "de")]
+    assert comparison.only_after == [("paws", "en")]
+
+
+def test_reference_scoring_is_counted_apart(tmp_path: Path) -> None:
+    """Norwegian SNLI files exchange two words, so the two scorings differ there."""
+    folders = [write_evaluation(tmp_path / name, {("snli", "no"): 0.6}) for name in ("before", "after")]
+    [row] = compare(*folders).rows
+    assert row.before.correct == counted(folders[0], "no")
+    assert row.before.correct_reference == counted(folders[0], "no", "correct_reference")
+    assert row.before.correct != row.before.correct_reference
+
+
+def test_label_masses_and_answers(folders: tuple[Path, Path]) -> None:
+    lines = (folders[0] / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [record for record in map(json.loads, lines) if record["language"] == "zh"]
+    cell = next(row.before for row in compare(*folders).rows if row.language == "zh")
+    gold = sum(record["prefix_mass"][record["gold_class"]] for record in records) / len(records)
+    everything = sum(sum(record["prefix_mass"].values()) for record in records) / len(records)
+    assert cell.mean_gold_mass == pytest.approx(gold, abs=1e-12)  # float64 rounding
+    assert cell.mean_label_mass == pytest.approx(everything, abs=1e-12)
+    for name in TASKS["emotion"].classes:
+        assert cell.predicted[name] == sum(record["prediction"] == name for record in records)
+
+
+def test_plain_text_table_is_aligned(folders: tuple[Path, Path]) -> None:
+    table = plain_text_table(compare(*folders).rows)
+    head, english, chinese, swahili, *means = table.splitlines()
+    assert head.split() == ["emotion", "before", "correct", "after", "correct", "difference", "tuned", "on"]
+    assert [line.split()[:2] for line in (english, chinese, swahili)] == [
+        ["en", "English"],
+        ["zh", "Chinese"],
+        ["sw", "Swahili"],
+    ]
+    assert [line.split()[-1] for line in (english, chinese, swahili)] == ["yes", "yes", "no"]
+    assert f"{counted(folders[0], 'sw')}/60" in swahili
+    assert f"{counted(folders[1], 'sw')}/60" in swahili
+    assert len(means) == 3
+    # Right-aligned columns end where their headings end.
+    end = head.index("before") + len("before")
+    assert all(line[end - 1].isdigit() and line[end] == " " for line in (english, chinese, swahili, *means))
+
+
+@pytest.mark.parametrize(("points", "text"), [(0.04, "0.0"), (-0.04, "0.0"), (1.25, "+1.2"), (-3.0, "−3.0")])
+def test_signed_has_no_sign_on_what_rounds_to_zero(points: float, text: str) -> None:
+    assert signed(points) == text
+
+
+def edit(path: Path, **changes: object) -> None:
+    write_json(path, {**read_json(path), **changes})
+
+
+def refused(before: Path, after: Path) -> str:
+    """The one line that the comparison is refused with."""
+    with pytest.raises(InputError) as caught:
+        compare(before, after)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_no_cell_in_common_is_refused(tmp_path: Path) -> None:
+    before = write_evaluation(tmp_path / "before", {("emotion", "en"): 0.6})
+    after = write_evaluation(tmp_path / "after", {("paws", "sw"): 0.6})
+    assert "emotion en | paws sw" in refused(before, after)
+
+
+def test_a_folder_without_results_is_refused(folders: tuple[Path, Path]) -> None:
+    (folders[0] / "results.json").unlink()
+    assert "before: no results.json there" in refused(*folders)
+
+
+@pytest.mark.parametrize("name", ["results.json", "predictions.jsonl", "logit_lens.npz", "pca.json", "pca.npz"])
+def test_a_file_cut_off_is_refused_by_name(folders: tuple[Path, Path], name: str) -> None:
+    write_lens(folders[1], LANGUAGES)
+    write_pca(folders[1], LANGUAGES, ["en", "zh"])
+    path = folders[1] / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert str(path) in refused(*folders)
+
+
+def test_half_a_probe_is_refused(folders: tuple[Path, Path]) -> None:
+    write_pca(folders[1], LANGUAGES, ["en", "zh"])
+    (folders[1] / "pca.npz").unlink()
+    assert "pca.npz: no such file" in refused(*folders)
+
+
+def test_arrays_that_contradict_their_axes_are_refused(folders: tuple[Path, Path]) -> None:
+    write_pca(folders[1], LANGUAGES, ["en", "zh"])
+    edit(folders[1] / "pca.json", language=["en", "zh"])
+    assert "correlations is (13, 3, 3), pca.json says (13, 2, 2)" in refused(*folders)
+
+
+def test_results_that_contradict_their_predictions_are_refused(folders: tuple[Path, Path]) -> None:
+    cells = read_json(folders[1] / "results.json")["cells"]
+    wrong = {**cells[0], "accuracy_corrected": 0.123}
+    edit(folders[1] / "results.json", cells=[wrong, *cells[1:]])
+    assert "accuracy_corrected" in refused(*folders)
+    edit(folders[1] / "results.json", cells=[{**cells[0], "count": 61}, *cells[1:]])
+    assert "61 rows of emotion, en" in refused(*folders)
+
+
+def test_a_wrong_field_is_named(folders: tuple[Path, Path]) -> None:
+    edit(folders[0] / "results.json", model=7)
+    assert "field 'model': text is needed, found 7" in refused(*folders)
+
+
+def test_other_task_versions_are_refused(folders: tuple[Path, Path]) -> None:
+    edit(folders[0] / "results.json", task_version={"emotion": 99})
+    assert "task version 99 in one and 1 in the other" in refused(*folders)
+
+
+@pytest.mark.parametrize("name", ["run.json", "config.json", "metrics.jsonl"])
+def test_a_run_with_a_file_missing_is_refused(folders: tuple[Path, Path], name: str) -> None:
+    (folders[0].parent / "run" / name).unlink()
+    assert name in refused(*folders)
+
+
+def test_a_run_still_being_written_is_read_to_its_last_whole_row(folders: tuple[Path, Path]) -> None:
+    path = folders[0].parent / "run" / "metrics.jsonl"
+    whole = compare(*folders).run
+    path.write_text(path.read_text() + '{"step": 201, "lo')
+    assert compare(*folders).run == whole
+
+
+def test_a_peft_folder_is_no_run(folders: tuple[Path, Path]) -> None:
+    edit(folders[1] / "results.json", adapter="peft")
+    write_json(folders[0].parent / "peft" / "adapter_config.json", {})
+    assert compare(*folders).run is None
