@@ -1,0 +1,1 @@
+"""Few-shot accuracy by label masses: prompts in, predictions out."""

@@ -1,0 +1,77 @@
+"""What a run reports while it goes on: `metrics.jsonl`, one object per line, and a progress bar. Process 0 only."""
+
+import json
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from jaxalign import files
+
+
+class MetricsLog:
+    """Appends rows to a JSON-lines file, each whole on disk before the next.
+
+    `keep_through`: rows of later steps, which an interrupted run wrote after its last checkpoint, are dropped on
+    opening; -1 starts the file anew.
+    """
+
+    def __init__(self, path: Path, keep_through: int):
+        self._file = None
+        if jax.process_index() == 0:
+            files.write_json_lines(path, [row for row in whole_rows(path) if row["step"] <= keep_through])
+            self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, **numbers: Any) -> None:
+        """One row: the step and what is known of it."""
+        if self._file is not None:
+            self._file.write(json.dumps({"step": step, **numbers}) + "\n")
+            self._file.flush()
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        if self._file is not None:
+            self._file.close()
+
+
+def whole_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file; a last line that was cut off (its writer was killed) is left out."""
+    if not path.exists():
+        return []
+    *lines, _ = files.read_text(path).split("\n")
+    return [json.loads(line) for line in lines]
+
+
+def say(message: str) -> None:
+    """One line to the user on stderr, from process 0 only; a progress bar below it stays whole."""
+    if jax.process_index() == 0:
+        tqdm.write(message, file=sys.stderr)
+
+
+class Progress:
+    """A bar over the steps of a run with loss, tokens/s and time left; silent where stderr is no terminal."""
+
+    def __init__(self, total: int, done: int):
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            unit="step",
+            disable=None if jax.process_index() == 0 else True,
+            bar_format="{percentage:3.0f}% |{bar}| step {n_fmt}/{total_fmt}, {remaining} left{postfix}",
+        )
+
+    def advance(self, loss: float, tokens: float, seconds: float) -> None:
+        """One step further: its loss, its target tokens and the seconds it took."""
+        self._bar.set_postfix_str(f"loss {loss:.4f}, {tokens / seconds:,.0f} target tokens/s", refresh=False)
+        self._bar.update()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self._bar.close()

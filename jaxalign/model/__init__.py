@@ -1,0 +1,1 @@
+"""The model: one decoder, adapters, losses, sharding, and weights in and out."""

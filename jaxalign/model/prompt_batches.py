@@ -1,0 +1,167 @@
+"""Prompts of any length through one decoder: sorted by length, cut into batches, padded to a few fixed lengths.
+
+A batch of two prompts of 3 and 2 tokens at a length of 4:
+
+    tokens       a b c 0      segment_ids  1 1 1 0      positions  0 1 2 3      lengths  3
+                 d e 0 0                   1 1 0 0                 0 1 2 3               2
+
+Axis letters: B batch, T positions, D width.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxalign.errors import InputError
+from jaxalign.model.sharding import BATCH, param_shardings
+from jaxalign.model.transformer import Decoder, DecoderOutput
+
+PromptFunction = Callable[[Any, jax.Array, jax.Array, Any], Any]
+"""(variables, tokens int32 [B, T], lengths int32 [B], extra) -> pytree of arrays with leading axis B."""
+
+
+def decode_prompts(
+    decoder: Decoder, variables: Any, tokens: jax.Array, lengths: jax.Array, tap: Callable[..., Any] | None = None
+) -> DecoderOutput:
+    """One forward pass over right-padded prompts.
+
+    Args:
+      tokens: int32 [B, T]; row b holds a prompt in its first `lengths[b]` positions.
+      lengths: int32 [B], at least 1.
+      tap: as `Decoder.__call__` takes it.
+    """
+    positions = jax.lax.broadcasted_iota(jnp.int32, tokens.shape, 1)
+    segment_ids = (positions < lengths[:, None]).astype(jnp.int32)
+    return decoder.apply(variables, tokens, positions, segment_ids, tap=tap)  # pyright: ignore[reportReturnType]
+
+
+def last_position(states: jax.Array, lengths: jax.Array) -> jax.Array:
+    """The states [B, D] at each prompt's last position, from states [B, T, D]."""
+    return jnp.take_along_axis(states, lengths[:, None, None] - 1, axis=1)[:, 0]
+
+
+@dataclass
+class RunCounts:
+    """What a runner has done so far. `computed_positions` counts padding and filler rows too."""
+
+    prompts: int = 0
+    prompt_tokens: int = 0
+    computed_positions: int = 0
+    compilations: int = 0
+    seconds: float = 0.0
+
+
+class PromptRunner:
+    """Calls one jitted function on prompts, a batch at a time, and puts the results back in the prompts' order.
+
+    The function is compiled once per shape [B, T] met. Sorting first keeps padding small at any order of prompts, and
+    leaves one batch at most that is not full; it takes the next power of two of rows.
+    """
+
+    def __init__(self, function: PromptFunction, variables: Any, mesh: Mesh, batch_size: int, max_positions: int = 0):
+        """
+        Args:
+          function: see `PromptFunction`; it is traced, so it must be pure.
+          variables: the decoder's collections, or their shapes; they settle structure and sharding.
+          mesh: axes "data", "fsdp", "tensor"; rows of a batch are spread over the first two.
+          batch_size: B of a full batch, a multiple of data * fsdp.
+          max_positions: longest prompt that the model takes; 0: any.
+        """
+        self.counts = RunCounts()
+        self.batch_size, self.max_positions = batch_size, max_positions
+        self.row_multiple = mesh.shape["data"] * mesh.shape["fsdp"]
+        if batch_size < 1 or batch_size % self.row_multiple:
+            raise InputError(
+                f"batch size {batch_size}: the mesh spreads rows over {self.row_multiple} devices; "
+                f"set a multiple of {self.row_multiple}"
+            )
+        self.mesh, self.by_row = mesh, NamedSharding(mesh, PartitionSpec(BATCH))
+        replicated = NamedSharding(mesh, PartitionSpec())
+        self.step = jax.jit(
+            self.counted(function),
+            in_shardings=(param_shardings(variables, mesh), self.by_row, self.by_row, replicated),
+            out_shardings=replicated,
+        )
+
+    def counted(self, function: PromptFunction) -> PromptFunction:
+        """The function, counting how often jax traces it: once for each program that it compiles."""
+
+        def traced(variables: Any, tokens: jax.Array, lengths: jax.Array, extra: Any) -> Any:
+            self.counts.compilations += 1
+            return function(variables, tokens, lengths, extra)
+
+        return traced
+
+    def __call__(
+        self,
+        variables: Any,
+        prompts: Sequence[Sequence[int]],
+        extra: Any = (),
+        on_rows: Callable[[int], object] = lambda rows: None,
+    ) -> Any:
+        """Runs all prompts.
+
+        Args:
+          variables: the decoder's collections, of the structure given at the start.
+          prompts: token ids, each at least one.
+          extra: pytree of arrays handed to the function as it is, the same for every batch.
+          on_rows: told after each batch how many prompts it held.
+
+        Returns:
+          The function's pytree, NumPy arrays [len(prompts), ...] in the order of `prompts`.
+
+        Raises:
+          InputError: there is no prompt, or one is empty or longer than the model's positions.
+        """
+        self.check(prompts)
+        start = time.perf_counter()
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
+        parts = []
+        for first in range(0, len(order), self.batch_size):
+            members = order[first : first + self.batch_size]
+            tokens, lengths = self.fill([prompts[i] for i in members])
+            with jax.set_mesh(self.mesh):
+                outputs = self.step(variables, *jax.device_put((tokens, lengths), self.by_row), extra)
+            parts.append(jax.device_get(outputs))
+            self.counts.computed_positions += tokens.size
+            on_rows(len(members))
+        self.counts.prompts += len(prompts)
+        self.counts.prompt_tokens += sum(map(len, prompts))
+        self.counts.seconds += time.perf_counter() - start
+        # Filler rows stand behind the last prompt, and batches are full before the last.
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays)[np.argsort(order)], *parts)
+
+    def check(self, prompts: Sequence[Sequence[int]]) -> None:
+        if not prompts:
+            raise InputError("no prompt to run; name at least one row")
+        for index, prompt in enumerate(prompts):
+            if not prompt:
+                raise InputError(f"prompt {index} has no tokens")
+            if 0 < self.max_positions < len(prompt):
+                raise InputError(
+                    f"prompt {index} has {len(prompt)} tokens, the model takes {self.max_positions} positions; "
+                    "leave the row out or take a model with more"
+                )
+
+    def fill(self, prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens [B, T] and lengths [B]; rows past the last prompt hold one token and are dropped afterwards."""
+        rows = self.row_multiple
+        while rows < len(prompts):
+            rows = min(2 * rows, self.batch_size)
+        tokens = np.zeros((rows, bucket_length(max(map(len, prompts)))), np.int32)
+        lengths = np.ones(rows, np.int32)
+        for row, prompt in enumerate(prompts):
+            tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
+        return tokens, lengths
+
+
+def bucket_length(longest: int) -> int:
+    """The fixed length that a batch is padded to: a multiple of 64 up to 512, of 128 beyond."""
+    step = 64 if longest <= 512 else 128
+    return -(-longest // step) * step

@@ -1,0 +1,405 @@
+"""The one decoder: Llama 2 and 3, Mistral, Qwen 1.5 to 2.5 and Gemma 3 text differ only in `ModelConfig`.
+
+Axis letters, here and in every einsum string:
+B batch, T query length, S key length, L layers, D width, N heads, K key/value heads, G = N/K query heads to a
+key/value head, H head width, F feed-forward width, V vocabulary.
+
+The mathematics is in pure functions; linen modules hold parameters and give them their names. Layers are stacked on
+a leading axis L and scanned. Parameters may be stored in another type than `dtype`, the compute type: each layer's
+are cast inside the scan. Norms' statistics and softmax are float32, as in transformers.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import DTypeLike
+
+from jaxalign.model.config import ModelConfig
+from jaxalign.model.lora import LoraConfig, init_factors, projection_sizes
+from jaxalign.model.sharding import EMBEDDED, HIDDEN, constrain
+
+Tap = Callable[[jax.Array, jax.Array, jax.Array], Any]
+"""(layer int32 scalar, hidden [B,T,D] after the block, gate [B,T,F] before its activation) -> small pytree."""
+
+KeysValues = tuple[jax.Array, jax.Array]
+"""One layer's part of a cache: k and v, [B,S,K,H] each."""
+
+ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": partial(jax.nn.gelu, approximate=True)}
+REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+
+
+class Cache(NamedTuple):
+    """Keys (rotated) and values of the tokens seen so far; an empty or padding slot has segment 0."""
+
+    k: jax.Array
+    """[L,B,S,K,H]"""
+    v: jax.Array
+    """[L,B,S,K,H]"""
+    positions: jax.Array
+    """int32 [B,S]"""
+    segment_ids: jax.Array
+    """int32 [B,S]"""
+    offset: jax.Array
+    """int32 scalar: the slot that the next token is written to, the same in every row."""
+
+
+class DecoderOutput(NamedTuple):
+    hidden: jax.Array
+    """[B,T,D] after the final norm, compute type."""
+    cache: Cache | None
+    taps: Any
+    """What `tap` returned, stacked over a leading L; None without one."""
+
+
+class Sight(NamedTuple):
+    """Where a layer looks: which keys each query sees, and how queries and keys are rotated."""
+
+    mask: jax.Array
+    """bool [B,T,S]"""
+    cos: jax.Array
+    """[B,T,H/2]"""
+    sin: jax.Array
+    """[B,T,H/2]"""
+
+
+def init_cache(config: ModelConfig, batch: int, length: int, dtype: DTypeLike) -> Cache:
+    """An empty cache with room for `length` tokens a row. Writing past its end overwrites: the caller counts."""
+    shape = (config.layers, batch, length, config.kv_heads, config.head_dim)
+    empty = jnp.zeros((batch, length), jnp.int32)
+    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), empty, empty, jnp.zeros((), jnp.int32))
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: bool) -> jax.Array:
+    """x / rms(x) * scale over the last axis [..., D], scale [D]; with `offset` the factor is 1 + scale.
+
+    Llama's norm rounds to x's type before it multiplies, Gemma's after: both as in transformers.
+    """
+    x32 = x.astype(jnp.float32)
+    normed = x32 * lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    if offset:
+        return (normed * jnp.broadcast_to(1.0 + scale.astype(jnp.float32), x.shape)).astype(x.dtype)
+    return normed.astype(x.dtype) * jnp.broadcast_to(scale.astype(x.dtype), x.shape)
+
+
+def rotary_frequencies(config: ModelConfig, local: bool) -> np.ndarray:
+    """Radians per position, float32 [H/2] (Su et al. 2021), with Llama 3's or linear scaling where it applies."""
+    scaling = config.rope_scaling
+    base = config.rope_base
+    if local and config.local_rope_base is not None:
+        base, scaling = config.local_rope_base, None
+    frequencies = 1.0 / base ** (np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
+    if scaling is not None and scaling.kind == "linear":
+        frequencies = frequencies / scaling.factor
+    elif scaling is not None:
+        # Short wavelengths stay, long ones are slowed by `factor`, those between are interpolated (Llama 3.1).
+        turns = scaling.original_max_positions * frequencies / (2 * np.pi)
+        keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+        keep = np.clip(keep, 0.0, 1.0)
+        frequencies = keep * frequencies + (1.0 - keep) * frequencies / scaling.factor
+    return frequencies.astype(np.float32)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotary embedding of [B,T,heads,H] by cos, sin [B,T,H/2]; the pair of channel i is i + H/2."""
+    first, second = jnp.split(x, 2, axis=-1)
+    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float) -> jax.Array:
+    """Grouped-query attention with float32 softmax: q [B,T,N,H], k and v [B,S,K,H], mask [B,T,S] -> [B,T,N,H].
+
+    A query that sees no key (padding) gets the mean of all values: finite, and read by nobody.
+    """
+    B, T, N, H = q.shape
+    K = k.shape[2]
+    q = q.reshape(B, T, K, N // K, H)
+    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32) * scale
+    scores = jnp.where(mask[:, None, None, :, :], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(B, T, N, H)
+
+
+def layer_kinds(config: ModelConfig) -> tuple[tuple[bool, ...], np.ndarray]:
+    """The distinct values of `local_layers`, and each layer's index among them, int32 [L]."""
+    local_layers = config.local_layers or (False,) * config.layers
+    kinds = tuple(sorted(set(local_layers)))
+    return kinds, np.array([kinds.index(local) for local in local_layers], np.int32)
+
+
+def sights(
+    config: ModelConfig,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+    key_positions: jax.Array,
+    key_segment_ids: jax.Array,
+    dtype: DTypeLike,
+) -> Sight:
+    """One `Sight` per kind of layer, stacked on a leading axis. Queries int32 [B,T], keys int32 [B,S].
+
+    A query sees the keys of its own segment at its own or an earlier position; on a local layer, at most `window`
+    of them, its own included. Segment 0 is padding.
+    """
+    query, key = positions[:, :, None], key_positions[:, None, :]
+    same_segment = segment_ids[:, :, None] == key_segment_ids[:, None, :]
+    causal = same_segment & (segment_ids[:, :, None] != 0) & (key <= query)
+    each = []
+    for local in layer_kinds(config)[0]:
+        mask = causal & (key > query - config.window) if local and config.window is not None else causal
+        frequencies = jnp.asarray(rotary_frequencies(config, local))
+        angles = positions.astype(jnp.float32)[:, :, None] * frequencies[None, None, :]
+        each.append(Sight(mask, jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)))
+    return jax.tree.map(lambda *kinds: jnp.stack(kinds), *each)
+
+
+class Projection(nn.Module):
+    """x [..., in] @ kernel [in, out] (+ bias) (+ alpha/r * x @ lora_a @ lora_b, factors from collection `lora`)."""
+
+    sizes: tuple[int, int]
+    use_bias: bool
+    dtype: DTypeLike
+    lora: LoraConfig | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), self.sizes)
+        y = x @ kernel.astype(self.dtype)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, self.sizes[1:])
+            y = y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)
+        if self.lora is not None:
+            rank = self.lora.rank
+            a, b = (
+                self.variable("lora", name, lambda n: init_factors(self.make_rng("params"), self.sizes, rank)[n], name)
+                for name in ("lora_a", "lora_b")
+            )
+            y = y + (x @ a.value.astype(self.dtype)) @ b.value.astype(self.dtype) * self.lora.scale
+        return y
+
+
+def projection(config: ModelConfig, lora: LoraConfig | None, dtype: DTypeLike, name: str) -> Projection:
+    """The projection of this name, with adapter factors where `lora` targets it."""
+    module, sizes = projection_sizes(config)[name]
+    attention_bias = config.output_bias if name == "o_proj" else config.qkv_bias
+    use_bias = config.mlp_bias if module == "mlp" else attention_bias
+    return Projection(sizes, use_bias, dtype, lora if lora is not None and name in lora.targets else None)
+
+
+class Norm(nn.Module):
+    size: int
+    eps: float
+    offset: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        neutral = nn.initializers.zeros if self.offset else nn.initializers.ones
+        return rms_norm(x, self.param("scale", neutral, (self.size,)), self.eps, self.offset)
+
+
+def norm(config: ModelConfig, size: int) -> Norm:
+    """The family's norm over an axis of this size."""
+    return Norm(size, config.norm_eps, config.norm_offset)
+
+
+class Attention(nn.Module):
+    config: ModelConfig
+    lora: LoraConfig | None
+    dtype: DTypeLike
+
+    def setup(self):
+        make = partial(projection, self.config, self.lora, self.dtype)
+        self.q_proj, self.k_proj = make("q_proj"), make("k_proj")
+        self.v_proj, self.o_proj = make("v_proj"), make("o_proj")
+        if self.config.qk_norm:
+            head_dim = self.config.head_dim
+            self.q_norm, self.k_norm = norm(self.config, head_dim), norm(self.config, head_dim)
+
+    def __call__(
+        self, x: jax.Array, sight: Sight, cached: KeysValues | None, offset: jax.Array | None
+    ) -> tuple[jax.Array, KeysValues | None]:
+        """x [B,T,D] -> ([B,T,D], cached with this call's keys and values written at `offset`)."""
+        config = self.config
+        heads = (*x.shape[:2], -1, config.head_dim)
+        q, k, v = (proj(x).reshape(heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        if config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, sight.cos, sight.sin), rotate(k, sight.cos, sight.sin)
+        if cached is not None and offset is not None:
+            cached = write(cached[0], k, offset), write(cached[1], v, offset)
+            k, v = (array.astype(self.dtype) for array in cached)
+        mixed = attention(q, k, v, sight.mask, config.query_scale)
+        return self.o_proj(mixed.reshape(*x.shape[:2], -1)), cached
+
+
+class MLP(nn.Module):
+    config: ModelConfig
+    lora: LoraConfig | None
+    dtype: DTypeLike
+
+    def setup(self):
+        make = partial(projection, self.config, self.lora, self.dtype)
+        self.gate_proj, self.up_proj, self.down_proj = make("gate_proj"), make("up_proj"), make("down_proj")
+
+    def __call__(self, x: jax.Array, neuron_mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """x [B,T,D], neuron_mask [F] -> ([B,T,D], gate before its activation [B,T,F])."""
+        gate = self.gate_proj(x)
+        active = ACTIVATIONS[self.config.activation](gate)
+        if neuron_mask is not None:
+            active = active * jnp.broadcast_to(neuron_mask.astype(self.dtype), active.shape)
+        return self.down_proj(active * self.up_proj(x)), gate
+
+
+class Block(nn.Module):
+    config: ModelConfig
+    lora: LoraConfig | None
+    dtype: DTypeLike
+
+    def setup(self):
+        width = self.config.width
+        self.self_attn = Attention(self.config, self.lora, self.dtype)
+        self.mlp = MLP(self.config, self.lora, self.dtype)
+        self.input_layernorm, self.post_attention_layernorm = norm(self.config, width), norm(self.config, width)
+        if self.config.post_norms:
+            self.pre_feedforward_layernorm = norm(self.config, width)
+            self.post_feedforward_layernorm = norm(self.config, width)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        sight: Sight,
+        cached: KeysValues | None,
+        offset: jax.Array | None,
+        neuron_mask: jax.Array | None,
+    ) -> tuple[jax.Array, KeysValues | None, jax.Array]:
+        """x [B,T,D] -> (x [B,T,D], cached, gate [B,T,F])."""
+        mixed, cached = self.self_attn(self.input_layernorm(x), sight, cached, offset)
+        if not self.config.post_norms:
+            x = x + mixed
+            # The name is transformers': outside Gemma this norm stands before the MLP.
+            out, gate = self.mlp(self.post_attention_layernorm(x), neuron_mask)
+            return x + out, cached, gate
+        x = x + self.post_attention_layernorm(mixed)
+        out, gate = self.mlp(self.pre_feedforward_layernorm(x), neuron_mask)
+        return x + self.post_feedforward_layernorm(out), cached, gate
+
+
+class Embedding(nn.Module):
+    vocab_size: int
+    width: int
+
+    def setup(self):
+        self.embedding = self.param("embedding", nn.initializers.normal(1.0), (self.vocab_size, self.width))
+
+
+class Head(nn.Module):
+    width: int
+    vocab_size: int
+
+    def setup(self):
+        self.kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.width, self.vocab_size))
+
+
+def write(old: jax.Array, new: jax.Array, offset: jax.Array) -> jax.Array:
+    """`old` [B,S,...] with `new` [B,T,...] from slot `offset` on."""
+    return lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), offset, axis=1)
+
+
+class Decoder(nn.Module):
+    """tokens -> hidden states -> logits, a pure function of `{"params": ..., "lora": ...}` (`lora` where configured).
+
+    `remat`: what the backward pass recomputes: "none", "full" (everything but the residual at each layer),
+    "dots" (all but the projections' outputs).
+    """
+
+    config: ModelConfig
+    lora: LoraConfig | None = None
+    dtype: DTypeLike = jnp.float32
+    remat: Literal["none", "full", "dots"] = "none"
+
+    if TYPE_CHECKING:
+
+        def apply(self, *args: Any, **kwargs: Any) -> Any:
+            """Linen's own; its type there allows for mutated collections, of which this module has none."""
+
+    def setup(self):
+        config = self.config
+        self.embed_tokens = Embedding(config.vocab_size, config.width)
+        self.layers = Block(config, self.lora, self.dtype)
+        self.norm = norm(config, config.width)
+        if not config.tied_head:
+            self.lm_head = Head(config.width, config.vocab_size)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        *,
+        cache: Cache | None = None,
+        tap: Tap | None = None,
+        neuron_mask: jax.Array | None = None,
+    ) -> DecoderOutput:
+        """The hidden states of int32 [B,T] tokens.
+
+        positions int32 [B,T], counted from 0 in each segment; segment_ids int32 [B,T], 0 is padding. With `cache`
+        the tokens are appended to it, see what it holds of their segment, and it is returned. `neuron_mask` [L,F]
+        multiplies the activated gate of each layer; `tap` is called inside the scan over layers.
+        """
+        config = self.config
+        if cache is not None:
+            cache = cache._replace(
+                positions=write(cache.positions, positions, cache.offset),
+                segment_ids=write(cache.segment_ids, segment_ids, cache.offset),
+            )
+        seen = (positions, segment_ids) if cache is None else (cache.positions, cache.segment_ids)
+        every_sight = sights(config, positions, segment_ids, *seen, self.dtype)
+
+        def layer(block: Block, x: jax.Array, per_layer):
+            number, kind, cached, mask = per_layer
+            sight = jax.tree.map(lambda kinds: kinds[kind], every_sight)
+            x, cached, gate = block(x, sight, cached, None if cache is None else cache.offset, mask)
+            x = constrain(x, HIDDEN)
+            return x, (cached, None if tap is None else tap(number, x, gate))
+
+        if self.remat != "none":
+            # Inside a scan, XLA cannot merge the recomputation with the forward pass: no barrier is needed.
+            layer = nn.remat(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+        scan = nn.scan(layer, {"params": 0, "lora": 0}, split_rngs={"params": True}, length=config.layers)
+        numbers = jnp.arange(config.layers, dtype=jnp.int32)
+        cached = None if cache is None else (cache.k, cache.v)
+        per_layer = (numbers, jnp.asarray(layer_kinds(config)[1]), cached, neuron_mask)
+        x = constrain(constrain(self.embed(tokens), EMBEDDED), HIDDEN)
+        x, (cached, taps) = scan(self.layers, x, per_layer)
+
+        if cache is not None and cached is not None:
+            cache = cache._replace(k=cached[0], v=cached[1], offset=cache.offset + tokens.shape[1])
+        hidden = self.final_norm(x)
+        if self.is_initializing():
+            self.logits(hidden)
+        return DecoderOutput(hidden, cache, taps)
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """int32 [...] -> [...,D] in the compute type, scaled where the family scales."""
+        x = self.embed_tokens.embedding[tokens].astype(self.dtype)
+        if self.config.embedding_scale is None:
+            return x
+        # Rounded to the compute type first, as in transformers: in bfloat16 sqrt(640) is 25.25.
+        return x * jnp.asarray(self.config.embedding_scale, self.dtype)
+
+    def final_norm(self, hidden: jax.Array) -> jax.Array:
+        """The norm before the head: [...,D] -> [...,D]."""
+        return self.norm(hidden)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[...,D] after the final norm -> float32 [...,V]."""
+        if self.config.tied_head:
+            table, equation = self.embed_tokens.embedding, "...D,VD->...V"
+        else:
+            table, equation = self.lm_head.kernel, "...D,DV->...V"
+        return jnp.einsum(equation, hidden, table.astype(self.dtype), preferred_element_type=jnp.float32)

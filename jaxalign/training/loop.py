@@ -1,0 +1,219 @@
+"""The training loop: everything that happens around the pure step, in the order in which it happens."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxalign import files
+from jaxalign.data.batches import Batch, BatchPlan, prefetch
+from jaxalign.errors import InputError
+from jaxalign.metrics_log import MetricsLog, Progress, say
+from jaxalign.model.lora import LoraConfig, init_lora
+from jaxalign.model.transformer import Decoder
+from jaxalign.training import checkpoint
+from jaxalign.training.optimizer import OptimizerConfig, cosine_schedule, make_optimizer
+from jaxalign.training.step import (
+    Metrics,
+    Shardings,
+    StepConfig,
+    init_state,
+    make_eval_loss,
+    make_loss_sums,
+    make_shardings,
+    make_train_step,
+    place_batch,
+)
+
+Hook = Callable[[int, Any], Mapping[str, float]]
+"""(updates done, collections to apply the decoder to) -> numbers for the metrics file. The next update consumes the
+collections' buffers: a hook keeps none of them."""
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How often the loop reports, evaluates and saves, in steps. The last step is always evaluated and saved."""
+
+    log_every: int = 10
+    evaluate_every: int = 50
+    checkpoint_every: int = 100
+
+    def __post_init__(self) -> None:
+        for key, every in asdict(self).items():
+            if every < 1:
+                raise InputError(f"loop.{key}={every}: set it to 1 or more")
+
+
+def train(
+    decoder: Decoder,
+    params: Any,
+    plan: BatchPlan,
+    held_out: BatchPlan | None,
+    *,
+    run: Path,
+    mesh: Mesh,
+    optimizer_config: OptimizerConfig,
+    step_config: StepConfig,
+    loop_config: LoopConfig,
+    seed: int,
+    config: Mapping[str, Any],
+    fingerprint: checkpoint.Fingerprint,
+    resume: Path | None = None,
+    initial_adapter: Any = None,
+    hooks: Sequence[Hook] = (),
+) -> dict[str, Any]:
+    """Runs the plan to its end and returns the trained collection, {"lora": ...} or {"params": ...}.
+
+    The same call again continues after an interruption, with the same result, bit for bit on the same machine, as if
+    there had been none; after the last step it changes nothing.
+
+    Args:
+      decoder: with `lora` set its adapters are tuned, without it all of `params`.
+      params: the base model's parameters.
+      held_out: batches whose loss is measured at step 0, every `evaluate_every` steps and at the end.
+      run: folder for config.json, metrics.jsonl and checkpoints/.
+      seed: of the fresh adapter.
+      config: JSON document of the whole command, kept in the run and in its checkpoints.
+      fingerprint: what the result depends on beyond the arguments above (the base model's name, say); flat JSON.
+      resume: another run, whose newest checkpoint is the start if this one has none yet.
+      initial_adapter: tree to start from in place of a fresh adapter.
+      hooks: called whenever the held-out loss is due; their numbers go into the same row.
+
+    Raises:
+      InputError: the run was started with another fingerprint, or the loss or gradient is no longer finite.
+    """
+    # What is trained, and the optimizer
+    if decoder.lora is None:
+        frozen, trainable = {}, {"params": params}
+    else:
+        fresh = partial(init_lora, jax.random.key(seed), decoder.config, decoder.lora)
+        if initial_adapter is not None:
+            check_adapter(initial_adapter, jax.eval_shape(fresh), decoder.lora)
+        frozen, trainable = {"params": params}, {"lora": fresh() if initial_adapter is None else initial_adapter}
+    schedule = cosine_schedule(optimizer_config, plan.steps)
+    optimizer = make_optimizer(optimizer_config, schedule)
+    shardings = make_shardings(trainable, frozen, optimizer, mesh)
+    frozen = jax.device_put(frozen, shardings.frozen)
+    state = init_state(trainable, optimizer, shardings)
+
+    # The start: own run, named run, initial adapter, fresh adapter
+    fingerprint = {
+        **fingerprint,
+        **plan.fingerprint,
+        **{f"optimizer.{key}": value for key, value in asdict(optimizer_config).items()},
+        **{f"lora.{key}": value for key, value in (asdict(decoder.lora) if decoder.lora else {}).items()},
+        "step.accumulation": step_config.accumulation,
+        "step.reduction": step_config.reduction,
+        "total_steps": plan.steps,
+    }
+    record = checkpoint.Record(config, fingerprint, decoder.lora)
+    with checkpoint.open_checkpoints(run, create=True) as checkpoints:
+        own = checkpoints.latest_step()
+        first, state = checkpoint.start(checkpoints, resume, state, fingerprint)
+        if first == plan.steps:
+            say(f"{run if own is not None else resume}: finished, all {plan.steps} steps are done")
+            return state.trainable
+        if jax.process_index() == 0:
+            files.write_json(run / "config.json", config)
+
+        # Steps
+        loss_sums = make_loss_sums(decoder, plan.targets_per_row, step_config.loss_chunk)
+        train_step = make_train_step(loss_sums, optimizer, schedule, shardings, step_config)
+        heldout_loss = None if held_out is None else make_heldout_loss(decoder, held_out, shardings, step_config)
+        with (
+            MetricsLog(run / "metrics.jsonl", keep_through=-1 if own is None else first) as log,
+            Progress(plan.steps, first) as progress,
+        ):
+            report = StepReport(log, progress, loop_config.log_every, plan.steps)
+
+            def evaluate(step: int, trainable: Any) -> None:
+                numbers = {} if heldout_loss is None else {"heldout_loss": heldout_loss(trainable, frozen)}
+                for hook in hooks:
+                    numbers |= hook(step, frozen | trainable)
+                if numbers:
+                    log.write(step, **numbers)
+
+            if own is None:
+                evaluate(first, state.trainable)
+            for step, batch in enumerate(prefetch(local_rows(plan), first, plan.steps), start=first + 1):
+                started = time.perf_counter()
+                state, metrics = train_step(state, frozen, place_batch(batch, shardings.batch))
+                report.settle()  # of the step before, while this one runs
+                report.hold(step, metrics, started)
+                last = step == plan.steps
+                evaluation_due = last or step % loop_config.evaluate_every == 0
+                checkpoint_due = last or step % loop_config.checkpoint_every == 0
+                if evaluation_due or checkpoint_due:
+                    # A checkpoint is saved after all rows of its step are written and its loss is known to be finite.
+                    report.settle()
+                if evaluation_due:
+                    evaluate(step, state.trainable)
+                if checkpoint_due:
+                    checkpoint.save(checkpoints, step, state, record)
+    return state.trainable
+
+
+def check_adapter(adapter: Any, wanted: Any, lora: LoraConfig) -> None:
+    """Refuses an initial adapter of other projections or sizes: the decoder would scale it by the wrong alpha/r."""
+    if jax.tree.map(jax.numpy.shape, adapter) != jax.tree.map(jax.numpy.shape, wanted):
+        raise InputError(
+            f"the initial adapter does not have rank {lora.rank} on {', '.join(lora.targets)} of this model; "
+            "set lora.rank and lora.targets to its own, or start without it"
+        )
+
+
+class StepReport:
+    """Reads a step's metrics after the next step was dispatched, so that the devices do not wait for the host."""
+
+    def __init__(self, log: MetricsLog, progress: Progress, every: int, last: int):
+        self._log, self._progress, self._every, self._last = log, progress, every, last
+        self._held: tuple[int, Metrics, float] | None = None
+        self._read_at = 0.0
+
+    def hold(self, step: int, metrics: Metrics, started: float) -> None:
+        """Takes the metrics of a step that was dispatched at `started` (`time.perf_counter`)."""
+        self._held = step, metrics, started
+
+    def settle(self) -> None:
+        """Waits for the step held, if any, and reports it. A loss or gradient that is not finite ends the run."""
+        if self._held is None:
+            return
+        (step, metrics, started), self._held = self._held, None
+        numbers = {name: value.item() for name, value in jax.device_get(metrics)._asdict().items()}
+        now = time.perf_counter()
+        seconds, self._read_at = now - max(started, self._read_at), now
+        if not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["gradient_norm"])):
+            raise InputError(
+                f"step {step}: the loss is {numbers['loss']} and the gradient's norm {numbers['gradient_norm']}; "
+                "lower optimizer.learning_rate or compute in float32. The last checkpoint is kept"
+            )
+        numbers["tokens"] = int(numbers["tokens"])
+        self._progress.advance(numbers["loss"], numbers["tokens"], seconds)
+        if step % self._every == 0 or step in (1, self._last):
+            self._log.write(step, **numbers, seconds=round(seconds, 4))
+
+
+def make_heldout_loss(
+    decoder: Decoder, held_out: BatchPlan, shardings: Shardings, config: StepConfig
+) -> Callable[[Any, Any], float]:
+    """(trainable, frozen) -> the mean loss over all target tokens of the held-out batches, in nats."""
+    eval_loss = make_eval_loss(make_loss_sums(decoder, held_out.targets_per_row, config.loss_chunk), shardings)
+
+    def heldout_loss(trainable: Any, frozen: Any) -> float:
+        batches = map(local_rows(held_out), range(held_out.steps))
+        sums = [eval_loss(trainable, frozen, place_batch(batch, shardings.batch)) for batch in batches]
+        total, count = (math.fsum(column) for column in zip(*jax.device_get(sums), strict=True))
+        return total / count
+
+    return heldout_loss
+
+
+def local_rows(plan: BatchPlan) -> Callable[[int], Batch]:
+    """step -> the rows of its batch that this process feeds to its devices."""
+    return lambda step: plan.rows_at(step, jax.process_index(), jax.process_count())

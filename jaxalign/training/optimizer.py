@@ -1,0 +1,69 @@
+"""Learning-rate schedule and optimizer: clipping by global norm, then AdamW, all state in float32."""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxalign.errors import InputError
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The study's settings (LLaMA-Factory's LoRA tuning: Hugging Face's AdamW with cosine decay and warm-up)."""
+
+    learning_rate: float = 5e-5
+    warmup_fraction: float = 0.1
+    """Part of all steps over which the learning rate rises linearly from 0."""
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float = 1.0
+    """Gradients with a larger global norm are scaled down to it."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup_fraction <= 1:
+            raise InputError(f"optimizer.warmup_fraction={self.warmup_fraction}: set it between 0 and 1")
+        if self.learning_rate <= 0 or self.clip_norm <= 0:
+            raise InputError(
+                f"optimizer.learning_rate={self.learning_rate} and optimizer.clip_norm={self.clip_norm} "
+                "must be greater than 0"
+            )
+
+
+def cosine_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+    """Linear warm-up from 0, then half a cosine down to 0: update count (from 0) -> learning rate, float32.
+
+    The formula of `get_cosine_schedule_with_warmup` in transformers, whose first update has learning rate 0, with as
+    many warm-up steps as `TrainingArguments.get_warmup_steps` takes: the fraction of all steps, rounded up.
+    """
+    warmup_steps = math.ceil(config.warmup_fraction * total_steps)
+    decay_steps = max(1, total_steps - warmup_steps)
+
+    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+        updates = jnp.asarray(count, jnp.float32)
+        rising = updates / max(1, warmup_steps)
+        falling = 0.5 * (1 + jnp.cos(jnp.pi * (updates - warmup_steps) / decay_steps))
+        return config.learning_rate * jnp.where(updates < warmup_steps, rising, falling)
+
+    return schedule
+
+
+def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Clipping by global norm, then AdamW with decoupled weight decay, as `torch.optim.AdamW` has it."""
+    chain = optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay),
+    )
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        # Adam's bias correction in optax raises a float to an int32 count, which strict promotion refuses.
+        with jax.numpy_dtype_promotion("standard"):
+            return chain.update(updates, state, params)
+
+    return optax.GradientTransformation(chain.init, update)

@@ -1,0 +1,190 @@
+"""One update of the trainable parameters: a pure function of (state, frozen parameters, batch).
+
+Parameters travel as flax collections. `frozen | trainable` is what the decoder is applied to: with adapters
+`{"params": base} | {"lora": adapters}`, in full tuning `{} | {"params": parameters}`. Gradients, optimizer state and
+checkpoints touch the trainable collection alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxalign.data.batches import Batch
+from jaxalign.errors import InputError
+from jaxalign.model.losses import next_token_loss
+from jaxalign.model.sharding import batch_spec, param_shardings
+from jaxalign.model.transformer import Decoder
+
+
+class TrainState(NamedTuple):
+    """All that an update changes. `step`: int32 scalar, updates done; the others float32 trees."""
+
+    step: Any
+    trainable: Any
+    opt_state: Any
+
+
+class Metrics(NamedTuple):
+    """Float32 scalars of one update. `gradient_norm` is the norm before clipping, `tokens` counts target tokens."""
+
+    loss: Any
+    gradient_norm: Any
+    learning_rate: Any
+    tokens: Any
+
+
+class Shardings(NamedTuple):
+    """NamedShardings of a step's arguments: trees shaped like TrainState and the frozen collections, and one for all
+    arrays [B, T] of a batch."""
+
+    state: Any
+    frozen: Any
+    batch: NamedSharding
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """How a batch becomes one update."""
+
+    accumulation: int = 1
+    """Micro-batches that a batch is divided into; their gradients are summed before the update."""
+    reduction: Literal["token_mean", "micro_batch_mean"] = "token_mean"
+    """Mean over all target tokens of the batch, or the mean of the micro-batches' means (as in the study)."""
+    loss_chunk: int = 256
+    """Target positions of which the head's logits are held at a time."""
+
+    def __post_init__(self) -> None:
+        if self.reduction not in ("token_mean", "micro_batch_mean"):
+            raise InputError(f"step.reduction is {self.reduction!r}: set it to 'token_mean' or 'micro_batch_mean'")
+        if self.accumulation < 1:
+            raise InputError(f"step.accumulation={self.accumulation}: set it to 1 or more")
+
+
+LossSums = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
+"""(collections, batch) -> (sum of the target tokens' cross-entropies in nats, their number), float32 scalars."""
+
+
+def make_loss_sums(decoder: Decoder, targets_per_row: int, chunk: int) -> LossSums:
+    """The decoder's loss on a batch; `targets_per_row` is the largest number of target positions in any row."""
+
+    def loss_sums(collections: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        apply: Any = partial(decoder.apply, collections)
+        hidden = apply(batch.tokens, batch.positions, batch.segment_ids).hidden
+        head = partial(apply, method="logits")
+        return next_token_loss(
+            head, hidden, batch.targets, batch.loss_mask, targets_per_row=targets_per_row, chunk=chunk
+        )
+
+    return loss_sums
+
+
+def update(
+    state: TrainState,
+    frozen: Any,
+    micro_batches: Batch,
+    *,
+    loss_sums: LossSums,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    reduction: str,
+) -> tuple[TrainState, Metrics]:
+    """One optimizer step on `micro_batches`, arrays [A, b, T]. Sums and counts are added up and divided once."""
+
+    def weighted_loss(trainable: Any, micro_batch: Batch) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        loss_sum, count = loss_sums(frozen | trainable, micro_batch)
+        if reduction == "token_mean":
+            return loss_sum, (count, count)
+        # A micro-batch of filler rows has no mean, and does not count as one.
+        return loss_sum / jnp.maximum(count, 1), (jnp.sign(count), count)
+
+    def accumulate(sums: Any, micro_batch: Batch) -> tuple[Any, None]:
+        value = jax.value_and_grad(weighted_loss, has_aux=True)(state.trainable, micro_batch)
+        return jax.tree.map(jnp.add, sums, value), None
+
+    zero = jnp.zeros((), jnp.float32)
+    nothing = ((zero, (zero, zero)), jax.tree.map(jnp.zeros_like, state.trainable))
+    ((loss, (units, tokens)), gradients), _ = jax.lax.scan(accumulate, nothing, micro_batches)
+    loss, gradients = jax.tree.map(lambda total: total / jnp.maximum(units, 1), (loss, gradients))
+    metrics = Metrics(loss, optax.tree.norm(gradients), schedule(state.step), tokens)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
+    return TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), opt_state), metrics
+
+
+def make_train_step(
+    loss_sums: LossSums,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    shardings: Shardings,
+    config: StepConfig,
+) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]:
+    """The compiled update of (state, frozen, batch [A * b, T]). The given state's buffers are consumed."""
+    mesh = shardings.batch.mesh
+    micro_sharding = NamedSharding(mesh, PartitionSpec(None, *batch_spec()))
+
+    def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Metrics]:
+        micro_batches = jax.tree.map(lambda x: x.reshape(config.accumulation, -1, x.shape[-1]), batch)
+        # Each micro-batch is spread over all devices, whichever of its rows they were given.
+        micro_batches = jax.lax.with_sharding_constraint(micro_batches, micro_sharding)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return update(
+                state,
+                frozen,
+                micro_batches,
+                loss_sums=loss_sums,
+                optimizer=optimizer,
+                schedule=schedule,
+                reduction=config.reduction,
+            )
+
+    return jax.jit(
+        step,
+        in_shardings=tuple(shardings),
+        out_shardings=(shardings.state, NamedSharding(mesh, PartitionSpec())),
+        donate_argnums=0,
+    )
+
+
+def make_eval_loss(
+    loss_sums: LossSums, shardings: Shardings
+) -> Callable[[Any, Any, Batch], tuple[jax.Array, jax.Array]]:
+    """The compiled loss of (trainable, frozen, batch [B, T]) -> (sum, count), with no update."""
+    mesh = shardings.batch.mesh
+
+    def evaluate(trainable: Any, frozen: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return loss_sums(frozen | trainable, batch)
+
+    return jax.jit(
+        evaluate,
+        in_shardings=(shardings.state.trainable, shardings.frozen, shardings.batch),
+        out_shardings=NamedSharding(mesh, PartitionSpec()),
+    )
+
+
+def make_shardings(trainable: Any, frozen: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> Shardings:
+    """Where everything lies on the mesh; Adam's moments lie with the parameters they belong to."""
+    state = jax.eval_shape(partial(new_state, optimizer=optimizer), trainable)
+    return Shardings(param_shardings(state, mesh), param_shardings(frozen, mesh), NamedSharding(mesh, batch_spec()))
+
+
+def new_state(trainable: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first update: a float32 copy of `trainable`, and an optimizer that has seen nothing."""
+    # A copy, since the step consumes its state and jit hands an unchanged argument through as the same buffer.
+    trainable = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), trainable)
+    return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable))
+
+
+def init_state(trainable: Any, optimizer: optax.GradientTransformation, shardings: Shardings) -> TrainState:
+    """`new_state`, made where it belongs on the mesh."""
+    return jax.jit(partial(new_state, optimizer=optimizer), out_shardings=shardings.state)(trainable)
+
+
+def place_batch(batch: Batch, sharding: NamedSharding) -> Batch:
+    """This process's rows, NumPy arrays, as its part of the global batch on the mesh."""
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

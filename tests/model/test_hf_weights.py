@@ -1,0 +1,177 @@
+"""Safetensors read and written, against what transformers writes and reads."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax.traverse_util import flatten_dict
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from jaxalign.errors import InputError
+from jaxalign.model.config import config_from_hf, read_config
+from jaxalign.model.hf_weights import config_to_hf, load_params, save_params
+from tests.model.tiny_models import CASES, FAMILIES, tiny_case
+
+
+def arrays(tree) -> dict[str, np.ndarray]:
+    return {path: np.asarray(leaf) for path, leaf in flatten_dict(tree, sep="/").items()}
+
+
+def assert_same_tree(got, expected):
+    """Bit-equal leaves of equal dtype under equal paths."""
+    got, expected = arrays(got), arrays(expected)
+    assert got.keys() == expected.keys()
+    for path, leaf in expected.items():
+        assert got[path].dtype == leaf.dtype, path
+        np.testing.assert_array_equal(got[path], leaf, err_msg=path)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_folder_saved_by_transformers(case, tmp_path):
+    tiny = tiny_case(case)
+    tiny.torch_model.save_pretrained(tmp_path)
+    config = read_config(tmp_path)
+    # Gemma's scale goes through its inverse square, 24**-0.5, once more: equal all the same.
+    assert config == tiny.config
+    assert_same_tree(load_params(tmp_path, config, jnp.float32), tiny.params)
+
+
+@pytest.mark.parametrize("case", FAMILIES)
+def test_shards_and_bfloat16(case, tmp_path):
+    tiny = tiny_case(case)
+    tiny.torch_model.to(torch.bfloat16).save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    # torch and ml_dtypes both round to the nearest even bfloat16.
+    rounded = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), tiny.params)
+    assert_same_tree(load_params(tmp_path, tiny.config, jnp.bfloat16), rounded)
+    widened = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), rounded)
+    assert_same_tree(load_params(tmp_path, tiny.config, jnp.float32), widened)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+def test_export_is_read_by_transformers_and_by_us(case, dtype, tmp_path):
+    tiny = tiny_case(case)
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tiny.params)
+    save_params(tmp_path, params, tiny.config, {"eos_token_id": [7, 8]})
+    assert read_config(tmp_path) == tiny.config
+    assert_same_tree(load_params(tmp_path, tiny.config, dtype), params)
+
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    assert loaded.dtype == {jnp.float32: torch.float32, jnp.bfloat16: torch.bfloat16}[dtype]
+    assert loaded.config.eos_token_id == [7, 8]
+    state, expected = loaded.state_dict(), tiny.torch_model.to(loaded.dtype).state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+    if dtype == jnp.float32:  # the configs mean the same, too; (casting the torch model rounds its rotary frequencies)
+        tokens = torch.arange(2, 22)[None]
+        with torch.no_grad():
+            assert torch.equal(loaded(tokens).logits, tiny.torch_model(tokens).logits)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_config_written_backwards(case):
+    config = tiny_case(case).config
+    assert config_from_hf(config_to_hf(config), "config.json") == config
+
+
+def test_config_written_backwards_for_rarer_shapes():
+    gemma = dataclasses.replace(tiny_case("gemma3_text").config, window=None, local_layers=(), local_rope_base=None)
+    assert config_from_hf(config_to_hf(gemma), "config.json") == gemma
+    qwen = dataclasses.replace(tiny_case("qwen2").config, window=4, local_layers=(False, True, True))
+    assert config_from_hf(config_to_hf(qwen), "config.json") == qwen
+
+
+def saved_tensors(folder, case="qwen2_tied"):
+    """A saved tiny model, its tensors open to change."""
+    tiny = tiny_case(case)
+    tiny.torch_model.save_pretrained(folder)
+    return tiny, load_file(folder / "model.safetensors")
+
+
+def test_tensors_that_change_nothing_are_passed_over(tmp_path):
+    tiny, tensors = saved_tensors(tmp_path)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert_same_tree(load_params(tmp_path, tiny.config, jnp.float32), tiny.params)
+
+
+@pytest.mark.parametrize("layout", ["language_model.model.", "model.language_model."])
+def test_decoder_inside_a_model_with_vision(layout, tmp_path):
+    tiny, tensors = saved_tensors(tmp_path, "gemma3_text")
+    tensors = {layout + name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    vision = "model.vision_tower.a" if layout.startswith("model.") else "vision_tower.a"
+    save_file(tensors | {vision: np.ones(3, np.float32)}, tmp_path / "model.safetensors")
+    assert_same_tree(load_params(tmp_path, tiny.config, jnp.float32), tiny.params)
+
+
+def test_leaves_are_placed_by_the_caller(tmp_path):
+    tiny, _ = saved_tensors(tmp_path)
+    mesh = jax.make_mesh((2,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    params = load_params(tmp_path, tiny.config, jnp.float32, lambda path, leaf: jax.device_put(leaf, sharding))
+    assert all(leaf.sharding == sharding for leaf in jax.tree.leaves(params))
+    assert_same_tree(params, tiny.params)
+
+
+Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop(Q_PROJ), f"missing tensors.*{Q_PROJ}"),
+        (lambda tensors: tensors.update({"model.extra.weight": np.ones(1)}), "unexpected tensors.*model.extra.weight"),
+        (lambda tensors: tensors.update({Q_PROJ: np.ones((3, 2))}), rf"{Q_PROJ} is \[3, 2\], not \[32, 32\]"),
+        (lambda tensors: tensors.update({Q_PROJ: np.ones((32, 32), np.int8)}), f"{Q_PROJ} is stored as I8"),
+    ],
+    ids=["missing", "unexpected", "shape", "quantised"],
+)
+def test_tensors_of_another_model_are_refused_by_name(change, message, tmp_path):
+    tiny, tensors = saved_tensors(tmp_path)
+    change(tensors)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=message):
+        load_params(tmp_path, tiny.config, jnp.float32)
+
+
+def test_an_untied_head_must_be_there(tmp_path):
+    tiny, _ = saved_tensors(tmp_path)
+    with pytest.raises(InputError, match=r"missing tensors.*lm_head\.weight"):
+        load_params(tmp_path, dataclasses.replace(tiny.config, tied_head=False), jnp.float32)
+
+
+def test_folders_without_whole_safetensors_are_refused(tmp_path):
+    config = tiny_case("qwen2_tied").config
+    with pytest.raises(InputError, match=r"no model\.safetensors"):
+        load_params(tmp_path, config, jnp.float32)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(InputError, match="pickled"):
+        load_params(tmp_path, config, jnp.float32)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "shard.safetensors"}}))
+    with pytest.raises(InputError, match=r"shard\.safetensors: no such file"):
+        load_params(tmp_path, config, jnp.float32)
+    saved_tensors(tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="cut off"):
+        load_params(tmp_path, config, jnp.float32)
+
+
+def test_export_leaves_nothing_partial(tmp_path):
+    tiny = tiny_case("qwen2_tied")
+    incomplete = {key: leaf for key, leaf in tiny.params.items() if key != "norm"}
+    with pytest.raises(ValueError, match="norm/scale"):
+        save_params(tmp_path, incomplete, tiny.config)
+    assert list(tmp_path.iterdir()) == []
+    save_params(tmp_path, tiny.params, tiny.config)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    with safe_open(tmp_path / "model.safetensors", framework="numpy") as handle:
+        assert handle.metadata() == {"format": "pt"}

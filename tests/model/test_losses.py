@@ -1,0 +1,94 @@
+"""The chunked loss against torch's cross-entropy, values and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from jaxalign.model.losses import next_token_loss
+
+B, T, D, V = 3, 11, 8, 23
+RANDOM = np.random.default_rng(0)
+HIDDEN = RANDOM.normal(size=(B, T, D)).astype(np.float32)
+HEAD = RANDOM.normal(size=(D, V)).astype(np.float32)
+TARGETS = RANDOM.integers(0, V, (B, T), dtype=np.int32)
+# Rows of 5 scattered targets, of 7 at the end, and of none.
+MASK = np.zeros((B, T), bool)
+MASK[0, [1, 2, 5, 8, 10]] = True
+MASK[1, 4:] = True
+
+# Float32 sums of twelve terms in another order.
+ROUNDING = 1e-5
+
+
+def head(head_kernel):
+    return lambda states: jnp.einsum("...D,DV->...V", states, head_kernel)
+
+
+def torch_loss() -> tuple[float, np.ndarray, np.ndarray]:
+    """The summed cross-entropy, and its gradients for hidden states and head."""
+    hidden, kernel = (torch.tensor(array, requires_grad=True) for array in (HIDDEN, HEAD))
+    mask = torch.tensor(MASK)
+    labels = torch.tensor(TARGETS.astype(np.int64))[mask]
+    loss = torch.nn.functional.cross_entropy((hidden @ kernel)[mask], labels, reduction="sum")
+    loss.backward()
+    assert hidden.grad is not None
+    assert kernel.grad is not None
+    return loss.item(), hidden.grad.numpy(), kernel.grad.numpy()
+
+
+# Chunks that divide 3 rows x 7 targets and that do not, less than a row each, more than there is; R above T.
+@pytest.mark.parametrize("targets_per_row", [7, 8, 11, 40])
+@pytest.mark.parametrize("chunk", [1, 3, 7, 10, 1000])
+def test_sum_count_and_gradients(targets_per_row: int, chunk: int):
+    @jax.jit
+    def loss(hidden, kernel):
+        return next_token_loss(
+            head(kernel), hidden, jnp.asarray(TARGETS), jnp.asarray(MASK), targets_per_row=targets_per_row, chunk=chunk
+        )
+
+    gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    (total, count), (hidden_gradient, head_gradient) = gradient(HIDDEN, HEAD)
+    reference, hidden_reference, head_reference = torch_loss()
+    assert total.dtype == count.dtype == jnp.float32
+    assert int(count) == MASK.sum()
+    np.testing.assert_allclose(total, reference, rtol=ROUNDING)
+    np.testing.assert_allclose(hidden_gradient, hidden_reference, atol=ROUNDING)
+    np.testing.assert_allclose(head_gradient, head_reference, atol=ROUNDING)
+
+
+def test_large_logits_stay_finite():
+    logits = jnp.asarray([[[0.0, 1e4, -1e4]]])
+    mask = jnp.ones((1, 1), bool)
+    total, _ = next_token_loss(lambda x: x, logits, jnp.zeros((1, 1), jnp.int32), mask, targets_per_row=1, chunk=1)
+    assert total == 1e4
+
+
+def test_no_target_at_all():
+    nothing = jnp.zeros((B, T), bool)
+    total, count = next_token_loss(
+        head(HEAD), jnp.asarray(HIDDEN), jnp.asarray(TARGETS), nothing, targets_per_row=2, chunk=4
+    )
+    assert total == 0.0
+    assert count == 0.0
+
+
+def test_no_more_than_a_chunk_of_logits_is_made():
+    """Every array in the program of the gradient that has a vocabulary axis holds at most `chunk` positions."""
+    chunk, vocabulary = 6, 1009
+
+    def loss(hidden, kernel):
+        arguments = (head(kernel), hidden, jnp.asarray(TARGETS), jnp.asarray(MASK))
+        return next_token_loss(*arguments, targets_per_row=7, chunk=chunk)[0]
+
+    kernel = jax.ShapeDtypeStruct((D, vocabulary), jnp.float32)
+    program = str(
+        jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(jax.ShapeDtypeStruct(HIDDEN.shape, jnp.float32), kernel)
+    )
+    assert f"f32[3,2,{vocabulary}]" in program
+    for shape in set(program.replace("[", " ").replace("]", " ").split()):
+        sizes = shape.split(",")
+        if str(vocabulary) in sizes:
+            others = [int(size) for size in sizes if size != str(vocabulary)]
+            assert np.prod(others) <= max(chunk, D)

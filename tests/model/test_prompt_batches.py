@@ -1,0 +1,61 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign.errors import InputError
+from jaxalign.model.prompt_batches import PromptRunner, bucket_length
+from jaxalign.runtime import make_mesh
+
+VARIABLES = {"params": {"norm": {"scale": np.ones(4, np.float32)}}}
+RNG = np.random.default_rng(0)
+PROMPTS = [RNG.integers(1, 100, n).tolist() for n in (5, 130, 1, 64, 65, 7, 300, 2, 9, 70, 3)]
+
+
+def token_sums(variables: Any, tokens: jax.Array, lengths: jax.Array, extra: Any) -> dict[str, jax.Array]:
+    return {"sum": tokens.sum(1) + extra, "length": lengths}
+
+
+def runner(batch_size: int, max_positions: int = 0) -> PromptRunner:
+    return PromptRunner(token_sums, VARIABLES, make_mesh(4, 2, 1), batch_size, max_positions)
+
+
+@pytest.mark.parametrize("batch_size", [8, 16])
+def test_results_come_in_the_order_of_the_prompts(batch_size: int):
+    result = runner(batch_size)(VARIABLES, PROMPTS, jnp.asarray(1, jnp.int32))
+    assert result["sum"].tolist() == [sum(prompt) + 1 for prompt in PROMPTS]
+    assert result["length"].tolist() == [len(prompt) for prompt in PROMPTS]
+
+
+def test_counts():
+    run, seen = runner(8), []
+    for _ in range(2):
+        run(VARIABLES, PROMPTS, jnp.asarray(1, jnp.int32), seen.append)
+    # The eight longest need 320 positions, the other three 64; eight rows are the least on this mesh.
+    assert run.counts.computed_positions == 2 * 8 * (320 + 64)
+    assert run.counts.prompt_tokens == 2 * sum(map(len, PROMPTS))
+    assert run.counts.prompts == sum(seen) == 2 * len(PROMPTS)
+    assert run.counts.compilations == 2
+    assert run.counts.seconds > 0
+
+
+@pytest.mark.parametrize(("longest", "length"), [(1, 64), (64, 64), (65, 128), (512, 512), (513, 640), (1344, 1408)])
+def test_bucket_lengths(longest: int, length: int):
+    assert bucket_length(longest) == length
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [([], "no prompt"), ([[1], []], "prompt 1 has no tokens"), ([[1], [1] * 65], "prompt 1 has 65 tokens")],
+)
+def test_prompts_that_cannot_run_are_named(prompts: list[list[int]], message: str):
+    with pytest.raises(InputError, match=message):
+        runner(8, max_positions=64)(VARIABLES, prompts, jnp.asarray(1, jnp.int32))
+
+
+@pytest.mark.parametrize("batch_size", [0, 4, 12])
+def test_a_batch_that_does_not_spread_over_the_mesh_is_refused(batch_size: int):
+    with pytest.raises(InputError, match="set a multiple of 8"):
+        runner(batch_size)

@@ -1,0 +1,101 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from sklearn.decomposition import PCA
+
+from jaxalign.errors import InputError
+from jaxalign.model.prompt_batches import PromptRunner
+from jaxalign.model.transformer import Decoder
+from jaxalign.probing.prompts import ProbeData
+from jaxalign.probing.representation import (
+    joint_pca,
+    language_correlations,
+    language_states,
+    mean_states_function,
+    pca_arrays,
+    write_representation,
+)
+from jaxalign.runtime import make_mesh
+from tests import tiny_world
+from tests.model.tiny_models import FAMILIES, VOCABULARY, numpy_of, tiny_case
+
+RNG = np.random.default_rng(0)
+PROMPTS = [RNG.integers(1, VOCABULARY, n).tolist() for n in (3, 70, 20, 1)]
+
+
+@pytest.mark.parametrize("case", FAMILIES)
+def test_mean_states_are_those_of_transformers(case: str):
+    tiny = tiny_case(case)
+    variables = {"params": tiny.params}
+    states = PromptRunner(mean_states_function(Decoder(tiny.config)), variables, make_mesh(2, 4, 1), 8)(
+        variables, PROMPTS
+    )
+    assert states.shape == (len(PROMPTS), tiny.config.layers + 1, tiny.config.width)
+    for i, prompt in enumerate(PROMPTS):
+        with torch.no_grad():
+            hidden = tiny.torch_model(torch.tensor([prompt]), output_hidden_states=True).hidden_states
+        expected = np.stack([numpy_of(state)[0].astype(np.float64).mean(0) for state in hidden])
+        # Float32 on both sides; residuals reach the tens in seven layers.
+        np.testing.assert_allclose(states[i], expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(40, 12), (12, 40), (15, 15)])
+def test_joint_pca_is_scikit_learns_full_decomposition(shape: tuple[int, int]):
+    states = (RNG.normal(size=shape) @ RNG.normal(size=(shape[1], shape[1])) + 7).astype(np.float32)
+    fit = PCA(n_components=2, svd_solver="full")
+    expected = fit.fit_transform(states.astype(np.float64))
+    found = joint_pca(states, 2)
+    signs = np.sign((found.coordinates * expected).sum(0))
+    # Float64 on both sides; the spectrum is well apart.
+    np.testing.assert_allclose(found.coordinates * signs, expected, atol=1e-7 * np.abs(expected).max())
+    np.testing.assert_allclose(found.explained, fit.explained_variance_ratio_, rtol=1e-9)
+    assert (found.coordinates[np.abs(found.coordinates).argmax(0), [0, 1]] > 0).all()
+
+
+def test_correlations_are_pearsons_of_the_first_joint_component():
+    shared = RNG.normal(size=(30, 8)) * [9, 1, 1, 1, 1, 1, 1, 1]
+    states = np.stack([shared, shared + RNG.normal(size=(30, 8)), -shared, RNG.normal(size=(30, 8)) * 3])
+    first = PCA(n_components=1, svd_solver="full").fit_transform(states.reshape(-1, 8)).reshape(4, 30)
+    expected = np.array([[scipy.stats.pearsonr(a, b)[0] for b in first] for a in first], float)
+    found = language_correlations(states)
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+    assert found[0, 1] > 0.95 and found[0, 2] == pytest.approx(-1)
+
+
+def test_files_of_the_pca(tmp_path: Path):
+    exemplars = tiny_world.write_data(tmp_path)
+    data = ProbeData(tmp_path, exemplars, tiny_world.byte_tokenizer(), slice(1, 6))
+    variables, mesh, decoder = tiny_world.variables(), make_mesh(8, 1, 1), tiny_world.DECODER
+    document = write_representation(
+        tmp_path / "out", decoder, variables, mesh, data, ["en", "de", "zh"], ["zh", "en"], 8, {"model": "tiny"}
+    )
+    assert json.loads((tmp_path / "out/pca.json").read_text()) == document
+    assert document["row"] == [1, 2, 3, 4, 5] and document["layer"] == [0, 1, 2, 3]
+    runner = PromptRunner(mean_states_function(decoder), variables, mesh, 8)
+    states = np.stack([language_states(runner, variables, data, code)[1] for code in ("en", "de", "zh")])
+    expected = pca_arrays(states, [2, 0])
+    with np.load(tmp_path / "out/pca.npz") as arrays:
+        assert set(arrays) == set(document["axes"]) == set(expected)
+        assert arrays["points"].shape == (4, 2, 5, 2) and arrays["correlations"].shape == (4, 3, 3)
+        for name, array in expected.items():
+            np.testing.assert_array_equal(arrays[name], array)
+        chinese, english = states[2, :, 1], states[0, :, 1]
+        np.testing.assert_allclose(
+            arrays["points"][1].reshape(10, 2), joint_pca(np.concatenate([chinese, english]), 2).coordinates, rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    ("rows", "scatter", "message"),
+    [(slice(0, 2), ["en"], "too few"), (slice(0, 4), ["fr"], "scatter languages fr"), (slice(0, 4), [], "(none)")],
+)
+def test_what_cannot_be_correlated_is_refused(tmp_path: Path, rows: slice, scatter: list[str], message: str):
+    data = ProbeData(tmp_path, tiny_world.write_data(tmp_path), tiny_world.byte_tokenizer(), rows)
+    with pytest.raises(InputError, match=message):
+        write_representation(
+            tmp_path, tiny_world.DECODER, tiny_world.variables(), make_mesh(8, 1, 1), data, ["en", "de"], scatter, 8, {}
+        )

@@ -1,0 +1,225 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from jaxalign.data.batches import BatchLayout, heldout_plan
+from jaxalign.errors import InputError
+from jaxalign.model.lora import LoraConfig
+from jaxalign.model.transformer import Decoder
+from jaxalign.training.checkpoint import open_checkpoints, read_adapter, read_trained
+from jaxalign.training.loop import LoopConfig, train
+from jaxalign.training.optimizer import OptimizerConfig
+from jaxalign.training.step import StepConfig
+from tests.model.tiny_models import tiny_case
+from tests.training.tiny_runs import LORA, mesh_of, random_adapter, random_pairs, tiny_plan
+
+STEPS = 9
+MODEL = tiny_case("llama_gqa_llama3_rope")
+PLAN = tiny_plan(STEPS, accumulation=2, row_multiple=4)
+
+
+class Interruption(Exception):
+    """Stands for whatever ends a process."""
+
+
+def tiny_training(run: Path, **changes: Any) -> dict[str, Any]:
+    """Nine steps on the tiny Llama: evaluation every step, a checkpoint every second one."""
+    settings: dict[str, Any] = {
+        "run": run,
+        "mesh": mesh_of(),
+        "optimizer_config": OptimizerConfig(learning_rate=1e-2),
+        "step_config": StepConfig(accumulation=2),
+        "loop_config": LoopConfig(log_every=1, evaluate_every=1, checkpoint_every=2),
+        "seed": 0,
+        "config": {"model": "tiny", "seed": 0},
+        "fingerprint": {"model": "tiny"},
+        **changes,
+    }
+    decoder = settings.pop("decoder", Decoder(MODEL.config, LORA))
+    params = settings.pop("params", MODEL.params)
+    plan = settings.pop("plan", PLAN)
+    held_out = settings.pop("held_out", heldout_plan(random_pairs(20, seed=9), BatchLayout(8, row_multiple=4)))
+    return jax.device_get(train(decoder, params, plan, held_out, **settings))
+
+
+def interrupt_at(stop: int):
+    """A hook that ends the run at a step, and else reports the step's square."""
+
+    def hook(step: int, collections: Any) -> dict[str, float]:
+        if step == stop:
+            raise Interruption
+        return {"square": float(step**2)}
+
+    return hook
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def assert_equal_bits(tree: Any, other: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, tree, other)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs(tmp_path_factory):
+    """Programs compiled by one run are kept for the next, as `jaxalign.runtime.start` does for users."""
+    folder = tmp_path_factory.mktemp("compiled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))  # for processes that a test starts
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        compilation_cache.reset_cache()
+        yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, compiled_programs):
+    """(run folder, trained adapters) of a run from start to end."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    return run, tiny_training(run, hooks=[interrupt_at(-1)])
+
+
+def test_a_run_leaves_its_records(undisturbed):
+    run, trained = undisturbed
+    assert json.loads((run / "config.json").read_text()) == {"model": "tiny", "seed": 0}
+    rows = metrics(run)
+    held_out = [row for row in rows if "heldout_loss" in row]
+    steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in held_out] == list(range(STEPS + 1))
+    assert [row["square"] for row in held_out] == [float(step**2) for step in range(STEPS + 1)]
+    assert [row["step"] for row in steps] == list(range(1, STEPS + 1))
+    assert set(steps[0]) == {"step", "loss", "learning_rate", "gradient_norm", "tokens", "seconds"}
+    assert [row["tokens"] for row in steps] == [PLAN.rows_at(step).loss_mask.sum() for step in range(STEPS)]
+    with open_checkpoints(run, create=False) as checkpoints:
+        assert list(checkpoints.all_steps()) == [8, 9]
+    lora, adapter = read_adapter(run)
+    assert lora == LORA
+    assert_equal_bits(adapter, trained["lora"])
+    assert read_trained(run).record.config == {"model": "tiny", "seed": 0}
+
+
+@pytest.mark.parametrize("stop", [0, 1, 4, 7])
+def test_an_interrupted_run_ends_as_an_undisturbed_one(tmp_path, undisturbed, stop):
+    """Stops before the first checkpoint, right before one is written, and between two."""
+    with pytest.raises(Interruption):
+        tiny_training(tmp_path, hooks=[interrupt_at(stop)])
+    trained = tiny_training(tmp_path, hooks=[interrupt_at(-1)])
+    assert_equal_bits(trained, undisturbed[1])
+    assert timeless(metrics(tmp_path)) == timeless(metrics(undisturbed[0]))
+
+
+def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path, undisturbed):
+    repository = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "tests.training.kill_at_step", str(tmp_path), "5"]
+    killed = subprocess.run(command, cwd=repository, env=os.environ, capture_output=True, text=True, check=False)
+    assert killed.returncode == -9, killed.stderr
+    assert not (tmp_path / "checkpoints" / "6").exists()
+    trained = tiny_training(tmp_path, hooks=[interrupt_at(-1)])
+    assert_equal_bits(trained, undisturbed[1])
+    assert [row["step"] for row in metrics(tmp_path)] == [row["step"] for row in metrics(undisturbed[0])]
+
+
+def test_a_finished_run_says_so_and_does_nothing(undisturbed, capsys):
+    run, trained = undisturbed
+    before = (run / "metrics.jsonl").read_bytes()
+    assert_equal_bits(tiny_training(run, hooks=[interrupt_at(0)]), trained)
+    assert "finished" in capsys.readouterr().err
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"fingerprint": {"model": "another"}}, "model was 'tiny' and is now 'another'"),
+        ({"optimizer_config": OptimizerConfig(learning_rate=2e-2)}, "optimizer.learning_rate was 0.01"),
+        ({"plan": tiny_plan(STEPS, accumulation=2, packed=False)}, "batch.packed"),
+        ({"decoder": Decoder(MODEL.config, LoraConfig(2, 8.0))}, "lora.rank was 4 and is now 2"),
+        ({"step_config": StepConfig(accumulation=1)}, "step.accumulation was 2 and is now 1"),
+    ],
+)
+def test_another_fingerprint_is_refused(undisturbed, changes, key):
+    with pytest.raises(InputError, match=key):
+        tiny_training(undisturbed[0], **changes)
+
+
+def test_a_named_run_is_continued_in_a_new_folder(tmp_path, undisturbed):
+    first, second = tmp_path / "first", tmp_path / "second"
+    with pytest.raises(Interruption):
+        tiny_training(first, hooks=[interrupt_at(5)])
+    trained = tiny_training(second, resume=first)
+    assert_equal_bits(trained, undisturbed[1])
+    assert metrics(second)[0]["step"] == 4
+    with pytest.raises(InputError, match="not a run folder"):
+        tiny_training(tmp_path / "third", resume=tmp_path / "nothing")
+
+
+def test_an_initial_adapter_is_the_start_and_stays_usable(tmp_path):
+    start = jax.tree.map(jax.numpy.asarray, random_adapter(MODEL.config))
+    # Its first update is one of learning rate 0.
+    trained = tiny_training(tmp_path, initial_adapter=start, plan=tiny_plan(1, accumulation=2))
+    assert_equal_bits(trained["lora"], jax.device_get(start))
+
+
+@pytest.mark.parametrize("other", [LoraConfig(2, 8.0), LoraConfig(4, 8.0, ("q_proj",))])
+def test_an_initial_adapter_of_another_shape_is_refused(tmp_path, other):
+    with pytest.raises(InputError, match="initial adapter does not have rank"):
+        tiny_training(tmp_path, decoder=Decoder(MODEL.config, other), initial_adapter=random_adapter(MODEL.config))
+
+
+def test_full_tuning_trains_the_parameters(tmp_path):
+    trained = tiny_training(tmp_path, decoder=Decoder(MODEL.config), plan=tiny_plan(4, accumulation=2))
+    assert np.any(trained["params"]["norm"]["scale"] != MODEL.params["norm"]["scale"])
+    assert_equal_bits(read_trained(tmp_path).collections, trained)
+    with pytest.raises(InputError, match="no adapter"):
+        read_adapter(tmp_path)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    broken = jax.tree.map(np.copy, MODEL.params)
+    broken["norm"]["scale"][0] = np.nan
+    with pytest.raises(InputError, match=r"step 1: the loss is nan .* lower optimizer\.learning_rate"):
+        tiny_training(tmp_path, params=broken)
+    with open_checkpoints(tmp_path, create=False) as checkpoints:
+        assert checkpoints.latest_step() is None
+
+
+def test_rows_are_written_every_so_many_steps(tmp_path):
+    tiny_training(tmp_path, loop_config=LoopConfig(log_every=4, evaluate_every=3, checkpoint_every=5))
+    rows = metrics(tmp_path)
+    assert [row["step"] for row in rows if "loss" in row] == [1, 4, 8, 9]
+    assert [row["step"] for row in rows if "heldout_loss" in row] == [0, 3, 6, 9]
+    with open_checkpoints(tmp_path, create=False) as checkpoints:
+        assert list(checkpoints.all_steps()) == [5, 9]
+
+
+def test_another_mesh_continues_the_run(tmp_path, undisturbed):
+    """Saved from one device, restored to four: the same run up to the order of float32 sums."""
+    with pytest.raises(Interruption):
+        tiny_training(tmp_path, hooks=[interrupt_at(5)])
+    trained = tiny_training(tmp_path, mesh=mesh_of(1, 4, 1))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), trained, undisturbed[1])
+
+
+def test_without_held_out_batches_and_hooks_only_steps_are_logged(tmp_path):
+    tiny_training(tmp_path, held_out=None)
+    assert [row["step"] for row in metrics(tmp_path)] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize("key", ["log_every", "evaluate_every", "checkpoint_every"])
+def test_impossible_intervals_are_refused(key):
+    with pytest.raises(InputError, match=key):
+        LoopConfig(**{key: 0})

@@ -1,0 +1,84 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from transformers import TrainingArguments
+from transformers.optimization import get_cosine_schedule_with_warmup
+
+from jaxalign.errors import InputError
+from jaxalign.training.optimizer import OptimizerConfig, cosine_schedule, make_optimizer
+
+
+def torch_schedule(optimizer: torch.optim.Optimizer, total: int, fraction: float):
+    """The schedule that the Hugging Face Trainer makes of warm-up fraction and number of steps."""
+    warmup = TrainingArguments(output_dir="unused", warmup_steps=fraction).get_warmup_steps(total)
+    return get_cosine_schedule_with_warmup(optimizer, warmup, total)
+
+
+@pytest.mark.parametrize(("total", "fraction"), [(30, 0.1), (1779, 0.1), (7, 0.5), (5, 0.0), (3, 0.9)])
+def test_schedule_is_that_of_transformers(total, fraction):
+    parameter = torch.nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.AdamW([parameter], lr=3e-4)
+    theirs_schedule = torch_schedule(optimizer, total, fraction)
+    theirs = []
+    for _ in range(total):
+        theirs.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs_schedule.step()
+    ours = jax.vmap(cosine_schedule(OptimizerConfig(3e-4, fraction), total))(jnp.arange(total))
+    assert theirs[0] == (0.0 if fraction else 3e-4)
+    # float32 cosine: half an ulp of 1 near the end of the decay, times the learning rate.
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=3e-4 * 1e-7)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_updates_are_those_of_clipped_adamw_in_torch(weight_decay):
+    rng = np.random.default_rng(0)
+    start = {"a": rng.normal(size=(3, 4)).astype(np.float32), "b": rng.normal(size=(2, 3, 2)).astype(np.float32)}
+    # Norms of about 0.2 and 20: some updates are clipped and some are not.
+    gradients = [
+        jax.tree.map(lambda x, s=scale: (s * rng.normal(size=x.shape)).astype(np.float32), start)
+        for scale in [0.05, 5.0] * 10
+    ]
+    total, clip_norm = len(gradients), 1.0
+
+    parameters = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in start.items()}
+    torch_optimizer = torch.optim.AdamW(
+        parameters.values(), lr=1e-2, betas=(0.9, 0.99), eps=1e-6, weight_decay=weight_decay
+    )
+    schedule = torch_schedule(torch_optimizer, total, 0.2)
+    config = OptimizerConfig(1e-2, 0.2, weight_decay, 0.9, 0.99, 1e-6, clip_norm)
+    optimizer = make_optimizer(config, cosine_schedule(config, total))
+    ours: Any = jax.tree.map(jnp.asarray, start)
+    state = optimizer.init(ours)
+
+    clipped = 0
+    for gradient in gradients:
+        for name, parameter in parameters.items():
+            parameter.grad = torch.tensor(gradient[name])
+        clipped += float(torch.nn.utils.clip_grad_norm_(parameters.values(), clip_norm)) > clip_norm
+        torch_optimizer.step()
+        schedule.step()
+        updates, state = optimizer.update(gradient, state, ours)
+        ours = optax.apply_updates(ours, updates)
+    assert clipped == total // 2
+    for name, parameter in parameters.items():
+        assert np.abs(ours[name] - start[name]).max() > 1e-2
+        # torch divides by norm + 1e-6 where optax divides by the norm: 1e-6 relative; the rest is float32 rounding.
+        np.testing.assert_allclose(ours[name], parameter.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_state_is_float32():
+    config = OptimizerConfig()
+    state = make_optimizer(config, cosine_schedule(config, 10)).init({"a": jnp.zeros((2,))})
+    assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("float32"), jnp.dtype("int32")}
+
+
+@pytest.mark.parametrize("wrong", [{"warmup_fraction": 1.5}, {"learning_rate": 0.0}, {"clip_norm": -1.0}])
+def test_impossible_settings_are_refused(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        OptimizerConfig(**wrong)
