@@ -67,7 +67,9 @@ def write_data(folder: Path) -> Exemplars:
                 for i, word in enumerate(words)
             ]
             (folder / task.folder / f"{name}_{language}{ROWS}_test.json").write_text(json.dumps(rows))
-            shown = [{**{field: f"{label}." for field in task.exemplar_fields}, "label": label} for label in task.classes]
+            shown = [
+                {**{field: f"{label}." for field in task.exemplar_fields}, "label": label} for label in task.classes
+            ]
             exemplars.setdefault(name, {})[language] = {"exemplars": shown}
     (folder / "exemplars.json").write_text(json.dumps(exemplars))
     return read_exemplars(folder / "exemplars.json")

@@ -31,7 +31,9 @@ def demo(config: ConfigDict, paths: Sequence[str]) -> None:
     title(f"Before: {config.tasks} in {config.languages}, then what the layers hold")
     evaluate_model(changed(config, out=before), base)
     probe_model(changed(config, out=before), base)
-    title(f"Tuning on questions translated from {config.build.sources} into {config.build.target}; no answers are shown")
+    title(
+        f"Tuning on questions translated from {config.build.sources} into {config.build.target}; no answers are shown"
+    )
     train_model(changed(config, out=run), base, build_pairs(config), [])
     title("After: the same rows again")
     tuned = with_adapter(base, Path(run))

@@ -51,7 +51,12 @@ def evaluate_model(config: ConfigDict, model: Model) -> None:
 
 def settings(config: ConfigDict, model: Model) -> dict[str, str]:
     """What results depend on beyond the prompts."""
-    return {"model": str(model.path), "adapter": config.adapter, "dtype": config.dtype, "param_dtype": config.param_dtype}
+    return {
+        "model": str(model.path),
+        "adapter": config.adapter,
+        "dtype": config.dtype,
+        "param_dtype": config.param_dtype,
+    }
 
 
 def tuned_on(model: Model) -> list[str] | None:

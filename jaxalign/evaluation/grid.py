@@ -24,6 +24,7 @@ from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.evaluation.score_labels import Scorer
 from jaxalign.files import read_json, write_json, write_json_lines
+from jaxalign.model.fingerprint import weights_sha256
 from jaxalign.statistics import wilson_interval
 
 VARIANT = "english"
@@ -164,13 +165,15 @@ def evaluate_grid(
     Args:
       out: the folder that receives them; only process 0 writes.
       tasks, languages: the cells, in the order of the records.
-      settings: what masses depend on beyond the cells' own prompts (model, adapter, precision), JSON values; a
-        finished cell is reused only if they are equal.
+      settings: what masses depend on beyond prompts and weights (model, adapter, precision), JSON values; a finished
+        cell is reused only if they, the prompts and the weights are equal.
       description: what `results.json` says besides its cells: model, adapter, tuned_on, config, command, versions.
 
     Returns:
       The content of `results.json`.
     """
+    variables = scorer.place(variables)
+    settings = {**settings, "weights_sha256": weights_sha256(variables)}
     cells = [render_cell(data, task_named(task), language) for task in tasks for language in languages]
     records = {cell.name: reuse_cell(out, cell, data, settings) for cell in cells}
     # Every process must score the same cells; what process 0 finds on its disk counts.

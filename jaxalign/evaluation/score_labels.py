@@ -40,6 +40,10 @@ class Scorer:
     def counts(self) -> RunCounts:
         return self.runner.counts
 
+    def place(self, variables: Any) -> Any:
+        """The variables as the mesh holds them: placed once, they are not moved again for every call."""
+        return self.runner.place(variables)
+
     def masses(
         self,
         variables: Any,

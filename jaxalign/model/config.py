@@ -78,9 +78,10 @@ def config_from_hf(document: dict[str, Any], where: str) -> ModelConfig:
     that is neither read here nor known to change nothing raises InputError.
     """
     document = text_document(document, where)
-    family = document.get("model_type")
-    if family not in _DEFAULTS:
-        raise InputError(f"{where}: model_type {json.dumps(family)} is not supported, only {', '.join(_DEFAULTS)}")
+    kind = document.get("model_type")
+    family: Family | None = next((name for name in _DEFAULTS if name == kind), None)
+    if family is None:
+        raise InputError(f"{where}: model_type {json.dumps(kind)} is not supported, only {', '.join(_DEFAULTS)}")
     keys = Keys(document, _DEFAULTS[family], where)
     gemma = family == "gemma3_text"
 
@@ -169,7 +170,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 
 # What transformers' configuration classes assume where a config.json is silent.
 # fmt: off
-_DEFAULTS: dict[str, dict[str, Any]] = {
+_DEFAULTS: dict[Family, dict[str, Any]] = {
     "llama": dict(
         vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
         max_position_embeddings=2048,

@@ -55,9 +55,8 @@ def init_lora(key: jax.Array, config: ModelConfig, lora: LoraConfig) -> dict[str
     projections = projection_sizes(config)
     unknown = [target for target in lora.targets if target not in projections]
     if unknown or not lora.targets:
-        raise InputError(
-            f"lora targets {list(lora.targets)}: {unknown or 'none given'}; choose from {list(projections)}"
-        )
+        wrong = f"no projection is named {', '.join(unknown)}" if unknown else "none are given"
+        raise InputError(f"lora targets: {wrong}; choose from {', '.join(projections)}")
     tree: dict[str, Any] = {}
     for target, target_key in zip(lora.targets, jax.random.split(key, len(lora.targets)), strict=True):
         module, sizes = projections[target]

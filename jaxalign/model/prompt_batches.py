@@ -82,10 +82,11 @@ class PromptRunner:
                 f"set a multiple of {self.row_multiple}"
             )
         self.mesh, self.by_row = mesh, NamedSharding(mesh, PartitionSpec(BATCH))
+        self.variable_shardings = param_shardings(variables, mesh)
         replicated = NamedSharding(mesh, PartitionSpec())
         self.step = jax.jit(
             self.counted(function),
-            in_shardings=(param_shardings(variables, mesh), self.by_row, self.by_row, replicated),
+            in_shardings=(self.variable_shardings, self.by_row, self.by_row, replicated),
             out_shardings=replicated,
         )
 
@@ -121,6 +122,7 @@ class PromptRunner:
         """
         self.check(prompts)
         start = time.perf_counter()
+        variables = self.place(variables)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
         parts = []
         for first in range(0, len(order), self.batch_size):
@@ -136,6 +138,10 @@ class PromptRunner:
         self.counts.seconds += time.perf_counter() - start
         # Filler rows stand behind the last prompt, and batches are full before the last.
         return jax.tree.map(lambda *arrays: np.concatenate(arrays)[np.argsort(order)], *parts)
+
+    def place(self, variables: Any) -> Any:
+        """The variables as the mesh holds them; those that lie there already are not copied."""
+        return jax.device_put(variables, self.variable_shardings)
 
     def check(self, prompts: Sequence[Sequence[int]]) -> None:
         if not prompts:

@@ -364,7 +364,6 @@ class Decoder(nn.Module):
             number, kind, cached, mask = per_layer
             sight = jax.tree.map(lambda kinds: kinds[kind], every_sight)
             x, cached, gate = block(x, sight, cached, None if cache is None else cache.offset, mask)
-            x = constrain(x, HIDDEN)
             return x, (cached, None if tap is None else tap(number, x, gate))
 
         if self.remat != "none":
@@ -374,6 +373,7 @@ class Decoder(nn.Module):
         numbers = jnp.arange(config.layers, dtype=jnp.int32)
         cached = None if cache is None else (cache.k, cache.v)
         per_layer = (numbers, jnp.asarray(layer_kinds(config)[1]), cached, neuron_mask)
+        # Said once, where the residual stream begins: the scan carries the layout on.
         x = constrain(constrain(self.embed(tokens), EMBEDDED), HIDDEN)
         x, (cached, taps) = scan(self.layers, x, per_layer)
 

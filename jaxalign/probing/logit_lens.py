@@ -177,6 +177,7 @@ def write_logit_lens(
       The content of the JSON file.
     """
     runner = PromptRunner(lens_function(decoder), variables, mesh, batch_size, decoder.config.max_positions)
+    variables = runner.place(variables)
     lens = {language: lens_of_language(runner, variables, data, language, on_rows) for language in languages}
     document = {**lens_document(lens), **description}
     write_probe(out, "logit_lens", lens_arrays(lens), document)

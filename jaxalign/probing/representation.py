@@ -147,6 +147,7 @@ def write_representation(
     if missing or not scatter_languages:
         raise InputError(f"pca: scatter languages {', '.join(missing) or '(none)'} are not among the probed")
     runner = PromptRunner(mean_states_function(decoder), variables, mesh, batch_size, decoder.config.max_positions)
+    variables = runner.place(variables)
     probed = {language: language_states(runner, variables, data, language, on_rows) for language in languages}
     for (first, (first_rows, _)), (second, (second_rows, _)) in pairwise(probed.items()):
         if first_rows != second_rows:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.errors import InputError
-from jaxalign.files import read_json
 from jaxalign.metrics_log import whole_rows
 from jaxalign.reporting.fields import field, read_object, texts
 
-RUN_FILES = ("run.json", "config.json", "metrics.jsonl")
+RUN_FILES = ("run.json", "metrics.jsonl")
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,6 @@ class TrainingRun:
     folder: Path
     document: Mapping[str, Any]
     """`run.json`"""
-    config: Any
     training: Sequence[tuple[int, float]]
     held_out: Sequence[tuple[int, float]]
 
@@ -55,9 +53,9 @@ def find_run(adapter: str, beside: Path) -> Path | None:
 
 
 def read_run(folder: Path) -> TrainingRun:
-    """The training run in `folder`; all three of its files must be there."""
+    """The training run in `folder`; both of its files must be there."""
     described = folder / "run.json"
-    document, config = read_object(described), read_json(folder / "config.json")
+    document = read_object(described)
     if "languages" in document:
         languages = field(document, "languages", dict, str(described))
         for side in ("sources", "targets"):
@@ -70,7 +68,7 @@ def read_run(folder: Path) -> TrainingRun:
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: not JSON lines ({error.msg})") from None
     training, held_out = (list(curve(rows, name, path)) for name in ("loss", "heldout_loss"))
-    return TrainingRun(folder, document, config, training, held_out)
+    return TrainingRun(folder, document, training, held_out)
 
 
 def curve(rows: Sequence[Any], name: str, path: Path) -> Iterator[tuple[int, float]]:

@@ -62,7 +62,7 @@ def train(
     step_config: StepConfig,
     loop_config: LoopConfig,
     seed: int,
-    config: Mapping[str, Any],
+    document: Mapping[str, Any],
     fingerprint: checkpoint.Fingerprint,
     resume: Path | None = None,
     initial_adapter: Any = None,
@@ -77,9 +77,9 @@ def train(
       decoder: with `lora` set its adapters are tuned, without it all of `params`.
       params: the base model's parameters.
       held_out: batches whose loss is measured at step 0, every `evaluate_every` steps and at the end.
-      run: folder for config.json, metrics.jsonl and checkpoints/.
+      run: folder for run.json, metrics.jsonl and checkpoints/.
       seed: of the fresh adapter.
-      config: JSON document of the whole command, kept in the run and in its checkpoints.
+      document: what run.json says, JSON; its config goes into the checkpoints too.
       fingerprint: what the result depends on beyond the arguments above (the base model's name, say); flat JSON.
       resume: another run, whose newest checkpoint is the start if this one has none yet.
       initial_adapter: tree to start from in place of a fresh adapter.
@@ -112,7 +112,7 @@ def train(
         "step.reduction": step_config.reduction,
         "total_steps": plan.steps,
     }
-    record = checkpoint.Record(config, fingerprint, decoder.lora)
+    record = checkpoint.Record(document["config"], fingerprint, decoder.lora)
     with checkpoint.open_checkpoints(run, create=True) as checkpoints:
         own = checkpoints.latest_step()
         first, state = checkpoint.start(checkpoints, resume, state, fingerprint)
@@ -120,7 +120,7 @@ def train(
             say(f"{run if own is not None else resume}: finished, all {plan.steps} steps are done")
             return state.trainable
         if jax.process_index() == 0:
-            files.write_json(run / "config.json", config)
+            files.write_json(run / "run.json", document)
 
         # Steps
         loss_sums = make_loss_sums(decoder, plan.targets_per_row, step_config.loss_chunk)

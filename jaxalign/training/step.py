@@ -175,7 +175,7 @@ def make_shardings(trainable: Any, frozen: Any, optimizer: optax.GradientTransfo
 
 def new_state(trainable: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first update: a float32 copy of `trainable`, and an optimizer that has seen nothing."""
-    # A copy, since the step consumes its state and jit hands an unchanged argument through as the same buffer.
+    # A copy, since the step consumes its state and jit may hand an unchanged argument through as the same buffer.
     trainable = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), trainable)
     return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable))
 

@@ -59,7 +59,9 @@ def test_evaluate_probe_train_report_export(jaxalign, model_folder, work):
     # The exported adapter says in PEFT what the run says here.
     ok("export", run, f"--config.out={adapter}")
     ok("evaluate", model, f"--config.adapter={adapter}", LANGUAGES, ROWS, f"--config.out={work / 'peft'}")
-    for ours, theirs in zip(lines(after / "predictions.jsonl"), lines(work / "peft" / "predictions.jsonl"), strict=False):
+    for ours, theirs in zip(
+        lines(after / "predictions.jsonl"), lines(work / "peft" / "predictions.jsonl"), strict=False
+    ):
         np.testing.assert_allclose(*(list(r["prefix_mass"].values()) for r in (ours, theirs)), rtol=1e-6)
     base = transformers.AutoModelForCausalLM.from_pretrained(model_folder)
     tuned = PeftModel.from_pretrained(base, str(adapter)).eval()

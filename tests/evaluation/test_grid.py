@@ -3,6 +3,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from scipy.stats import binomtest
@@ -43,7 +44,7 @@ class StopsAfter:
     """A scorer that scores so many cells and then fails, as a run that is killed."""
 
     def __init__(self, scorer: Scorer, cells: int):
-        self.scorer, self.cells, self.counts = scorer, cells, scorer.counts
+        self.scorer, self.cells, self.counts, self.place = scorer, cells, scorer.counts, scorer.place
 
     def masses(self, *arguments: Any) -> np.ndarray:
         if not self.cells:
@@ -110,6 +111,9 @@ def test_cells_made_with_other_settings_are_refused_by_name(tmp_path: Path, scor
     more_rows = GridData(data.folder, data.exemplars, data.tokenizer, slice(0, 6), data.seed)
     with pytest.raises(InputError, match="rows="):
         run(tmp_path, scorer, more_rows)
+    moved = jax.tree.map(lambda x: x + np.float32(1e-3), tiny_world.variables())
+    with pytest.raises(InputError, match="weights_sha256="):
+        evaluate_grid(tmp_path, scorer, moved, data, ["emotion"], ["en"], SETTINGS, DESCRIPTION)
     file = data.folder / "ap_emotion/emotion_en6_test.json"
     file.write_text(file.read_text().replace("en input 2", "another review"))
     with pytest.raises(InputError, match="inputs_sha256="):

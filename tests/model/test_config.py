@@ -209,6 +209,7 @@ REFUSED = [
     (LLAMA_31_8B, {"num_experts": 8}, "num_experts"),
     (LLAMA_31_8B, {"quantization_config": {"bits": 4}}, "quantization_config"),
     (LLAMA_31_8B, {"model_type": "gpt2"}, "gpt2"),
+    (LLAMA_31_8B, {"model_type": ["llama"]}, "model_type"),
     (LLAMA_31_8B, {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     (MISTRAL_7B_V01, {"attention_bias": True}, "attention_bias"),
     (MISTRAL_7B_V01, {"layer_types": ["full_attention"]}, "layer_types"),

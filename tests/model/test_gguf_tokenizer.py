@@ -1,5 +1,7 @@
 """Tokenizers inside GGUF files against the tokenizers that they were made of, built by transformers' own classes."""
 
+import json
+
 import gguf
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -27,6 +29,7 @@ TEXTS = [
     "<|start|>user\nWhat's THIS, they'Re 's?<|end|>\n",
     "<s>not at its place</s>",
     'Answer: "positive"',
+    "abc babc abcab",
 ]
 SPECIAL = ["<|start|>", "<|end|>", "<tool>"]
 
@@ -163,7 +166,8 @@ def sentence_piece_parts(space="\u2581"):
     learned = tokenizer.get_vocab()
     pieces = [token for token in sorted(learned, key=lambda token: learned[token]) if "\n" not in token]
     fixed = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    merged = [piece for piece in pieces if len(piece) > 1]
+    # "abc" can be cut in two ways, whose order matters.
+    merged = [piece for piece in pieces if len(piece) > 1] + ["ab", "bc", "abc"]
     tokens = fixed + merged + [piece for piece in pieces if len(piece) == 1]
     scores = dict.fromkeys(fixed, 0.0) | {token: -float(i) for i, token in enumerate(tokens[len(fixed) :])}
     kinds = {token: gguf.TokenType.BYTE for token in fixed} | dict.fromkeys(fixed[1:3], gguf.TokenType.CONTROL)
@@ -177,11 +181,16 @@ def write_sentence_piece(path, architecture, **settings):
     return write_tokenizer(path, vocabulary, None, scores, kinds, architecture, **settings)
 
 
+def merges_of(tokenizer):
+    return json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
 def test_sentence_piece_ids_and_texts(architecture, tmp_path):
     settings = {"add_space_prefix": False} if architecture == "gemma3" else {}
     path = write_sentence_piece(tmp_path / "t.gguf", architecture, add_bos_token=True, **settings)
     ours, theirs = read_gguf_tokenizer(path), AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
+    assert merges_of(ours) == merges_of(theirs)
     for text in TEXTS:
         ids = ours(text)["input_ids"]
         assert ids == theirs(text)["input_ids"], text

@@ -52,7 +52,7 @@ def lens_in_numpy(torch_model: Any, prompt: list[int], offset: float) -> tuple[n
 def test_lens_is_transformers_hidden_states_through_norm_and_head(case: str):
     tiny = tiny_case(case)
     variables = {"params": tiny.params}
-    runner = PromptRunner(lens_function(Decoder(tiny.config)), variables, make_mesh(2, 4, 1), 8)
+    runner = PromptRunner(lens_function(Decoder(tiny.config)), variables, make_mesh(8, 1, 1), 8)
     masses, entropy, finite = runner(variables, PROMPTS, pad_label_sets(LABELS))
     assert masses.shape[:2] == entropy.shape == (len(PROMPTS), tiny.config.layers) and finite.all()
     for i, prompt in enumerate(PROMPTS):
@@ -64,7 +64,7 @@ def test_lens_is_transformers_hidden_states_through_norm_and_head(case: str):
 
 def test_the_last_layer_is_what_the_model_says():
     tiny = tiny_case("gemma3_text")
-    variables, mesh = {"params": tiny.params}, make_mesh(2, 4, 1)
+    variables, mesh = {"params": tiny.params}, make_mesh(8, 1, 1)
     masses, *_ = PromptRunner(lens_function(Decoder(tiny.config)), variables, mesh, 8)(
         variables, PROMPTS, pad_label_sets(LABELS)
     )

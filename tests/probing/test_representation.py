@@ -31,7 +31,7 @@ PROMPTS = [RNG.integers(1, VOCABULARY, n).tolist() for n in (3, 70, 20, 1)]
 def test_mean_states_are_those_of_transformers(case: str):
     tiny = tiny_case(case)
     variables = {"params": tiny.params}
-    states = PromptRunner(mean_states_function(Decoder(tiny.config)), variables, make_mesh(2, 4, 1), 8)(
+    states = PromptRunner(mean_states_function(Decoder(tiny.config)), variables, make_mesh(8, 1, 1), 8)(
         variables, PROMPTS
     )
     assert states.shape == (len(PROMPTS), tiny.config.layers + 1, tiny.config.width)

@@ -76,9 +76,9 @@ def write_run(folder: Path, sources: Sequence[str] = ("zh", "de"), targets: Sequ
         "versions": VERSIONS,
         "template": "none",
         "trainable_parameters": 460_800,
+        "config": {"optimizer": {"learning_rate": 5e-5}, "epochs": 3},
     }
     write_json(folder / "run.json", document)
-    write_json(folder / "config.json", {"optimizer": {"learning_rate": 5e-5}, "epochs": 3})
     steps = range(1, 201)
     noise = np.random.default_rng(3).normal(0, 0.05, len(steps))
     rows: list[dict[str, Any]] = [{"step": 0, "heldout_loss": 3.5}]

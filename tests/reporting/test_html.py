@@ -134,7 +134,6 @@ def test_hostile_text_stays_text(folders: tuple[Path, Path]) -> None:
         document |= {"model": HOSTILE, "command": HOSTILE, "versions": {HOSTILE: HOSTILE}, "template": HOSTILE}
         document |= {"config": {HOSTILE: [HOSTILE]}, "files": [HOSTILE]}
         path.write_text(json.dumps(document))
-    (run / "config.json").write_text('{"text": "</pre><script>\\u202e"}')
     text = report(*folders, command=HOSTILE)
     page = Page(text)
     assert page.open == []

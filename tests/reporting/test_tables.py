@@ -187,7 +187,7 @@ def test_other_task_versions_are_refused(folders: tuple[Path, Path]) -> None:
     assert "task version 99 in one and 1 in the other" in refused(*folders)
 
 
-@pytest.mark.parametrize("name", ["run.json", "config.json", "metrics.jsonl"])
+@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl"])
 def test_a_run_with_a_file_missing_is_refused(folders: tuple[Path, Path], name: str) -> None:
     (folders[0].parent / "run" / name).unlink()
     assert name in refused(*folders)

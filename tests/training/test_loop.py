@@ -39,7 +39,7 @@ def tiny_training(run: Path, **changes: Any) -> dict[str, Any]:
         "step_config": StepConfig(accumulation=2),
         "loop_config": LoopConfig(log_every=1, evaluate_every=1, checkpoint_every=2),
         "seed": 0,
-        "config": {"model": "tiny", "seed": 0},
+        "document": {"config": {"model": "tiny", "seed": 0}},
         "fingerprint": {"model": "tiny"},
         **changes,
     }
@@ -95,10 +95,11 @@ def undisturbed(tmp_path_factory, compiled_programs):
 
 def test_a_run_leaves_its_records(undisturbed):
     run, trained = undisturbed
-    assert json.loads((run / "config.json").read_text()) == {"model": "tiny", "seed": 0}
+    assert json.loads((run / "run.json").read_text())["config"] == {"model": "tiny", "seed": 0}
     rows = metrics(run)
     held_out = [row for row in rows if "heldout_loss" in row]
     steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in rows] == [0, *(step for step in range(1, STEPS + 1) for _ in ("loss", "held out"))]
     assert [row["step"] for row in held_out] == list(range(STEPS + 1))
     assert [row["square"] for row in held_out] == [float(step**2) for step in range(STEPS + 1)]
     assert [row["step"] for row in steps] == list(range(1, STEPS + 1))
@@ -168,7 +169,7 @@ def test_a_named_run_is_continued_in_a_new_folder(tmp_path, undisturbed):
 
 
 def test_an_initial_adapter_is_the_start_and_stays_usable(tmp_path):
-    start = jax.tree.map(jax.numpy.asarray, random_adapter(MODEL.config))
+    start = jax.device_put(random_adapter(MODEL.config))
     # Its first update is one of learning rate 0.
     trained = tiny_training(tmp_path, initial_adapter=start, plan=tiny_plan(1, accumulation=2))
     assert_equal_bits(trained["lora"], jax.device_get(start))
@@ -192,7 +193,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     broken = jax.tree.map(np.copy, MODEL.params)
     broken["norm"]["scale"][0] = np.nan
     with pytest.raises(InputError, match=r"step 1: the loss is nan .* lower optimizer\.learning_rate"):
-        tiny_training(tmp_path, params=broken)
+        tiny_training(tmp_path, params=broken, loop_config=LoopConfig(1, evaluate_every=9, checkpoint_every=1))
     with open_checkpoints(tmp_path, create=False) as checkpoints:
         assert checkpoints.latest_step() is None
 
