@@ -15,6 +15,9 @@ from jaxalign.cli.report import report
 from jaxalign.cli.train import train_model
 from jaxalign.reporting.tables import compare, plain_text_table
 
+PROBED = "0:12"
+"""Rows of each language that the probes read: enough to draw, and quick."""
+
 
 def demo(config: ConfigDict, paths: Sequence[str]) -> None:
     """Evaluates, tunes, evaluates again, probes, reports and exports, in the folder `config.out`."""
@@ -30,7 +33,7 @@ def demo(config: ConfigDict, paths: Sequence[str]) -> None:
     base = load_model(config)
     title(f"Before: {config.tasks} in {config.languages}, then what the layers hold")
     evaluate_model(changed(config, out=before), base)
-    probe_model(changed(config, out=before), base)
+    probe_model(changed(config, out=before, rows=PROBED), base)
     title(
         f"Tuning on questions translated from {config.build.sources} into {config.build.target}; no answers are shown"
     )
@@ -38,7 +41,7 @@ def demo(config: ConfigDict, paths: Sequence[str]) -> None:
     title("After: the same rows again")
     tuned = with_adapter(base, Path(run))
     evaluate_model(changed(config, out=after, adapter=run), tuned)
-    probe_model(changed(config, out=after, adapter=run), tuned)
+    probe_model(changed(config, out=after, adapter=run, rows=PROBED), tuned)
     title("Report and export")
     report(changed(config, out=str(out / "report.html")), [before, after])
     export(changed(config, out=adapter), [run])

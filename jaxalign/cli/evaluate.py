@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from jaxalign import runtime
 from jaxalign.cli.loading import Model, languages_of, load_model, out_folder, refuse_paths, tasks_of, test_data
 from jaxalign.cli.provenance import provenance
 from jaxalign.data.tasks import parse_rows
@@ -29,7 +28,7 @@ def evaluate_model(config: ConfigDict, model: Model) -> None:
     out = out_folder(config)
     folder, exemplars = test_data(config)
     data = GridData(folder, exemplars, model.tokenizer, parse_rows(config.rows), config.seed)
-    scorer = Scorer(model.decoder, model.variables, runtime.make_mesh(**config.mesh), config.batch_size)
+    scorer = Scorer(model.decoder, model.variables, model.mesh, config.batch_size)
     results = evaluate_grid(
         out,
         scorer,

@@ -5,9 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
+from jaxalign import runtime
 from jaxalign.cli.packaged_model import packaged_gguf
 from jaxalign.data.folders import data_folder, exemplars_file
 from jaxalign.data.languages import parse_languages
@@ -21,6 +25,7 @@ from jaxalign.model.gguf import load_gguf_params, read_gguf_config, read_gguf_to
 from jaxalign.model.hf_weights import load_params
 from jaxalign.model.lora import LoraConfig
 from jaxalign.model.peft_adapters import load_adapter
+from jaxalign.model.sharding import leaf_spec
 from jaxalign.model.transformer import Decoder
 from jaxalign.training.checkpoint import read_adapter
 
@@ -38,11 +43,12 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Model:
-    """A model ready to apply: `decoder.apply(variables, ...)`."""
+    """A model ready to apply: `decoder.apply(variables, ...)`, its parameters laid out on the mesh."""
 
     path: Path
     config: ModelConfig
     tokenizer: Tokenizer
+    mesh: Mesh
     params: Any
     decoder: Decoder
     adapter: Adapter | None
@@ -59,15 +65,20 @@ def load_model(config: ConfigDict) -> Model:
         raise InputError("--config.model= is needed: a Hugging Face folder or a GGUF file")
     path = packaged_gguf() if config.model == "packaged" else Path(config.model)
     dtype, param_dtype = (dtype_named(key, config[key]) for key in ("dtype", "param_dtype"))
+    mesh = runtime.make_mesh(**config.mesh)
+
+    def place(name: str, leaf: np.ndarray) -> jax.Array:
+        return jax.device_put(leaf, NamedSharding(mesh, leaf_spec(name, leaf.shape, mesh)))
+
     if path.is_dir():
         tokenizer, model_config = load_tokenizer(path), read_config(path)
-        params = load_params(path, model_config, param_dtype)
+        params = load_params(path, model_config, param_dtype, place)
     elif path.is_file():
         tokenizer, model_config = Tokenizer(read_gguf_tokenizer(path)), read_gguf_config(path)
-        params = load_gguf_params(path, model_config, param_dtype)
+        params = load_gguf_params(path, model_config, param_dtype, place)
     else:
         raise InputError(f"model={config.model}: no such folder or file")
-    model = Model(path, model_config, tokenizer, params, Decoder(model_config, dtype=dtype), adapter=None)
+    model = Model(path, model_config, tokenizer, mesh, params, Decoder(model_config, dtype=dtype), adapter=None)
     return with_adapter(model, Path(config.adapter)) if config.adapter else model
 
 

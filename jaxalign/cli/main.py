@@ -35,7 +35,7 @@ def usage() -> str:
     return (
         "usage: jaxalign VERB [files and runs] [--config=NAME_OR_FILE] [--config.key=value ...]\n\n"
         f"{lines}\n\n"
-        "Files and runs are positional, settings are config keys: `jaxalign VERB --help` lists them with their values.\n"
+        "Files and runs are positional, settings are config keys; `jaxalign VERB --help` lists them with values.\n"
         "--debug shows the traceback of an error."
     )
 

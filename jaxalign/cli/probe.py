@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxalign import runtime
 from jaxalign.cli.evaluate import check_settings, settings, tuned_on
 from jaxalign.cli.loading import Model, languages_of, load_model, out_folder, refuse_paths, test_data
 from jaxalign.cli.provenance import provenance
@@ -40,10 +39,9 @@ def probe_model(config: ConfigDict, model: Model) -> None:
     """`probe` with a model at hand."""
     out, probes, languages = out_folder(config), probes_of(config), languages_of(config)
     folder, exemplars = test_data(config)
-    mesh = runtime.make_mesh(**config.mesh)
     data = ProbeData(folder, exemplars, model.tokenizer, parse_rows(config.rows))
     description = settings(config, model) | {"tuned_on": tuned_on(model)} | provenance(config)
-    common = (out, model.decoder, model.variables, mesh, data, languages)
+    common = (out, model.decoder, model.variables, model.mesh, data, languages)
     with tqdm(unit="prompt", disable=None) as progress:
         if "logit_lens" in probes:
             progress.set_description("logit lens")

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from jaxalign import runtime
 from jaxalign.cli.data import build_pairs
 from jaxalign.cli.loading import Model, load_model, out_folder
 from jaxalign.cli.provenance import provenance
@@ -42,11 +41,10 @@ def train(config: ConfigDict, paths: Sequence[str]) -> None:
 def train_model(config: ConfigDict, model: Model, pairs: Sequence[QuestionPair], paths: Sequence[str]) -> None:
     """`train` with a model and the pairs at hand."""
     run = out_folder(config)
-    mesh = runtime.make_mesh(**config.mesh)
     template = resolve_template(config.template, model.config.family)
     rendered = [render(pair, template, model.tokenizer) for pair in pairs]
     fitted = fit_pairs(rendered, config.batch.length, config.batch.too_long)
-    plan, heldout = plans(config, fitted.pairs, row_multiple=mesh.shape["data"] * mesh.shape["fsdp"])
+    plan, heldout = plans(config, fitted.pairs, row_multiple=model.mesh.shape["data"] * model.mesh.shape["fsdp"])
     lora = model.adapter.lora if model.adapter else lora_config(config)
     document = {
         "model": str(model.path),
@@ -75,7 +73,7 @@ def train_model(config: ConfigDict, model: Model, pairs: Sequence[QuestionPair],
         plan,
         heldout,
         run=run,
-        mesh=mesh,
+        mesh=model.mesh,
         optimizer_config=OptimizerConfig(**config.optimizer),
         step_config=StepConfig(config.batch.accumulation, config.loss.reduction, config.loss.chunk),
         loop_config=loop.LoopConfig(config.log_every, config.heldout_every, config.checkpoint_every),

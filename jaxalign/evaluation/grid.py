@@ -30,7 +30,6 @@ from jaxalign.statistics import wilson_interval
 VARIANT = "english"
 """Answers are English words in every language, as in the study's main results."""
 
-
 TASK_VERSIONS = {"emotion": 1, "snli": 1, "paws": 1}
 """Raised when a task's prompts, candidate sets or scoring change: only scores of equal version compare."""
 

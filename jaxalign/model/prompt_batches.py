@@ -168,6 +168,6 @@ class PromptRunner:
 
 
 def bucket_length(longest: int) -> int:
-    """The fixed length that a batch is padded to: a multiple of 64 up to 512, of 128 beyond."""
-    step = 64 if longest <= 512 else 128
+    """The fixed length that a batch is padded to: a multiple of 32 up to 256, of 64 up to 512, of 128 beyond."""
+    step = 32 if longest <= 256 else 64 if longest <= 512 else 128
     return -(-longest // step) * step

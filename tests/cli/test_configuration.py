@@ -37,7 +37,7 @@ def test_a_config_file_of_one_s_own(tmp_path):
 
 
 def test_unknown_key_names_the_nearest():
-    with pytest.raises(InputError, match="config.languages"):
+    with pytest.raises(InputError, match=r"config\.languages"):
         config_from_flags(["--config.langauges=en"], "base")
     with pytest.raises(InputError, match="no such config"):
         config_from_flags(["--config=nothing_like_it"], "base")

@@ -50,7 +50,7 @@ def test_masses_do_not_depend_on_batch_order_or_company():
     together = masses(16, everyone)
     shuffled = np.random.default_rng(1).permutation(everyone)
     np.testing.assert_allclose(masses(8, shuffled), together[shuffled], atol=ATOL)
-    # Alone, a prompt of 3 tokens stands in a bucket of 64; in company, in one of 128.
+    # Alone, a prompt of 3 tokens stands in a bucket of 32; in company, in one of 128.
     np.testing.assert_allclose(masses(8, everyone[:1]), together[:1], atol=ATOL)
 
 
@@ -75,7 +75,7 @@ def test_one_program_a_shape_however_often_the_weights_change():
     for params in (tiny.params, jax.tree.map(np.zeros_like, tiny.params)):
         scorer.masses({"params": params}, PROMPTS, LABELS)
         scorer.masses({"params": params}, PROMPTS[:1], LABELS[:2])
-    # 8 rows of 128 positions and 8 rows of 64.
+    # 8 rows of 128 positions and 8 rows of 32.
     assert scorer.counts.compilations == 2
 
 
