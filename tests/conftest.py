@@ -1,13 +1,28 @@
 """Strict numerics for every test: eight CPU devices, no silent dtype or rank promotion."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import pytest
+import torch
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Threads of torch that wait for each other take most of the time at these sizes.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Programs compiled by one test are kept for the next, and for processes that a test starts."""
+    folder = tmp_path_factory.mktemp("compiled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -61,11 +61,7 @@ def override(config: ConfigDict, key: str, text: str) -> None:
         near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
         hint = f"did you mean --config.{near[0]}?" if near else f"the keys are {', '.join(keys)}"
         raise InputError(f"--config.{key}: no such key; {hint}")
-    section = config
-    *sections, leaf = key.split(".")
-    for name in sections:
-        section = section[name]
-    section[leaf] = parse_value(key, text, keys[key])
+    config.update_from_flattened_dict({key: parse_value(key, text, keys[key])})
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from jaxalign.cli.loading import Model, languages_of, load_model, out_folder, refuse_paths, tasks_of, test_data
 from jaxalign.cli.provenance import provenance
+from jaxalign.data.batches import round_up
 from jaxalign.data.tasks import parse_rows
 from jaxalign.evaluation.grid import GridData, evaluate_grid
 from jaxalign.evaluation.score_labels import Scorer
@@ -20,7 +21,9 @@ def evaluate(config: ConfigDict, paths: Sequence[str]) -> None:
 
 def check_settings(config: ConfigDict) -> None:
     """Refuses what would only fail once the model is loaded."""
-    out_folder(config), tasks_of(config), languages_of(config), test_data(config), parse_rows(config.rows)
+    for check in (out_folder, tasks_of, languages_of, test_data):
+        check(config)
+    parse_rows(config.rows)
 
 
 def evaluate_model(config: ConfigDict, model: Model) -> None:
@@ -28,7 +31,7 @@ def evaluate_model(config: ConfigDict, model: Model) -> None:
     out = out_folder(config)
     folder, exemplars = test_data(config)
     data = GridData(folder, exemplars, model.tokenizer, parse_rows(config.rows), config.seed)
-    scorer = Scorer(model.decoder, model.variables, model.mesh, config.batch_size)
+    scorer = Scorer(model.decoder, model.variables, model.mesh, batch_size(config, model))
     results = evaluate_grid(
         out,
         scorer,
@@ -46,6 +49,11 @@ def evaluate_model(config: ConfigDict, model: Model) -> None:
             f"  (95 % interval {low:.1%} to {high:.1%})"
         )
     print(f"records: {out}")
+
+
+def batch_size(config: ConfigDict, model: Model) -> int:
+    """`config.batch_size`, rounded up to what the mesh divides."""
+    return round_up(config.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
 
 
 def settings(config: ConfigDict, model: Model) -> dict[str, str]:

@@ -64,7 +64,7 @@ def load_model(config: ConfigDict) -> Model:
     if not config.model:
         raise InputError("--config.model= is needed: a Hugging Face folder or a GGUF file")
     path = packaged_gguf() if config.model == "packaged" else Path(config.model)
-    dtype, param_dtype = (dtype_named(key, config[key]) for key in ("dtype", "param_dtype"))
+    dtype, param_dtype = (dtype_named(key, str(config[key])) for key in ("dtype", "param_dtype"))
     mesh = runtime.make_mesh(**config.mesh)
 
     def place(name: str, leaf: np.ndarray) -> jax.Array:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxalign.cli.evaluate import check_settings, settings, tuned_on
+from jaxalign.cli.evaluate import batch_size, check_settings, settings, tuned_on
 from jaxalign.cli.loading import Model, languages_of, load_model, out_folder, refuse_paths, test_data
 from jaxalign.cli.provenance import provenance
 from jaxalign.data.tasks import parse_rows
@@ -45,11 +45,11 @@ def probe_model(config: ConfigDict, model: Model) -> None:
     with tqdm(unit="prompt", disable=None) as progress:
         if "logit_lens" in probes:
             progress.set_description("logit lens")
-            lens = write_logit_lens(*common, config.batch_size, description, progress.update)
+            lens = write_logit_lens(*common, batch_size(config, model), description, progress.update)
         if "pca" in probes:
             progress.set_description("pca")
             scattered = [code for code in SCATTERED if code in languages] or languages[:4]
-            write_representation(*common, scattered, config.batch_size, description, progress.update)
+            write_representation(*common, scattered, batch_size(config, model), description, progress.update)
     if "logit_lens" in probes:
         surviving = ", ".join(f"{code} {count}" for code, count in lens["surviving_rows"].items())
         print(f"rows whose English and in-language label words share no token: {surviving}")

@@ -158,6 +158,6 @@ def test_prefetch_keeps_the_order_of_steps():
 
 
 def test_impossible_layouts_are_refused():
-    for keys in ({"rows_per_step": 4}, {"pairs_per_step": 0}, {"pairs_per_step": 15, "accumulation": 4}):
+    for pairs, rows, accumulation in ((16, 4, 1), (0, 0, 1), (15, 0, 4), (0, 6, 4)):
         with pytest.raises(InputError, match="batch"):
-            BatchLayout(**keys)
+            BatchLayout(pairs_per_step=pairs, rows_per_step=rows, accumulation=accumulation)

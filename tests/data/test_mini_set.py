@@ -7,7 +7,7 @@ import pytest
 from jaxalign.data.folders import MINI, exemplars_file
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.prompts import few_shot_prompt, read_exemplars
-from jaxalign.data.tasks import TASKS, read_task_rows
+from jaxalign.data.tasks import TASKS, Split, read_task_rows
 
 COUNTS = {"emotion": (48, 40, 2), "snli": (12, 12, 6), "paws": (8, 8, 4)}
 # A character block that most letters of a text must come from; Latin where not named.
@@ -25,7 +25,8 @@ def texts(task, language, split):
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
 def test_counts_balance_and_answers(task, language):
     train, test, shots = COUNTS[task.name]
-    for split, count in (("train", train), ("test", test)):
+    counts: dict[Split, int] = {"train": train, "test": test}
+    for split, count in counts.items():
         rows = read_task_rows(MINI, task, language, split, slice(None))
         assert len(rows) == count
         assert set(Counter(row.gold_class for row in rows).values()) == {count // len(task.classes)}

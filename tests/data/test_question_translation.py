@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +18,7 @@ def test_mini_configuration_round_trips(tmp_path):
     builder = QuestionTranslation(config="paws_sw", data_dir=tmp_path)
     builder.download_and_prepare()
     expected = build_examples(MINI, TASKS["paws"], ["sw"], "en")
-    assert read_pairs([builder.data_path]) == expected
+    assert read_pairs([Path(builder.data_path)]) == expected
     assert builder.info.splits["train"].num_examples == len(expected) == 8
 
 
@@ -27,7 +28,7 @@ def test_files_of_pairs_round_trip(tmp_path):
     config = QuestionTranslationConfig.of_files("mine", [table])
     builder = QuestionTranslation(config=config, data_dir=tmp_path / "tfds")
     builder.download_and_prepare()
-    assert read_pairs([builder.data_path]) == read_pairs([table])
+    assert read_pairs([Path(builder.data_path)]) == read_pairs([table])
 
 
 def test_there_is_a_configuration_for_every_task_and_language():

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from jaxalign.data.batches import BatchLayout, heldout_plan
 from jaxalign.errors import InputError
@@ -73,21 +72,8 @@ def assert_equal_bits(tree: Any, other: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, tree, other)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_programs(tmp_path_factory):
-    """Programs compiled by one run are kept for the next, as `jaxalign.runtime.start` does for users."""
-    folder = tmp_path_factory.mktemp("compiled")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))  # for processes that a test starts
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        compilation_cache.reset_cache()
-        yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
-
-
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, compiled_programs):
+def undisturbed(tmp_path_factory):
     """(run folder, trained adapters) of a run from start to end."""
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     return run, tiny_training(run, hooks=[interrupt_at(-1)])

@@ -22,15 +22,6 @@ ACCUMULATION = 4
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_fraction=0.1, weight_decay=0.01, clip_norm=1.0)
 
 
-@pytest.fixture(autouse=True)
-def one_torch_thread():
-    """Threads of torch that wait for each other take most of the time at these sizes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def micro_batches(batch: Batch) -> list[Batch]:
     """The step's micro-batches, in order."""
     return [Batch(*arrays) for arrays in zip(*(np.split(x, ACCUMULATION) for x in batch), strict=True)]

@@ -73,5 +73,7 @@ class QuestionTranslation(tfds.core.GeneratorBasedBuilder):
         return {"train": self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, str]]]:
-        for index, pair in enumerate(self.builder_config.pairs()):
+        config = self.builder_config
+        assert isinstance(config, QuestionTranslationConfig)
+        for index, pair in enumerate(config.pairs()):
             yield index, asdict(pair)
