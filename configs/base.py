@@ -11,7 +11,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
 
     # What every verb shares.
-    config.model = ""  # a Hugging Face folder or a GGUF file
+    config.model = ""  # a Hugging Face folder, a GGUF file, or `packaged`: what the demo extra installs
     config.adapter = ""  # a PEFT folder or a training run; none if empty
     config.dtype = "float32"  # compute type: float32 or bfloat16
     config.param_dtype = "float32"  # how base weights are stored: float32 or bfloat16
@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.tasks = "emotion"  # emotion, snli, paws; comma-separated, or all
     config.languages = "all"  # codes, comma-separated, or all
     config.rows = "all"  # START:STOP, or all: of test files; of each train file or file of pairs
-    config.out = ""  # where results go
+    config.out = ""  # the folder that results go to
     config.seed = 42  # of the adapter, the split, the order of batches, and ties
     config.mesh = ConfigDict()
     config.mesh.data = 1  # devices along this axis: copies of the weights
@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
     config.build.sources = "zh,de"  # languages to translate from
     config.build.target = "en"  # the language to translate into
     config.build.instruction = "after"  # where the instruction stands: after the text (the study), or before (QAlign)
-    config.build.control = "none"  # none; or copy, mispaired, answers: controls that should not align
+    config.build.control = "none"  # none, mispaired, copy, answers; the last two read English alone
 
     # train: pairs to batches.
     config.template = "auto"  # chat template: auto, none, default, mistral, qwen

@@ -36,7 +36,13 @@ def cache_folder() -> Path:
 
 
 def start() -> None:
-    """What every command does first: no silent dtype or rank promotion, and compiled programs kept between runs."""
+    """What every command does first.
+
+    No silent dtype or rank promotion; float32 products in float32, also on TPU; compiled programs kept between runs;
+    and no word from transformers about torch, which is not needed.
+    """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    jax.config.update("jax_default_matmul_precision", "highest")
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))

@@ -3,7 +3,7 @@
 import difflib
 import importlib.util
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,27 +40,59 @@ def config_from_flags(flags: Sequence[str], default: str) -> ConfigDict:
 
 
 def load_config(name_or_file: str) -> ConfigDict:
-    """`get_config()` of a Python file, or of a shipped config by its name."""
+    """`get_config()` of a Python file, or of a shipped config by its name; its keys are the base config's."""
     path = Path(name_or_file)
     if path.suffix != ".py":
         path = shipped_configs() / f"{name_or_file}.py"
     if not path.is_file():
-        names = sorted(p.stem for p in shipped_configs().glob("*.py") if p.stem != "__init__")
+        names = sorted(p.stem for p in shipped_configs().glob("*.py"))
         raise InputError(f"--config={name_or_file}: no such config; give a .py file or one of {', '.join(names)}")
+    config = run_config_file(path)
+    if path.resolve() != (shipped_configs() / "base.py").resolve():
+        check_keys(config, path)
+    return config
+
+
+def run_config_file(path: Path) -> ConfigDict:
+    """What `get_config()` of the file returns."""
     spec = importlib.util.spec_from_file_location(f"jaxalign_config_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except InputError:
+        raise
+    except Exception as error:  # the file is the user's program: whatever it raises is its author's to mend
+        raise InputError(f"{path}: the config does not load: {type(error).__name__}: {error}") from None
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"{path}: get_config() must return an ml_collections.ConfigDict")
+    return config
+
+
+def check_keys(config: ConfigDict, path: Path) -> None:
+    """Refuses a config whose keys or types are not those of the base config."""
+    base, own = dict(leaves(load_config("base"))), dict(leaves(config))
+    for key in own.keys() - base.keys():
+        raise InputError(f"{path}: {key}: no such key; {nearest_key(key, base)}")
+    for key in base.keys() - own.keys():
+        raise InputError(f"{path}: {key} is missing; begin with load_config('base')")
+    for key, value in base.items():
+        if type(own[key]) is not type(value):
+            raise InputError(f"{path}: {key} = {own[key]!r}: {type(value).__name__} is needed")
+
+
+def nearest_key(key: str, keys: Iterable[str]) -> str:
+    """What to say of a key that there is not."""
+    near = difflib.get_close_matches(key, list(keys), n=1, cutoff=0.5)
+    return f"did you mean config.{near[0]}?" if near else "jaxalign VERB --help lists the keys"
 
 
 def override(config: ConfigDict, key: str, text: str) -> None:
     """Sets one dotted key to a value of the type it has; an unknown key is refused with the nearest one."""
     keys = dict(leaves(config))
     if key not in keys:
-        near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-        hint = f"did you mean --config.{near[0]}?" if near else f"the keys are {', '.join(keys)}"
-        raise InputError(f"--config.{key}: no such key; {hint}")
+        raise InputError(f"--config.{key}: no such key; {nearest_key(key, keys)}")
     config.update_from_flattened_dict({key: parse_value(key, text, keys[key])})
 
 

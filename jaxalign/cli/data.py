@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from jaxalign.cli.loading import out_folder, tasks_of
+from jaxalign.cli.loading import chosen_tasks, out_folder, split_list
 from jaxalign.data.build import build_examples, write_pairs
 from jaxalign.data.folders import data_folder
 from jaxalign.data.pairs import QuestionPair
@@ -15,12 +15,11 @@ from jaxalign.errors import InputError
 
 
 def build(config: ConfigDict, paths: Sequence[str]) -> None:
-    """Writes the translation examples that the config describes to the file `config.out`."""
+    """Writes the translation examples that the config describes to `config.out`, a .json file or a folder."""
     if paths:
         raise InputError(f"{paths[0]}: data build takes no files; it reads the train files of --config.data")
-    file = out_folder(config)
-    if file.suffix != ".json":
-        raise InputError(f"--config.out={file}: name a .json file")
+    out = out_folder(config)
+    file = out if out.suffix == ".json" else out / "pairs.json"
     pairs = build_pairs(config)
     write_pairs(file, pairs)
     print(f"{len(pairs)} examples in {file}")
@@ -29,14 +28,16 @@ def build(config: ConfigDict, paths: Sequence[str]) -> None:
 def build_pairs(config: ConfigDict) -> list[QuestionPair]:
     """The translation examples of `config.tasks` from the train files of `config.data`, as `config.build` says."""
     keys = config.build
+    english_only = keys.control in ("copy", "answers")
+    sources, target = (["en"], "en") if english_only else (split_list(keys.sources), keys.target)
     return [
         pair
-        for task in tasks_of(config)
+        for task in chosen_tasks(config)
         for pair in build_examples(
             data_folder(config.data),
             task,
-            keys.sources.split(","),
-            keys.target,
+            sources,
+            target,
             rows=parse_rows(config.rows),
             instruction=keys.instruction,
             control=keys.control,

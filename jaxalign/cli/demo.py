@@ -7,12 +7,12 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxalign.cli.data import build_pairs
-from jaxalign.cli.evaluate import evaluate_model
+from jaxalign.cli.evaluate import check_settings, evaluate_model
 from jaxalign.cli.export import export
 from jaxalign.cli.loading import load_model, refuse_paths, with_adapter
-from jaxalign.cli.probe import probe_model
+from jaxalign.cli.probe import probe_model, probes_of
 from jaxalign.cli.report import report
-from jaxalign.cli.train import train_model
+from jaxalign.cli.train import check_train_settings, train_model
 from jaxalign.reporting.tables import compare, plain_text_table
 
 PROBED = "0:12"
@@ -29,6 +29,10 @@ def demo(config: ConfigDict, paths: Sequence[str]) -> None:
     def title(text: str) -> None:
         print(f"\n[{time.monotonic() - started:4.0f} s] {text}", flush=True)
 
+    check_settings(config)
+    probes_of(config)
+    check_train_settings(config)
+    pairs = build_pairs(config)
     title(f"Loading the model: {config.model}")
     base = load_model(config)
     title(f"Before: {config.tasks} in {config.languages}, then what the layers hold")
@@ -37,7 +41,7 @@ def demo(config: ConfigDict, paths: Sequence[str]) -> None:
     title(
         f"Tuning on questions translated from {config.build.sources} into {config.build.target}; no answers are shown"
     )
-    train_model(changed(config, out=run), base, build_pairs(config), [])
+    train_model(changed(config, out=run), base, pairs, [])
     title("After: the same rows again")
     tuned = with_adapter(base, Path(run))
     evaluate_model(changed(config, out=after, adapter=run), tuned)

@@ -4,10 +4,19 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from jaxalign.cli.loading import Model, languages_of, load_model, out_folder, refuse_paths, tasks_of, test_data
+from jaxalign.cli.loading import (
+    Model,
+    chosen_languages,
+    chosen_tasks,
+    evaluation_data,
+    load_model,
+    out_folder,
+    refuse_paths,
+)
 from jaxalign.cli.provenance import provenance
 from jaxalign.data.batches import round_up
-from jaxalign.data.tasks import parse_rows
+from jaxalign.data.tasks import parse_rows, read_task_rows
+from jaxalign.errors import InputError
 from jaxalign.evaluation.grid import GridData, evaluate_grid
 from jaxalign.evaluation.score_labels import Scorer
 
@@ -21,15 +30,18 @@ def evaluate(config: ConfigDict, paths: Sequence[str]) -> None:
 
 def check_settings(config: ConfigDict) -> None:
     """Refuses what would only fail once the model is loaded."""
-    for check in (out_folder, tasks_of, languages_of, test_data):
-        check(config)
-    parse_rows(config.rows)
+    out_folder(config)
+    folder, exemplars = evaluation_data(config)
+    for task in chosen_tasks(config):
+        for language in chosen_languages(config):
+            read_task_rows(folder, task, language, "test", parse_rows(config.rows))
+            exemplars.of(task.name, language)
 
 
 def evaluate_model(config: ConfigDict, model: Model) -> None:
     """`evaluate` with a model at hand."""
     out = out_folder(config)
-    folder, exemplars = test_data(config)
+    folder, exemplars = evaluation_data(config)
     data = GridData(folder, exemplars, model.tokenizer, parse_rows(config.rows), config.seed)
     scorer = Scorer(model.decoder, model.variables, model.mesh, batch_size(config, model))
     results = evaluate_grid(
@@ -37,8 +49,8 @@ def evaluate_model(config: ConfigDict, model: Model) -> None:
         scorer,
         model.variables,
         data,
-        [task.name for task in tasks_of(config)],
-        languages_of(config),
+        [task.name for task in chosen_tasks(config)],
+        chosen_languages(config),
         settings=settings(config, model),
         description=settings(config, model) | {"tuned_on": tuned_on(model)} | provenance(config),
     )
@@ -53,6 +65,8 @@ def evaluate_model(config: ConfigDict, model: Model) -> None:
 
 def batch_size(config: ConfigDict, model: Model) -> int:
     """`config.batch_size`, rounded up to what the mesh divides."""
+    if config.batch_size < 1:
+        raise InputError(f"--config.batch_size={config.batch_size}: set it to 1 or more")
     return round_up(config.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
 
 

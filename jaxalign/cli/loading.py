@@ -23,7 +23,7 @@ from jaxalign.files import read_json
 from jaxalign.model.config import ModelConfig, read_config
 from jaxalign.model.gguf import load_gguf_params, read_gguf_config, read_gguf_tokenizer
 from jaxalign.model.hf_weights import load_params
-from jaxalign.model.lora import LoraConfig
+from jaxalign.model.lora import LoraConfig, check_adapter, init_lora
 from jaxalign.model.peft_adapters import load_adapter
 from jaxalign.model.sharding import leaf_spec
 from jaxalign.model.transformer import Decoder
@@ -68,7 +68,11 @@ def load_model(config: ConfigDict) -> Model:
     mesh = runtime.make_mesh(**config.mesh)
 
     def place(name: str, leaf: np.ndarray) -> jax.Array:
-        return jax.device_put(leaf, NamedSharding(mesh, leaf_spec(name, leaf.shape, mesh)))
+        try:
+            spec = leaf_spec(name, leaf.shape, mesh)
+        except ValueError as error:
+            raise InputError(f"config.mesh: {error}; choose other sizes") from None
+        return jax.device_put(leaf, NamedSharding(mesh, spec))
 
     if path.is_dir():
         tokenizer, model_config = load_tokenizer(path), read_config(path)
@@ -92,6 +96,7 @@ def read_any_adapter(path: Path, config: ModelConfig) -> Adapter:
     """The adapter of a PEFT folder, or of the newest checkpoint of a training run."""
     if (path / "checkpoints").is_dir():
         lora, tree = read_adapter(path)
+        check_adapter(tree, jax.eval_shape(lambda key: init_lora(key, config, lora), jax.random.key(0)), lora, path)
         return Adapter(lora, tree, read_json(path / "run.json")["languages"]["seen"])
     lora, tree = load_adapter(path, config)
     return Adapter(lora, tree, None)
@@ -104,17 +109,25 @@ def dtype_named(key: str, name: str) -> Any:
     return DTYPES[name]
 
 
-def tasks_of(config: ConfigDict) -> list[Task]:
+def split_list(text: str) -> list[str]:
+    """The words of a comma-separated setting."""
+    return [word.strip() for word in text.split(",")]
+
+
+def chosen_tasks(config: ConfigDict) -> list[Task]:
     """The tasks of `config.tasks`."""
-    return [task_named(name) for name in (TASKS if config.tasks == "all" else config.tasks.split(","))]
+    names = list(TASKS) if config.tasks == "all" else split_list(config.tasks)
+    if len(set(names)) < len(names):
+        raise InputError(f"--config.tasks={config.tasks}: a task is named more than once")
+    return [task_named(name) for name in names]
 
 
-def languages_of(config: ConfigDict) -> list[str]:
+def chosen_languages(config: ConfigDict) -> list[str]:
     """The codes of `config.languages`."""
     return parse_languages(config.languages)
 
 
-def test_data(config: ConfigDict) -> tuple[Path, Exemplars]:
+def evaluation_data(config: ConfigDict) -> tuple[Path, Exemplars]:
     """The data folder of `config.data` and the few-shot exemplars that go with it."""
     data = data_folder(config.data)
     return data, read_exemplars(exemplars_file(data, config.exemplars))

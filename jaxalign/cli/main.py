@@ -1,5 +1,6 @@
 """The command line: `jaxalign VERB [files and runs] [--config=NAME_OR_FILE] [--config.key=value ...]`."""
 
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -21,8 +22,8 @@ VERBS = {
         "tune on question pairs (files, or built from --config.data) into --config.out",
     ),
     "evaluate": ("evaluate.evaluate", "", "score labels on the tasks' test rows into --config.out"),
-    "probe": ("probe.probe", "", "logit lens and PCA of the tasks' test rows into --config.out"),
-    "report": ("report.report", "BEFORE AFTER", "one HTML file from two result folders, at --config.out"),
+    "probe": ("probe.probe", "", "logit lens and PCA of the emotion task's test rows into --config.out"),
+    "report": ("report.report", "BEFORE AFTER", "one HTML file from two result folders, at --config.out (or in AFTER)"),
     "export": ("export.export", "RUN", "write a run's adapter as a PEFT folder to --config.out"),
 }
 
@@ -63,7 +64,12 @@ def split_verb(words: Sequence[str]) -> tuple[str, list[str]]:
         verb = " ".join(words[:size])
         if verb in VERBS:
             return verb, list(words[size:])
-    raise InputError(f"{' '.join(words[:2])}: no such verb; jaxalign --help lists them")
+    family = [verb for verb in VERBS if verb.startswith(f"{words[0]} ")]
+    if family:
+        raise InputError(f"{' '.join(words[:2])}: no such verb; there are {', '.join(family)}")
+    near = difflib.get_close_matches(words[0], VERBS, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise InputError(f"{words[0]}: no such verb; {hint}jaxalign --help lists them")
 
 
 def run(arguments: Sequence[str]) -> None:

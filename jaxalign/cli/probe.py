@@ -1,18 +1,31 @@
 """`jaxalign probe`: what the layers hold."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxalign.cli.evaluate import batch_size, check_settings, settings, tuned_on
-from jaxalign.cli.loading import Model, languages_of, load_model, out_folder, refuse_paths, test_data
+from jaxalign.cli.loading import (
+    Model,
+    chosen_languages,
+    evaluation_data,
+    load_model,
+    out_folder,
+    refuse_paths,
+    split_list,
+)
 from jaxalign.cli.provenance import provenance
-from jaxalign.data.tasks import parse_rows
+from jaxalign.data.tasks import parse_rows, read_task_rows
 from jaxalign.errors import InputError
+from jaxalign.files import write_text
 from jaxalign.probing.logit_lens import write_logit_lens
-from jaxalign.probing.prompts import ProbeData
+from jaxalign.probing.prompts import TASK, ProbeData
 from jaxalign.probing.representation import write_representation
+from jaxalign.reporting import plots
+from jaxalign.reporting.figures import chosen_layers
+from jaxalign.reporting.results import PCA_AXES, read_lens, read_probe
 
 PROBES = ("logit_lens", "pca")
 SCATTERED = ("en", "de", "fr", "hi")
@@ -22,14 +35,24 @@ SCATTERED = ("en", "de", "fr", "hi")
 def probe(config: ConfigDict, paths: Sequence[str]) -> None:
     """Runs the probes of `config.probes` on emotion's in-language prompts and writes them to `config.out`."""
     refuse_paths("probe", paths)
-    check_settings(config)
-    probes_of(config)
+    check_probe_settings(config)
     probe_model(config, load_model(config))
+
+
+def check_probe_settings(config: ConfigDict) -> None:
+    """Refuses what would only fail once the model is loaded."""
+    if config.tasks not in (TASK.name, "all"):
+        raise InputError(f"--config.tasks={config.tasks}: the probes read {TASK.name} only")
+    check_settings(config)
+    folder, _ = evaluation_data(config)
+    rows = read_task_rows(folder, TASK, chosen_languages(config)[0], "test", parse_rows(config.rows))
+    if "pca" in probes_of(config) and len(rows) < 3:
+        raise InputError(f"--config.rows={config.rows}: pca needs at least 3 rows")
 
 
 def probes_of(config: ConfigDict) -> list[str]:
     """The probes of `config.probes`."""
-    probes = config.probes.split(",")
+    probes = split_list(config.probes)
     if unknown := [name for name in probes if name not in PROBES]:
         raise InputError(f"--config.probes={config.probes}: no probe {unknown[0]!r}; choose from {', '.join(PROBES)}")
     return probes
@@ -37,20 +60,36 @@ def probes_of(config: ConfigDict) -> list[str]:
 
 def probe_model(config: ConfigDict, model: Model) -> None:
     """`probe` with a model at hand."""
-    out, probes, languages = out_folder(config), probes_of(config), languages_of(config)
-    folder, exemplars = test_data(config)
-    data = ProbeData(folder, exemplars, model.tokenizer, parse_rows(config.rows))
+    out, probes, languages = out_folder(config), probes_of(config), chosen_languages(config)
+    folder, exemplars = evaluation_data(config)
+    rows = parse_rows(config.rows)
+    data = ProbeData(folder, exemplars, model.tokenizer, rows)
     description = settings(config, model) | {"tuned_on": tuned_on(model)} | provenance(config)
     common = (out, model.decoder, model.variables, model.mesh, data, languages)
-    with tqdm(unit="prompt", disable=None) as progress:
+    prompts = sum(len(read_task_rows(folder, TASK, language, "test", rows)) for language in languages)
+    with tqdm(total=prompts * len(probes), unit="prompt", disable=None) as progress:
         if "logit_lens" in probes:
             progress.set_description("logit lens")
             lens = write_logit_lens(*common, batch_size(config, model), description, progress.update)
+            surviving = ", ".join(f"{code} {count}" for code, count in lens["surviving_rows"].items())
+            tqdm.write(f"rows whose English and in-language label words share no token: {surviving}")
         if "pca" in probes:
             progress.set_description("pca")
             scattered = [code for code in SCATTERED if code in languages] or languages[:4]
             write_representation(*common, scattered, batch_size(config, model), description, progress.update)
-    if "logit_lens" in probes:
-        surviving = ", ".join(f"{code} {count}" for code, count in lens["surviving_rows"].items())
-        print(f"rows whose English and in-language label words share no token: {surviving}")
+    write_plots(out, Path(config.adapter).name or "base model")
     print(f"probes: {out}")
+
+
+def write_plots(out: Path, label: str) -> None:
+    """Draws what the probes left in `out`: logit_lens.svg, pca.svg and pca_correlations.svg."""
+    figures = {}
+    if lens := read_lens(out):
+        figures["logit_lens"] = plots.logit_lens({label: lens.arrays}, lens.languages)
+    if pca := read_probe(out, "pca", PCA_AXES):
+        layers = chosen_layers(len(pca.arrays["points"]) - 1)
+        figures["pca"] = plots.pca_scatter({label: pca.arrays["points"]}, pca.document["scatter_language"], layers)
+        if "en" in pca.languages and len(pca.languages) > 1:
+            figures["pca_correlations"] = plots.correlation_heat_map({label: pca.arrays["correlations"]}, pca.languages)
+    for name, figure in figures.items():
+        write_text(out / f"{name}.svg", plots.svg(figure, name))

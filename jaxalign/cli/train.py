@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxalign.cli.data import build_pairs
-from jaxalign.cli.loading import Model, load_model, out_folder
+from jaxalign.cli.loading import Model, load_model, out_folder, split_list
 from jaxalign.cli.provenance import provenance
 from jaxalign.data.batches import (
     BatchLayout,
@@ -24,8 +24,11 @@ from jaxalign.data.batches import (
 from jaxalign.data.pairs import QuestionPair, languages_of, read_pairs
 from jaxalign.data.tasks import parse_rows
 from jaxalign.data.templates import render, resolve_template
+from jaxalign.errors import InputError
 from jaxalign.metrics_log import say
+from jaxalign.model.fingerprint import weights_sha256
 from jaxalign.model.lora import LoraConfig, init_lora
+from jaxalign.model.transformer import REMAT_POLICIES
 from jaxalign.training import loop
 from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.training.step import StepConfig
@@ -33,9 +36,29 @@ from jaxalign.training.step import StepConfig
 
 def train(config: ConfigDict, paths: Sequence[str]) -> None:
     """Tunes an adapter on the pairs of `paths`, or on those that `data build` would make, into the run `config.out`."""
-    out_folder(config)
+    check_train_settings(config)
     pairs = gather_pairs(config, paths)
     train_model(config, load_model(config), pairs, paths)
+
+
+def check_train_settings(config: ConfigDict) -> None:
+    """Refuses what would only fail once the model is loaded."""
+    out_folder(config)
+    lora_config(config)
+    step_configs(config)
+    if config.remat != "none" and config.remat not in REMAT_POLICIES:
+        raise InputError(f"--config.remat={config.remat}: choose none, {', '.join(REMAT_POLICIES)}")
+    if config.template != "auto":
+        resolve_template(config.template, "")
+
+
+def step_configs(config: ConfigDict) -> tuple[OptimizerConfig, StepConfig, loop.LoopConfig]:
+    """What a step does, and what happens between steps."""
+    return (
+        OptimizerConfig(**config.optimizer),
+        StepConfig(config.batch.accumulation, config.loss.reduction, config.loss.chunk),
+        loop.LoopConfig(config.log_every, config.heldout_every, config.checkpoint_every),
+    )
 
 
 def train_model(config: ConfigDict, model: Model, pairs: Sequence[QuestionPair], paths: Sequence[str]) -> None:
@@ -67,6 +90,7 @@ def train_model(config: ConfigDict, model: Model, pairs: Sequence[QuestionPair],
         **provenance(config),
     }
     describe(document, pairs)
+    optimizer_config, step_config, loop_config = step_configs(config)
     loop.train(
         replace(model.decoder, lora=lora, remat=config.remat),
         model.params,
@@ -74,13 +98,13 @@ def train_model(config: ConfigDict, model: Model, pairs: Sequence[QuestionPair],
         heldout,
         run=run,
         mesh=model.mesh,
-        optimizer_config=OptimizerConfig(**config.optimizer),
-        step_config=StepConfig(config.batch.accumulation, config.loss.reduction, config.loss.chunk),
-        loop_config=loop.LoopConfig(config.log_every, config.heldout_every, config.checkpoint_every),
+        optimizer_config=optimizer_config,
+        step_config=step_config,
+        loop_config=loop_config,
         seed=config.seed,
         document=document,
         fingerprint={
-            "model": model.path.name,
+            "model": weights_sha256(model.params),
             "tokenizer": model.tokenizer.fingerprint,
             "template": template,
             "heldout": config.heldout,
@@ -96,12 +120,19 @@ def gather_pairs(config: ConfigDict, paths: Sequence[str]) -> list[QuestionPair]
     """The rows `config.rows` of each file; without files, the pairs that `data build` would make."""
     if not paths:
         return build_pairs(config)
-    rows = parse_rows(config.rows)
-    return [pair for path in paths for pair in read_pairs([Path(path)], config.build.instruction)[rows]]
+    return [pair for path in paths for pair in pairs_of_file(Path(path), config)]
+
+
+def pairs_of_file(path: Path, config: ConfigDict) -> list[QuestionPair]:
+    """The rows `config.rows` of one file."""
+    pairs, rows = read_pairs([path], config.build.instruction), parse_rows(config.rows)
+    if rows.stop is not None and rows.stop > len(pairs):
+        raise InputError(f"--config.rows={config.rows}: {path} has {len(pairs)} rows")
+    return pairs[rows]
 
 
 def lora_config(config: ConfigDict) -> LoraConfig:
-    return LoraConfig(config.lora.rank, config.lora.alpha, tuple(config.lora.targets.split(",")))
+    return LoraConfig(config.lora.rank, config.lora.alpha, tuple(split_list(config.lora.targets)))
 
 
 def trainable_parameters(model: Model, lora: LoraConfig) -> int:

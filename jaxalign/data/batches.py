@@ -130,6 +130,9 @@ class BatchLayout:
     row_multiple: int = 1
 
     def __post_init__(self) -> None:
+        for key in ("length", "accumulation", "row_multiple"):
+            if getattr(self, key) < 1:
+                raise InputError(f"batch.{key}={getattr(self, key)}: set it to 1 or more")
         if (self.pairs_per_step > 0) == (self.rows_per_step > 0):
             raise InputError("batch: set one of pairs_per_step and rows_per_step, and the other to 0")
         if (self.pairs_per_step or self.rows_per_step) % self.accumulation:
@@ -194,6 +197,10 @@ def training_plan(pairs: TokenisedPairs, layout: BatchLayout, *, epochs: int, st
     With `pairs_per_step` = n a run of e epochs over N pairs has e * floor(N / n) steps, the study's count (its trainer
     floors the steps of an epoch, and the stream of pairs runs on across epochs); every step holds exactly n pairs.
     """
+    if epochs < 1 or steps < 0 or seed < 0:
+        raise InputError(
+            f"epochs={epochs}, steps={steps}, seed={seed}: set epochs to 1 or more, the others to 0 or more"
+        )
     rng = np.random.default_rng(seed)
     if layout.pairs_per_step:
         per_step = layout.pairs_per_step
@@ -233,8 +240,9 @@ def rows_by_pairs(pairs: TokenisedPairs, order: np.ndarray, layout: BatchLayout)
     """Steps of exactly `pairs_per_step` pairs of `order`, and the row length that leaves the least padding."""
     per_micro_batch = layout.pairs_per_step // layout.accumulation
     micro_batches = [order[i : i + per_micro_batch] for i in range(0, len(order), per_micro_batch)]
-    longest = round_up(int(pairs.lengths.max()), 8)
-    lengths = range(longest, 4 * longest + 1, max(64, longest // 4)) if layout.packed else [longest]
+    longest = min(round_up(int(pairs.lengths.max()), 8), layout.length)
+    most = max(longest, min(4 * longest, layout.length)) if layout.packed else longest
+    lengths = range(longest, most + 1, max(64, longest // 4))
 
     def packed_at(length: int) -> tuple[list[list[list[int]]], int]:
         bins = [bins_of(pairs, members, length, layout.packed) for members in micro_batches]
@@ -272,6 +280,8 @@ def round_up(number: int, multiple: int) -> int:
 
 def split_heldout(count: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices (train, held out) of a seeded random split; both in ascending order, the held-out part rounded up."""
+    if not 0.0 <= fraction < 1.0:
+        raise InputError(f"heldout={fraction}: a share of the pairs is needed, 0 or more and below 1")
     heldout = int(np.ceil(count * fraction))
     if heldout >= count:
         raise InputError(f"heldout={fraction} leaves no pair of {count} to train on; lower it or add pairs")

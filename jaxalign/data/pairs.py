@@ -7,7 +7,8 @@ Read by file suffix:
     .csv .tsv     a header with those four names; quoted as spreadsheets quote, newlines inside quotes kept
     .de .sw ...   QAlign's format: line i of DIR/train.de and of DIR/train.en is the same question
 
-A folder is read as a prepared TFDS data set with the fields of QuestionPair (see question_translation).
+A folder is a prepared TFDS data set with the fields of QuestionPair (see question_translation), or all the files of
+pairs in it.
 """
 
 import csv
@@ -23,6 +24,8 @@ from jaxalign.errors import InputError
 from jaxalign.files import read_json, read_json_lines, read_text
 
 Instruction = Literal["after", "before"]
+FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
+"""Of files of pairs, besides the language codes of aligned text."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def read_pairs(paths: Sequence[Path], instruction: Instruction = "after") -> lis
     Bad files and rows raise InputError: unknown language, missing or empty field, unequal line counts, no pair at all.
     """
     pairs = []
-    for path in paths:
+    for path in (file for named in paths for file in pair_files(named)):
         read = list(_reader(path)(path, instruction))
         if not read:
             raise InputError(f"{path}: no question pairs there")
@@ -95,6 +98,20 @@ def languages_of(pairs: Iterable[QuestionPair]) -> list[str]:
     """Codes of every source and target language, in the study's order: the languages seen by what is tuned on them."""
     seen = {code for pair in pairs for code in (pair.source_language, pair.target_language)}
     return [code for code in LANGUAGES if code in seen]
+
+
+def pair_files(path: Path) -> list[Path]:
+    """The path itself, or, of a folder that is no TFDS data set, the files of pairs in it in order of name.
+
+    Of aligned text files the English side is a target, so the other names the pair.
+    """
+    if not path.is_dir() or (path / "dataset_info.json").is_file():
+        return [path]
+    suffixes = {*FILE_SUFFIXES, *(f".{code}" for code in LANGUAGES if code != "en")}
+    files = sorted(file for file in path.iterdir() if file.suffix in suffixes)
+    if not files:
+        raise InputError(f"{path}: neither files of pairs ({', '.join(FILE_SUFFIXES)}, train.de) nor a TFDS data set")
+    return files
 
 
 Reader = Callable[[Path, Instruction], Iterator[QuestionPair]]
@@ -215,8 +232,6 @@ def _lines(path: Path) -> list[str]:
 
 def _read_data_set(path: Path, instruction: Instruction) -> Iterator[QuestionPair]:
     """The train split of a TFDS data set, whose prompts are rendered already."""
-    if not (path / "dataset_info.json").is_file():
-        raise InputError(f"{path}: a folder without dataset_info.json, so no TFDS data set; name files of pairs")
     # Slow to import, and only these folders need it.
     import tensorflow_datasets as tfds
 

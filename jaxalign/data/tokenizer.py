@@ -71,7 +71,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
     try:
         backend = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, OSError, ImportError, KeyError) as error:
+    except Exception as error:  # whatever a broken file makes of transformers and tokenizers
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{folder}: the tokenizer does not load ({reason}); are its files complete?") from None
     if not backend.is_fast:

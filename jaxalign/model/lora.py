@@ -21,6 +21,10 @@ class LoraConfig:
     alpha: float
     targets: tuple[str, ...] = ("q_proj", "v_proj")
 
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0:
+            raise InputError(f"lora.rank={self.rank}, lora.alpha={self.alpha}: set rank to 1 or more and alpha above 0")
+
     @property
     def scale(self) -> float:
         return self.alpha / self.rank
@@ -64,6 +68,15 @@ def init_lora(key: jax.Array, config: ModelConfig, lora: LoraConfig) -> dict[str
         factors = jax.vmap(lambda k, sizes=sizes: init_factors(k, sizes, lora.rank))(layer_keys)
         tree.setdefault(module, {})[target] = factors
     return {"layers": tree}
+
+
+def check_adapter(adapter: Any, wanted: Any, lora: LoraConfig, where: object) -> None:
+    """Refuses an adapter tree of other projections or sizes than `wanted`, a tree of arrays or shapes."""
+    if jax.tree.map(jnp.shape, adapter) != jax.tree.map(jnp.shape, wanted):
+        raise InputError(
+            f"{where}: no adapter of rank {lora.rank} on {', '.join(lora.targets)} of this model; "
+            "is it another model's? Or set lora.rank and lora.targets to its own"
+        )
 
 
 def merge_lora(params: dict[str, Any], lora_tree: dict[str, Any], lora: LoraConfig) -> dict[str, Any]:

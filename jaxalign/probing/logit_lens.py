@@ -120,14 +120,11 @@ def lens_of_language(
 def lens_arrays(lens: Mapping[str, LensRows]) -> dict[str, np.ndarray]:
     """Per-layer means and 95 % half-widths, float32 [languages, L] under `{quantity}_mean`, `{quantity}_half_width`.
 
-    Masses are averaged over the surviving rows (NaN where a language has none), entropy over all rows.
+    Averages are over the surviving rows; NaN where a language has none.
     """
     arrays = {}
     for quantity in LensRows._fields[:-1]:
-        kept = (
-            getattr(rows, quantity) if quantity == "entropy" else getattr(rows, quantity)[rows.survives]
-            for rows in lens.values()
-        )
+        kept = (getattr(rows, quantity)[rows.survives] for rows in lens.values())
         mean, half_width = zip(*map(mean_and_half_width, kept), strict=True)
         arrays[f"{quantity}_mean"] = np.stack(mean).astype(np.float32)
         arrays[f"{quantity}_half_width"] = np.stack(half_width).astype(np.float32)

@@ -15,7 +15,7 @@ from jaxalign import files
 from jaxalign.data.batches import Batch, BatchPlan, prefetch
 from jaxalign.errors import InputError
 from jaxalign.metrics_log import MetricsLog, Progress, say
-from jaxalign.model.lora import LoraConfig, init_lora
+from jaxalign.model.lora import check_adapter, init_lora
 from jaxalign.model.transformer import Decoder
 from jaxalign.training import checkpoint
 from jaxalign.training.optimizer import OptimizerConfig, cosine_schedule, make_optimizer
@@ -41,13 +41,13 @@ class LoopConfig:
     """How often the loop reports, evaluates and saves, in steps. The last step is always evaluated and saved."""
 
     log_every: int = 10
-    evaluate_every: int = 50
+    heldout_every: int = 50
     checkpoint_every: int = 100
 
     def __post_init__(self) -> None:
         for key, every in asdict(self).items():
             if every < 1:
-                raise InputError(f"loop.{key}={every}: set it to 1 or more")
+                raise InputError(f"{key}={every}: set it to 1 or more")
 
 
 def train(
@@ -76,7 +76,7 @@ def train(
     Args:
       decoder: with `lora` set its adapters are tuned, without it all of `params`.
       params: the base model's parameters.
-      held_out: batches whose loss is measured at step 0, every `evaluate_every` steps and at the end.
+      held_out: batches whose loss is measured at step 0, every `heldout_every` steps and at the end.
       run: folder for run.json, metrics.jsonl and checkpoints/.
       seed: of the fresh adapter.
       document: what run.json says, JSON; its config goes into the checkpoints too.
@@ -94,7 +94,7 @@ def train(
     else:
         fresh = partial(init_lora, jax.random.key(seed), decoder.config, decoder.lora)
         if initial_adapter is not None:
-            check_adapter(initial_adapter, jax.eval_shape(fresh), decoder.lora)
+            check_adapter(initial_adapter, jax.eval_shape(fresh), decoder.lora, "the initial adapter")
         frozen, trainable = {"params": params}, {"lora": fresh() if initial_adapter is None else initial_adapter}
     schedule = cosine_schedule(optimizer_config, plan.steps)
     optimizer = make_optimizer(optimizer_config, schedule)
@@ -108,8 +108,8 @@ def train(
         **plan.fingerprint,
         **{f"optimizer.{key}": value for key, value in asdict(optimizer_config).items()},
         **{f"lora.{key}": value for key, value in (asdict(decoder.lora) if decoder.lora else {}).items()},
-        "step.accumulation": step_config.accumulation,
-        "step.reduction": step_config.reduction,
+        "batch.accumulation": step_config.accumulation,
+        "loss.reduction": step_config.reduction,
         "total_steps": plan.steps,
     }
     record = checkpoint.Record(document["config"], fingerprint, decoder.lora)
@@ -147,7 +147,7 @@ def train(
                 report.settle()  # of the step before, while this one runs
                 report.hold(step, metrics, started)
                 last = step == plan.steps
-                evaluation_due = last or step % loop_config.evaluate_every == 0
+                evaluation_due = last or step % loop_config.heldout_every == 0
                 checkpoint_due = last or step % loop_config.checkpoint_every == 0
                 if evaluation_due or checkpoint_due:
                     # A checkpoint is saved after all rows of its step are written and its loss is known to be finite.
@@ -157,15 +157,6 @@ def train(
                 if checkpoint_due:
                     checkpoint.save(checkpoints, step, state, record)
     return state.trainable
-
-
-def check_adapter(adapter: Any, wanted: Any, lora: LoraConfig) -> None:
-    """Refuses an initial adapter of other projections or sizes: the decoder would scale it by the wrong alpha/r."""
-    if jax.tree.map(jax.numpy.shape, adapter) != jax.tree.map(jax.numpy.shape, wanted):
-        raise InputError(
-            f"the initial adapter does not have rank {lora.rank} on {', '.join(lora.targets)} of this model; "
-            "set lora.rank and lora.targets to its own, or start without it"
-        )
 
 
 class StepReport:

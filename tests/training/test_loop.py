@@ -36,7 +36,7 @@ def tiny_training(run: Path, **changes: Any) -> dict[str, Any]:
         "mesh": mesh_of(),
         "optimizer_config": OptimizerConfig(learning_rate=1e-2),
         "step_config": StepConfig(accumulation=2),
-        "loop_config": LoopConfig(log_every=1, evaluate_every=1, checkpoint_every=2),
+        "loop_config": LoopConfig(log_every=1, heldout_every=1, checkpoint_every=2),
         "seed": 0,
         "document": {"config": {"model": "tiny", "seed": 0}},
         "fingerprint": {"model": "tiny"},
@@ -135,7 +135,7 @@ def test_a_finished_run_says_so_and_does_nothing(undisturbed, capsys):
         ({"optimizer_config": OptimizerConfig(learning_rate=2e-2)}, "optimizer.learning_rate was 0.01"),
         ({"plan": tiny_plan(STEPS, accumulation=2, packed=False)}, "batch.packed"),
         ({"decoder": Decoder(MODEL.config, LoraConfig(2, 8.0))}, "lora.rank was 4 and is now 2"),
-        ({"step_config": StepConfig(accumulation=1)}, "step.accumulation was 2 and is now 1"),
+        ({"step_config": StepConfig(accumulation=1)}, "batch.accumulation was 2 and is now 1"),
     ],
 )
 def test_another_fingerprint_is_refused(undisturbed, changes, key):
@@ -179,13 +179,13 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     broken = jax.tree.map(np.copy, MODEL.params)
     broken["norm"]["scale"][0] = np.nan
     with pytest.raises(InputError, match=r"step 1: the loss is nan .* lower optimizer\.learning_rate"):
-        tiny_training(tmp_path, params=broken, loop_config=LoopConfig(1, evaluate_every=9, checkpoint_every=1))
+        tiny_training(tmp_path, params=broken, loop_config=LoopConfig(1, heldout_every=9, checkpoint_every=1))
     with open_checkpoints(tmp_path, create=False) as checkpoints:
         assert checkpoints.latest_step() is None
 
 
 def test_rows_are_written_every_so_many_steps(tmp_path):
-    tiny_training(tmp_path, loop_config=LoopConfig(log_every=4, evaluate_every=3, checkpoint_every=5))
+    tiny_training(tmp_path, loop_config=LoopConfig(log_every=4, heldout_every=3, checkpoint_every=5))
     rows = metrics(tmp_path)
     assert [row["step"] for row in rows if "loss" in row] == [1, 4, 8, 9]
     assert [row["step"] for row in rows if "heldout_loss" in row] == [0, 3, 6, 9]
@@ -206,7 +206,7 @@ def test_without_held_out_batches_and_hooks_only_steps_are_logged(tmp_path):
     assert [row["step"] for row in metrics(tmp_path)] == list(range(1, STEPS + 1))
 
 
-@pytest.mark.parametrize("key", ["log_every", "evaluate_every", "checkpoint_every"])
+@pytest.mark.parametrize("key", ["log_every", "heldout_every", "checkpoint_every"])
 def test_impossible_intervals_are_refused(key):
     with pytest.raises(InputError, match=key):
         LoopConfig(**{key: 0})
