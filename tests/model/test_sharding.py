@@ -11,10 +11,11 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxalign.model.attention import init_cache
 from jaxalign.model.lora import LoraConfig, init_lora, projection_sizes
 from jaxalign.model.losses import next_token_loss
 from jaxalign.model.sharding import TABLE, batch_spec, param_shardings, param_specs, path_name
-from jaxalign.model.transformer import Decoder, init_cache
+from jaxalign.model.transformer import Decoder
 from tests.model.tiny_models import FAMILIES, TinyModel, tiny_model
 
 ROWS, LENGTH = 4, 17

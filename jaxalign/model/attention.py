@@ -1,0 +1,124 @@
+"""Attention as pure functions: what a query sees, how positions turn it, and the cache of keys and values.
+
+Axis letters as in transformer.py: B batch, T query length, S key length, L layers, N heads, K key/value heads,
+G = N/K query heads to a key/value head, H head width.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import DTypeLike
+
+from jaxalign.model.config import ModelConfig
+
+
+class Cache(NamedTuple):
+    """Keys (rotated) and values of the tokens seen so far; an empty or padding slot has segment 0."""
+
+    k: jax.Array
+    """[L,B,S,K,H]"""
+    v: jax.Array
+    """[L,B,S,K,H]"""
+    positions: jax.Array
+    """int32 [B,S]"""
+    segment_ids: jax.Array
+    """int32 [B,S]"""
+    offset: jax.Array
+    """int32 scalar: the slot that the next token is written to, the same in every row."""
+
+
+class Sight(NamedTuple):
+    """Where a layer looks: which keys each query sees, and how queries and keys are rotated."""
+
+    mask: jax.Array
+    """bool [B,T,S]"""
+    cos: jax.Array
+    """[B,T,H/2]"""
+    sin: jax.Array
+    """[B,T,H/2]"""
+
+
+def init_cache(config: ModelConfig, batch: int, length: int, dtype: DTypeLike) -> Cache:
+    """An empty cache with room for `length` tokens a row. Writing past its end overwrites: the caller counts."""
+    shape = (config.layers, batch, length, config.kv_heads, config.head_dim)
+    empty = jnp.zeros((batch, length), jnp.int32)
+    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), empty, empty, jnp.zeros((), jnp.int32))
+
+
+def write(old: jax.Array, new: jax.Array, offset: jax.Array) -> jax.Array:
+    """`old` [B,S,...] with `new` [B,T,...] from slot `offset` on."""
+    return lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), offset, axis=1)
+
+
+def rotary_frequencies(config: ModelConfig, local: bool) -> np.ndarray:
+    """Radians per position, float32 [H/2] (Su et al. 2021), with Llama 3's or linear scaling where it applies."""
+    scaling = config.rope_scaling
+    base = config.rope_base
+    if local and config.local_rope_base is not None:
+        base, scaling = config.local_rope_base, None
+    frequencies = 1.0 / base ** (np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
+    if scaling is not None and scaling.kind == "linear":
+        frequencies = frequencies / scaling.factor
+    elif scaling is not None:
+        # Short wavelengths stay, long ones are slowed by `factor`, those between are interpolated (Llama 3.1).
+        turns = scaling.original_max_positions * frequencies / (2 * np.pi)
+        keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+        keep = np.clip(keep, 0.0, 1.0)
+        frequencies = keep * frequencies + (1.0 - keep) * frequencies / scaling.factor
+    return frequencies.astype(np.float32)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotary embedding of [B,T,heads,H] by cos, sin [B,T,H/2]; the pair of channel i is i + H/2."""
+    first, second = jnp.split(x, 2, axis=-1)
+    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float) -> jax.Array:
+    """Grouped-query attention with float32 softmax: q [B,T,N,H], k and v [B,S,K,H], mask [B,T,S] -> [B,T,N,H].
+
+    A query that sees no key (padding) gets the mean of all values: finite, and read by nobody.
+    """
+    B, T, N, H = q.shape
+    K = k.shape[2]
+    q = q.reshape(B, T, K, N // K, H)
+    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32) * scale
+    scores = jnp.where(mask[:, None, None, :, :], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(B, T, N, H)
+
+
+def layer_kinds(config: ModelConfig) -> tuple[tuple[bool, ...], np.ndarray]:
+    """The distinct values of `local_layers`, and each layer's index among them, int32 [L]."""
+    local_layers = config.local_layers or (False,) * config.layers
+    kinds = tuple(sorted(set(local_layers)))
+    return kinds, np.array([kinds.index(local) for local in local_layers], np.int32)
+
+
+def sights(
+    config: ModelConfig,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+    key_positions: jax.Array,
+    key_segment_ids: jax.Array,
+    dtype: DTypeLike,
+) -> Sight:
+    """One `Sight` per kind of layer, stacked on a leading axis. Queries int32 [B,T], keys int32 [B,S].
+
+    A query sees the keys of its own segment at its own or an earlier position; on a local layer, at most `window`
+    of them, its own included. Segment 0 is padding.
+    """
+    query, key = positions[:, :, None], key_positions[:, None, :]
+    same_segment = segment_ids[:, :, None] == key_segment_ids[:, None, :]
+    causal = same_segment & (segment_ids[:, :, None] != 0) & (key <= query)
+    each = []
+    for local in layer_kinds(config)[0]:
+        mask = causal & (key > query - config.window) if local and config.window is not None else causal
+        frequencies = jnp.asarray(rotary_frequencies(config, local))
+        angles = positions.astype(jnp.float32)[:, :, None] * frequencies[None, None, :]
+        each.append(Sight(mask, jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)))
+    return jax.tree.map(lambda *kinds: jnp.stack(kinds), *each)
