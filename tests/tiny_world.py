@@ -7,15 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from jaxalign.data.prompts import Exemplars, read_exemplars
 from jaxalign.data.tasks import TASKS
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.transformer import Decoder
+from tests.data.tiny_tokenizers import byte_level
 
 LANGUAGES = ("en", "de", "zh")
 ROWS = 6
@@ -46,12 +44,8 @@ def variables() -> dict[str, Any]:
 
 @cache
 def byte_tokenizer() -> Tokenizer:
-    """One token per byte: byte-level BPE without merges."""
-    alphabet = {character: index for index, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    backend = Backend(models.BPE(vocab=alphabet, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))
+    """One token per byte, and an end of text."""
+    return Tokenizer(byte_level())
 
 
 def write_data(folder: Path) -> Exemplars:

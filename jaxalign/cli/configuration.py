@@ -61,8 +61,8 @@ def run_config_file(path: Path) -> ConfigDict:
     try:
         spec.loader.exec_module(module)
         config = module.get_config()
-    except InputError:
-        raise
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     except Exception as error:  # the file is the user's program: whatever it raises is its author's to mend
         raise InputError(f"{path}: the config does not load: {type(error).__name__}: {error}") from None
     if not isinstance(config, ConfigDict):

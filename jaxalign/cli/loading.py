@@ -75,10 +75,10 @@ def load_model(config: ConfigDict) -> Model:
         return jax.device_put(leaf, NamedSharding(mesh, spec))
 
     if path.is_dir():
-        tokenizer, model_config = load_tokenizer(path), read_config(path)
+        model_config, tokenizer = read_config(path), load_tokenizer(path)
         params = load_params(path, model_config, param_dtype, place)
     elif path.is_file():
-        tokenizer, model_config = Tokenizer(read_gguf_tokenizer(path)), read_gguf_config(path)
+        model_config, tokenizer = read_gguf_config(path), Tokenizer(read_gguf_tokenizer(path))
         params = load_gguf_params(path, model_config, param_dtype, place)
     else:
         raise InputError(f"model={config.model}: no such folder or file")

@@ -44,6 +44,8 @@ def train(config: ConfigDict, paths: Sequence[str]) -> None:
 def check_train_settings(config: ConfigDict) -> None:
     """Refuses what would only fail once the model is loaded."""
     out_folder(config)
+    if config.seed < 0:
+        raise InputError(f"--config.seed={config.seed}: set it to 0 or more")
     lora_config(config)
     step_configs(config)
     if config.remat != "none" and config.remat not in REMAT_POLICIES:

@@ -27,7 +27,8 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_fraction <= 1:
             raise InputError(f"optimizer.warmup_fraction={self.warmup_fraction}: set it between 0 and 1")
-        if self.learning_rate <= 0 or self.clip_norm <= 0:
+        # Written so that NaN is refused too.
+        if not (self.learning_rate > 0 and self.clip_norm > 0):
             raise InputError(
                 f"optimizer.learning_rate={self.learning_rate} and optimizer.clip_norm={self.clip_norm} "
                 "must be greater than 0"
@@ -37,10 +38,10 @@ class OptimizerConfig:
 def cosine_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     """Linear warm-up from 0, then half a cosine down to 0: update count (from 0) -> learning rate, float32.
 
-    The formula of `get_cosine_schedule_with_warmup` in transformers, whose first update has learning rate 0, with as
-    many warm-up steps as `TrainingArguments.get_warmup_steps` takes: the fraction of all steps, rounded up.
+    The formula of `get_cosine_schedule_with_warmup` in transformers, whose first update has learning rate 0. Warm-up
+    takes the nearest whole number of steps: 178 of the study's 1,779.
     """
-    warmup_steps = math.ceil(config.warmup_fraction * total_steps)
+    warmup_steps = math.floor(config.warmup_fraction * total_steps + 0.5)
     decay_steps = max(1, total_steps - warmup_steps)
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:

@@ -62,8 +62,9 @@ class StepConfig:
     def __post_init__(self) -> None:
         if self.reduction not in ("token_mean", "micro_batch_mean"):
             raise InputError(f"loss.reduction is {self.reduction!r}: set it to 'token_mean' or 'micro_batch_mean'")
-        if self.accumulation < 1:
-            raise InputError(f"batch.accumulation={self.accumulation}: set it to 1 or more")
+        for key, number in (("batch.accumulation", self.accumulation), ("loss.chunk", self.loss_chunk)):
+            if number < 1:
+                raise InputError(f"{key}={number}: set it to 1 or more")
 
 
 LossSums = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]

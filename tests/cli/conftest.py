@@ -1,31 +1,38 @@
-"""A tiny Hugging Face model folder, and the command line run in this process."""
+"""Tiny Hugging Face model folders, the command line run in this process, and one finished run of it."""
 
+import io
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from jaxalign.cli import main
+from tests.data.tiny_tokenizers import byte_level
 
-EOS = "<eos>"
+Command = Callable[..., tuple[int, str, str]]
+
+TRAIN = (
+    "train",
+    "--config.build.sources=zh,th",
+    "--config.epochs=2",
+    "--config.optimizer.learning_rate=1e-2",
+    "--config.log_every=1",
+    "--config.heldout_every=4",
+)
+"""The command that makes `run`, without its model and its folder."""
 
 
-@pytest.fixture(scope="session")
-def model_folder(tmp_path_factory) -> Path:
+def save_model(folder: Path, width: int) -> Path:
     """A random Llama of two layers over single bytes, as transformers saves it."""
-    folder = tmp_path_factory.mktemp("model")
-    alphabet = {character: index for index, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    backend = Tokenizer(models.BPE(vocab={**alphabet, EOS: len(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=EOS).save_pretrained(folder)
+    tokenizer = byte_level()
+    tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=257,
-        hidden_size=16,
+        vocab_size=len(tokenizer),
+        hidden_size=width,
         intermediate_size=24,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -36,15 +43,72 @@ def model_folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def jaxalign(monkeypatch, capsys, tmp_path) -> Callable[..., tuple[int, str, str]]:
-    """Runs a command: (exit code, stdout, stderr). The user's cache is a folder of the test."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"), width=16)
+
+
+@pytest.fixture(scope="session")
+def other_model_folder(tmp_path_factory) -> Path:
+    """A model that an adapter of the first does not fit."""
+    return save_model(tmp_path_factory.mktemp("other_model"), width=32)
+
+
+@pytest.fixture(scope="session")
+def jaxalign(tmp_path_factory) -> Command:
+    """Runs a command: (exit code, stdout, stderr). The user's cache is a folder of the tests."""
+    cache = tmp_path_factory.mktemp("cache")
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["jaxalign", *map(str, arguments)])
-        capsys.readouterr()
-        code = main.main()
-        return code, *capsys.readouterr()
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.setenv("XDG_CACHE_HOME", str(cache))
+            patch.setattr("sys.argv", ["jaxalign", *map(str, arguments)])
+            code = main.main()
+        return code, out.getvalue(), err.getvalue()
 
     return call
+
+
+@pytest.fixture(scope="session")
+def ok(jaxalign) -> Callable[..., str]:
+    """Runs a command that must succeed; returns its stdout."""
+
+    def call(*arguments: object) -> str:
+        code, out, err = jaxalign(*arguments)
+        assert code == 0, err
+        return out
+
+    return call
+
+
+@pytest.fixture
+def refused(jaxalign, tmp_path) -> Callable[..., str]:
+    """Runs a command that must be refused; returns its one line of stderr."""
+
+    def call(*arguments: object) -> str:
+        out = tmp_path / "out"
+        code, _, err = jaxalign(*arguments, f"--config.out={out}")
+        assert code == 2, err
+        assert err.count("\n") == 1 and err.startswith("jaxalign: ") and "Traceback" not in err
+        left = [path for path in out.rglob("*") if path.is_file()] if out.exists() else []
+        assert left == []
+        return err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def run(ok, model_folder, tmp_path_factory) -> Path:
+    """A finished training run on the mini set, ten steps."""
+    folder = tmp_path_factory.mktemp("tuned") / "run"
+    ok(*TRAIN, f"--config.model={model_folder}", f"--config.out={folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def adapter(ok, run) -> Path:
+    """The PEFT folder exported from `run`."""
+    folder = run.parent / "adapter"
+    ok("export", run, f"--config.out={folder}")
+    return folder

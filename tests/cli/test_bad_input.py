@@ -1,80 +1,30 @@
-"""Bad input ends with one line that says what, where and what to do, exit code 2, and nothing half-written."""
-
-import json
-import shutil
+"""Bad settings and arguments: one line that says what, where and what to do, exit code 2, and nothing half-written."""
 
 import pytest
 
 EVALUATE = ("evaluate", "--config.languages=en,de", "--config.rows=0:2")
-
-
-@pytest.fixture
-def refused(jaxalign, tmp_path):
-    """Runs a command that must be refused; returns its one line of stderr."""
-
-    def call(*arguments):
-        out = tmp_path / "out"
-        code, _, err = jaxalign(*arguments, f"--config.out={out}")
-        assert code == 2, err
-        assert err.count("\n") == 1 and err.startswith("jaxalign: ") and "Traceback" not in err
-        left = [path for path in out.rglob("*") if path.is_file()] if out.exists() else []
-        assert left == []
-        return err
-
-    return call
-
-
-@pytest.fixture
-def data(tmp_path):
-    """A copy of the mini set to spoil."""
-    from jaxalign.data.folders import MINI
-
-    return shutil.copytree(MINI, tmp_path / "data")
-
-
-def spoil(data, change):
-    """Rewrites the rows of the German emotion file."""
-    file = data / "ap_emotion" / "emotion_de40_test.json"
-    rows = json.loads(file.read_text())
-    change(rows)
-    file.write_text(json.dumps(rows))
-
-
-def test_truncated_json(refused, data, model_folder):
-    file = data / "ap_emotion" / "emotion_de40_test.json"
-    file.write_text(file.read_text()[:500])
-    assert str(file) in refused(*EVALUATE, f"--config.model={model_folder}", f"--config.data={data}")
-
-
-def test_missing_field(refused, data, model_folder):
-    spoil(data, lambda rows: rows[1].pop("input"))
-    message = refused(*EVALUATE, f"--config.model={model_folder}", f"--config.data={data}")
-    assert "row 1" in message and "'input'" in message
-
-
-def test_label_that_is_no_label(refused, data, model_folder):
-    spoil(data, lambda rows: rows[0].update(answer="gut"))
-    message = refused(*EVALUATE, f"--config.model={model_folder}", f"--config.data={data}")
-    assert "row 0" in message and "gut" in message
-
-
-@pytest.mark.parametrize("name", ["pairs.json", "pairs.jsonl", "pairs.csv", "train.de"])
-def test_empty_file(refused, tmp_path, model_folder, name):
-    (tmp_path / name).touch()
-    (tmp_path / "train.en").touch()
-    assert name in refused("train", tmp_path / name, f"--config.model={model_folder}")
+PROBE = ("probe", "--config.languages=en,de", "--config.rows=0:4")
+TRAIN = ("train", "--config.tasks=paws", "--config.build.sources=de", "--config.steps=2")
 
 
 @pytest.mark.parametrize(
     ("flag", "named"),
     [
         ("--config.languages=en,dee", "'de'"),
+        ("--config.languages=en,en", "en"),
         ("--config.rows=5:2", "5:2"),
+        ("--config.rows=5000:6000", "5000:6000"),
         ("--config.tasks=emotoin", "'emotion'"),
+        ("--config.tasks=emotion,emotion", "emotion,emotion"),
         ("--config.batchsize=2", "batch_size"),
         ("--config.optimizer.learning_rte=1", "learning_rate"),
         ("--config.batch_size=two", "whole number"),
+        ("--config.batch_size=0", "batch_size"),
         ("--config.dtype=float16", "bfloat16"),
+        ("--config.param_dtype=int8", "param_dtype"),
+        ("--config.mesh.tensor=7", "mesh"),  # of eight devices
+        ("--config.mesh.tensor=2", "mesh"),  # a vocabulary of 257
+        ("--config.mesh.data=0", "mesh"),
         ("--config=demmo", "demo"),
         ("--languages=en", "--config.key=value"),
         ("--config.data=nowhere", "nowhere"),
@@ -85,45 +35,124 @@ def test_wrong_settings(refused, model_folder, flag, named):
     assert named in refused(*EVALUATE, f"--config.model={model_folder}", flag)
 
 
-def test_model_that_is_none(refused, tmp_path, model_folder):
-    assert "--config.model=" in refused(*EVALUATE)
-    assert "nowhere" in refused(*EVALUATE, "--config.model=nowhere")
-    not_gguf = tmp_path / "model.gguf"
-    not_gguf.write_bytes(b"no such thing" * 10)
-    assert "model.gguf" in refused(*EVALUATE, f"--config.model={not_gguf}")
-    bare = tmp_path / "bare"
-    shutil.copytree(model_folder, bare, ignore=shutil.ignore_patterns("tokenizer*"))
-    assert "tokenizer" in refused(*EVALUATE, f"--config.model={bare}")
+@pytest.mark.parametrize(
+    ("flag", "named"),
+    [
+        ("--config.probes=foo", "'foo'"),
+        ("--config.probes=", "probes"),
+        ("--config.tasks=snli", "emotion"),
+        ("--config.rows=0:1", "rows"),
+        ("--config.batch_size=0", "batch_size"),
+    ],
+)
+def test_wrong_probe_settings(refused, model_folder, flag, named):
+    assert named in refused(*PROBE, f"--config.model={model_folder}", flag)
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--config.remat=foo",
+        "--config.lora.rank=0",
+        "--config.lora.targets=nothing_proj",
+        "--config.lora.targets=",
+        "--config.batch.accumulation=0",
+        "--config.batch.length=0",
+        "--config.batch.too_long=foo",
+        "--config.batch.pairs_per_step=0",
+        "--config.batch.pairs_per_step=-1",
+        "--config.steps=-1",
+        "--config.seed=-1",
+        "--config.heldout=-0.1",
+        "--config.heldout=1.0",
+        "--config.heldout=nan",
+        "--config.optimizer.learning_rate=abc",
+        "--config.optimizer.learning_rate=-1",
+        "--config.optimizer.learning_rate=nan",
+        "--config.optimizer.warmup_fraction=2",
+        "--config.template=foo",
+        "--config.loss.reduction=foo",
+        "--config.loss.chunk=0",
+        "--config.log_every=0",
+        "--config.heldout_every=0",
+        "--config.checkpoint_every=0",
+    ],
+)
+def test_wrong_training_settings(refused, model_folder, flag):
+    key = flag.partition("=")[0].rpartition(".")[2]
+    assert key in refused(*TRAIN, f"--config.model={model_folder}", flag)
+
+
+@pytest.mark.parametrize(
+    ("flag", "named"),
+    [
+        ("--config.build.sources=xx", "'xx'"),
+        ("--config.build.sources=en", "sources"),
+        ("--config.build.target=xx", "'xx'"),
+        ("--config.build.control=foo", "control"),
+        ("--config.build.instruction=foo", "instruction"),
+        ("--config.rows=5000:6000", "5000:6000"),
+        ("--config.mesh.tensor=7", "mesh"),
+    ],
+)
+def test_wrong_settings_of_the_pairs_and_the_mesh(refused, model_folder, flag, named):
+    assert named in refused(*TRAIN, f"--config.model={model_folder}", flag)
+
+
+def test_a_run_of_no_steps(refused, model_folder):
+    flags = ("--config.steps=0", "--config.epochs=0")
+    assert "epochs" in refused(*TRAIN, f"--config.model={model_folder}", *flags)
+    assert "epochs" in refused(*TRAIN, f"--config.model={model_folder}", "--config.steps=0", "--config.epochs=-1")
+
+
+@pytest.mark.parametrize(
+    ("source", "named"),
+    [
+        ("c = load_config('base')\n    c.langauges = 'de'\n    return c", "languages"),
+        ("c = load_config('base')\n    c.lora.rnak = 4\n    return c", "lora.rank"),
+        ("c = load_config('base')\n    c.seed = 'seven'\n    return c", "seed"),
+        ("c = load_config('base')\n    c.lora = 8\n    return c", "lora"),
+        ("c = load_config('base')\n    del c.seed\n    return c", "seed"),
+        ("c = load_config('base'", "SyntaxError"),
+        ("c = load_config('bsae')\n    return c", "bsae"),
+        ("return load_config('base').to_dict()", "ConfigDict"),
+        ("return 1 / 0", "division by zero"),
+    ],
+)
+def test_wrong_config_files(refused, tmp_path, model_folder, source, named):
+    file = tmp_path / "mine.py"
+    file.write_text(f"from jaxalign.cli.configuration import load_config\n\n\ndef get_config():\n    {source}\n")
+    message = refused(*EVALUATE, f"--config.model={model_folder}", f"--config={file}")
+    assert str(file) in message and named in message
+
+
+def test_a_config_file_without_its_function(refused, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("config = {}\n")
+    message = refused(*EVALUATE, f"--config={file}")
+    assert str(file) in message and "get_config" in message
+    assert "absent.py" in refused(*EVALUATE, f"--config={tmp_path / 'absent.py'}")
 
 
 def test_wrong_arguments(refused, tmp_path):
     for words in (
         ("report", tmp_path),
-        ("report", tmp_path, tmp_path / "b"),
+        ("report", tmp_path, tmp_path, tmp_path),
         ("export",),
-        ("export", tmp_path),
+        ("export", tmp_path, tmp_path),
         ("evaluate", "x"),
+        ("probe", "x"),
+        ("demo", "x"),
+        ("data", "build", "x"),
         ("data", "import", tmp_path),
-        ("data", "import", tmp_path, tmp_path / "imported"),
+        ("data", "imprt", tmp_path, tmp_path),
+        ("data",),
         ("evalute",),
     ):
         refused(*words)
-    assert not (tmp_path / "imported").exists()
 
 
-def test_help_names_every_verb_and_key(jaxalign):
-    from jaxalign.cli.main import VERBS
-
-    code, out, _ = jaxalign("--help")
-    assert code == 0 and all(verb in out for verb in VERBS)
-    code, out, _ = jaxalign("train", "--help")
-    assert code == 0 and "--config.lora.rank=8" in out
-    code, out, _ = jaxalign("demo", "--help")
-    assert "--config.model=packaged" in out
-
-
-def test_debug_shows_the_traceback(jaxalign):
-    from jaxalign.errors import InputError
-
-    with pytest.raises(InputError):
-        jaxalign("evaluate", "--config.nosuchkey=1", "--debug")
+def test_out_is_needed(jaxalign, model_folder):
+    for words in (EVALUATE, PROBE, TRAIN, ("data", "build"), ("demo", "--config.out=")):
+        code, _, err = jaxalign(*words, f"--config.model={model_folder}")
+        assert code == 2 and "--config.out=" in err and err.count("\n") == 1

@@ -2,14 +2,20 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 import transformers
 from peft import PeftModel
 
-LANGUAGES = "--config.languages=en,zh,th"
-ROWS = "--config.rows=0:6"
+from jaxalign.cli.configuration import config_from_flags
+from jaxalign.cli.loading import load_model
+from tests.cli.conftest import TRAIN
+
+CELLS = ("--config.languages=en,zh,th", "--config.rows=0:6")
+TASKS = "--config.tasks=emotion,paws"
 
 
 def lines(path):
@@ -17,85 +23,113 @@ def lines(path):
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    return tmp_path_factory.mktemp("work")
+def before(ok, model_folder, tmp_path_factory):
+    """Evaluation and probes of the base model."""
+    folder = tmp_path_factory.mktemp("results") / "before"
+    ok("evaluate", f"--config.model={model_folder}", *CELLS, TASKS, f"--config.out={folder}")
+    ok("probe", f"--config.model={model_folder}", *CELLS, f"--config.out={folder}")
+    return folder
 
 
-def test_evaluate_probe_train_report_export(jaxalign, model_folder, work):
-    model = f"--config.model={model_folder}"
-    before, after, run, adapter = (work / name for name in ("before", "after", "run", "adapter"))
+@pytest.fixture(scope="module")
+def after(ok, model_folder, run, before):
+    """Evaluation and probes with the run's adapter."""
+    folder, tuned = before.parent / "after", (f"--config.model={model_folder}", f"--config.adapter={run}")
+    ok("evaluate", *tuned, *CELLS, TASKS, f"--config.out={folder}")
+    ok("probe", *tuned, *CELLS, f"--config.out={folder}")
+    return folder
 
-    def ok(*arguments):
-        code, out, err = jaxalign(*arguments)
-        assert code == 0, err
-        return out
 
-    ok("evaluate", model, LANGUAGES, ROWS, "--config.tasks=emotion,paws", f"--config.out={before}")
+def test_evaluate_and_probe_leave_their_records(before):
     records = lines(before / "predictions.jsonl")
     assert [(r["task"], r["language"], r["row"]) for r in records] == [
         (task, language, row) for task in ("emotion", "paws") for language in ("en", "zh", "th") for row in range(6)
     ]
-    ok("probe", model, LANGUAGES, ROWS, f"--config.out={before}")
+    results = json.loads((before / "results.json").read_text())
+    assert results["tuned_on"] == [] and len(results["cells"]) == 6
+    for probe in ("logit_lens", "pca"):
+        document = json.loads((before / f"{probe}.json").read_text())
+        assert document["language"] == ["en", "zh", "th"]
+        with np.load(before / f"{probe}.npz") as arrays:
+            assert set(arrays) == set(document["axes"])
+        assert (before / f"{probe}.svg").read_text().count("<svg") == 1
 
-    train = ("train", model, "--config.build.sources=zh,th", f"--config.out={run}", "--config.epochs=2")
-    ok(*train, "--config.optimizer.learning_rate=1e-2", "--config.log_every=1", "--config.heldout_every=4")
+
+def test_train_leaves_a_run(run):
     record = json.loads((run / "run.json").read_text())
     assert record["languages"]["seen"] == ["en", "zh", "th"]
     assert (record["pairs"], record["heldout_pairs"], record["steps"]) == (96, 5, 10)
     losses = [row["heldout_loss"] for row in lines(run / "metrics.jsonl") if "heldout_loss" in row]
-    assert losses[-1] < losses[0]
-
-    with_adapter = f"--config.adapter={run}"
-    ok("evaluate", model, with_adapter, LANGUAGES, ROWS, "--config.tasks=emotion,paws", f"--config.out={after}")
-    ok("probe", model, with_adapter, LANGUAGES, ROWS, f"--config.out={after}")
-    assert json.loads((after / "results.json").read_text())["tuned_on"] == ["en", "zh", "th"]
-    first, second = lines(before / "predictions.jsonl")[0], lines(after / "predictions.jsonl")[0]
-    assert first["prefix_mass"] != second["prefix_mass"]
-
-    ok("report", before, after, f"--config.out={work / 'report.html'}")
-    page = (work / "report.html").read_text()
-    assert "Chinese" in page and "<svg" in page and "<script" not in page
-
-    # The exported adapter says in PEFT what the run says here.
-    ok("export", run, f"--config.out={adapter}")
-    ok("evaluate", model, f"--config.adapter={adapter}", LANGUAGES, ROWS, f"--config.out={work / 'peft'}")
-    for ours, theirs in zip(
-        lines(after / "predictions.jsonl"), lines(work / "peft" / "predictions.jsonl"), strict=False
-    ):
-        np.testing.assert_allclose(*(list(r["prefix_mass"].values()) for r in (ours, theirs)), rtol=1e-6)
-    base = transformers.AutoModelForCausalLM.from_pretrained(model_folder)
-    tuned = PeftModel.from_pretrained(base, str(adapter)).eval()
-    tokens = torch.arange(1, 40)[None]
-    with torch.no_grad():
-        assert not torch.allclose(tuned(tokens).logits, tuned.get_base_model()(tokens).logits * 0)
+    assert len(losses) == 4 and losses[-1] < losses[0]
 
 
-def test_training_again_changes_nothing(jaxalign, model_folder, work):
-    metrics = work / "run" / "metrics.jsonl"
+def test_training_again_changes_nothing(jaxalign, model_folder, run):
+    metrics = run / "metrics.jsonl"
     kept = metrics.read_bytes()
-    code, _, err = jaxalign(
-        "train",
-        f"--config.model={model_folder}",
-        "--config.build.sources=zh,th",
-        f"--config.out={work / 'run'}",
-        "--config.epochs=2",
-        "--config.optimizer.learning_rate=1e-2",
-        "--config.log_every=1",
-        "--config.heldout_every=4",
-    )
+    code, _, err = jaxalign(*TRAIN, f"--config.model={model_folder}", f"--config.out={run}")
     assert code == 0 and "finished" in err
     assert metrics.read_bytes() == kept
 
 
-def test_data_build_writes_what_train_reads(jaxalign, model_folder, tmp_path):
+def test_a_finished_run_refuses_other_settings(jaxalign, model_folder, run):
+    kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    code, _, err = jaxalign(*TRAIN, f"--config.model={model_folder}", f"--config.out={run}", "--config.seed=7")
+    assert code == 2 and "seed was 42 and is now 7" in err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == kept
+
+
+def test_the_adapter_changes_what_the_model_says(before, after):
+    assert json.loads((after / "results.json").read_text())["tuned_on"] == ["en", "zh", "th"]
+    first, second = lines(before / "predictions.jsonl")[0], lines(after / "predictions.jsonl")[0]
+    assert first["prefix_mass"] != second["prefix_mass"]
+
+
+def test_report(ok, before, after, tmp_path):
+    ok("report", before, after, f"--config.out={tmp_path / 'report.html'}")
+    page = (tmp_path / "report.html").read_text()
+    assert "Chinese" in page and "<svg" in page and "<script" not in page
+
+
+def test_the_exported_adapter_evaluates_as_the_run_does(ok, model_folder, after, adapter, tmp_path):
+    ok("evaluate", f"--config.model={model_folder}", f"--config.adapter={adapter}", *CELLS, f"--config.out={tmp_path}")
+    assert json.loads((tmp_path / "results.json").read_text())["tuned_on"] is None
+    of_the_run = [record for record in lines(after / "predictions.jsonl") if record["task"] == "emotion"]
+    # The same program on the same float32 numbers.
+    for ours, theirs in zip(of_the_run, lines(tmp_path / "predictions.jsonl"), strict=True):
+        np.testing.assert_allclose(*(list(r["prefix_mass"].values()) for r in (ours, theirs)), rtol=1e-6)
+
+
+def test_the_exported_adapter_gives_our_logits_in_peft(model_folder, adapter):
+    tokens = np.arange(1, 40, dtype=np.int32)[None]
+    flags = [f"--config.model={model_folder}", f"--config.adapter={adapter}"]
+    model = load_model(config_from_flags(flags, "base"))
+
+    @jax.jit
+    def logits_of(tokens):
+        positions = jnp.arange(tokens.shape[1])[None]
+        output = model.decoder.apply(model.variables, tokens, positions, jnp.ones_like(tokens))
+        return model.decoder.apply(model.variables, output.hidden, method="logits")
+
+    tuned = PeftModel.from_pretrained(
+        transformers.AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32), str(adapter)
+    ).eval()
+    with torch.no_grad():
+        with_adapter = tuned(torch.from_numpy(tokens).long()).logits.numpy()
+        with tuned.disable_adapter():
+            without = tuned(torch.from_numpy(tokens).long()).logits.numpy()
+    size = np.abs(with_adapter).max()
+    # Float32 in both, summed in another order: 1e-4 of a logit, or of the largest where one is nearly 0.
+    np.testing.assert_allclose(logits_of(tokens), with_adapter, rtol=1e-4, atol=1e-4 * size)
+    # Ten steps at a learning rate of 1e-2 move the logits by a hundred times that and more.
+    assert np.abs(with_adapter - without).max() > 1e-2 * size
+
+
+def test_data_build_writes_what_train_reads(ok, model_folder, tmp_path):
     file = tmp_path / "pairs.json"
-    code, out, _ = jaxalign("data", "build", "--config.tasks=paws", "--config.build.sources=de", f"--config.out={file}")
-    assert code == 0 and "8 examples" in out
+    out = ok("data", "build", "--config.tasks=paws", "--config.build.sources=de", f"--config.out={file}")
+    assert "8 examples" in out
     rows = json.loads(file.read_text())
     assert [sorted(row) for row in rows] == [["answer", "input"]] * 8
     assert rows[0]["input"].endswith("Translate the input from German to English:\n")
-    code, _, err = jaxalign(
-        "train", file, f"--config.model={model_folder}", f"--config.out={tmp_path / 'run'}", "--config.steps=2"
-    )
-    assert code == 0, err
+    ok("train", file, f"--config.model={model_folder}", f"--config.out={tmp_path / 'run'}", "--config.steps=2")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["languages"]["sources"] == ["de"]

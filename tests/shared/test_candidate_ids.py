@@ -1,12 +1,11 @@
 """Candidate ids of label words: real tokenizers, and the listed pieces of two vocabularies that are not at hand."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer as Backend
-from tokenizers import models
+from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from jaxalign.data.label_sets import candidate_ids, collisions, label_candidates
@@ -19,17 +18,10 @@ def read(file: Path):
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-@pytest.fixture
-def model(request) -> Tokenizer:
-    folder = os.environ.get("JAXALIGN_MODELS")
-    if not folder:
-        pytest.skip("needs JAXALIGN_MODELS, a folder that holds the models smollm2 and gemma3")
-    return load_tokenizer(Path(folder) / request.param)
-
-
 @pytest.mark.real_weights
-@pytest.mark.parametrize(("model", "name"), [("smollm2", "smollm2"), ("gemma3", "gemma3")], indirect=["model"])
-def test_real_tokenizers(shared, model, name):
+@pytest.mark.parametrize("name", ["smollm2", "gemma3"])
+def test_real_tokenizers(shared, models, name):
+    model = load_tokenizer(models / name)
     reference = read(shared / "reference" / f"{name}.json")
     assert model.is_byte_level == (name == "smollm2")
     for task, expected in reference["label_token_ids"].items():
@@ -51,7 +43,7 @@ def test_mistrals_listed_pieces(shared):
     vocabulary = {piece: int(index) for pieces in words.values() for index, piece in pieces.items()}
     for classes in cells.values():
         vocabulary |= {piece: int(index) for pieces in classes.values() for index, piece in pieces.items()}
-    tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=Backend(models.WordLevel(vocabulary, "p"))))
+    tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=Backend(WordLevel(vocabulary, "p"))))
     for word, pieces in words.items():
         assert candidate_ids(word, tokenizer) == sorted(map(int, pieces))
     for (task, language), classes in cells.items():

@@ -1,11 +1,9 @@
 """Two real models, each as a Hugging Face folder and as the GGUF file it was made of: both doors lead to the same.
 
-JAXALIGN_MODELS names the folder that `shared/tools/real_models.py FOLDER` lays down: smollm2/, smollm2.gguf, gemma3/,
-gemma3.gguf. The folders hold the files' weights dequantised by transformers and rounded to bfloat16.
+The folders hold the files' weights dequantised by transformers and rounded to bfloat16.
 """
 
 import json
-import os
 from pathlib import Path
 
 import jax
@@ -25,13 +23,6 @@ from jaxalign.model.hf_weights import load_params, save_params
 pytestmark = pytest.mark.real_weights
 
 MODELS = pytest.mark.parametrize("name", ["smollm2", "gemma3"])
-
-
-@pytest.fixture(scope="module")
-def models() -> Path:
-    if "JAXALIGN_MODELS" not in os.environ:
-        pytest.skip("needs JAXALIGN_MODELS, a folder filled by: python shared/tools/real_models.py FOLDER")
-    return Path(os.environ["JAXALIGN_MODELS"])
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,6 @@
-"""Every row of the reference masses, from the Hugging Face folder and from the GGUF file of two real models.
-
-JAXALIGN_MODELS names the folder that holds smollm2/, gemma3/, smollm2.gguf and gemma3.gguf.
-"""
+"""Every row of the reference masses, from the Hugging Face folder and from the GGUF file of two real models."""
 
 import hashlib
-import os
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,13 +36,6 @@ class Model:
     config: ModelConfig
     params: Any
     tokenizer: Tokenizer
-
-
-@pytest.fixture(scope="module")
-def models() -> Path:
-    if "JAXALIGN_MODELS" not in os.environ:
-        pytest.skip("needs JAXALIGN_MODELS, a folder with smollm2/, gemma3/, smollm2.gguf and gemma3.gguf")
-    return Path(os.environ["JAXALIGN_MODELS"])
 
 
 def load(path: Path) -> Model:

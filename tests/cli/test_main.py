@@ -1,0 +1,18 @@
+"""Help texts, and errors as a developer wants them."""
+
+import pytest
+
+from jaxalign.cli.main import VERBS
+from jaxalign.errors import InputError
+
+
+def test_help_names_every_verb_and_key(ok):
+    assert all(verb in ok("--help") for verb in VERBS)
+    assert ok() == ok("--help")
+    assert "--config.lora.rank=8" in ok("train", "--help")
+    assert "--config.model=packaged" in ok("demo", "--help")
+
+
+def test_debug_shows_the_traceback(jaxalign):
+    with pytest.raises(InputError):
+        jaxalign("evaluate", "--config.nosuchkey=1", "--debug")

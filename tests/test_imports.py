@@ -1,0 +1,109 @@
+"""Which part of the package may import which, read from the source; and what none of them may import."""
+
+import ast
+from collections.abc import Iterator
+from importlib.util import resolve_name
+from pathlib import Path
+
+import pytest
+
+import jaxalign
+
+PACKAGE = Path(jaxalign.__file__).parent
+CONFIGS = PACKAGE.parent / "configs"
+
+# Imports point only to an earlier row; parts of one row do not know of each other.
+ROWS = (
+    ("errors",),
+    ("files",),
+    ("runtime",),
+    ("metrics_log",),
+    ("statistics",),
+    ("data", "model"),
+    ("training", "evaluation", "probing"),
+    ("reporting",),
+    ("cli",),
+)
+ROW_OF = {part: row for row, parts in enumerate(ROWS) for part in parts}
+NEVER = {"torch", "tensorflow", "peft", "accelerate"}
+
+
+def module_name(file: Path) -> str:
+    """`jaxalign.data.pairs`; of an `__init__.py` the package's own name."""
+    parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(source: str, package: str) -> Iterator[str]:
+    """The full name of everything that a source file imports, at its top or inside a function."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            origin = resolve_name("." * node.level + (node.module or ""), package)
+            yield from (f"{origin}.{alias.name}" for alias in node.names)
+
+
+def part_of(name: str) -> str | None:
+    """The part of the package that a full name lies in; None for other packages and for the bare `jaxalign`."""
+    top, _, rest = name.partition(".")
+    return (rest.partition(".")[0] or None) if top == "jaxalign" else None
+
+
+def wrong_imports(source: str, part: str, package: str) -> list[str]:
+    """What a file of `part` imports and must not."""
+    wrong = []
+    for name in imports(source, package):
+        imported = part_of(name)
+        to_the_right = imported is not None and imported != part and ROW_OF[imported] >= ROW_OF[part]
+        if to_the_right or name.partition(".")[0] in NEVER:
+            wrong.append(name)
+    return wrong
+
+
+SOURCES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=module_name)
+def test_imports_point_to_the_left(file):
+    name = module_name(file)
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    part = part_of(name)
+    assert part is not None
+    assert wrong_imports(file.read_text(encoding="utf-8"), part, package) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "part", "wrong"),
+    [
+        ("from jaxalign.model.lora import LoraConfig", "data", "jaxalign.model.lora.LoraConfig"),
+        ("from jaxalign import data", "model", "jaxalign.data"),
+        ("from ..model import lora", "data", "jaxalign.model.lora"),
+        ("import jaxalign.evaluation.grid as grid", "probing", "jaxalign.evaluation.grid"),
+        ("def late():\n    from jaxalign.cli import main", "reporting", "jaxalign.cli.main"),
+        ("from jaxalign.files import read_json", "errors", "jaxalign.files.read_json"),
+        ("def late():\n    import torch.nn", "model", "torch.nn"),
+        ("from tensorflow.io import gfile", "data", "tensorflow.io.gfile"),
+    ],
+)
+def test_a_wrong_import_is_seen(source, part, wrong):
+    assert wrong_imports(source, part, f"jaxalign.{part}") == [wrong]
+
+
+def test_right_imports_pass():
+    source = (
+        "import jax\nimport tensorflow_datasets as tfds\nimport jaxalign\nfrom jaxalign.data import pairs\n"
+        "from jaxalign.model import lora\nfrom jaxalign.training.step import StepConfig\nfrom . import checkpoint"
+    )
+    assert wrong_imports(source, "training", "jaxalign.training") == []
+
+
+def test_every_part_has_its_row():
+    assert {part_of(module_name(file)) for file in SOURCES} == set(ROW_OF)
+    assert (PACKAGE / "__init__.py").read_text(encoding="utf-8").count("import ") == 0
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.py")), ids=lambda file: file.stem)
+def test_configs_import_the_config_loader_alone(file):
+    ours = [name for name in imports(file.read_text(encoding="utf-8"), "") if part_of(name)]
+    assert ours in ([], ["jaxalign.cli.configuration.load_config"])
