@@ -124,6 +124,11 @@ def test_the_exported_adapter_gives_our_logits_in_peft(model_folder, adapter):
     assert np.abs(with_adapter - without).max() > 1e-2 * size
 
 
+def test_probes_draw_their_plots(before):
+    for name in ("logit_lens", "pca", "pca_correlations"):
+        assert (before / f"{name}.svg").read_text().startswith("<svg")
+
+
 def test_data_build_writes_what_train_reads(ok, model_folder, tmp_path):
     file = tmp_path / "pairs.json"
     out = ok("data", "build", "--config.tasks=paws", "--config.build.sources=de", f"--config.out={file}")
@@ -133,3 +138,25 @@ def test_data_build_writes_what_train_reads(ok, model_folder, tmp_path):
     assert rows[0]["input"].endswith("Translate the input from German to English:\n")
     ok("train", file, f"--config.model={model_folder}", f"--config.out={tmp_path / 'run'}", "--config.steps=2")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["languages"]["sources"] == ["de"]
+
+
+def test_the_other_batch_kind_and_the_other_settings(ok, model_folder, adapter, tmp_path):
+    batch = ("pairs_per_step=0", "rows_per_step=16", "length=640", "accumulation=2", "too_long=cut")
+    ok(
+        "train",
+        f"--config.model={model_folder}",
+        f"--config.adapter={adapter}",
+        f"--config.out={tmp_path / 'run'}",
+        *(f"--config.batch.{setting}" for setting in batch),
+        "--config.loss.reduction=micro_batch_mean",
+        "--config.build.control=answers",
+        "--config.heldout=0",
+        "--config.remat=dots",
+        "--config.template=default",
+        "--config.mesh.data=2",
+        "--config.steps=2",
+    )
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["rows_per_step"], record["row_length"], record["heldout_pairs"]) == (16, 640, 0)
+    assert record["languages"]["seen"] == ["en"]
+    assert [row["step"] for row in lines(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
