@@ -100,7 +100,7 @@ def main() -> int:
         run(sys.argv[1:])
     except KeyboardInterrupt:
         return complain("interrupted; the same command continues", 130)
-    except Exception as error:
+    except Exception as error:  # one line for the user; --debug shows where it came from
         if "--debug" in sys.argv:
             raise
         if isinstance(error, InputError | OSError):
