@@ -20,8 +20,9 @@ from jaxalign.data.tasks import TASKS, Task, task_named
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
 from jaxalign.errors import InputError
 from jaxalign.files import read_json
-from jaxalign.model.config import ModelConfig, read_config
+from jaxalign.model.config import ModelConfig
 from jaxalign.model.gguf import load_gguf_params, read_gguf_config, read_gguf_tokenizer
+from jaxalign.model.hf_config import read_config
 from jaxalign.model.hf_weights import load_params
 from jaxalign.model.lora import LoraConfig, check_adapter, init_lora
 from jaxalign.model.peft_adapters import load_adapter

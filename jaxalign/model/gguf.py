@@ -12,9 +12,10 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jaxalign.errors import InputError
-from jaxalign.model.config import Family, Keys, ModelConfig, RopeScaling
+from jaxalign.model.config import Family, ModelConfig, RopeScaling
 from jaxalign.model.gguf_file import GgufFile, open_gguf
 from jaxalign.model.gguf_tokenizer import read_gguf_tokenizer
+from jaxalign.model.hf_config import Keys
 from jaxalign.model.hf_weights import PlaceLeaf, Weight, assemble, listed, weight_table
 
 __all__ = ["load_gguf_params", "read_gguf_config", "read_gguf_tokenizer"]

@@ -16,7 +16,8 @@ from safetensors.numpy import load_file, save_file
 
 from jaxalign import files
 from jaxalign.errors import InputError
-from jaxalign.model.config import Keys, ModelConfig
+from jaxalign.model.config import ModelConfig
+from jaxalign.model.hf_config import Keys
 from jaxalign.model.hf_weights import listed
 from jaxalign.model.lora import LoraConfig, projection_sizes
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from jaxalign.errors import InputError
-from jaxalign.model.config import config_from_hf, read_config
+from jaxalign.model.hf_config import config_from_hf, read_config
 from jaxalign.model.hf_weights import config_to_hf, load_params, save_params
 from tests.model.tiny_models import CASES, FAMILIES, tiny_case
 

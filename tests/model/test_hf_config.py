@@ -6,7 +6,8 @@ import pytest
 from transformers import AutoConfig, Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen2Config
 
 from jaxalign.errors import InputError
-from jaxalign.model.config import ModelConfig, RopeScaling, config_from_hf, read_config
+from jaxalign.model.config import ModelConfig, RopeScaling
+from jaxalign.model.hf_config import config_from_hf, read_config
 
 MISTRAL_7B_V01 = """{
   "architectures": ["MistralForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",

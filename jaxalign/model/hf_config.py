@@ -1,0 +1,278 @@
+"""A checkpoint's `config.json` as a ModelConfig. Every key is used, known to change nothing, or refused by name."""
+
+import json
+from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxalign import files
+from jaxalign.errors import InputError
+from jaxalign.model.config import Family, ModelConfig, RopeScaling
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The architecture of a Hugging Face model folder. InputError: no such file, not JSON, or not a decoder we have."""
+    path = folder / "config.json"
+    document = files.read_json(path)
+    if not isinstance(document, dict):
+        raise InputError(f"{path}: must be one JSON object")
+    return config_from_hf(document, str(path))
+
+
+def config_from_hf(document: dict[str, Any], where: str) -> ModelConfig:
+    """The architecture that a config.json describes; `where` names it in errors.
+
+    Reads the spelling of released checkpoints (`rope_theta`, `rope_scaling`) and that of transformers 5
+    (`rope_parameters`); an absent key means what transformers' configuration class of the family assumes. A key
+    that is neither read here nor known to change nothing raises InputError.
+    """
+    document = text_document(document, where)
+    kind = document.get("model_type")
+    family: Family | None = next((name for name in _DEFAULTS if name == kind), None)
+    if family is None:
+        raise InputError(f"{where}: model_type {json.dumps(kind)} is not supported, only {', '.join(_DEFAULTS)}")
+    keys = Keys(document, _DEFAULTS[family], where)
+    gemma = family == "gemma3_text"
+
+    layers, width, heads = keys.whole("num_hidden_layers"), keys.whole("hidden_size"), keys.whole("num_attention_heads")
+    kv_heads = keys.whole_or_none("num_key_value_heads") or heads
+    if heads % kv_heads:
+        raise InputError(f"{where}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
+    head_dim = keys.whole_or_none("head_dim")
+    if head_dim is None and width % heads:
+        raise InputError(f"{where}: hidden_size {width} is not a multiple of num_attention_heads {heads}; set head_dim")
+    head_dim = head_dim or width // heads
+    max_positions = keys.whole("max_position_embeddings")
+    rope_base, rope_scaling, local_rope_base = _read_rope(keys, family, max_positions)
+    window, local_layers = _read_window(keys, family, layers)
+    attention_bias = keys.flag("attention_bias") if family in ("llama", "gemma3_text") else False
+
+    config = ModelConfig(
+        family=family,
+        vocab_size=keys.whole("vocab_size"),
+        width=width,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        mlp_dim=keys.whole("intermediate_size"),
+        norm_eps=keys.real("rms_norm_eps", 1e-6),
+        query_scale=(keys.real("query_pre_attn_scalar") if gemma else head_dim) ** -0.5,
+        rope_base=rope_base,
+        tied_head=keys.flag("tie_word_embeddings"),
+        activation=_read_activation(keys, gemma),
+        rope_scaling=rope_scaling,
+        local_rope_base=local_rope_base if local_layers else None,
+        window=window,
+        local_layers=local_layers,
+        qkv_bias=attention_bias or family == "qwen2",
+        output_bias=attention_bias,
+        mlp_bias=keys.flag("mlp_bias") if family == "llama" else False,
+        qk_norm=gemma,
+        norm_offset=gemma,
+        post_norms=gemma,
+        embedding_scale=width**0.5 if gemma else None,
+        max_positions=max_positions,
+    )
+    keys.refuse_the_rest(_HARMLESS, _FIXED)
+    return config
+
+
+def text_document(document: dict[str, Any], where: str) -> dict[str, Any]:
+    """The part of a config.json that describes the decoder: all of it, or `text_config` of a Gemma 3 with vision."""
+    if document.get("model_type") != "gemma3":
+        return document
+    text = document.get("text_config")
+    if not isinstance(text, dict):
+        raise InputError(f"{where}: model_type gemma3 without a text_config object")
+    if document.get("quantization_config") is not None:
+        raise InputError(f"{where}: quantization_config is not supported; use the unquantised weights")
+    return text | {"model_type": "gemma3_text"}
+
+
+# Keys that change nothing in the forward pass of a decoder. What is neither here, nor in _FIXED, nor read by
+# config_from_hf is refused.
+# fmt: off
+_HARMLESS = frozenset({
+    "_attn_implementation_autoset", "_model_name_or_path", "_name_or_path", "architectures", "attention_dropout",
+    "attn_implementation", "bos_token_id", "cache_implementation", "chunk_size_feed_forward", "do_sample", "dtype",
+    "eos_token_id", "id2label", "initializer_range", "is_llama_config", "label2id", "max_length", "model_type",
+    "output_attentions", "output_hidden_states", "pad_token_id", "pretraining_tp", "problem_type",
+    "repetition_penalty", "return_dict", "temperature", "tokenizer_class", "top_k", "top_p", "torch_dtype",
+    "transformers.js_config", "transformers_version", "unk_token_id", "unsloth_fixed", "unsloth_version", "use_cache",
+})
+# fmt: on
+
+# Keys that change the forward pass, with the values under which this decoder is the right one.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "attention_bias": (False,),
+    "attn_logit_softcapping": (None,),
+    "final_logit_softcapping": (None,),
+    "is_encoder_decoder": (False,),
+    "mlp_bias": (False,),
+    "partial_rotary_factor": (1.0, None),
+    "quantization_config": (None,),
+    "rope_interleaved": (False,),
+    "use_bidirectional_attention": (False, None),
+    "use_mrope": (False,),
+}
+
+# What transformers' configuration classes assume where a config.json is silent.
+# fmt: off
+_DEFAULTS: dict[Family, dict[str, Any]] = {
+    "llama": dict(
+        vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
+        max_position_embeddings=2048,
+    ),
+    "mistral": dict(
+        vocab_size=32000, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+        max_position_embeddings=131072, num_key_value_heads=8, sliding_window=4096,
+    ),
+    "qwen2": dict(
+        vocab_size=151936, hidden_size=4096, intermediate_size=22016, num_hidden_layers=32, num_attention_heads=32,
+        max_position_embeddings=32768, num_key_value_heads=32, sliding_window=4096, max_window_layers=28,
+    ),
+    "gemma3_text": dict(
+        vocab_size=262208, hidden_size=2304, intermediate_size=9216, num_hidden_layers=26, num_attention_heads=8,
+        max_position_embeddings=131072, num_key_value_heads=4, sliding_window=4096, head_dim=256,
+        query_pre_attn_scalar=256, tie_word_embeddings=True,
+    ),
+}
+# fmt: on
+
+
+class Keys:
+    """The keys of one JSON object; those that were asked for are remembered, so that the rest can be refused."""
+
+    def __init__(self, document: Mapping[str, Any], defaults: Mapping[str, Any], where: str):
+        self.document, self.defaults, self.where = document, defaults, where
+        self.taken: set[str] = set()
+
+    def take(self, key: str, default: Any = None) -> Any:
+        self.taken.add(key)
+        return self.document.get(key, self.defaults.get(key, default))
+
+    def whole(self, key: str, default: int | None = None, least: int = 1) -> int:
+        value = self.take(key, default)
+        if type(value) is not int or value < least:
+            raise InputError(f"{self.where}: {key} must be a whole number from {least} on, not {json.dumps(value)}")
+        return value
+
+    def whole_or_none(self, key: str) -> int | None:
+        return None if self.take(key) is None else self.whole(key)
+
+    def real(self, key: str, default: float | None = None) -> float:
+        value = self.take(key, default)
+        if type(value) not in (int, float) or not value > 0:
+            raise InputError(f"{self.where}: {key} must be a positive number, not {json.dumps(value)}")
+        return float(value)
+
+    def flag(self, key: str) -> bool:
+        value = self.take(key, False)
+        if type(value) is not bool:
+            raise InputError(f"{self.where}: {key} must be true or false, not {json.dumps(value)}")
+        return value
+
+    def section(self, key: str) -> dict[str, Any]:
+        value = self.take(key)
+        if value is not None and not isinstance(value, dict):
+            raise InputError(f"{self.where}: {key} must be an object or null, not {json.dumps(value)}")
+        return value or {}
+
+    def refuse_the_rest(
+        self, harmless: Container[str] = (), fixed: Mapping[str, tuple[Any, ...]] | None = None
+    ) -> None:
+        """InputError for a key neither taken nor in `harmless`, unless it has one of its values in `fixed`."""
+        fixed = fixed or {}
+        for key, value in self.document.items():
+            if key in self.taken or key in harmless:
+                continue
+            shown = json.dumps(value)[:80]
+            if key not in fixed:
+                raise InputError(f"{self.where}: unknown key {key} ({shown}); remove it if it changes nothing")
+            if value not in fixed[key]:
+                raise InputError(f"{self.where}: {key} {shown} is not supported, only {json.dumps(fixed[key][0])}")
+
+
+def _read_activation(keys: Keys, gemma: bool) -> Literal["silu", "gelu_tanh"]:
+    key, default = ("hidden_activation", "gelu_pytorch_tanh") if gemma else ("hidden_act", "silu")
+    match keys.take(key, default):
+        case "silu":
+            return "silu"
+        case "gelu_pytorch_tanh":
+            return "gelu_tanh"
+        case other:
+            raise InputError(f"{keys.where}: {key} {json.dumps(other)} is not supported, only silu, gelu_pytorch_tanh")
+
+
+def _read_rope(keys: Keys, family: str, max_positions: int) -> tuple[float, RopeScaling | None, float | None]:
+    """The rotary base, its scaling, and the base on local layers (Gemma 3 only)."""
+    old, new = keys.section("rope_scaling"), keys.section("rope_parameters")
+    if family != "gemma3_text":
+        base = keys.real("rope_theta", 10000.0)
+        return *_read_rope_section(old or new, base, max_positions, keys.where), None
+    base, local_base = keys.real("rope_theta", 1000000.0), keys.real("rope_local_base_freq", 10000.0)
+    by_type = Keys(new, {}, f"{keys.where}: rope_parameters")
+    full = by_type.section("full_attention") | old
+    base, scaling = _read_rope_section(full, base, max_positions, keys.where)
+    local_base, local_scaling = _read_rope_section(
+        by_type.section("sliding_attention"), local_base, max_positions, keys.where
+    )
+    by_type.refuse_the_rest()
+    if local_scaling is not None:
+        raise InputError(f"{keys.where}: rope_parameters scale sliding_attention layers, which is not supported")
+    return base, scaling, local_base
+
+
+def _read_rope_section(
+    section: dict[str, Any], base: float, max_positions: int, where: str
+) -> tuple[float, RopeScaling | None]:
+    keys = Keys(section, {}, f"{where}: rope scaling")
+    kind, older_kind = keys.take("rope_type"), keys.take("type")
+    kind = kind or older_kind or "default"
+    base = keys.real("rope_theta", base)
+    match kind:
+        case "default":
+            scaling = None
+        case "linear":
+            scaling = RopeScaling("linear", keys.real("factor"))
+        case "llama3":
+            scaling = RopeScaling(
+                "llama3",
+                keys.real("factor"),
+                keys.real("low_freq_factor"),
+                keys.real("high_freq_factor"),
+                keys.whole("original_max_position_embeddings", max_positions),
+            )
+        case _:
+            raise InputError(f"{where}: rope scaling {json.dumps(kind)} is not supported, only default, linear, llama3")
+    keys.refuse_the_rest(fixed=_FIXED)
+    return base, scaling
+
+
+def _read_window(keys: Keys, family: str, layers: int) -> tuple[int | None, tuple[bool, ...]]:
+    """The attention window and the layers it applies to; (None, ()) where no layer is local."""
+    if family == "llama":
+        return None, ()
+    window = keys.whole_or_none("sliding_window")
+    if family == "mistral":
+        return (None, ()) if window is None else (window, (True,) * layers)
+
+    if family == "qwen2":
+        window = window if keys.flag("use_sliding_window") else None
+        first = keys.whole("max_window_layers", least=0)
+        local = tuple(window is not None and layer >= first for layer in range(layers))
+    else:
+        period = keys.whole("sliding_window_pattern", keys.whole("_sliding_window_pattern", 6))
+        local = tuple((layer + 1) % period != 0 for layer in range(layers))
+    kinds = keys.take("layer_types")
+    if kinds is not None:
+        known = ("full_attention", "sliding_attention")
+        if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in known for kind in kinds):
+            raise InputError(f"{keys.where}: layer_types must list {' or '.join(known)} for each of {layers} layers")
+        local = tuple(kind == "sliding_attention" for kind in kinds)
+    if not any(local):
+        return None, ()
+    if window is None:
+        raise InputError(f"{keys.where}: layer_types names sliding_attention layers, but there is no sliding_window")
+    return window, local
