@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from jaxalign.data.packing import best_fit_bins
 from jaxalign.errors import InputError
+from jaxalign.packing import best_fit_bins
 
 
 class Batch(NamedTuple):

@@ -13,8 +13,8 @@ from jaxalign.data.batches import (
     split_heldout,
     training_plan,
 )
-from jaxalign.data.packing import best_fit_bins
 from jaxalign.errors import InputError
+from jaxalign.packing import best_fit_bins
 
 
 def random_pairs(count: int, seed: int = 0, longest: int = 30):

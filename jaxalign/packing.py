@@ -1,4 +1,4 @@
-"""Which pairs share a row: best-fit decreasing bins."""
+"""Which texts share a row of positions: best-fit decreasing bins."""
 
 from bisect import bisect_left, insort
 
