@@ -10,26 +10,26 @@ from itertools import combinations
 from jaxalign.data.tokenizer import Tokenizer
 
 
-def candidate_ids(word: str, tokenizer: Tokenizer) -> list[int]:
+def candidate_ids(word: str, tokenizer: Tokenizer, first_tokens: bool = True) -> list[int]:
     """Sorted, distinct token ids that may begin `word` (non-empty); possibly none, if the vocabulary lacks it.
 
     Every prefix of the word (in code points), bare or after ▁, that is a vocabulary entry by that exact spelling;
     for a word that begins outside ASCII also the byte piece <0xHH> of its first UTF-8 byte. A byte-level vocabulary
-    spells neither form, so there the first token of each prefix is taken as well.
+    spells neither form, so there the first token of each prefix is taken as well, unless `first_tokens` is False.
     """
     prefixes = [word[:length] for length in range(1, len(word) + 1)]
     pieces = [*prefixes, *("▁" + prefix for prefix in prefixes)]
     if not word[0].isascii():
         pieces.append(f"<0x{word[0].encode('utf-8')[0]:02X}>")
     found = {tokenizer.vocabulary[piece] for piece in pieces if piece in tokenizer.vocabulary}
-    if tokenizer.is_byte_level:
+    if first_tokens and tokenizer.is_byte_level:
         found |= {tokenizer.ids(prefix)[0] for prefix in prefixes}
     return sorted(found)
 
 
-def label_candidates(words: Mapping[str, str], tokenizer: Tokenizer) -> dict[str, list[int]]:
+def label_candidates(words: Mapping[str, str], tokenizer: Tokenizer, first_tokens: bool = True) -> dict[str, list[int]]:
     """class -> candidate ids of its label word."""
-    return {name: candidate_ids(word, tokenizer) for name, word in words.items()}
+    return {name: candidate_ids(word, tokenizer, first_tokens) for name, word in words.items()}
 
 
 def collisions(candidates: Mapping[str, list[int]]) -> dict[tuple[str, str], list[int]]:

@@ -2,7 +2,7 @@
 
 Cue and label words are those of the study's evaluation scripts (github.com/Shimao-Zhang/LLM-Multilingual-Learner,
 commit 5605459), its slips included: Russian and Spanish PAWS cues are the judicial "sentence", Swahili SNLI says
-"Hypothesis: ". Prompts must match them byte for byte.
+"Hypothesis: ". Prompts of the study's style must match them byte for byte; `jaxalign/data/mended.py` has the others.
 """
 
 import re
@@ -185,6 +185,20 @@ class TaskRow:
     fields: tuple[str, ...]
     answer: str
     gold_class: str
+
+
+def correct_by_reference(task: Task, row: TaskRow, predicted_class: str) -> bool:
+    """The rule of the study's scripts: the script's word for the predicted class is the row's own answer.
+
+    Three SNLI files hold other words than the script, so there a right prediction may count as wrong. The in-language
+    script asks whether the word it emits starts with the answer; no label word starts another, so it is the same rule.
+    """
+    return task.label_words[row.language][predicted_class] == row.answer
+
+
+def correct_by_class(row: TaskRow, predicted_class: str) -> bool:
+    """The corrected rule: the predicted class is that of the English row with the same index."""
+    return predicted_class == row.gold_class
 
 
 def parse_rows(text: str) -> slice:

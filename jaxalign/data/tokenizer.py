@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,10 @@ class Tokenizer:
     def prompt_ids(self, text: str) -> list[int]:
         """Token ids of an ordinary call, as evaluation prompts take them: with a BOS where the tokenizer adds one."""
         return list(self.backend(text)["input_ids"])
+
+    def batch_prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """`prompt_ids` of every text, of one at least, tokenised in parallel."""
+        return list(self.backend(list(texts), return_attention_mask=False)["input_ids"])
 
     @cached_property
     def bos_id(self) -> int | None:

@@ -35,6 +35,13 @@ def test_a_byte_level_vocabulary_adds_first_tokens():
     assert spelt(tokenizer, "积极") == {"ç§"}
 
 
+def test_first_tokens_can_be_left_out():
+    tokenizer = Tokenizer(byte_level((("p", "o"), ("ç", "§"))))
+    for word, expected in {"pos": {"p", "po"}, "积极": set()}.items():
+        texts = {index: text for text, index in tokenizer.vocabulary.items()}
+        assert {texts[index] for index in candidate_ids(word, tokenizer, first_tokens=False)} == expected
+
+
 def test_first_tokens_are_not_taken_from_a_sentencepiece_vocabulary():
     # Its first token for any prefix is the lone ▁, which begins every word alike.
     tokenizer = Tokenizer(sentencepiece_style())

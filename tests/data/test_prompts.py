@@ -2,7 +2,18 @@ import json
 
 import pytest
 
-from jaxalign.data.prompts import few_shot_prompt, label_words, question, read_exemplars
+from jaxalign.data.mended import MENDED_CUES
+from jaxalign.data.prompts import (
+    cues_of,
+    differences,
+    differences_table,
+    few_shot_prefix,
+    few_shot_prompt,
+    label_words,
+    question,
+    read_exemplars,
+    variants_of,
+)
 from jaxalign.data.tasks import TASKS, TaskRow
 from jaxalign.errors import InputError
 
@@ -69,10 +80,69 @@ def test_a_question_ends_with_its_open_quote():
     assert question(TASKS["paws"], "it", ("a", "b")) == 'Frase 1: a\nFrase 2: b\nRisposta: "'
 
 
-def test_in_language_is_for_emotion_only(exemplars):
-    row = TaskRow("snli", "zh", 0, ("a", "b"), "矛盾", "contradiction")
-    with pytest.raises(InputError, match="emotion only, not for snli"):
-        few_shot_prompt(row, exemplars, "in_language")
+def test_irrelevant_labels_are_english_in_every_language(exemplars):
+    assert few_shot_prompt(REVIEW, exemplars, "irrelevant") == (
+        'Ein Fest.\nEmotion: "ox"  \nEin Graus.\nEmotion: "horse"\nNie wieder. \nEmotion: "'
+    )
+
+
+def test_only_emotion_has_other_labels_than_english():
+    assert variants_of(TASKS["emotion"]) == ("english", "in_language", "irrelevant")
+    assert variants_of(TASKS["snli"]) == variants_of(TASKS["paws"]) == ("english",)
+    for variant in ("in_language", "irrelevant"):
+        with pytest.raises(InputError, match=f"{variant} labels exist for emotion only, not for snli"):
+            label_words(TASKS["snli"], "zh", variant)
+    with pytest.raises(InputError, match="'french' is none of english, in_language, irrelevant"):
+        label_words(TASKS["emotion"], "zh", "french")  # type: ignore[arg-type]
+
+
+def test_mended_prompts_drop_the_slips_of_exemplars(exemplars):
+    assert few_shot_prefix(TASKS["emotion"], "de", exemplars, "english", "mended") == (
+        'Ein Fest.\nEmotion: "positive"\nEin Graus.\nEmotion: "negative"'
+    )
+    row = TaskRow("snli", "zh", 0, ("狗跑。", "猫睡。 "), "矛盾", "contradiction")
+    assert few_shot_prompt(row, exemplars, "english", "mended") == (
+        '前提: 有人骑车。\n假设: 没有人。\n答案: "contradiction"\n前提: 狗跑。\n假设: 猫睡。 \n答案: "'
+    )
+
+
+def test_mended_cues_are_said_in_every_item(tmp_path):
+    shown = {"sentence1": "A", "sentence2": "B", "label": "same"}
+    exemplars = read_exemplars(written(tmp_path, {"paws": {"ru": {"exemplars": [shown]}}}))
+    row = TaskRow("paws", "ru", 0, ("C", "D"), "same", "same")
+    assert few_shot_prompt(row, exemplars, "english", "mended") == (
+        'Предложение 1: A\nПредложение 2: B\nОтвет: "same"\nПредложение 1: C\nПредложение 2: D\nОтвет: "'
+    )
+    # What the training questions say is the study's.
+    assert question(TASKS["paws"], "ru", ("C", "D")) == 'Приговор 1: C\nПриговор 2: D\nОтветить: "'
+
+
+def test_an_unknown_style_is_named():
+    with pytest.raises(InputError, match="'fixed' is none of study, mended"):
+        cues_of(TASKS["snli"], "de", "fixed")  # type: ignore[arg-type]
+
+
+def test_every_mended_cue_replaces_one_of_a_task():
+    for (task, language, where), mended in MENDED_CUES.items():
+        study = TASKS[task].cues[language][where]
+        assert mended != study and mended.endswith(": ") and mended[0].isupper()
+        # Numbered cues keep their number.
+        assert [character for character in mended if character.isdigit()] == [c for c in study if c.isdigit()]
+
+
+def test_differences_are_those_of_the_rendered_prompts(exemplars):
+    assert [(item.where, item.study, item.mended) for item in differences(exemplars)] == [
+        ("exemplar 1, after the answer", "  ", ""),
+        ("exemplar 1, premise cue", "前提：", "前提: "),
+        ("exemplar 1, answer cue", "答: ", "答案: "),
+    ]
+    assert differences_table(exemplars).startswith(
+        "| task | language | where | study | mended |\n"
+        "| --- | --- | --- | --- | --- |\n"
+        "| emotion | de | exemplar 1, after the answer | `␣␣` | nothing |\n"
+        "| snli | zh | exemplar 1, premise cue | `前提：` | `前提:␣` |\n"
+        "| snli | zh | exemplar 1, answer cue | `答:␣` | `答案:␣` |\n\n"
+    )
 
 
 def test_a_missing_cell_is_named(exemplars):

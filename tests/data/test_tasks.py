@@ -3,7 +3,15 @@ import json
 import pytest
 
 from jaxalign.data.languages import LANGUAGES
-from jaxalign.data.tasks import TASKS, parse_rows, read_task_rows, task_named
+from jaxalign.data.tasks import (
+    TASKS,
+    TaskRow,
+    correct_by_class,
+    correct_by_reference,
+    parse_rows,
+    read_task_rows,
+    task_named,
+)
 from jaxalign.errors import InputError
 
 ALL = slice(None)
@@ -34,6 +42,34 @@ def test_tables_are_complete():
         assert tuple(task.label_words["en"].values()) == task.classes
     assert TASKS["snli"].file_words["no"] == {"neutral": "motsigelse", "contradiction": "nøytral"}
     assert set(TASKS["snli"].file_words) == {"ja", "no", "bn"}
+
+
+def test_no_label_word_starts_another():
+    """So "starts with the gold", as the in-language script asks, is "is the gold"; and no word is only a start."""
+    for task in TASKS.values():
+        for language in LANGUAGES:
+            for words in (
+                task.label_words[language],
+                {**task.label_words[language], **task.file_words.get(language, {})},
+            ):
+                assert not any(a != b and a.startswith(b) for a in words.values() for b in words.values())
+
+
+def test_the_two_rules_part_where_file_and_script_differ():
+    snli = TASKS["snli"]
+    # The Norwegian file says the contradiction word in neutral rows, the script's neutral word in contradictions.
+    neutral = TaskRow("snli", "no", 0, ("A", "B"), "motsigelse", "neutral")
+    assert correct_by_class(neutral, "neutral") and not correct_by_reference(snli, neutral, "neutral")
+    assert correct_by_reference(snli, neutral, "contradiction") and not correct_by_class(neutral, "contradiction")
+    sure = TaskRow("snli", "no", 1, ("A", "B"), "entailment", "entailment")
+    assert correct_by_class(sure, "entailment") and correct_by_reference(snli, sure, "entailment")
+    # Japanese neutral has a word in the file that the script never says.
+    unknown = TaskRow("snli", "ja", 0, ("A", "B"), "中性", "neutral")
+    assert not any(correct_by_reference(snli, unknown, name) for name in snli.classes)
+    same = TaskRow("paws", "ja", 0, ("A", "B"), "same", "same")
+    assert correct_by_reference(TASKS["paws"], same, "same") and not correct_by_reference(
+        TASKS["paws"], same, "different"
+    )
 
 
 def test_rows_keep_text_and_take_their_class_from_english(data):

@@ -23,6 +23,13 @@ def test_a_bos_is_there_only_where_ordinary_calls_add_one():
     assert tokenizer.eos_id == tokenizer.vocabulary["<|endoftext|>"]
 
 
+@pytest.mark.parametrize("make", [byte_level, sentencepiece_style])
+def test_a_batch_is_its_texts_one_by_one(make):
+    tokenizer = Tokenizer(make(merges=(("p", "o"), ("po", "s"))))
+    texts = ["pos", "a long one, po\n", "积极 é", "pos"]
+    assert tokenizer.batch_prompt_ids(texts) == [tokenizer.prompt_ids(text) for text in texts]
+
+
 def test_byte_level_is_told_from_the_tokenizer_itself():
     assert Tokenizer(byte_level()).is_byte_level
     assert not Tokenizer(sentencepiece_style()).is_byte_level

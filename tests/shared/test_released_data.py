@@ -11,9 +11,17 @@ import pytest
 from jaxalign.data.build import build_examples, write_pairs
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.pairs import instruction_languages, languages_of, read_pairs
-from jaxalign.data.prompts import few_shot_prefix, few_shot_prompt, read_exemplars
+from jaxalign.data.prompts import (
+    Difference,
+    differences,
+    few_shot_prefix,
+    few_shot_prompt,
+    label_words,
+    read_exemplars,
+    variants_of,
+)
 from jaxalign.data.study_import import import_study
-from jaxalign.data.tasks import TASKS, read_task_rows, task_file
+from jaxalign.data.tasks import TASKS, TaskRow, correct_by_class, correct_by_reference, read_task_rows, task_file
 
 ALL = slice(None)
 
@@ -44,10 +52,49 @@ def test_tables_and_prefixes_are_the_scripts(shared, exemplars, task):
         assert file_words == entry["test_file_labels"]
         mismatch = {name: words["test_file"] for name, words in (entry.get("label_mismatch") or {}).items()}
         assert task.file_words.get(language, {}) == mismatch
-        hashes = entry["prefix_sha256"]
-        assert sha256(few_shot_prefix(task, language, exemplars, "english")) == hashes["english_answer"]
-        if "in_language" in hashes:
-            assert sha256(few_shot_prefix(task, language, exemplars, "in_language")) == hashes["in_language"]
+        assert entry["prefix_sha256"] == {
+            "english_answer" if variant == "english" else variant: sha256(
+                few_shot_prefix(task, language, exemplars, variant)
+            )
+            for variant in variants_of(task)
+        }
+        if "irrelevant_labels" in entry:
+            assert label_words(task, language, "irrelevant") == entry["irrelevant_labels"]
+
+
+def test_differences_name_the_cells_whose_prompts_differ(exemplars):
+    """Each cell is rendered in both styles; its difference is the listed texts exchanged, and nothing else."""
+    listed: dict[tuple[str, str], list[Difference]] = {}
+    for item in differences(exemplars):
+        listed.setdefault((item.task, item.language), []).append(item)
+    differing = set()
+    for task in TASKS.values():
+        for language in LANGUAGES:
+            row = TaskRow(task.name, language, 0, tuple(f"({name})" for name in task.fields), "", "")
+            for variant in variants_of(task):
+                study, mended = (few_shot_prompt(row, exemplars, variant, style) for style in ("study", "mended"))
+                if study != mended:
+                    differing.add((task.name, language))
+                shown = listed.get((task.name, language), [])
+                for item in sorted(shown, key=lambda item: len(item.study), reverse=True):
+                    study = study.replace(item.study, item.mended)
+                assert study == mended
+    assert differing == set(listed)
+    places = [(item.task, item.language) for item in differences(exemplars) if item.where.startswith("exemplar")]
+    assert places == [("emotion", "en"), ("snli", "zh"), ("snli", "zh"), ("snli", "nl")]
+
+
+# Percent that an oracle, which answers the true class, gets by the study's rule; 100 in every other cell.
+REFERENCE_CEILINGS = {("snli", "no"): 33.3, ("snli", "ja"): 66.7, ("snli", "bn"): 66.7}
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
+def test_an_oracle_is_wrong_only_where_the_study_scores_wrongly(shared, task):
+    for language in LANGUAGES:
+        rows = read_task_rows(shared / "data", task, language, "test", ALL)
+        right = sum(correct_by_reference(task, row, row.gold_class) for row in rows)
+        assert round(100 * right / len(rows), 1) == REFERENCE_CEILINGS.get((task.name, language), 100)
+        assert all(correct_by_class(row, row.gold_class) for row in rows)
 
 
 @pytest.mark.parametrize("model", ["smollm2", "gemma3"])
