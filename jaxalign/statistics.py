@@ -1,9 +1,14 @@
-"""Intervals for the figures of a report (NumPy and SciPy, no jax)."""
+"""Intervals, paired tests, multiplicity and mean gains of a report (NumPy and SciPy, no jax)."""
 
 import math
+from functools import lru_cache
+from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
-from scipy.special import ndtri
+from scipy.optimize import brentq
+from scipy.special import bdtr, ndtri, stdtrit
+from scipy.stats import binom
 
 
 def wilson_interval(correct: int, count: int, level: float = 0.95) -> tuple[float, float]:
@@ -41,3 +46,258 @@ def mean_and_half_width(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mean = samples.mean(axis=0, dtype=np.float64)
     deviation = samples.std(axis=0, ddof=1, dtype=np.float64) if count > 1 else np.zeros_like(mean)
     return mean, 1.96 * deviation / math.sqrt(count)
+
+
+def bootstrap_interval(
+    values: np.ndarray, *, resamples: int = 2000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of independent values (Efron 1979).
+
+    Percentile and not BCa: on shares of right answers of 0.3 to 0.95 in 60 rows or more both cover within two points
+    of what they promise or more, and BCa is undefined where all values are equal. There the interval is a point; for
+    right and wrong answers prefer `wilson_interval`, above all with fewer rows.
+
+    Args:
+      values: bool or float [n], n >= 1.
+
+    Returns:
+      (low, high).
+    """
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"values of shape {values.shape}")
+    means = resampled_means(values.astype(np.float64), resamples, seed)
+    low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
+    return float(low), float(high)
+
+
+class McNemar(NamedTuple):
+    """An exact McNemar test of two runs on the same rows."""
+
+    lost: int
+    """rows right before and wrong after"""
+    won: int
+    """rows wrong before and right after"""
+    p_value: float
+    """two-sided"""
+
+
+def mcnemar_exact(before: np.ndarray, after: np.ndarray) -> McNemar:
+    """Were as many rows lost as won? The exact binomial test on the rows whose answers differ (McNemar 1947).
+
+    Args:
+      before: bool [n], what was right in one run.
+      after: bool [n], in the other, on the same rows in the same order.
+
+    Returns:
+      lost, won and the p-value, which is 1 where no row differs.
+    """
+    if before.ndim != 1 or before.shape != after.shape or before.dtype != bool or after.dtype != bool:
+        raise ValueError(f"{before.dtype} {before.shape} before, {after.dtype} {after.shape} after")
+    lost, won = int((before & ~after).sum()), int((after & ~before).sum())
+    return McNemar(lost, won, min(1.0, 2 * float(bdtr(min(lost, won), lost + won, 0.5))))
+
+
+@lru_cache(maxsize=4096)
+def smallest_detectable_difference(count: int, discordant: float, *, level: float = 0.05, power: float = 0.8) -> float:
+    """Smallest difference in accuracy that the exact McNemar test finds often enough.
+
+    A difference d needs a share of at least d of the rows to differ. So the share is max(discordant, d), of which
+    (share + d) / 2 are won and (share - d) / 2 lost. The power is summed exactly over the number of rows that differ.
+
+    Args:
+      count: paired rows.
+      discordant: share of rows that differ between the runs, 0 to 1.
+      level: of the two-sided test, 0 < level < 1.
+      power: chance to find it, in its own direction; level < power < 1.
+
+    Returns:
+      A share, 0 to 1; infinite where not even a difference of 1 is found (with level 0.05 below six rows).
+    """
+    if count < 0 or not 0 <= discordant <= 1 or not 0 < level < power < 1:
+        raise ValueError(f"{count} rows, a share of {discordant} differing, level {level}, power {power}")
+    differing = np.arange(count + 1)
+    # The most losses among so many differing rows that the test still finds significant, -1 for none.
+    allowed = binom.ppf(level / 2, differing, 0.5)
+    allowed -= bdtr(allowed, differing, 0.5) > level / 2
+
+    def missing_power(difference: float) -> float:
+        share = max(discordant, difference)
+        lost = (1 - difference / share) / 2
+        found = np.where(allowed >= 0, bdtr(np.maximum(allowed, 0), differing, lost), 0.0)
+        return power - float(binom.pmf(differing, count, share) @ found)
+
+    if missing_power(1.0) > 0:
+        return math.inf
+    return float(brentq(missing_power, 1e-9, 1.0, xtol=1e-9))
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """p-values adjusted so that marking those <= a has a chance of at most a of one false mark (Holm 1979).
+
+    Holds under any dependence of the tests.
+
+    Args:
+      p_values: float [m], each 0 to 1.
+
+    Returns:
+      float64 [m].
+    """
+    order, ascending = sorted_p_values(p_values)
+    steps = np.maximum.accumulate(ascending * np.arange(len(ascending), 0, -1))
+    return in_order(np.minimum(steps, 1), order)
+
+
+def benjamini_hochberg(p_values: np.ndarray) -> np.ndarray:
+    """p-values adjusted so that of the marks at <= a an expected share of at most a is false.
+
+    Benjamini and Hochberg 1995. Holds for independent and for positively dependent tests, such as those of the same
+    items in several languages.
+
+    Args:
+      p_values: float [m], each 0 to 1.
+
+    Returns:
+      float64 [m].
+    """
+    order, ascending = sorted_p_values(p_values)
+    shares = ascending * len(ascending) / np.arange(1, len(ascending) + 1)
+    return in_order(np.minimum.accumulate(shares[::-1])[::-1], order)
+
+
+def sorted_p_values(p_values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The indices that sort p-values, and the sorted p-values in float64."""
+    if p_values.ndim != 1 or not ((p_values >= 0) & (p_values <= 1)).all():
+        raise ValueError(f"p-values {p_values}")
+    order = np.argsort(p_values)
+    return order, p_values[order].astype(np.float64)
+
+
+def in_order(ascending: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Undoes a sort by `order`."""
+    values = np.empty_like(ascending)
+    values[order] = ascending
+    return values
+
+
+def seed_deviation(accuracies: np.ndarray) -> np.ndarray:
+    """Sample standard deviation over runs that differ in their seed alone, with runs - 1 degrees of freedom.
+
+    All runs answer the same rows, so the rows' own sampling error is no part of it.
+
+    Args:
+      accuracies: float [runs, ...] of cells or of means over cells, at least two runs.
+
+    Returns:
+      float64 [...], in the accuracies' unit.
+    """
+    if len(accuracies) < 2:
+        raise ValueError(f"{len(accuracies)} run: a deviation from seed to seed takes two")
+    return accuracies.std(axis=0, ddof=1, dtype=np.float64)
+
+
+class Gain(NamedTuple):
+    """A mean gain with its interval, as shares."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def crossed_bootstrap(
+    before: np.ndarray,
+    after: np.ndarray,
+    *,
+    resample_languages: bool = True,
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Gain:
+    """Mean gain over languages, with an interval that knows that row i is the same item in every language.
+
+    What is resampled is what the interval speaks for. Rows always: it covers the gain on further items of this kind.
+    With `resample_languages` languages too: the gain in further languages like these; without it the mean over just
+    these languages. With several AFTER runs their seeds too: the recipe's gain over BEFORE; with one, that run's.
+    Each is resampled whole and independently of the others (crossed, not nested), so that what items share across
+    languages, or languages across items, stays in.
+
+    Such a bootstrap overstates the variance: what belongs to single cells of the table is counted three times (seven
+    times with runs; Owen 2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1:386). And percentiles of few
+    languages or runs are too narrow. So the resampled means' deviations give the interval its shape alone; its width is
+    that of `variance_parts`, each part times the square of Student's quantile for the fewest draws it varies over
+    (after Banerjee 1960, Sankhya 22:357). Coverage in simulations: 0.94 to 0.96 with 20 languages (0.97 where items
+    and languages share nothing), 0.95 or more with 2 to 5 languages or runs, whose intervals are wide.
+
+    Args:
+      before: bool or float [languages, rows], what was right, or shares 0 to 1.
+      after: the same of the tuned model, [languages, rows] or [runs, languages, rows].
+
+    Returns:
+      The mean gain and its interval within [-1, 1]. Where one language (of several meant), or one row, is all there is,
+      nothing is known of how others differ: the interval is [-1, 1]. Where all gains are equal it is a point.
+    """
+    runs = after if after.ndim == 3 else after[None]
+    if before.ndim != 2 or runs.shape[1:] != before.shape or runs.size == 0:
+        raise ValueError(f"{before.shape} before, {after.shape} after")
+    gains = runs.astype(np.float64) - before.astype(np.float64)
+    if not resample_languages:
+        gains = gains.mean(axis=1, keepdims=True)
+    fixed = tuple(axis for axis, kept in enumerate((len(runs) > 1, resample_languages)) if not kept)
+    table = gains.squeeze(axis=fixed)
+    mean = float(table.mean())
+    if 1 in table.shape:
+        return Gain(mean, -1.0, 1.0)
+    deviations = resampled_means(table, resamples, seed) - mean
+    spread = float(deviations.std())
+    if spread == 0:
+        return Gain(mean, mean, mean)
+    tail = 0.5 - level / 2
+    widest = sum(
+        part * float(stdtrit(min(table.shape[axis] for axis in axes) - 1, tail)) ** 2
+        for axes, part in variance_parts(table).items()
+    )
+    stretch = math.sqrt(widest) / (spread * -float(ndtri(tail)))
+    low, high = np.clip(mean + stretch * np.quantile(deviations, [tail, 1 - tail]), -1, 1)
+    return Gain(mean, float(low), float(high))
+
+
+def resampled_means(table: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Means of a table whose indices along every axis were drawn anew, with replacement: float64 [resamples].
+
+    A resample is how often each index came, so a sum is a product of the table with one vector of counts per axis.
+    """
+    random = np.random.default_rng(seed)
+    *others, last = (times_drawn(random, size, resamples) for size in table.shape)
+    sums = table @ last.T
+    for counts in reversed(others):
+        sums = np.einsum("...nb,bn->...b", sums, counts)
+    return sums / table.size
+
+
+def times_drawn(random: np.random.Generator, size: int, resamples: int) -> np.ndarray:
+    """How often each of `size` indices is among `size` drawn with replacement: float64 [resamples, size]."""
+    drawn = random.integers(size, size=(resamples, size)) + size * np.arange(resamples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=resamples * size).reshape(resamples, size).astype(np.float64)
+
+
+def variance_parts(table: np.ndarray) -> dict[tuple[int, ...], float]:
+    """The variance of the mean of a crossed table all of whose axes are samples, by analysis of variance.
+
+    Each subset of axes has an effect with a variance of its own; its mean square is expected to hold those of all
+    larger subsets too. They are solved for from the whole set down, none below 0.
+
+    Args:
+      table: float64 [n1, ...], every n at least 2.
+
+    Returns:
+      axes -> what their effect adds to the variance of the mean.
+    """
+    parts: dict[tuple[int, ...], float] = {}
+    for axes in (axes for size in range(table.ndim, 0, -1) for axes in combinations(range(table.ndim), size)):
+        effect = table
+        for axis in range(table.ndim):
+            mean = effect.mean(axis=axis, keepdims=True)
+            effect = effect - mean if axis in axes else mean
+        freedom = math.prod(table.shape[axis] - 1 for axis in axes)
+        of_mean = float(np.square(effect).mean()) / freedom
+        parts[axes] = max(0.0, of_mean - sum(part for other, part in parts.items() if set(axes) < set(other)))
+    return parts

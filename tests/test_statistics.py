@@ -1,16 +1,39 @@
-import numpy as np
-import pytest
-from scipy.stats import binomtest
+import math
+from collections.abc import Callable
 
-from jaxalign.statistics import mean_and_half_width, wilson_interval
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import binomtest, bootstrap, false_discovery_control, ttest_1samp
+from statsmodels.formula.api import ols
+from statsmodels.stats.anova import anova_lm
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+from jaxalign.statistics import (
+    benjamini_hochberg,
+    bootstrap_interval,
+    crossed_bootstrap,
+    holm,
+    mcnemar_exact,
+    mean_and_half_width,
+    resampled_means,
+    seed_deviation,
+    smallest_detectable_difference,
+    variance_parts,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(("correct", "count"), [(0, 1), (1, 1), (0, 50), (50, 50), (3, 7), (412, 500), (1, 10_000)])
 @pytest.mark.parametrize("level", [0.95, 0.8])
-def test_wilson_interval_is_scipys(correct: int, count: int, level: float):
-    expected = binomtest(correct, count).proportion_ci(level, method="wilson")
+def test_wilson_interval_is_scipys_and_statsmodels(correct: int, count: int, level: float):
+    scipys = binomtest(correct, count).proportion_ci(level, method="wilson")
+    statsmodels = proportion_confint(correct, count, 1 - level, method="wilson")
     # The same formula in float64, operations in another order.
-    assert wilson_interval(correct, count, level) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert wilson_interval(correct, count, level) == pytest.approx((scipys.low, scipys.high), abs=1e-12)
+    assert wilson_interval(correct, count, level) == pytest.approx(statsmodels, abs=1e-12)
 
 
 @pytest.mark.parametrize(("correct", "count"), [(0, 0), (3, 2), (-1, 2)])
@@ -31,3 +54,225 @@ def test_band_of_one_sample_and_of_none():
     mean, half_width = mean_and_half_width(np.array([[4.0, 5.0]]))
     assert mean.tolist() == [4.0, 5.0] and half_width.tolist() == [0.0, 0.0]
     assert all(np.isnan(array).all() and array.shape == (2,) for array in mean_and_half_width(np.zeros((0, 2))))
+
+
+@pytest.mark.parametrize("level", [0.95, 0.8])
+def test_bootstrap_interval_is_scipys_percentile_interval(level: float):
+    random = np.random.default_rng(0)
+    for values in (random.exponential(size=80), random.random(200) < 0.85):
+        scipys = bootstrap(
+            (values.astype(float),),
+            np.mean,
+            method="percentile",
+            n_resamples=20_000,
+            confidence_level=level,
+            rng=random,
+        )
+        found = bootstrap_interval(values, resamples=20_000, level=level)
+        # Both ends are quantiles of 20,000 draws, with a standard error below 3 % of the mean's own; shares of right
+        # answers come in steps, and the two may fall to either side of one.
+        step = 1 / len(values) if values.dtype == bool else 0
+        expected = scipys.confidence_interval.low, scipys.confidence_interval.high
+        assert found == pytest.approx(expected, abs=0.1 * scipys.standard_error + step)
+
+
+def test_bootstrap_interval_follows_its_seed():
+    values = np.random.default_rng(0).random(50)
+    assert (
+        bootstrap_interval(values, seed=1) == bootstrap_interval(values, seed=1) != bootstrap_interval(values, seed=2)
+    )
+    assert bootstrap_interval(np.ones(9)) == (1.0, 1.0)
+    with pytest.raises(ValueError, match=r"\(0,\)"):
+        bootstrap_interval(np.zeros(0))
+
+
+def answers(lost: int, won: int, same: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two runs with so many rows lost, won and alike: bool [rows] twice."""
+    before = np.array([True] * lost + [False] * won + [index % 2 == 0 for index in range(same)])
+    return before, np.concatenate([~before[: lost + won], before[lost + won :]])
+
+
+@pytest.mark.parametrize(("lost", "won"), [(0, 0), (0, 1), (0, 6), (5, 5), (5, 4), (3, 14), (30, 12), (200, 260)])
+def test_mcnemar_is_statsmodels_and_the_sign_test(lost: int, won: int):
+    before, after = answers(lost, won, same=40)
+    test = mcnemar_exact(before, after)
+    table = pd.crosstab(pd.Categorical(before, [False, True]), pd.Categorical(after, [False, True]), dropna=False)
+    assert (test.lost, test.won) == (lost, won) == (table.loc[True, False], table.loc[False, True])
+    # The same binomial tail from another incomplete beta function.
+    assert test.p_value == pytest.approx(mcnemar(table.to_numpy(), exact=True).pvalue if lost + won else 1, rel=1e-10)
+    assert test.p_value == pytest.approx(binomtest(lost, lost + won).pvalue if lost + won else 1, rel=1e-10)
+    assert mcnemar_exact(after, before) == (won, lost, test.p_value)
+
+
+def test_mcnemar_refuses_what_is_not_paired_answers():
+    right = np.ones(3, dtype=bool)
+    for before, after in [(right, right[:2]), (right.astype(float), right), (right[None], right[None])]:
+        with pytest.raises(ValueError, match="before"):
+            mcnemar_exact(before, after)
+
+
+P_VALUES = {
+    "random": np.random.default_rng(3).random(60) ** 3,
+    "ties": np.array([0.01, 0.04, 0.01, 0.04, 0.04, 1.0, 1.0]),
+    "one": np.array([0.02]),
+    "ends": np.array([0.0, 1.0, 0.0]),
+}
+
+
+@pytest.mark.parametrize("p_values", P_VALUES.values(), ids=P_VALUES.keys())
+def test_adjusted_p_values_are_statsmodels_and_scipys(p_values: np.ndarray):
+    # Products and minima of float64 numbers: equal but for the order of two factors.
+    np.testing.assert_allclose(holm(p_values), multipletests(p_values, method="holm")[1], rtol=1e-14)
+    np.testing.assert_allclose(benjamini_hochberg(p_values), multipletests(p_values, method="fdr_bh")[1], rtol=1e-14)
+    np.testing.assert_allclose(benjamini_hochberg(p_values), false_discovery_control(p_values), rtol=1e-14)
+
+
+@pytest.mark.parametrize("method", [holm, benjamini_hochberg])
+def test_adjusting_none_or_nonsense(method: Callable[[np.ndarray], np.ndarray]):
+    assert method(np.zeros(0)).shape == (0,)
+    for wrong in ([0.1, np.nan], [1.1], [-0.1], [[0.5]]):
+        with pytest.raises(ValueError, match="p-values"):
+            method(np.array(wrong))
+
+
+def test_seed_deviation():
+    # Deviations -3, -1, 4 of the first: 26 / 2.
+    np.testing.assert_allclose(seed_deviation(np.array([[0.1, 0.5], [0.3, 0.5], [0.8, 0.5]])), [math.sqrt(0.13), 0.0])
+    assert float(seed_deviation(np.array([0.4, 0.6]))) == pytest.approx(math.sqrt(0.02))
+    with pytest.raises(ValueError, match="1 run"):
+        seed_deviation(np.array([0.4]))
+
+
+def power(count: int, discordant: float, difference: float, level: float) -> float:
+    """Chance of a significant test in the difference's direction, summed over every outcome, tests by scipy."""
+    share = max(discordant, difference)
+    won_of = (share + difference) / (2 * share)
+    total = 0.0
+    for differing in range(count + 1):
+        for lost in range(differing + 1):
+            if 2 * lost < differing and binomtest(lost, differing).pvalue <= level:
+                ways = math.comb(count, differing) * math.comb(differing, lost)
+                cells = won_of ** (differing - lost) * (1 - won_of) ** lost * share**differing
+                total += ways * cells * (1 - share) ** (count - differing)
+    return total
+
+
+@pytest.mark.parametrize(
+    ("count", "discordant", "level", "wanted"), [(25, 0.3, 0.05, 0.8), (25, 0.9, 0.05, 0.5), (18, 0.0, 0.2, 0.9)]
+)
+def test_smallest_detectable_difference_has_the_power(count: int, discordant: float, level: float, wanted: float):
+    found = smallest_detectable_difference(count, discordant, level=level, power=wanted)
+    # The root is found to 1e-9; the power rises by less than 20 per unit of the difference.
+    assert power(count, discordant, found, level) == pytest.approx(wanted, abs=1e-7)
+    assert power(count, discordant, found - 0.01, level) < wanted - 0.005
+
+
+def test_smallest_detectable_difference_is_found_so_often():
+    random, trials = np.random.default_rng(0), 4000
+    found = smallest_detectable_difference(60, 0.3)
+    draws = random.choice(3, size=(trials, 60), p=[0.7, (0.3 + found) / 2, (0.3 - found) / 2])
+    tests = [mcnemar_exact(draw == 2, draw == 1) for draw in draws]
+    share = np.mean([test.won > test.lost and test.p_value <= 0.05 for test in tests])
+    assert abs(share - 0.8) < 2.58 * math.sqrt(0.8 * 0.2 / trials)
+
+
+def test_smallest_detectable_difference_at_its_ends():
+    # Six rows all won have p = 2 / 64; five have 2 / 32.
+    assert smallest_detectable_difference(5, 0.5) == smallest_detectable_difference(0, 0.0) == math.inf
+    assert smallest_detectable_difference(6, 0.5) == pytest.approx(0.8 ** (1 / 6), abs=1e-8)
+    by_count = [smallest_detectable_difference(count, 0.2) for count in (60, 250, 1000)]
+    by_share = [smallest_detectable_difference(250, share) for share in (0.0, 0.2, 1.0)]
+    assert by_count == sorted(by_count, reverse=True) and by_share == sorted(by_share)
+    with pytest.raises(ValueError, match="12"):
+        smallest_detectable_difference(60, 12)
+
+
+def test_resamples_draw_every_axis_whole():
+    table = np.random.default_rng(0).standard_normal((3, 5, 30)).cumsum(axis=2)
+    random = np.random.default_rng(1)
+    by_index = [
+        table[np.ix_(*(random.integers(size, size=size) for size in table.shape))].mean() for _ in range(20_000)
+    ]
+    found = resampled_means(table, 20_000, seed=0)
+    # A standard deviation of 20,000 draws is known to 0.5 %, their difference to 0.7 %; quantiles likewise.
+    assert np.std(found) == pytest.approx(np.std(by_index), rel=0.03)
+    tails = [0.025, 0.5, 0.975]
+    np.testing.assert_allclose(
+        np.quantile(found, tails), np.quantile(by_index, tails), atol=0.06 * float(np.std(by_index))
+    )
+
+
+def mean_squares(table: np.ndarray, formula: str) -> dict[str, float]:
+    names = "abc"[: table.ndim]
+    frame = pd.DataFrame({name: index.ravel() for name, index in zip(names, np.indices(table.shape), strict=True)})
+    found = anova_lm(ols(formula, frame.assign(y=table.ravel())).fit())
+    return (found["sum_sq"] / found["df"]).to_dict()
+
+
+def test_variance_parts_are_those_of_an_analysis_of_variance():
+    random = np.random.default_rng(0)
+    table = random.standard_normal((4, 1)) + random.standard_normal((1, 9)) + random.standard_normal((4, 9))
+    of = mean_squares(table, "y ~ C(a) + C(b)")
+    of_cells = of["Residual"]
+    expected = {(0, 1): of_cells, (0,): of["C(a)"] - of_cells, (1,): of["C(b)"] - of_cells}
+    # Solved by least squares there.
+    assert variance_parts(table) == pytest.approx(
+        {axes: part / table.size for axes, part in expected.items()}, rel=1e-9
+    )
+
+
+def test_variance_parts_of_three_axes():
+    random = np.random.default_rng(4)
+    shapes = [(3, 1, 1), (1, 4, 1), (1, 1, 6), (3, 4, 1), (3, 1, 6), (1, 4, 6), (3, 4, 6)]
+    table = sum((2 * random.standard_normal(shape) for shape in shapes), np.zeros((3, 4, 6)))
+    of = mean_squares(table, "y ~ (C(a) + C(b) + C(c))**2")
+    a, b, c, ab, ac, bc, abc = (
+        of[name] for name in ("C(a)", "C(b)", "C(c)", "C(a):C(b)", "C(a):C(c)", "C(b):C(c)", "Residual")
+    )
+    expected = {
+        (0, 1, 2): abc,
+        (0, 1): ab - abc,
+        (0, 2): ac - abc,
+        (1, 2): bc - abc,
+        (0,): a - ab - ac + abc,
+        (1,): b - ab - bc + abc,
+        (2,): c - ac - bc + abc,
+    }
+    assert min(expected.values()) > 0, "the draw must leave nothing to cut at 0"
+    assert variance_parts(table) == pytest.approx(
+        {axes: part / table.size for axes, part in expected.items()}, rel=1e-9
+    )
+
+
+def test_gain_of_one_fixed_language_is_the_t_interval():
+    random = np.random.default_rng(0)
+    before, after = random.random((2, 1, 200)) < np.array([0.5, 0.6])[:, None, None]
+    gain = crossed_bootstrap(before, after, resample_languages=False, resamples=20_000)
+    expected = ttest_1samp(after[0].astype(float) - before[0], 0).confidence_interval()
+    # The shape is the bootstrap's; at 200 rows it is nearly normal.
+    assert (gain.low, gain.high) == pytest.approx((expected.low, expected.high), abs=0.05 * (expected.high - gain.mean))
+    assert gain.mean == pytest.approx(after.mean() - before.mean(), abs=1e-15)
+
+
+def test_gain_does_not_depend_on_the_form_of_its_input():
+    random = np.random.default_rng(0)
+    before, after = random.random((2, 6, 40)) < 0.5
+    gain = crossed_bootstrap(before, after, seed=3)
+    assert gain == crossed_bootstrap(before.astype(np.float32), after[None].astype(np.float64), seed=3)
+    assert gain != crossed_bootstrap(before, after, seed=4)
+    assert gain.low < gain.mean < gain.high
+    narrower = crossed_bootstrap(before, after, seed=3, level=0.8)
+    assert gain.low < narrower.low < narrower.high < gain.high
+    assert crossed_bootstrap(before, np.stack([after, after, before])).mean == pytest.approx(gain.mean * 2 / 3)
+
+
+def test_gain_where_nothing_is_known_or_nothing_varies():
+    random = np.random.default_rng(0)
+    before, after = random.random((2, 4, 30)) < 0.5
+    assert crossed_bootstrap(before[:1], after[:1])[1:] == (-1, 1)
+    assert crossed_bootstrap(before[:, :1], after[:, :1])[1:] == (-1, 1)
+    assert crossed_bootstrap(before, before) == (0, 0, 0)
+    assert crossed_bootstrap(np.zeros((4, 30)), np.ones((4, 30))) == (1, 1, 1)
+    for wrong in (after[:3], after[:, :5], after[0], after[None, None], np.zeros((0, 4, 30))):
+        with pytest.raises(ValueError, match="after"):
+            crossed_bootstrap(before, wrong)
