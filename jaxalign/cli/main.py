@@ -23,7 +23,16 @@ VERBS = {
     ),
     "evaluate": ("evaluate.evaluate", "", "score labels on the tasks' test rows into --config.out"),
     "probe": ("probe.probe", "", "logit lens and PCA of the emotion task's test rows into --config.out"),
-    "report": ("report.report", "BEFORE AFTER", "one HTML file from two result folders, at --config.out (or in AFTER)"),
+    "compare": (
+        "compare.compare",
+        "BEFORE AFTER...",
+        "gains with tests and intervals from result folders, as tables into --config.out (or AFTER)",
+    ),
+    "report": (
+        "report.report",
+        "BEFORE AFTER...",
+        "one HTML file from result folders, at --config.out (or in AFTER)",
+    ),
     "export": ("export.export", "RUN", "write a run's adapter as a PEFT folder to --config.out"),
 }
 

@@ -11,10 +11,11 @@ from jaxalign.reporting.html import write_report
 
 
 def report(config: ConfigDict, paths: Sequence[str]) -> None:
-    """Writes the report of two result folders to `config.out`, a .html file or a folder; by default into AFTER."""
-    if len(paths) != 2:
-        raise InputError("report takes two arguments: the result folders BEFORE and AFTER")
-    out = Path(config.out or paths[1])
+    """Writes the report to `config.out`, a .html file or a folder; by default into the first AFTER."""
+    if len(paths) < 2:
+        raise InputError("report takes two arguments or more: the result folders BEFORE and AFTER, and more AFTER")
+    before, *afters = map(Path, paths)
+    out = Path(config.out) if config.out else afters[0]
     file = out if out.suffix == ".html" else out / "report.html"
-    write_report(Path(paths[0]), Path(paths[1]), file, command())
+    write_report(before, afters, file, command())
     print(f"report: {file}")

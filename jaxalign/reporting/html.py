@@ -5,7 +5,6 @@ stands there (control characters, bidirectional overrides) are shown as their co
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files as package_files
@@ -16,24 +15,15 @@ from jinja2 import Environment, StrictUndefined
 
 from jaxalign.errors import InputError
 from jaxalign.files import write_text
-from jaxalign.reporting.figures import accuracy_plot, lens_section, representation_section, training_plot
+from jaxalign.reporting.escaping import visible
+from jaxalign.reporting.figures import accuracy_plot, gain_plot, lens_section, representation_section, training_plot
+from jaxalign.reporting.gain_files import interval_text, notes, number_text, p_text
+from jaxalign.reporting.gains import CellGain, Gains, MeanGain, measure_gains
 from jaxalign.reporting.results import Prediction, Results
 from jaxalign.reporting.runs import TrainingRun
-from jaxalign.reporting.tables import (
-    AccuracyRow,
-    Comparison,
-    cells_text,
-    compare,
-    language_title,
-    mean_rows,
-    percent,
-    signed,
-)
+from jaxalign.reporting.tables import Comparison, block_title, cells_text, compare, language_title, percent, signed
 
 EXAMPLES_PER_CELL = 3
-
-# Controls except tab and newline; bidirectional embeddings, overrides and isolates; surrogates; non-characters.
-HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 RUN_FACTS = {
     "model": "model",
@@ -58,23 +48,24 @@ class Example:
     after: Prediction
 
 
-def write_report(before: Path, after: Path, out: Path, command: str) -> None:
-    """Compares two result folders and writes the report, whole or not at all.
+def write_report(before: Path, afters: Sequence[Path], out: Path, command: str) -> None:
+    """Compares result folders and writes the report, whole or not at all.
 
     Args:
-      before, after: folders that `evaluate`, and perhaps `probe`, wrote.
+      before, afters: folders that `evaluate`, and perhaps `probe`, wrote; see `compare`. Accuracies are means over the
+        AFTER folders; label masses, probes and examples are those of the first.
       out: the HTML file.
       command: the command line that makes the report, shown in it.
 
     Raises:
-      InputError: a folder cannot be read, or the two have no task and language in common.
+      InputError: a folder cannot be read, or the folders cannot be compared.
     """
     if out.is_dir():
         raise InputError(f"{out}: a folder; name the HTML file to write, as {out / 'report.html'}")
-    write_text(out, render(compare(before, after), command))
+    write_text(out, render(measure_gains(compare(before, *afters)), command))
 
 
-def render(comparison: Comparison, command: str) -> str:
+def render(gains: Gains, command: str) -> str:
     """The page's text."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, finalize=visible, trim_blocks=True, lstrip_blocks=True
@@ -84,45 +75,57 @@ def render(comparison: Comparison, command: str) -> str:
         "signed": signed,
         "title": language_title,
         "cells": cells_text,
+        "p": p_text,
+        "interval": interval_text,
+        "number": number_text,
         "pretty": pretty,
     }
     source = package_files("jaxalign.reporting").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    run = comparison.run
+    comparison, run = gains.comparison, gains.comparison.run
+    after_titles = [f"after, run {index + 1}" for index in range(len(comparison.afters))]
+    if len(after_titles) == 1:
+        after_titles = ["after"]
+    sides = {"before": comparison.before, **dict(zip(after_titles, comparison.afters, strict=True))}
     page = environment.from_string(source).render(
         comparison=comparison,
         command=command,
-        tasks=[
+        blocks=[
             {
-                "name": task,
-                "rows": rows,
-                "counts": count_range(rows),
-                "means": mean_rows(rows),
-                "plot": accuracy_plot(task, rows),
-                "rescored": [row for row in rows if differs_by_scoring(row)],
-                "uneven": [row.language for row in rows if not row.same_rows],
-                "classes": list(next(iter(rows[0].after.predictions.values())).masses),
-                "examples": examples(rows),
+                "title": block_title(*block),
+                "cells": cells,
+                "counts": count_range(cells),
+                "means": [mean for mean in means if mean.kind in ("all", "tuning")],
+                "plot": accuracy_plot(*block, cells),
+                "rescored": [cell for cell in cells if differs_by_scoring(cell)],
+                "sharing": [cell.row.language for cell in cells if cell.row.after.shares_candidates],
+                "classes": list(next(iter(cells[0].row.after.predictions.values())).masses),
+                "examples": examples(cells),
             }
-            for task, rows in comparison.by_task.items()
+            for block, (cells, means) in gains.by_block.items()
         ],
+        gain_plot=gain_plot(gains),
+        slices=slice_table(gains),
+        notes=notes(gains),
         run=run,
         run_facts=run_facts(run) if run else {},
         training=training_plot(run) if run and (run.training or run.held_out) else None,
         lens=lens_section(comparison),
         representation=representation_section(comparison),
-        sides={"before": comparison.before, "after": comparison.after},
-        timings={"before": timing_facts(comparison.before), "after": timing_facts(comparison.after)},
-        versions=versions(comparison),
+        sides=sides,
+        timings={label: timing_facts(each) for label, each in sides.items()},
+        versions=versions(comparison, sides),
         examples_per_cell=EXAMPLES_PER_CELL,
     )
     return page
 
 
-def visible(value: Any) -> Any:
-    """Text as it may stand in a page: hidden characters as [U+XXXX]. Markup made here passes through."""
-    if hasattr(value, "__html__"):
-        return value
-    return HIDDEN.sub(lambda match: f"[U+{ord(match[0]):04X}]", str(value))
+def slice_table(gains: Gains) -> dict[str, list[MeanGain | None]]:
+    """Name of every slice -> its mean gain in each task and variant, None where it has no language there."""
+    blocks = list(gains.by_block)
+    table: dict[str, list[MeanGain | None]] = {mean.name: [None] * len(blocks) for mean in gains.means}
+    for mean in gains.means:
+        table[mean.name][blocks.index((mean.task, mean.variant))] = mean
+    return table
 
 
 def pretty(document: Any) -> str:
@@ -130,25 +133,25 @@ def pretty(document: Any) -> str:
     return json.dumps(document, ensure_ascii=False, indent=2)
 
 
-def count_range(rows: Sequence[AccuracyRow]) -> str:
+def count_range(cells: Sequence[CellGain]) -> str:
     """How many rows the cells of one task have: "500", or "450 to 500" where they differ."""
-    counts = [cell.count for row in rows for cell in (row.before, row.after)]
+    counts = [cell.corrected.count for cell in cells]
     return f"{min(counts):,}" if min(counts) == max(counts) else f"{min(counts):,} to {max(counts):,}"
 
 
-def differs_by_scoring(row: AccuracyRow) -> bool:
+def differs_by_scoring(cell: CellGain) -> bool:
     """Whether reference scoring counts other rows as correct than corrected scoring, before or after."""
-    return any(cell.correct != cell.correct_reference for cell in (row.before, row.after))
+    one, two = cell.corrected, cell.reference
+    return (one.before, one.after) != (two.before, two.after)
 
 
-def examples(rows: Sequence[AccuracyRow]) -> list[Example]:
-    """The first rows of every cell that both runs scored, chosen by nothing but their number."""
-    chosen = []
-    for row in rows:
-        common = sorted(row.before.predictions.keys() & row.after.predictions.keys())
-        for index in common[:EXAMPLES_PER_CELL]:
-            chosen.append(Example(row.language, row.before.predictions[index], row.after.predictions[index]))
-    return chosen
+def examples(cells: Sequence[CellGain]) -> list[Example]:
+    """The first rows of every cell that were compared, chosen by nothing but their number."""
+    return [
+        Example(cell.row.language, cell.row.before.predictions[row], cell.row.after.predictions[row])
+        for cell in cells
+        for row in cell.row.rows[:EXAMPLES_PER_CELL]
+    ]
 
 
 def run_facts(run: TrainingRun) -> dict[str, str]:
@@ -183,12 +186,9 @@ def shown(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def versions(comparison: Comparison) -> dict[str, Any]:
+def versions(comparison: Comparison, sides: Mapping[str, Results]) -> dict[str, Any]:
     """Package versions of every stage: {"stages": names, "packages": package -> a version per stage}."""
-    stages: dict[str, Mapping[str, Any]] = {
-        "before": comparison.before.document["versions"],
-        "after": comparison.after.document["versions"],
-    }
+    stages: dict[str, Mapping[str, Any]] = {label: each.document["versions"] for label, each in sides.items()}
     if comparison.run and isinstance(comparison.run.document.get("versions"), Mapping):
         stages["tuning"] = comparison.run.document["versions"]
     packages = sorted({package for stage in stages.values() for package in stage})

@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from jaxalign.data.languages import LANGUAGES
@@ -163,6 +164,44 @@ def correlation_heat_map(runs: Mapping[str, np.ndarray], languages: Sequence[str
     return figure
 
 
+def gain_heat_map(
+    tasks: Sequence[str], languages: Sequence[str], gains: np.ndarray, marks: Mapping[tuple[int, int], str]
+) -> Figure:
+    """Gains in percentage points, tasks from top to bottom and languages from left to right, as colours and numbers.
+
+    Args:
+      tasks: titles of the rows.
+      languages: codes of the columns.
+      gains: float [tasks, languages], NaN where there is no cell.
+      marks: (task, language) indices -> what stands below the number; where it is "**" the cell is framed.
+    """
+    # Small gains stay pale: the scale reaches 5 points at least.
+    most = max(5.0, float(np.nanmax(np.abs(gains))))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(0.44 * len(languages) + 2.2, 0.42 * len(tasks) + 1.9), layout="constrained")
+        panel = figure.subplots()
+        mesh = panel.pcolormesh(gains, cmap="RdBu", vmin=-most, vmax=most, edgecolors="none")
+        for (row, column), gain in np.ndenumerate(gains):
+            if np.isnan(gain):
+                continue
+            # Not pure white or black, which a page may map to its own colours.
+            colour = "#fefefe" if abs(gain) > 0.6 * most else "#111111"
+            mark = marks[row, column]
+            text = signed(gain) + (f"\n{mark}" if mark else "")
+            panel.text(column + 0.5, row + 0.5, text, color=colour, fontsize=8, ha="center", va="center")
+            if mark == "**":
+                panel.add_patch(Rectangle((column + 0.04, row + 0.04), 0.92, 0.92, fill=False, ec=colour, lw=1.2))
+        panel.set(xticks=np.arange(len(languages)) + 0.5, yticks=np.arange(len(tasks)) + 0.5, yticklabels=tasks)
+        panel.set_xticklabels(map(title, languages), rotation=45, ha="right", rotation_mode="anchor")
+        panel.tick_params(length=0)
+        panel.invert_yaxis()
+        panel.spines[:].set_visible(False)
+        bar = figure.colorbar(mesh, ax=panel, location="bottom", shrink=0.5, aspect=40, pad=0.02)
+        bar.set_label("gain in percentage points")
+        bar.outline.set_visible(False)
+    return figure
+
+
 def training_curves(
     steps: Sequence[int], losses: Sequence[float], heldout_steps: Sequence[int], heldout_losses: Sequence[float]
 ) -> Figure:
@@ -207,6 +246,12 @@ def accuracy_dots(
         panel.invert_yaxis()
         figure.legend(loc="outside lower center", ncols=len(accuracies) + 1)
     return figure
+
+
+def signed(points: float) -> str:
+    """One decimal and a sign, in ASCII; what rounds to zero has none."""
+    text = f"{points:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
 
 
 def title(code: str) -> str:

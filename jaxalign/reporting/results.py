@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,22 @@ PCA_AXES = {
 }
 
 
+VARIANTS = {
+    "english": "English answers",
+    "in_language": "in-language answers",
+    "irrelevant": "task-irrelevant answers",
+}
+"""Which words a cell is answered in, as titles say it."""
+
+
+class Key(NamedTuple):
+    """What names a cell."""
+
+    task: str
+    language: str
+    variant: str
+
+
 @dataclass(frozen=True)
 class Prediction:
     """One example of `predictions.jsonl`; `masses` holds the label mass of every class."""
@@ -45,13 +61,14 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Cell:
-    """One task in one language: its entry in `results.json` and its predictions by row number."""
+    """One task in one language and variant: its entry in `results.json` and its predictions by row number."""
 
-    task: str
-    language: str
+    key: Key
     prompts: str
-    variant: str
-    interval: tuple[float, float]
+    accuracy_whole_word: float | None
+    """by the log-probability of the whole label word; None where it was not scored"""
+    shares_candidates: bool
+    """whether two of the label words have candidate tokens in common"""
     predictions: Mapping[int, Prediction]
 
     @property
@@ -85,6 +102,14 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A cell that could not be evaluated."""
+
+    key: Key
+    error: str
+
+
+@dataclass(frozen=True)
 class Probe:
     """Arrays of one probe, and the document that names their axes."""
 
@@ -101,8 +126,9 @@ class Results:
     """One evaluation, with the probes that lie beside it."""
 
     folder: Path
-    cells: Mapping[tuple[str, str], Cell]
-    """(task, language) -> cell, in the order of `results.json`"""
+    cells: Mapping[Key, Cell]
+    """in the order of `results.json`"""
+    failures: Sequence[Failure]
     task_versions: Mapping[str, int]
     document: Mapping[str, Any]
     """`results.json`"""
@@ -144,19 +170,20 @@ def read_results(folder: Path) -> Results:
         texts(document, "tuned_on", str(path))
     versions = field(document, "task_version", dict, str(path))
     predictions = read_predictions(folder / "predictions.jsonl")
-    cells: dict[tuple[str, str], Cell] = {}
+    cells: dict[Key, Cell] = {}
     for index, entry in enumerate(field(document, "cells", list, str(path))):
         cell = read_cell(entry, predictions, f"{path}, cell {index}")
-        if (cell.task, cell.language) in cells:
-            raise InputError(f"{path}, cell {index}: {cell.task}, {cell.language} stands there twice")
-        field(versions, cell.task, int, f"{path}, task_version")
-        cells[cell.task, cell.language] = cell
+        if cell.key in cells:
+            raise InputError(f"{path}, cell {index}: {', '.join(cell.key)} stands there twice")
+        field(versions, cell.key.task, int, f"{path}, task_version")
+        cells[cell.key] = cell
     if not cells:
         raise InputError(f"{path}: no cells; evaluate some task in some language first")
     timing = folder / "timing.json"
     return Results(
         folder=folder,
         cells=cells,
+        failures=read_failures(document, str(path)),
         task_versions=versions,
         document={"adapter": None, **document},
         timing=read_object(timing) if timing.is_file() else {},
@@ -165,18 +192,39 @@ def read_results(folder: Path) -> Results:
     )
 
 
-def read_predictions(path: Path) -> dict[tuple[str, str], dict[int, Prediction]]:
-    """(task, language) -> row number -> prediction."""
-    grid: dict[tuple[str, str], dict[int, Prediction]] = {}
+def read_failures(document: Mapping[str, Any], where: str) -> list[Failure]:
+    """The cells that failed; none in folders written before failures were recorded."""
+    if "failures" not in document:
+        return []
+    failures = []
+    for index, entry in enumerate(field(document, "failures", list, where)):
+        place = f"{where}, failure {index}"
+        failures.append(Failure(read_key(entry, place), field(entry, "error", str, place)))
+    return failures
+
+
+def read_key(entry: Any, where: str) -> Key:
+    """The task, language and variant of an object, all three known ones."""
+    if not isinstance(entry, dict):
+        raise InputError(f"{where}: a JSON object is needed")
+    key = Key(*(field(entry, name, str, where) for name in Key._fields))
+    task_named(key.task)
+    language_of(key.language, where)
+    if key.variant not in VARIANTS:
+        raise InputError(f"{where}, field 'variant': one of {', '.join(VARIANTS)} is needed, found {key.variant!r}")
+    return key
+
+
+def read_predictions(path: Path) -> dict[Key, dict[int, Prediction]]:
+    """Cell -> row number -> prediction."""
+    grid: dict[Key, dict[int, Prediction]] = {}
     for line, record in read_json_lines(path):
         where = f"{path}, row {line}"
-        if not isinstance(record, dict):
-            raise InputError(f"{where}: a JSON object is needed")
-        key = field(record, "task", str, where), field(record, "language", str, where)
-        prediction = read_prediction(record, task_named(key[0]).classes, where)
+        key = read_key(record, where)
+        prediction = read_prediction(record, task_named(key.task).classes, where)
         cell = grid.setdefault(key, {})
         if prediction.row in cell:
-            raise InputError(f"{where}: row {prediction.row} of {key[0]}, {key[1]} stands there twice")
+            raise InputError(f"{where}: row {prediction.row} of {', '.join(key)} stands there twice")
         cell[prediction.row] = prediction
     return grid
 
@@ -199,26 +247,20 @@ def read_prediction(record: Mapping[str, Any], classes: Sequence[str], where: st
     )
 
 
-def read_cell(entry: Any, grid: Mapping[tuple[str, str], Mapping[int, Prediction]], where: str) -> Cell:
+def read_cell(entry: Any, grid: Mapping[Key, Mapping[int, Prediction]], where: str) -> Cell:
     """One entry of `results.json`, joined with its predictions, which must agree with it."""
-    if not isinstance(entry, dict):
-        raise InputError(f"{where}: a JSON object is needed")
-    task = task_named(field(entry, "task", str, where)).name
-    language = language_of(field(entry, "language", str, where), where).code
-    interval = [share(bound, f"{where}, interval") for bound in field(entry, "interval_corrected", list, where)]
-    if len(interval) != 2:
-        raise InputError(f"{where}, field 'interval_corrected': two numbers are needed")
+    key = read_key(entry, where)
+    whole_word = entry.get("accuracy_whole_word")
     cell = Cell(
-        task=task,
-        language=language,
+        key=key,
         prompts=field(entry, "prompts", str, where),
-        variant=field(entry, "variant", str, where),
-        interval=(interval[0], interval[1]),
-        predictions=grid.get((task, language), {}),
+        accuracy_whole_word=None if whole_word is None else share(whole_word, f"{where}, field 'accuracy_whole_word'"),
+        shares_candidates=bool(entry.get("shared_candidates")),
+        predictions=grid.get(key, {}),
     )
     if cell.count == 0 or cell.count != field(entry, "count", int, where):
         raise InputError(
-            f"{where}: {entry['count']} rows of {task}, {language}, but predictions.jsonl beside it has {cell.count}; "
+            f"{where}: {entry['count']} rows of {', '.join(key)}, but predictions.jsonl beside it has {cell.count}; "
             "evaluate again"
         )
     for name, correct in (("accuracy_corrected", cell.correct), ("accuracy_reference", cell.correct_reference)):

@@ -1,56 +1,116 @@
-"""Made-up result folders, written with the functions that write the real ones."""
+"""Made-up result folders, as `evaluate`, `train` and `probe` write them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxalign.data.tasks import TaskRow, task_named
-from jaxalign.evaluation.grid import TASK_VERSIONS, Cell, predict, summarise
+from jaxalign.data.tasks import TASKS
 from jaxalign.files import write_json, write_json_lines
 from jaxalign.probing.logit_lens import LensRows, lens_arrays, lens_document
 from jaxalign.probing.records import write_probe
 from jaxalign.probing.representation import pca_arrays
+from jaxalign.reporting.results import Key
+from jaxalign.statistics import wilson_interval
 
 VERSIONS = {"jax": "0.10.2", "flax": "0.12.8", "jaxalign": "0.1.0"}
 
 
-def cell_records(task_name: str, language: str, rows: range, gold_mass: float, seed: int) -> list[dict[str, Any]]:
+def cell_records(
+    task_name: str, language: str, variant: str, rows: range, gold_mass: float, seed: int
+) -> list[dict[str, Any]]:
     """Records of one cell; the gold class gets `gold_mass` of all label mass on average."""
-    task = task_named(task_name)
+    task = TASKS[task_name]
     generator = np.random.default_rng(seed)
-    words = {**task.label_words[language], **task.file_words.get(language, {})}
     golds = [task.classes[row % len(task.classes)] for row in rows]
-    task_rows = [
-        TaskRow(task_name, language, row, ("text",) * len(task.fields), words[gold], gold)
-        for row, gold in zip(rows, golds, strict=True)
-    ]
     weights = np.array([[gold_mass if name == gold else 1 - gold_mass for name in task.classes] for gold in golds])
     masses = weights * generator.uniform(0.2, 1.0, weights.shape) / weights.sum(axis=1, keepdims=True)
-    candidates = {name: [index] for index, name in enumerate(task.classes)}
-    cell = Cell(task, language, task_rows, [[1, 2, 3]] * len(task_rows), candidates)
-    return predict(cell, masses.astype(np.float32), seed=0)
+    return [
+        record(Key(task_name, language, variant), row, gold, dict(zip(task.classes, mass, strict=True)))
+        for row, gold, mass in zip(rows, golds, masses.tolist(), strict=True)
+    ]
+
+
+def record(key: Key, row: int, gold: str, masses: Mapping[str, float]) -> dict[str, Any]:
+    """One line of `predictions.jsonl`."""
+    task = TASKS[key.task]
+    script_words = task.label_words[key.language]
+    file_words = {**script_words, **task.file_words.get(key.language, {})}
+    prediction = max(masses, key=lambda name: masses[name])
+    return {
+        "task": key.task,
+        "language": key.language,
+        "row": row,
+        "prompts": "study",
+        "variant": key.variant,
+        "prefix_mass": dict(masses),
+        "whole_word": {name: math.log(mass) for name, mass in masses.items()},
+        "prediction": prediction,
+        "gold_class": gold,
+        "correct_reference": script_words[prediction] == file_words[gold],
+        "correct_corrected": prediction == gold,
+        "prompt_tokens": 3,
+    }
+
+
+def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One cell of `results.json`."""
+    count = len(records)
+    correct = sum(each["correct_corrected"] for each in records)
+    return {
+        **{key: records[0][key] for key in ("task", "language", "variant", "prompts")},
+        "count": count,
+        "accuracy_corrected": correct / count,
+        "accuracy_reference": sum(each["correct_reference"] for each in records) / count,
+        "accuracy_whole_word": correct / count,
+        "interval_corrected": list(wilson_interval(correct, count)),
+        "shared_candidates": [],
+    }
 
 
 def write_evaluation(
     folder: Path,
-    cells: Mapping[tuple[str, str], float],
+    cells: Mapping[Any, float],
     *,
     rows: range = range(60),
     seed: int = 0,
     **description: Any,
 ) -> Path:
-    """An evaluation as `evaluate_grid` writes it; `cells` gives the mean gold mass of each (task, language)."""
-    records = [cell_records(*key, rows, mass, seed + index) for index, (key, mass) in enumerate(cells.items())]
-    write_json_lines(folder / "predictions.jsonl", (record for cell in records for record in cell))
+    """An evaluation; `cells` gives the mean gold mass of each (task, language) or (task, language, variant)."""
+    keys = [Key(*(*key, "english")[:3]) for key in cells]
+    masses = enumerate(zip(keys, cells.values(), strict=True))
+    return write_records(
+        folder, [cell_records(*key, rows, mass, seed + index) for index, (key, mass) in masses], **description
+    )
+
+
+def write_answers(folder: Path, answers: Mapping[tuple[str, str], Sequence[bool]], **description: Any) -> Path:
+    """An evaluation in which every row was answered right or wrong as given; (task, language) -> rows from 0 on."""
+    cells = []
+    for (task, language), is_right in answers.items():
+        gold, other = TASKS[task].classes[:2]
+        masses = {True: {gold: 0.6, other: 0.4}, False: {gold: 0.4, other: 0.6}}
+        rest = dict.fromkeys(TASKS[task].classes, 0.1)
+        key = Key(task, language, "english")
+        cells.append([record(key, row, gold, rest | masses[right]) for row, right in enumerate(is_right)])
+    return write_records(folder, cells, **description)
+
+
+def write_records(folder: Path, cells: Sequence[Sequence[Mapping[str, Any]]], **description: Any) -> Path:
+    """The three files of an evaluation; `description` replaces fields of `results.json`."""
+    write_json_lines(folder / "predictions.jsonl", (each for cell in cells for each in cell))
     counts = {"prompts": 60, "prompt_tokens": 7000, "computed_positions": 9000, "compilations": 2, "seconds": 3.25}
     write_json(folder / "timing.json", {"examples": {"scored": 60, "reused": 0}, **counts})
     results = {
-        "cells": [summarise(cell) for cell in records],
-        "task_version": {task: TASK_VERSIONS[task] for task, _ in cells},
+        "cells": [summary(cell) for cell in cells],
+        "failures": [],
+        "task_version": {cell[0]["task"]: 1 for cell in cells},
         "model": "models/smollm2-135m",
         "adapter": None,
+        "dtype": "float32",
+        "param_dtype": "float32",
         "tuned_on": [],
         "config": {"tasks": "emotion", "languages": "all", "mesh": {"data": 1, "fsdp": -1, "tensor": 1}},
         "command": f"jaxalign evaluate --config.out={folder.name}",

@@ -10,7 +10,11 @@ import pytest
 
 from jaxalign.errors import InputError
 from jaxalign.files import read_json, write_json
+from jaxalign.reporting.gain_files import interval_text, p_text
+from jaxalign.reporting.gains import measure_gains
 from jaxalign.reporting.html import write_report
+from jaxalign.reporting.results import VARIANTS
+from jaxalign.reporting.tables import compare, signed
 from tests.reporting.folders import write_evaluation, write_lens, write_pca, write_run
 
 LANGUAGES = ["en", "de", "zh", "sw"]
@@ -50,9 +54,9 @@ class Page(HTMLParser):
         return sum(name == tag for name, _ in self.tags)
 
 
-def report(before: Path, after: Path, command: str = "jaxalign report before after") -> str:
+def report(before: Path, *afters: Path, command: str = "jaxalign report before after") -> str:
     out = before.parent / "report.html"
-    write_report(before, after, out, command)
+    write_report(before, afters, out, command)
     return out.read_bytes().decode("utf-8")
 
 
@@ -105,7 +109,11 @@ def test_what_was_measured_is_said(folders: tuple[Path, Path]) -> None:
         "Tuned on questions translated from zh Chinese, de German into en English",
         "tuned on, 3 languages",
         "unseen, 1 language",
-        "Whether a difference is more than chance was not tested.",
+        "significant at 5 % after Holm's correction over the 5 cells of this comparison",
+        "Framed and **",
+        "Mean gain by slice",
+        "Latin script (3)",
+        "high-resource (3)",
         "No row of de German survives",
         "Reference scoring, where it counts differently",
         "jaxalign train --config.out=run",
@@ -116,9 +124,8 @@ def test_what_was_measured_is_said(folders: tuple[Path, Path]) -> None:
         "pairs dropped as too long",
     ):
         assert words in page.text, words
-    assert "significant" not in page.text
-    # Two tasks, the training curve, the lens, two depths of PCA, the correlations.
-    assert page.count("svg") == 7
+    # Gains, two tasks, the training curve, the lens, two depths of PCA, the correlations.
+    assert page.count("svg") == 8
 
 
 def test_the_same_files_give_the_same_bytes(folders: tuple[Path, Path]) -> None:
@@ -133,6 +140,7 @@ def test_hostile_text_stays_text(folders: tuple[Path, Path]) -> None:
         # A lone surrogate is written as an escape, as json.dumps does by default.
         document |= {"model": HOSTILE, "command": HOSTILE, "versions": {HOSTILE: HOSTILE}, "template": HOSTILE}
         document |= {"config": {HOSTILE: [HOSTILE]}, "files": [HOSTILE]}
+        document |= {"failures": [{"task": "paws", "language": "sw", "variant": "english", "error": HOSTILE}]}
         path.write_text(json.dumps(document))
     text = report(*folders, command=HOSTILE)
     page = Page(text)
@@ -163,7 +171,8 @@ def test_without_probes_and_adapter_the_sections_say_so(tmp_path: Path) -> None:
         "No timing.json in the folder.",
     ):
         assert words in page.text, words
-    assert page.count("svg") == 2
+    assert page.count("svg") == 3
+    assert "Cells that failed" not in page.text
 
 
 def test_an_adapter_without_a_run_is_named(tmp_path: Path) -> None:
@@ -194,8 +203,8 @@ def test_cells_of_one_side_and_other_rows_are_listed(tmp_path: Path) -> None:
     page = Page(report(before, after))
     assert "Only before, not compared: paws sw." in page.text
     assert "Only after, not compared: snli th." in page.text
-    assert "Before and after scored different rows in en English." in page.text
-    assert "30 to 40 rows in each language" in page.text
+    assert "Rows that not every folder scored were left out of emotion en." in page.text
+    assert "20 rows in each language" in page.text
 
 
 def test_bad_input_leaves_no_report_and_an_old_one_as_it_was(folders: tuple[Path, Path]) -> None:
@@ -204,18 +213,51 @@ def test_bad_input_leaves_no_report_and_an_old_one_as_it_was(folders: tuple[Path
     whole = path.read_bytes()
     path.write_bytes(whole[:300])
     with pytest.raises(InputError, match="cut off"):
-        write_report(*folders, out, "")
+        write_report(folders[0], folders[1:], out, "")
     assert not out.exists()
     path.write_bytes(whole)
-    write_report(*folders, out, "")
+    write_report(folders[0], folders[1:], out, "")
     old = out.read_bytes()
     path.write_bytes(whole[:300])
     with pytest.raises(InputError):
-        write_report(*folders, out, "")
+        write_report(folders[0], folders[1:], out, "")
     assert out.read_bytes() == old
     assert [file.name for file in out.parent.iterdir()] == ["report.html"]
 
 
 def test_a_folder_is_no_place_for_the_report(folders: tuple[Path, Path]) -> None:
     with pytest.raises(InputError, match="name the HTML file"):
-        write_report(*folders, folders[0], "")
+        write_report(folders[0], folders[1:], folders[0], "")
+
+
+def test_the_numbers_are_those_of_the_comparison(folders: tuple[Path, Path]) -> None:
+    page = Page(report(*folders))
+    gains = measure_gains(compare(*folders))
+    for cell in gains.cells:
+        score = cell.corrected
+        numbers = f"{signed(score.gain)}{score.mark}{p_text(score.p_value)}{p_text(score.p_holm)}"
+        assert numbers in page.text
+        assert f"{score.gain:+.1f}".replace("+0.0", "0.0") in page.text  # in the heat map
+    for mean in gains.means:
+        assert f"{signed(mean.corrected.gain)} ({interval_text(mean.corrected.interval)})" in page.text
+
+
+def test_variants_stand_apart(tmp_path: Path) -> None:
+    cells = {("emotion", "en", variant): 0.5 for variant in VARIANTS}
+    page = Page(report(*(write_evaluation(tmp_path / name, cells, seed=seed) for seed, name in enumerate("ab"))))
+    assert page.count("svg") == 4
+    assert "emotion, in-language answers" in page.text and "emotion, task-irrelevant answers" in page.text
+
+
+def test_several_runs_are_averaged_and_named(folders: tuple[Path, Path]) -> None:
+    second = write_evaluation(folders[0].parent / "second", CELLS, seed=77, adapter="run", tuned_on=["de", "zh", "en"])
+    page = Page(report(*folders, second))
+    assert "2 runs of one recipe" in page.text and "seed deviation" in page.text
+    assert "Evaluation after, run 2" in page.text and "jaxalign evaluate --config.out=second" in page.text
+
+
+def test_a_failed_cell_is_listed(tmp_path: Path) -> None:
+    failure = {"task": "paws", "language": "sw", "variant": "english", "error": "out of memory"}
+    before = write_evaluation(tmp_path / "before", CELLS)
+    after = write_evaluation(tmp_path / "after", CELLS, failures=[failure])
+    assert f"paws sw, in {after}: out of memory" in Page(report(before, after)).text

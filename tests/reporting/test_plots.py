@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from jaxalign.reporting import plots
 
@@ -29,11 +30,15 @@ CORRELATIONS = {run: RNG.uniform(-1, 1, (LAYERS + 1, len(LANGUAGES), len(LANGUAG
 ACCURACIES = {"before": [0.9, 0.8, 0.7, 0.5], "after": [0.95, 0.85, 0.9, 0.7]}
 INTERVALS = {run: [(value - 0.05, value + 0.04) for value in values] for run, values in ACCURACIES.items()}
 
+GAINS = np.array([[12.5, -3.0, 0.02, 8.0], [np.nan, 1.0, -12.6, 0.0]])
+MARKS = {index: "" for index in np.ndindex(GAINS.shape)} | {(0, 0): "**", (0, 3): "*"}
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     "lens": lambda: plots.logit_lens(LENS, LANGUAGES),
     "pca": lambda: plots.pca_scatter(POINTS, LANGUAGES, [0, 3]),
     "correlations": lambda: plots.correlation_heat_map(CORRELATIONS, LANGUAGES),
     "training": lambda: plots.training_curves([1, 2, 3], [3.0, 2.0, 1.5], [0, 3], [3.1, 1.9]),
+    "gains": lambda: plots.gain_heat_map(["emotion", "snli"], LANGUAGES, GAINS, MARKS),
     "accuracy": lambda: plots.accuracy_dots(LANGUAGES, ACCURACIES, INTERVALS, 0.5),
 }
 
@@ -51,7 +56,7 @@ def test_svg_is_deterministic_text_with_ids_of_its_own(name: str):
     assert "<text" in element and "<dc:date>" not in element
 
 
-@pytest.mark.parametrize("name", ["lens", "pca", "correlations", "accuracy"])
+@pytest.mark.parametrize("name", ["lens", "pca", "correlations", "gains", "accuracy"])
 def test_languages_are_named_by_code_and_english_name(name: str):
     element = plots.svg(FIGURES[name](), name)
     assert "zh Chinese" in element and "sw Swahili" in element
@@ -74,6 +79,24 @@ def test_heat_map_holds_the_correlations_with_english():
     mesh = figure.axes[1].collections[0].get_array()
     assert mesh is not None
     np.testing.assert_array_equal(np.asarray(mesh), CORRELATIONS["after"][:, 0, 1:].T)
+
+
+def test_gains_stand_in_their_cells_on_a_scale_around_zero():
+    panel = FIGURES["gains"]().axes[0]
+    written = {(text.get_position()[1], text.get_position()[0]): text.get_text() for text in panel.texts}
+    assert written == {
+        (0.5, 0.5): "+12.5\n**",
+        (0.5, 1.5): "-3.0",
+        (0.5, 2.5): "0.0",
+        (0.5, 3.5): "+8.0\n*",
+        (1.5, 1.5): "+1.0",
+        (1.5, 2.5): "-12.6",
+        (1.5, 3.5): "0.0",
+    }
+    assert panel.collections[0].get_clim() == (-12.6, 12.6)
+    [frame] = [patch for patch in panel.patches if isinstance(patch, Rectangle)]
+    assert frame.get_xy() == pytest.approx((0.04, 0.04))
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["emotion", "snli"]
 
 
 def test_scatter_marks_every_prompt_of_its_layer():
