@@ -30,11 +30,25 @@ class Cache(NamedTuple):
     """int32 scalar: the slot that the next token is written to, the same in every row."""
 
 
+class Prefix(NamedTuple):
+    """Keys (rotated) and values of a text that every row of a batch begins with, held once.
+
+    Its tokens stand at positions 0, 1, ...; axis P is theirs, padded behind the first `length`.
+    """
+
+    k: jax.Array
+    """[L,P,K,H]"""
+    v: jax.Array
+    """[L,P,K,H]"""
+    length: jax.Array
+    """int32 scalar"""
+
+
 class Sight(NamedTuple):
     """Where a layer looks: which keys each query sees, and how queries and keys are rotated."""
 
     mask: jax.Array
-    """bool [B,T,S]"""
+    """bool [B,T,S]; with a prefix, its P keys come first"""
     cos: jax.Array
     """[B,T,H/2]"""
     sin: jax.Array
@@ -78,18 +92,39 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float) -> jax.Array:
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array,
+    scale: float,
+    prefix: tuple[jax.Array, jax.Array] | None = None,
+) -> jax.Array:
     """Grouped-query attention with float32 softmax: q [B,T,N,H], k and v [B,S,K,H], mask [B,T,S] -> [B,T,N,H].
 
+    With the keys and values [P,K,H] of a `prefix`, the mask is [B,T,P+S]: all rows meet the one copy in one product.
     A query that sees no key (padding) gets the mean of all values: finite, and read by nobody.
     """
     B, T, N, H = q.shape
     K = k.shape[2]
-    q = q.reshape(B, T, K, N // K, H)
-    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32) * scale
-    scores = jnp.where(mask[:, None, None, :, :], scores, jnp.finfo(jnp.float32).min)
+    # Key/value heads lead: the products come out in the order that they are used in.
+    q = q.reshape(B, T, K, N // K, H).transpose(2, 0, 3, 1, 4)
+    scores = jnp.einsum("KBGTH,BSKH->KBGTS", q, k, preferred_element_type=jnp.float32)
+    if prefix is not None:
+        before = jnp.einsum("KBGTH,PKH->KBGTP", q, prefix[0], preferred_element_type=jnp.float32)
+        scores = jnp.concatenate([before, scores], axis=-1)
+    scores = jnp.where(mask[None, :, None, :, :], scores * scale, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(B, T, N, H)
+    if prefix is None:
+        mixed = jnp.einsum("KBGTS,BSKH->KBGTH", weights, v)
+    else:
+        # Rounded to the compute type once, as one product over all keys would be.
+        behind = jnp.einsum("KBGTS,BSKH->KBGTH", weights[..., -k.shape[1] :], v, preferred_element_type=jnp.float32)
+        before = jnp.einsum(
+            "KBGTP,PKH->KBGTH", weights[..., : -k.shape[1]], prefix[1], preferred_element_type=jnp.float32
+        )
+        mixed = (behind + before).astype(v.dtype)
+    return mixed.transpose(1, 3, 0, 2, 4).reshape(B, T, N, H)
 
 
 def layer_kinds(config: ModelConfig) -> tuple[tuple[bool, ...], np.ndarray]:
@@ -106,15 +141,28 @@ def sights(
     key_positions: jax.Array,
     key_segment_ids: jax.Array,
     dtype: DTypeLike,
+    prefix: Prefix | None = None,
+    branch_ids: jax.Array | None = None,
 ) -> Sight:
     """One `Sight` per kind of layer, stacked on a leading axis. Queries int32 [B,T], keys int32 [B,S].
 
     A query sees the keys of its own segment at its own or an earlier position; on a local layer, at most `window`
-    of them, its own included. Segment 0 is padding.
+    of them, its own included. Segment 0 is padding. All segments see the `prefix`.
+
+    `branch_ids` (int32 [B,T], where the keys are the queries' own): a segment may fork; a token of branch 1, 2, ...
+    sees branch 0, the trunk, and its own branch.
     """
     query, key = positions[:, :, None], key_positions[:, None, :]
-    same_segment = segment_ids[:, :, None] == key_segment_ids[:, None, :]
-    causal = same_segment & (segment_ids[:, :, None] != 0) & (key <= query)
+    real = segment_ids[:, :, None] != 0
+    causal = (segment_ids[:, :, None] == key_segment_ids[:, None, :]) & real & (key <= query)
+    if branch_ids is not None:
+        query_branch, key_branch = branch_ids[:, :, None], branch_ids[:, None, :]
+        causal &= (key_branch == 0) | (key_branch == query_branch)
+    if prefix is not None:
+        prefix_key = jnp.arange(prefix.k.shape[1], dtype=jnp.int32)[None, None, :]
+        seen = jnp.broadcast_to(real & (prefix_key < prefix.length), (*positions.shape, prefix_key.shape[-1]))
+        causal = jnp.concatenate([seen, causal], axis=-1)
+        key = jnp.concatenate([jnp.broadcast_to(prefix_key, (len(key), *prefix_key.shape[1:])), key], axis=-1)
     each = []
     for local in layer_kinds(config)[0]:
         mask = causal & (key > query - config.window) if local and config.window is not None else causal

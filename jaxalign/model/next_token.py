@@ -41,8 +41,22 @@ def label_masses(logits: jax.Array, labels: LabelSets) -> jax.Array:
     Returns:
       float32 [..., C], each label's sum of softmax probabilities over its candidate ids.
     """
-    candidates = jax.nn.softmax(logits, axis=-1)[..., labels.ids]
+    normaliser = jax.nn.logsumexp(logits, axis=-1)[..., None, None]
+    candidates = jnp.exp(logits[..., labels.ids] - normaliser)
     return jnp.where(jnp.broadcast_to(labels.mask, candidates.shape), candidates, 0.0).sum(-1)
+
+
+def log_probabilities(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Log-probability that the next token is each of the targets.
+
+    Args:
+      logits: float32 [..., V].
+      targets: int32 [..., C].
+
+    Returns:
+      float32 [..., C].
+    """
+    return jnp.take_along_axis(logits, targets, axis=-1) - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
 
 
 def entropy_bits(logits: jax.Array) -> jax.Array:

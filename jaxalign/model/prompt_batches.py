@@ -120,7 +120,7 @@ class PromptRunner:
         Raises:
           InputError: there is no prompt, or one is empty or longer than the model's positions.
         """
-        self.check(prompts)
+        check_lengths([len(prompt) for prompt in prompts], self.max_positions)
         start = time.perf_counter()
         variables = self.place(variables)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
@@ -143,18 +143,6 @@ class PromptRunner:
         """The variables as the mesh holds them; those that lie there already are not copied."""
         return jax.device_put(variables, self.variable_shardings)
 
-    def check(self, prompts: Sequence[Sequence[int]]) -> None:
-        if not prompts:
-            raise InputError("no prompt to run; name at least one row")
-        for index, prompt in enumerate(prompts):
-            if not prompt:
-                raise InputError(f"prompt {index} has no tokens")
-            if 0 < self.max_positions < len(prompt):
-                raise InputError(
-                    f"prompt {index} has {len(prompt)} tokens, the model takes {self.max_positions} positions; "
-                    "leave the row out or take a model with more"
-                )
-
     def fill(self, prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
         """Tokens [B, T] and lengths [B]; rows past the last prompt hold one token and are dropped afterwards."""
         rows = self.row_multiple
@@ -165,6 +153,20 @@ class PromptRunner:
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
         return tokens, lengths
+
+
+def check_lengths(lengths: Sequence[int], max_positions: int) -> None:
+    """Refuses no prompt at all, an empty one, and one longer than `max_positions`, where that is not 0."""
+    if not lengths:
+        raise InputError("no prompt to run; name at least one row")
+    for index, length in enumerate(lengths):
+        if not length:
+            raise InputError(f"prompt {index} has no tokens")
+        if 0 < max_positions < length:
+            raise InputError(
+                f"prompt {index} has {length} tokens, the model takes {max_positions} positions; "
+                "leave the row out or take a model with more"
+            )
 
 
 def bucket_length(longest: int) -> int:

@@ -29,15 +29,20 @@ TABLE: tuple[tuple[str, P], ...] = (
     (r"layers/(input|post_attention|(pre|post)_feedforward)_layernorm/scale", P(None, None)),  # [L,D]
     (r"layers/self_attn/[qk]_norm/scale", P(None, None)),  # [L,H]
     (rf"layers/{COLUMN}/kernel", P(None, "fsdp", "tensor")),  # [L,in,out]
+    (rf"layers/{COLUMN}/codes", P(None, "fsdp", "tensor")),  # [L,in/2,out]
+    (rf"layers/{COLUMN}/absmax", P(None, None, "tensor")),  # [L,in/64,out], too few blocks to cut
     (rf"layers/{COLUMN}/bias", P(None, "tensor")),  # [L,out]
     (rf"layers/{COLUMN}/lora_a", P(None, "fsdp", None)),  # [L,in,r]
     (rf"layers/{COLUMN}/lora_b", P(None, None, "tensor")),  # [L,r,out]
     (rf"layers/{ROW}/kernel", P(None, "tensor", "fsdp")),
+    (rf"layers/{ROW}/codes", P(None, "tensor", "fsdp")),
+    (rf"layers/{ROW}/absmax", P(None, None, "fsdp")),
     (rf"layers/{ROW}/bias", P(None, None)),
     (rf"layers/{ROW}/lora_a", P(None, "tensor", None)),
     (rf"layers/{ROW}/lora_b", P(None, None, "fsdp")),
     (r"cache/[kv]", P(None, BATCH, None, "tensor", None)),  # [L,B,S,K,H]
     (r"cache/(positions|segment_ids)", P(BATCH, None)),  # [B,S]
+    (r"prefix/[kv]", P(None, None, "tensor", None)),  # [L,P,K,H]
 )
 """(regular expression over the end of the "/"-joined path, spec). Optimizer state mirrors paths: `0/mu/layers/...`."""
 
@@ -54,6 +59,19 @@ def param_specs(tree: Any, mesh: Mesh) -> Any:
 def param_shardings(tree: Any, mesh: Mesh) -> Any:
     """`param_specs` as NamedShardings on `mesh`."""
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), param_specs(tree, mesh))
+
+
+def cache_shardings(tree: Any, mesh: Mesh) -> Any:
+    """`param_shardings` of {"cache": Cache} or {"prefix": Prefix}; heads that `tensor` does not divide stay whole.
+
+    Many models have fewer key/value heads than a slice has devices along `tensor`.
+    """
+
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        spec = leaf_spec(path_name(path), leaf.shape, mesh, uneven_axes=("tensor",))
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
 def batch_spec() -> P:
@@ -79,8 +97,8 @@ def ways(axes: str | tuple[str, ...] | None, mesh: Mesh | AbstractMesh) -> int:
     return math.prod(mesh.shape[name] for name in names)
 
 
-def leaf_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
-    """The spec of one leaf, checked against its shape and the mesh."""
+def leaf_spec(name: str, shape: tuple[int, ...], mesh: Mesh, uneven_axes: tuple[str, ...] = ()) -> P:
+    """The spec of one leaf, checked against its shape and the mesh; `uneven_axes` cut only what they divide."""
     if not shape:
         return P()
     spec = next((spec for pattern, spec in TABLE if re.search(rf"(^|/){pattern}$", name)), None)
@@ -88,6 +106,8 @@ def leaf_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
         raise ValueError(f"{name} {shape}: no row of the sharding table matches this path; add one")
     if len(spec) != len(shape):
         raise ValueError(f"{name} {shape}: its row of the sharding table, {spec}, is for {len(spec)} dimensions")
+    fits = [size % ways(axes, mesh) == 0 for size, axes in zip(shape, spec, strict=True)]
+    spec = P(*(None if axes in uneven_axes and not even else axes for axes, even in zip(spec, fits, strict=True)))
     for size, axes in zip(shape, spec, strict=True):
         if size % ways(axes, mesh):
             raise ValueError(f"{name} {shape}: size {size} does not divide by mesh axis {axes} ({ways(axes, mesh)})")

@@ -19,16 +19,17 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from jaxalign.model.attention import Cache, Sight, attention, layer_kinds, rotate, sights, write
+from jaxalign.model.attention import Cache, Prefix, Sight, attention, layer_kinds, rotate, sights, write
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.lora import LoraConfig, init_factors, projection_sizes
+from jaxalign.model.nf4 import dequantise
 from jaxalign.model.sharding import EMBEDDED, HIDDEN, constrain
 
 Tap = Callable[[jax.Array, jax.Array, jax.Array], Any]
 """(layer int32 scalar, hidden [B,T,D] after the block, gate [B,T,F] before its activation) -> small pytree."""
 
 KeysValues = tuple[jax.Array, jax.Array]
-"""One layer's part of a cache: k and v, [B,S,K,H] each."""
+"""One layer's part of a cache, k and v, [B,S,K,H] each; or of a prefix, [P,K,H]."""
 
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": partial(jax.nn.gelu, approximate=True)}
 REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
@@ -55,7 +56,10 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: bool) -> jax.Ar
 
 
 class Projection(nn.Module):
-    """x [..., in] @ kernel [in, out] (+ bias) (+ alpha/r * x @ lora_a @ lora_b, factors from collection `lora`)."""
+    """x [..., in] @ kernel [in, out] (+ bias) (+ alpha/r * x @ lora_a @ lora_b, factors from collection `lora`).
+
+    The kernel may be quantised (nf4.py): `codes` and `absmax` in its place.
+    """
 
     sizes: tuple[int, int]
     use_bias: bool
@@ -64,7 +68,10 @@ class Projection(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), self.sizes)
+        if self.has_variable("params", "codes"):
+            kernel = dequantise(*(self.get_variable("params", name) for name in ("codes", "absmax")))
+        else:
+            kernel = self.param("kernel", nn.initializers.lecun_normal(), self.sizes)
         y = x @ kernel.astype(self.dtype)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, self.sizes[1:])
@@ -117,7 +124,12 @@ class Attention(nn.Module):
             self.q_norm, self.k_norm = norm(self.config, head_dim), norm(self.config, head_dim)
 
     def __call__(
-        self, x: jax.Array, sight: Sight, cached: KeysValues | None, offset: jax.Array | None
+        self,
+        x: jax.Array,
+        sight: Sight,
+        cached: KeysValues | None,
+        offset: jax.Array | None,
+        prefix: KeysValues | None,
     ) -> tuple[jax.Array, KeysValues | None]:
         """x [B,T,D] -> ([B,T,D], cached with this call's keys and values written at `offset`)."""
         config = self.config
@@ -129,7 +141,9 @@ class Attention(nn.Module):
         if cached is not None and offset is not None:
             cached = write(cached[0], k, offset), write(cached[1], v, offset)
             k, v = (array.astype(self.dtype) for array in cached)
-        mixed = attention(q, k, v, sight.mask, config.query_scale)
+        if prefix is not None:
+            prefix = prefix[0].astype(self.dtype), prefix[1].astype(self.dtype)
+        mixed = attention(q, k, v, sight.mask, config.query_scale, prefix)
         return self.o_proj(mixed.reshape(*x.shape[:2], -1)), cached
 
 
@@ -171,10 +185,11 @@ class Block(nn.Module):
         sight: Sight,
         cached: KeysValues | None,
         offset: jax.Array | None,
+        prefix: KeysValues | None,
         neuron_mask: jax.Array | None,
     ) -> tuple[jax.Array, KeysValues | None, jax.Array]:
         """x [B,T,D] -> (x [B,T,D], cached, gate [B,T,F])."""
-        mixed, cached = self.self_attn(self.input_layernorm(x), sight, cached, offset)
+        mixed, cached = self.self_attn(self.input_layernorm(x), sight, cached, offset, prefix)
         if not self.config.post_norms:
             x = x + mixed
             # The name is transformers': outside Gemma this norm stands before the MLP.
@@ -233,28 +248,33 @@ class Decoder(nn.Module):
         segment_ids: jax.Array,
         *,
         cache: Cache | None = None,
+        prefix: Prefix | None = None,
+        branch_ids: jax.Array | None = None,
         tap: Tap | None = None,
         neuron_mask: jax.Array | None = None,
     ) -> DecoderOutput:
         """The hidden states of int32 [B,T] tokens.
 
         positions int32 [B,T], counted from 0 in each segment; segment_ids int32 [B,T], 0 is padding. With `cache`
-        the tokens are appended to it, see what it holds of their segment, and it is returned. `neuron_mask` [L,F]
-        multiplies the activated gate of each layer; `tap` is called inside the scan over layers.
+        the tokens are appended to it, see what it holds of their segment, and it is returned. Or all segments continue
+        one `prefix`, positions counting on from its length, and may fork into branches (`branch_ids`, see `sights`).
+        `neuron_mask` [L,F] multiplies the activated gate of each layer; `tap` is called inside the scan over layers.
         """
         config = self.config
+        if cache is not None and (prefix is not None or branch_ids is not None):
+            raise ValueError("a cache goes with neither a prefix nor branches")
         if cache is not None:
             cache = cache._replace(
                 positions=write(cache.positions, positions, cache.offset),
                 segment_ids=write(cache.segment_ids, segment_ids, cache.offset),
             )
         seen = (positions, segment_ids) if cache is None else (cache.positions, cache.segment_ids)
-        every_sight = sights(config, positions, segment_ids, *seen, self.dtype)
+        every_sight = sights(config, positions, segment_ids, *seen, self.dtype, prefix, branch_ids)
 
         def layer(block: Block, x: jax.Array, per_layer):
-            number, kind, cached, mask = per_layer
+            number, kind, cached, shared, mask = per_layer
             sight = jax.tree.map(lambda kinds: kinds[kind], every_sight)
-            x, cached, gate = block(x, sight, cached, None if cache is None else cache.offset, mask)
+            x, cached, gate = block(x, sight, cached, None if cache is None else cache.offset, shared, mask)
             return x, (cached, None if tap is None else tap(number, x, gate))
 
         if self.remat != "none":
@@ -263,7 +283,8 @@ class Decoder(nn.Module):
         scan = nn.scan(layer, {"params": 0, "lora": 0}, split_rngs={"params": True}, length=config.layers)
         numbers = jnp.arange(config.layers, dtype=jnp.int32)
         cached = None if cache is None else (cache.k, cache.v)
-        per_layer = (numbers, jnp.asarray(layer_kinds(config)[1]), cached, neuron_mask)
+        shared = None if prefix is None else (prefix.k, prefix.v)
+        per_layer = (numbers, jnp.asarray(layer_kinds(config)[1]), cached, shared, neuron_mask)
         # Said once, where the residual stream begins: the scan carries the layout on.
         x = constrain(constrain(self.embed(tokens), EMBEDDED), HIDDEN)
         x, (cached, taps) = scan(self.layers, x, per_layer)

@@ -135,7 +135,9 @@ def test_attention(name: str, layer: int):
     model = tiny_case(name)
     states = some_states(model)
     apply = jax.jit(Attention(model.config, None, jnp.float32).apply)
-    ours, _ = apply({"params": layer_params(model, layer)["self_attn"]}, states, sight_of(model, layer), None, None)
+    ours, _ = apply(
+        {"params": layer_params(model, layer)["self_attn"]}, states, sight_of(model, layer), None, None, None
+    )
     with torch.no_grad():
         attend = model.torch_model.model.layers[layer].self_attn
         theirs = attend(torch.tensor(states), **torch_layer_inputs(model, layer))[0]
@@ -147,7 +149,7 @@ def test_block(name: str, layer: int):
     model = tiny_case(name)
     states = some_states(model)
     apply = jax.jit(Block(model.config, None, jnp.float32).apply)
-    ours, _, _ = apply({"params": layer_params(model, layer)}, states, sight_of(model, layer), None, None, None)
+    ours, _, _ = apply({"params": layer_params(model, layer)}, states, sight_of(model, layer), None, None, None, None)
     with torch.no_grad():
         block = model.torch_model.model.layers[layer]
         theirs = block(torch.tensor(states), **torch_layer_inputs(model, layer))

@@ -61,21 +61,25 @@ def tiny_model(
     biases: bool = False,
     rope_scaling: RopeScaling | None = None,
     vocabulary: int = VOCABULARY,
+    times: int = 1,
     seed: int = 0,
 ) -> TinyModel:
-    """A random model of `family` (llama, mistral, qwen2, gemma3_text): vocabulary 61, width 32, 3 or 7 layers."""
+    """A random model of `family` (llama, mistral, qwen2, gemma3_text): vocabulary 61, width 32, 3 or 7 layers.
+
+    `times`: all sizes within a layer are so many times as large.
+    """
     gemma = family == "gemma3_text"
     # Gemma's heads are wider than width / heads, and its query scale is not head_dim**-0.5.
-    head_dim = 2 * HEAD_DIM if gemma else HEAD_DIM
+    head_dim = times * (2 * HEAD_DIM if gemma else HEAD_DIM)
     config = ModelConfig(
         family=family,  # pyright: ignore[reportArgumentType]: the cases spell families as plain strings
         vocab_size=vocabulary,
-        width=WIDTH,
+        width=times * WIDTH,
         layers=len(GEMMA_LOCAL) if gemma else 3,
         heads=HEADS,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        mlp_dim=MLP_DIM,
+        mlp_dim=times * MLP_DIM,
         norm_eps=EPS,
         query_scale=24**-0.5 if gemma else head_dim**-0.5,
         rope_base=1_000_000.0 if gemma else 10_000.0,
@@ -91,7 +95,7 @@ def tiny_model(
         qk_norm=gemma,
         norm_offset=gemma,
         post_norms=gemma,
-        embedding_scale=WIDTH**0.5 if gemma else None,
+        embedding_scale=(times * WIDTH) ** 0.5 if gemma else None,
         max_positions=128,
     )
     torch.manual_seed(seed)
@@ -102,7 +106,7 @@ def tiny_model(
             if name.endswith("norm.weight"):
                 parameter.copy_(torch.randn_like(parameter) * 0.3 + (0.0 if gemma else 1.0))
             else:
-                parameter.copy_(torch.randn_like(parameter) * (0.3 if parameter.ndim == 1 else WIDTH**-0.5))
+                parameter.copy_(torch.randn_like(parameter) * (0.3 if parameter.ndim == 1 else (times * WIDTH) ** -0.5))
     return TinyModel(torch_model, config, params_of(torch_model.state_dict(), config))
 
 

@@ -1,0 +1,94 @@
+"""4-bit weights: NormalFloat4 in blocks of 64 (Dettmers et al. 2023, "QLoRA", arXiv 2305.14314), as of bitsandbytes.
+
+A block is 64 consecutive inputs of one output. It holds its largest magnitude, and for each weight the nearest of 16
+shares of it. Two neighbouring inputs share a byte:
+
+    kernel [in, out] float     codes [in/2, out] uint8     absmax [in/64, out] float32
+
+Embeddings, head, norms and biases stay as they are. No double quantisation: `absmax` is float32. 4.5 bits a weight.
+Axis letters as in transformer.py.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxalign.errors import InputError
+from jaxalign.model.sharding import param_shardings
+
+BLOCK = 64
+
+LEVELS = np.array(
+    [
+        *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+        *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+        *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+        *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+    ],
+    np.float32,
+)
+"""Ascending: the paper's appendix E, float32."""
+
+
+def quantise(kernel: jax.Array) -> dict[str, jax.Array]:
+    """The nearest levels; half-way between two, the lower.
+
+    Args:
+      kernel: float [..., in, out], `in` a multiple of 64.
+
+    Returns:
+      codes uint8 [..., in/2, out], the first of two inputs in the high bits; absmax float32 [..., in/64, out].
+    """
+    *lead, inputs, outputs = kernel.shape
+    blocks = kernel.astype(jnp.float32).reshape(*lead, inputs // BLOCK, BLOCK, outputs)
+    absmax = jnp.abs(blocks).max(axis=-2)
+    # A product with the inverse, as in bitsandbytes: a quotient is rounded otherwise. A block of zeros has no inverse.
+    inverse = jnp.where(absmax > 0, 1 / absmax, 0.0)[..., None, :]
+    shares = jnp.clip(blocks * jnp.broadcast_to(inverse, blocks.shape), -1, 1)
+    halves = (LEVELS[:-1] + LEVELS[1:]) / 2
+    codes = sum((shares > half).astype(jnp.uint8) for half in halves)
+    pairs = jnp.asarray(codes).reshape(*lead, inputs // 2, 2, outputs)
+    return {"codes": pairs[..., 0, :] << 4 | pairs[..., 1, :], "absmax": absmax}
+
+
+def dequantise(codes: jax.Array, absmax: jax.Array) -> jax.Array:
+    """float32 [..., in, out] of what `quantise` returned."""
+    *lead, half, outputs = codes.shape
+    pairs = jnp.stack([codes >> 4, codes & 15], axis=-2)
+    blocks = jnp.asarray(LEVELS)[pairs].reshape(*lead, 2 * half // BLOCK, BLOCK, outputs)
+    return (blocks * jnp.broadcast_to(absmax[..., None, :], blocks.shape)).reshape(*lead, 2 * half, outputs)
+
+
+def quantise_params(params: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """`params` with the kernels of all layers' projections quantised; the rest is shared with the argument.
+
+    Raises:
+      InputError: a kernel's inputs are not whole blocks.
+    """
+    layers = dict(params["layers"])
+    for module in ("self_attn", "mlp"):
+        layers[module] = dict(layers[module])
+        for name, leaves in layers[module].items():
+            if "kernel" in leaves:
+                rest = {other: leaf for other, leaf in leaves.items() if other != "kernel"}
+                layers[module][name] = rest | quantise_stacked(leaves["kernel"], f"layers/{module}/{name}", mesh)
+    return {**params, "layers": layers}
+
+
+def quantise_stacked(kernel: jax.Array, path: str, mesh: Mesh) -> dict[str, jax.Array]:
+    """One projection of all layers [L, in, out], a layer at a time: float32 copies of more would be large."""
+    if kernel.shape[1] % BLOCK:
+        raise InputError(
+            f"{path}: nf4 takes blocks of {BLOCK} inputs, and {kernel.shape[1]} is no multiple; "
+            "choose another --config.param_dtype"
+        )
+
+    def every_layer(kernel: jax.Array) -> dict[str, jax.Array]:
+        return jax.lax.map(quantise, kernel)
+
+    shapes = {path: jax.eval_shape(every_layer, kernel)}
+    return jax.jit(every_layer, out_shardings=param_shardings(shapes, mesh)[path])(kernel)
