@@ -7,7 +7,7 @@ import pytest
 import scipy.special
 import torch
 
-from jaxalign.data.prompts import few_shot_prompt
+from jaxalign.data.label_queries import LabelQuery, label_queries
 from jaxalign.data.tasks import TASKS, read_task_rows
 from jaxalign.errors import InputError
 from jaxalign.evaluation.score_labels import Scorer
@@ -68,7 +68,8 @@ def test_the_last_layer_is_what_the_model_says():
     masses, *_ = PromptRunner(lens_function(Decoder(tiny.config)), variables, mesh, 8)(
         variables, PROMPTS, pad_label_sets(LABELS)
     )
-    scores = Scorer(Decoder(tiny.config), variables, mesh).masses(variables, PROMPTS, LABELS)
+    queries = [LabelQuery(prompt, ()) for prompt in PROMPTS]
+    scores = Scorer(Decoder(tiny.config), variables, mesh).score(variables, queries, LABELS).prefix_mass
     np.testing.assert_allclose(masses[:, -1, : len(LABELS)], scores, atol=1e-6)
 
 
@@ -123,9 +124,9 @@ def test_files_of_the_lens(tmp_path: Path):
         lens = dict(arrays)
     # The last layer again, scored row by row: gold class of each row, and both words together.
     rows = read_task_rows(tmp_path, TASKS["emotion"], "zh", "test", data.rows)
-    prompts = [data.tokenizer.prompt_ids(few_shot_prompt(row, exemplars, "in_language")) for row in rows]
+    queries = label_queries(rows, exemplars, data.tokenizer, "in_language", "study")
     sets = word_sets(data, "zh")
-    scores = Scorer(tiny_world.DECODER, variables, mesh).masses(variables, prompts, sets.all())
+    scores = Scorer(tiny_world.DECODER, variables, mesh).score(variables, queries, sets.all()).prefix_mass
     gold = [TASKS["emotion"].classes.index(row.gold_class) for row in rows]
     last = {
         "latent": np.mean([scores[i, c] for i, c in enumerate(gold)]),

@@ -1,4 +1,4 @@
-"""Every row of the reference masses, from the Hugging Face folder and from the GGUF file of two real models."""
+"""Every row of the reference masses, through the prefix cache, from the Hugging Face folder and from the GGUF file."""
 
 import hashlib
 from collections import defaultdict
@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from jaxalign.data.label_sets import label_candidates
-from jaxalign.data.prompts import few_shot_prompt, label_words, read_exemplars
+from jaxalign.data.label_queries import label_queries, scored_candidates
+from jaxalign.data.prompts import few_shot_prompt, read_exemplars
 from jaxalign.data.tasks import TASKS, read_task_rows
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
 from jaxalign.evaluation.score_labels import Scorer
@@ -56,22 +56,22 @@ def test_masses_are_the_references(shared: Path, models: Path, name: str, suffix
     variables = {"params": model.params}
     # One device: eight copies of the weights would not fit a small machine.
     mesh = jax.make_mesh((1, 1, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1])
-    scorer = Scorer(Decoder(model.config), variables, mesh, batch_size=4)
-    by_task = defaultdict(list)
+    scorer = Scorer(Decoder(model.config), variables, mesh)
+    cells = defaultdict(list)
     for expected in reference["rows"]:
-        by_task[expected["task"]].append(expected)
-    for task_name, rows in by_task.items():
+        cells[expected["task"], expected["language"]].append(expected)
+    for (task_name, language), wanted in cells.items():
         task = TASKS[task_name]
-        candidates = label_candidates(label_words(task, "en", "english"), model.tokenizer)
+        candidates = scored_candidates(task, language, model.tokenizer, "english", "study")
         assert candidates == reference["label_token_ids"][task_name]
-        prompts = []
-        for expected in rows:
-            at = slice(expected["row"], expected["row"] + 1)
-            [row] = read_task_rows(shared / "data", task, expected["language"], "test", at)
-            text = few_shot_prompt(row, exemplars, "english")
-            assert hashlib.sha256(text.encode()).hexdigest() == expected["prompt_sha256"]
-            prompts.append(model.tokenizer.prompt_ids(text))
-        assert [len(prompt) for prompt in prompts] == [expected["prompt_tokens"] for expected in rows]
-        masses = scorer.masses(variables, prompts, list(candidates.values()))
-        wanted = np.array([[expected["scores"][label] for label in candidates] for expected in rows])
-        np.testing.assert_allclose(masses, wanted, atol=ATOL, rtol=0, err_msg=f"{name} {task_name}")
+        every = read_task_rows(shared / "data", task, language, "test", slice(None))
+        rows = [every[expected["row"]] for expected in wanted]
+        texts = [few_shot_prompt(row, exemplars, "english").encode() for row in rows]
+        assert [hashlib.sha256(text).hexdigest() for text in texts] == [row["prompt_sha256"] for row in wanted]
+        queries = label_queries(rows, exemplars, model.tokenizer, "english", "study")
+        assert [len(query.prompt) for query in queries] == [expected["prompt_tokens"] for expected in wanted]
+        masses = scorer.score(variables, queries, list(candidates.values())).prefix_mass
+        scores = np.array([[expected["scores"][label] for label in candidates] for expected in wanted])
+        np.testing.assert_allclose(masses, scores, atol=ATOL, rtol=0, err_msg=f"{name} {task_name} {language}")
+    # Most of the prompts' tokens are the cells' shared prefixes.
+    assert scorer.counts.prompt_tokens_computed < 0.6 * scorer.counts.prompt_tokens_asked

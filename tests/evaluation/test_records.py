@@ -1,0 +1,91 @@
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from jaxalign.data.label_queries import LabelQuery
+from jaxalign.data.prompts import read_exemplars
+from jaxalign.data.tasks import TASKS, TaskRow
+from jaxalign.errors import InputError
+from jaxalign.evaluation import cells
+from jaxalign.evaluation.cells import Cell, CellKey, GridData, render_cell
+from jaxalign.evaluation.records import best_class, records_of, summary
+from jaxalign.evaluation.score_labels import LabelScores
+from tests import tiny_world
+
+
+def cell_of(task: str, language: str, answers: list[tuple[str, str]]) -> Cell:
+    rows = [TaskRow(task, language, i, (), answer, gold) for i, (answer, gold) in enumerate(answers)]
+    candidates = {name: [index] for index, name in enumerate(TASKS[task].classes)}
+    return Cell(CellKey(task, language, "english"), "study", rows, [LabelQuery([1, 2], ())] * len(rows), candidates)
+
+
+NORWEGIAN = cell_of(
+    "snli", "no", [("entailment", "entailment"), ("motsigelse", "neutral"), ("nøytral", "contradiction")]
+)
+"""Norwegian SNLI files swap neutral and contradiction: a perfect model is right by the class, wrong by the word."""
+
+
+def test_a_record():
+    scores = LabelScores(np.array([[0.5, 0.25, 0.125]] * 3, np.float32), np.array([[-3.0, -1.0, -2.0]] * 3))
+    record = records_of(NORWEGIAN, scores, seed=0)[1]
+    assert list(record.items()) == [
+        ("task", "snli"),
+        ("language", "no"),
+        ("row", 1),
+        ("prompts", "study"),
+        ("variant", "english"),
+        ("prefix_mass", {"entailment": 0.5, "neutral": 0.25, "contradiction": 0.125}),
+        ("whole_word", {"entailment": -3.0, "neutral": -1.0, "contradiction": -2.0}),
+        ("prediction", "entailment"),
+        ("gold_class", "neutral"),
+        ("correct_reference", False),
+        ("correct_corrected", False),
+        ("prompt_tokens", 2),
+    ]
+
+
+def test_reference_scoring_goes_through_the_scripts_words_and_corrected_through_english():
+    records = records_of(NORWEGIAN, LabelScores(np.eye(3, dtype=np.float32), -np.eye(3)), seed=0)
+    assert [record["prediction"] for record in records] == ["entailment", "neutral", "contradiction"]
+    assert [record["correct_corrected"] for record in records] == [True, True, True]
+    assert [record["correct_reference"] for record in records] == [True, False, False]
+    found = summary(NORWEGIAN, records, seed=0)
+    assert found["accuracy_corrected"] == 1 and found["accuracy_reference"] == pytest.approx(1 / 3)
+    # By whole words the gold class is the least likely everywhere.
+    assert found["accuracy_whole_word"] == 0
+    expected = binomtest(3, 3).proportion_ci(0.95, method="wilson")
+    assert found["interval_corrected"] == pytest.approx([expected.low, expected.high], abs=1e-12)
+
+
+def test_shared_candidates_are_listed():
+    cell = cell_of("emotion", "ja", [("ポジティブ", "positive")])
+    cell = Cell(cell.key, cell.style, cell.rows, cell.queries, {"positive": [3, 7], "negative": [5, 7]})
+    scores = LabelScores(np.array([[0.5, 0.25]], np.float32), np.array([[-1.0, -2.0]]))
+    assert summary(cell, records_of(cell, scores, 0), 0)["shared_candidates"] == [
+        {"classes": ["positive", "negative"], "ids": [7]}
+    ]
+
+
+def test_ties_fall_evenly_and_the_same_way_every_time():
+    rows = [TaskRow("snli", "de", i, (), "", "") for i in range(600)]
+    tied = {"entailment": 0.25, "neutral": 0.25, "contradiction": 0.25}
+    choices = [best_class(tied, 0, row) for row in rows]
+    assert choices == [best_class(tied, 0, row) for row in rows]
+    assert choices != [best_class(tied, 1, row) for row in rows]
+    # 200 each expected, standard deviation 11.5: five of them to each side.
+    assert all(142 < count < 258 for count in Counter(choices).values()) and len(Counter(choices)) == 3
+    assert best_class({**tied, "neutral": 0.2500001}, 0, rows[0]) == "neutral"
+    two = {best_class({**tied, "neutral": 0.1}, 0, row) for row in rows}
+    assert two == {"entailment", "contradiction"}
+
+
+def test_a_label_word_without_tokens_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tiny_world.write_data(tmp_path)
+    exemplars = read_exemplars(tmp_path / "exemplars.json")
+    data = GridData(tmp_path, exemplars, tiny_world.byte_tokenizer(), slice(0, 5), "study", seed=0)
+    monkeypatch.setattr(cells, "scored_candidates", lambda *arguments: {"positive": [], "negative": [1]})
+    with pytest.raises(InputError, match=r"emotion, en: .*'positive'"):
+        render_cell(data, CellKey("emotion", "en", "english"), [])
