@@ -1,0 +1,118 @@
+"""Word problems with a number for an answer: MGSM and MSVAMP in ten languages, as QAlign's repository releases them.
+
+    DATA/mgsm/mgsm_German.json       JSON lines {query, response}, 250
+    DATA/msvamp/test_German.json     JSON lines {m_query, equation, response}, 1,000
+
+DATA/qalign/mgsm and DATA/qalign/msvamp are found too. Row i is the same problem in every language.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxalign.data.languages import LANGUAGES
+from jaxalign.errors import InputError
+from jaxalign.files import read_json_lines
+
+MATH_LANGUAGES = ("bn", "th", "sw", "ja", "zh", "de", "fr", "ru", "es", "en")
+"""In QAlign's order (arXiv 2401.07817)."""
+
+
+@dataclass(frozen=True)
+class MathTask:
+    """file: its name, with the language's English name to be filled in. question: the field that holds the problem.
+
+    max_tokens: of an answer, as in QAlign's evaluation.
+    """
+
+    name: str
+    file: str
+    question: str
+    max_tokens: int
+
+
+MATH_TASKS = {
+    task.name: task
+    for task in (
+        MathTask("mgsm", "mgsm_{}.json", "query", max_tokens=600),
+        MathTask("msvamp", "test_{}.json", "m_query", max_tokens=300),
+    )
+}
+
+
+@dataclass(frozen=True)
+class MathProblem:
+    """One row. answer: as the file spells it, a number in English notation (2,125 or 8.0)."""
+
+    task: str
+    language: str
+    row: int
+    question: str
+    answer: str
+
+    @property
+    def gold(self) -> float:
+        """The answer as a number."""
+        return float(self.answer.replace(",", ""))
+
+
+def alpaca_prompt(instruction: str) -> str:
+    """The Alpaca prompt without an input, as QAlign tunes and tests with it: nothing follows the last colon."""
+    return (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        f"### Instruction:\n{instruction}\n\n### Response:"
+    )
+
+
+def read_problems(data: Path, task: MathTask, language: str, rows: slice) -> list[MathProblem]:
+    """The chosen rows of a task in one language; every row of the file is checked, chosen or not.
+
+    A missing file, a row that is no object with a question and a number as texts, or an empty choice of rows raise
+    InputError.
+    """
+    file = problems_file(data, task, language)
+    problems = [
+        MathProblem(
+            task.name,
+            language,
+            row,
+            question=_text(item, task.question, f"{file}, row {row}"),
+            answer=_number(item, "response", f"{file}, row {row}"),
+        )
+        for row, item in read_json_lines(file)
+    ]
+    if not problems[rows]:
+        raise InputError(f"{file}: no row in {rows.start or 0}:{rows.stop}; the file has {len(problems)}")
+    return problems[rows]
+
+
+def problems_file(data: Path, task: MathTask, language: str) -> Path:
+    """The file of a task in one language; a language that the task has not raises InputError."""
+    if language not in MATH_LANGUAGES:
+        raise InputError(f"{task.name}: there is no {language} file; its languages are {','.join(MATH_LANGUAGES)}")
+    folders = [data / task.name, data / "qalign" / task.name]
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    if folder is None:
+        raise InputError(
+            f"{data}: no folder {task.name} (nor qalign/{task.name}) there; {task.name} needs the files of QAlign's "
+            "repository, --config.data=FOLDER names where they are"
+        )
+    return folder / task.file.format(LANGUAGES[language].name)
+
+
+def _text(item: Any, name: str, where: str) -> str:
+    if not isinstance(item, dict):
+        raise InputError(f"{where}: an object is needed; is the file JSON lines, one problem a line?")
+    if name not in item:
+        raise InputError(f"{where}: no field {name!r}; the row has {', '.join(map(repr, item)) or 'none'}")
+    if not isinstance(item[name], str) or not item[name].strip():
+        raise InputError(f"{where}, field {name!r}: text is needed, found {item[name]!r}")
+    return item[name]
+
+
+def _number(item: Any, name: str, where: str) -> str:
+    text = _text(item, name, where)
+    if not re.fullmatch(r"-?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?", text, re.ASCII):
+        raise InputError(f"{where}, field {name!r}: a number is needed, as 18, 2,125 or 8.0, found {text!r}")
+    return text

@@ -1,0 +1,241 @@
+"""Greedy decoding: prompts continued by the likeliest next token until the text ends, a batch in one program.
+
+Two prompts of 3 and 2 tokens at a length of 4, with answers of at most 3 tokens, as the cache holds them:
+
+    slot           0 1 2 3 | 4 5
+    segment_ids    1 1 1 0 | 1 1        positions   0 1 2 3 | 3 4
+                   1 1 0 0 | 1 1                    0 1 2 3 | 2 3
+
+All rows write to one slot at a time, so a short prompt's padding stays between it and its answer, seen by nobody. An
+answer's last token is never fed and takes no slot. Axis letters: B batch, T prompt positions, M tokens of an answer at
+most, D width, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh
+
+from jaxalign.errors import InputError
+from jaxalign.model.attention import Cache, init_cache, write
+from jaxalign.model.prompt_batches import PromptRunner, RunCounts, last_position
+from jaxalign.model.sharding import cache_shardings
+from jaxalign.model.transformer import Decoder
+
+NEAR_TIE = 1e-3
+"""Best logits nearer than this may change places with the order of float32 additions: which token is then chosen
+depends on batch, mesh and framework, and so does the rest of the answer."""
+
+
+class Chosen(NamedTuple):
+    """What was chosen after each prompt: its first `counts[b]` tokens, one that ends the text among them."""
+
+    tokens: jax.Array
+    """int32 [B,M], 0 behind the end"""
+    margins: jax.Array
+    """float32 [B,M]: how far the best logit lay above the second, 0 behind the end"""
+    counts: jax.Array
+    """int32 [B]"""
+    stopped: jax.Array
+    """bool [B]: whether the text ended; otherwise M tokens were not enough"""
+
+
+class Loop(NamedTuple):
+    """Decoding after `step` choices."""
+
+    step: jax.Array
+    newest: jax.Array
+    """int32 [B]: what each row chose last, 0 where it is done"""
+    done: jax.Array
+    """bool [B]"""
+    cache: Cache
+    chosen: Chosen
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One prompt's continuation."""
+
+    ids: list[int]
+    """without the token that ended it"""
+    stopped: bool
+    near_ties: int
+    """how often the two best logits lay within NEAR_TIE"""
+
+
+@dataclass
+class GenerationCounts(RunCounts):
+    """What a generator has done. `computed_positions` are those of prompts, `chosen_tokens` end-of-text included."""
+
+    chosen_tokens: int = 0
+
+
+def generate(
+    decoder: Decoder,
+    variables: Any,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    stops: jax.Array,
+    *,
+    max_tokens: int,
+    mesh: Mesh,
+) -> Chosen:
+    """Continues right-padded prompts greedily; of equal logits the lowest id is chosen.
+
+    Args:
+      tokens: int32 [B,T]; row b holds a prompt in its first `lengths[b]` positions.
+      lengths: int32 [B]; a row of length 0 is filler and finished from the start.
+      stops: int32 [E], the ids that end a text.
+      max_tokens: M, at least 1.
+      mesh: the cache lies on it by the sharding table.
+    """
+    B, T = tokens.shape
+    cache = init_cache(decoder.config, B, T, decoder.dtype)
+    positions = lax.broadcasted_iota(jnp.int32, (B, T), 1)
+    segment_ids = (positions < lengths[:, None]).astype(jnp.int32)
+    prompt = decoder.apply(variables, tokens, positions, segment_ids, cache=cache)
+
+    def unfinished(loop: Loop) -> jax.Array:
+        return (loop.step < max_tokens) & ~loop.done.all()
+
+    def choose(hidden: jax.Array, loop: Loop) -> Loop:
+        """The next token of each row, from the states [B,D] at its newest."""
+        token, margin = best_token(decoder.apply(variables, hidden, method="logits"))
+        token, margin = jnp.where(loop.done, 0, token), jnp.where(loop.done, 0.0, margin)
+        ended = ~loop.done & (token[:, None] == stops[None, :]).any(-1)
+        chosen = Chosen(
+            tokens=write(loop.chosen.tokens, token[:, None], loop.step),
+            margins=write(loop.chosen.margins, margin[:, None], loop.step),
+            counts=loop.chosen.counts + (~loop.done).astype(jnp.int32),
+            stopped=loop.chosen.stopped | ended,
+        )
+        return Loop(loop.step + 1, token, loop.done | ended, loop.cache, chosen)
+
+    def feed_and_choose(loop: Loop) -> Loop:
+        position = (lengths + loop.step - 1)[:, None]
+        real = (~loop.done).astype(jnp.int32)[:, None]
+        fed = decoder.apply(variables, loop.newest[:, None], position, real, cache=loop.cache)
+        return choose(fed.hidden[:, 0], loop._replace(cache=fed.cache))
+
+    nothing = Chosen(
+        jnp.zeros((B, max_tokens), jnp.int32),
+        jnp.zeros((B, max_tokens), jnp.float32),
+        jnp.zeros(B, jnp.int32),
+        jnp.zeros(B, bool),
+    )
+    start = Loop(
+        step=jnp.zeros((), jnp.int32),
+        newest=jnp.zeros(B, jnp.int32),
+        done=lengths == 0,
+        cache=with_room(prompt.cache, max_tokens - 1, mesh),
+        chosen=nothing,
+    )
+    first = choose(last_position(prompt.hidden, jnp.maximum(lengths, 1)), start)
+    return lax.while_loop(unfinished, feed_and_choose, first).chosen
+
+
+def best_token(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The token of the largest logit, int32 [B], and how far it lies above the next, float32 [B]; logits [B,V].
+
+    The margin is NaN where a logit is.
+    """
+    token = jnp.argmax(logits, -1).astype(jnp.int32)
+    is_best = lax.broadcasted_iota(jnp.int32, logits.shape, 1) == token[:, None]
+    return token, jnp.max(logits, -1) - jnp.max(jnp.where(is_best, -jnp.inf, logits), -1)
+
+
+def with_room(cache: Cache, slots: int, mesh: Mesh) -> Cache:
+    """The cache with that many empty slots more: the prompts' own attention does not pay for the answers' room."""
+
+    def longer(array: jax.Array, axis: int) -> jax.Array:
+        return jnp.pad(array, [(0, slots if i == axis else 0) for i in range(array.ndim)])
+
+    grown = Cache(
+        k=longer(cache.k, 2),
+        v=longer(cache.v, 2),
+        positions=longer(cache.positions, 1),
+        segment_ids=longer(cache.segment_ids, 1),
+        offset=cache.offset,
+    )
+    return lax.with_sharding_constraint(grown, cache_shardings({"cache": grown}, mesh)["cache"])
+
+
+class GenerationRunner(PromptRunner):
+    """A runner whose filler rows are finished from the start: they must not hold up a batch that has ended."""
+
+    def fill(self, prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+        tokens, lengths = super().fill(prompts)
+        lengths[len(prompts) :] = 0
+        return tokens, lengths
+
+
+class Generator:
+    """Decodes prompts with one decoder: one program for each (rows, prompt bucket, most tokens) met."""
+
+    def __init__(self, decoder: Decoder, variables: Any, mesh: Mesh, batch_size: int):
+        """
+        Args:
+          decoder, variables: as `Decoder.apply` takes them; of `variables` only shapes and types are read.
+          mesh: axes "data", "fsdp", "tensor"; rows are spread over the first two, the cache's heads over the third.
+          batch_size: prompts decoded at once, a multiple of data * fsdp.
+        """
+        self.decoder, self.variables, self.mesh, self.batch_size = decoder, variables, mesh, batch_size
+        self.counts = GenerationCounts()
+        self.runners: dict[int, GenerationRunner] = {}
+
+    def runner(self, max_tokens: int) -> GenerationRunner:
+        """The runner of answers of at most so many tokens; all runners count together."""
+        if max_tokens not in self.runners:
+            function = partial(generate, self.decoder, max_tokens=max_tokens, mesh=self.mesh)
+            runner = GenerationRunner(function, self.variables, self.mesh, self.batch_size)
+            runner.counts = self.counts
+            self.runners[max_tokens] = runner
+        return self.runners[max_tokens]
+
+    def __call__(
+        self,
+        variables: Any,
+        prompts: Sequence[Sequence[int]],
+        stops: Sequence[int],
+        max_tokens: int,
+        on_rows: Callable[[int], object] = lambda rows: None,
+    ) -> list[Answer]:
+        """The greedy continuation of every prompt.
+
+        Args:
+          variables: of the structure given at the start.
+          prompts: token ids, each at least one.
+          stops: the ids that end a text.
+          max_tokens: of an answer, at least 1.
+          on_rows: told after each batch how many prompts it held.
+
+        Raises:
+          InputError: a prompt is empty, leaves no room for its answer, or the logits after it are not finite.
+        """
+        limit = self.decoder.config.max_positions
+        for index, prompt in enumerate(prompts):
+            if 0 < limit < len(prompt) + max_tokens:
+                raise InputError(
+                    f"prompt {index} has {len(prompt)} tokens and its answer up to {max_tokens}, the model takes "
+                    f"{limit} positions; lower config.generate.max_tokens or leave the row out"
+                )
+        chosen = self.runner(max_tokens)(variables, prompts, np.array(stops, np.int32), on_rows)
+        if not np.isfinite(chosen.margins).all():
+            row = int(np.argmin(np.isfinite(chosen.margins).all(-1)))
+            raise InputError(
+                f"prompt {row}: the model's logits are not finite; check the weights, or compute in float32"
+            )
+        self.counts.chosen_tokens += int(chosen.counts.sum())
+        return [answer(*row) for row in zip(*chosen, strict=True)]
+
+
+def answer(tokens: np.ndarray, margins: np.ndarray, count: int, stopped: bool) -> Answer:
+    """One row of `Chosen`."""
+    ids = tokens[: count - int(stopped)].tolist()
+    return Answer(ids, bool(stopped), int((margins[:count] < NEAR_TIE).sum()))

@@ -1,0 +1,160 @@
+import random
+
+import pytest
+
+from jaxalign.data.math_problems import MATH_LANGUAGES
+from jaxalign.evaluation.number_answers import corrected_number, equals, reference_number
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("The answer is 18.", 18.0),
+        ("16 - 3 - 4 = 9, and 9 * 2 = 18 dollars", 18.0),
+        ("#### 2,125", 2125.0),
+        ("3.50", 3.5),
+        ("8.0", 8.0),
+        # The quirks.
+        ("-5", 5.0),
+        ("", 0.0),
+        ("no number at all", 0.0),
+        ("1,2,3", 3.0),
+        ("1,234,567", 1234567.0),
+        ("3,5", 35.0),
+        ("1.234,56", 1.23456),
+        ("1 234", 234.0),
+        ("১২৩", 123.0),
+        ("๔๒ บาท", 42.0),
+        ("1.2.3", 3.0),
+        ("18.", 18.0),
+    ],
+)
+def test_reference_extraction_and_its_quirks(text: str, number: float):
+    assert reference_number(text) == number
+
+
+NUMBERS = [
+    # No number, plain numbers, and what follows or precedes them.
+    ("en", "", None),
+    ("en", "I do not know.", None),
+    ("en", "②³", None),
+    ("en", "The answer is 18.", 18),
+    ("en", "The answer is **18**.", 18),
+    ("en", "\\boxed{18}", 18),
+    ("en", "first 12, then 7 apples", 7),
+    ("en", "0.5", 0.5),
+    ("en", "007", 7),
+    ("en", "40%", 40),
+    ("en", "$18.00.", 18),
+    ("en", "12€", 12),
+    ("en", "9-5", 5),
+    ("en", "x9", 9),
+    ("zh", "答案是18个。", 18),
+    ("sw", "Jibu ni 18!", 18),
+    # Signs.
+    ("en", "-5", -5),
+    ("en", "= -5", -5),
+    ("en", "=-5", -5),
+    ("en", "(-5)", -5),
+    ("en", "−5", -5),
+    ("ja", "－５", -5),
+    ("en", "-$5", -5),
+    ("en", "$-5", -5),
+    ("en", "−€1,250.50", -1250.5),
+    ("en", "+5", 5),
+    ("en", "COVID-19", 19),
+    ("ru", "Союз-11", 11),
+    ("en", "f(x)-5", 5),
+    ("en", "50%-5", 5),
+    ("en", "10–20", 20),
+    ("en", "- 5 apples", 5),
+    ("en", "-\n5", 5),
+    ("zh", "答案是-5。", -5),
+    ("th", "คำตอบคือ-5", -5),
+    ("bn", "উত্তর −৫", -5),
+    # Thousands: commas, in every language.
+    ("en", "1,234", 1234),
+    ("en", "1,234.", 1234),
+    ("en", "1,234,567", 1234567),
+    ("en", "$1,234,567.89", 1234567.89),
+    ("de", "114,200", 114200),
+    ("de", "1,234.56", 1234.56),
+    ("zh", "１，２３４", 1234),
+    ("ja", "１２．５", 12.5),
+    # Not thousands: lists, wrong groups.
+    ("en", "1,2,3", 3),
+    ("en", "2,34", 34),
+    ("en", "5,100,", 5100),
+    ("en", "12345,678", 678),
+    ("en", "1,2345", 2345),
+    ("en", "0,125", 125),
+    ("zh", "3，200", 200),
+    # As in India.
+    ("bn", "12,34,567", 1234567),
+    ("bn", "১২,৩৪,৫৬৭.৫", 1234567.5),
+    ("en", "1,00,000", 100000),
+    ("bn", "১,২৩,৪৫,৬৭৮", 12345678),
+    # Spaces and apostrophes.
+    ("fr", "1 234", 1234),
+    ("fr", "1 234,56", 1234.56),
+    ("fr", "1\u202f234\u202f567", 1234567),
+    ("ru", "12\u00a0500 рублей", 12500),
+    ("de", "1'234'567.5", 1234567.5),
+    ("de", "1’234", 1234),
+    ("en", "1\u2009234.5", 1234.5),
+    ("en", "in 2020 100 people", 100),
+    ("en", "12 345", 345),
+    ("fr", "en 2020 100 personnes", 100),
+    ("fr", "3 12", 12),
+    # Decimal commas and dots between thousands.
+    ("de", "3,5", 3.5),
+    ("es", "12,50 €", 12.5),
+    ("ru", "0,125", 0.125),
+    ("fr", "1234,567", 1234.567),
+    ("de", "1.234", 1234),
+    ("es", "1.234.567,89", 1234567.89),
+    ("de", "3.50", 3.5),
+    ("de", "0.125", 0.125),
+    ("de", "1234.567", 1234.567),
+    ("fr", "1.234", 1.234),
+    ("en", "1.234", 1.234),
+    ("en", "1.234.567", 1234567),
+    ("th", "3,5", 5),
+    # Digits of other scripts.
+    ("bn", "১৮", 18),
+    ("bn", "২,১২৫", 2125),
+    ("th", "๑๘ บาท", 18),
+    ("th", "๑,๒๓๔.๕", 1234.5),
+    ("en", "१८", 18),
+    ("en", "١٨", 18),
+    ("en", "١٬٢٣٤٫٥", 1234.5),
+    ("zh", "１８", 18),
+]
+
+
+@pytest.mark.parametrize(("language", "text", "number"), NUMBERS)
+def test_corrected_extraction(language: str, text: str, number: float | None):
+    assert corrected_number(text, language) == number
+    in_a_sentence = corrected_number(f"12 + 6: {text}\n", language)
+    assert in_a_sentence == (6 if number is None else number)
+
+
+@pytest.mark.parametrize("language", MATH_LANGUAGES)
+def test_both_agree_on_plain_positive_integers(language: str):
+    rng = random.Random(0)
+    for _ in range(500):
+        numbers = [rng.choice((rng.randrange(10), rng.randrange(10_000), rng.randrange(10**12))) for _ in range(4)]
+        a, b, c, last = numbers
+        text = f"{a} + {b} = {c}. Jibu: {last}{rng.choice(('', '.', ' ', '!', '%', '個', ')'))}"
+        assert corrected_number(text, language) == reference_number(text) == last
+
+
+def test_tolerance_and_no_number():
+    assert equals(18.0009, 18) and not equals(18.0011, 18) and not equals(-5, 5)
+    assert not equals(None, 0.0)
+    # The reference counts an answer without a number as the right one where the answer is 0.
+    assert equals(reference_number("nothing"), 0.0)
+
+
+def test_a_number_too_long_for_a_float_is_wrong_and_no_error():
+    assert not equals(reference_number("9" * 5000), 9.0) and not equals(corrected_number("9" * 5000, "en"), 9.0)

@@ -1,0 +1,202 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from jaxalign.data.math_problems import MATH_TASKS, MathProblem
+from jaxalign.data.pairs import QuestionPair, with_instruction
+from jaxalign.data.templates import render
+from jaxalign.data.tokenizer import Tokenizer
+from jaxalign.errors import InputError
+from jaxalign.evaluation.generate import Answer, Generator
+from jaxalign.evaluation.open_answers import evaluate_open, texts_of
+from jaxalign.evaluation.open_cells import MathCell, OpenCell, TranslationCell, math_cell, translation_cells
+from jaxalign.runtime import make_mesh
+from tests import tiny_world
+from tests.data.tiny_tokenizers import byte_level
+
+SETTINGS = {"model": "tiny", "dtype": "float32"}
+DESCRIPTION = {"model": "tiny", "adapter": None, "tuned_on": [], "config": {}, "command": "c", "versions": {}}
+FILES = ("answers.jsonl", "open_results.json")
+PAIRS = [
+    QuestionPair(with_instruction(f"{source} question {i}?", source, target, "after"), f"Question {i}?", source, target)
+    for i in range(3)
+    for source, target in (("de", "en"), ("sw", "en"), ("en", "zh"))
+]
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    return Generator(tiny_world.DECODER, tiny_world.variables(), make_mesh(8, 1, 1), batch_size=8)
+
+
+@pytest.fixture
+def cells(tmp_path: Path) -> list[OpenCell]:
+    """MGSM in two languages and translations from two."""
+    folder = tmp_path / "data/mgsm"
+    folder.mkdir(parents=True)
+    for name in ("German", "Thai"):
+        rows = [{"query": f"{name} {i}?", "response": str(i)} for i in range(4)]
+        (folder / f"mgsm_{name}.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = tiny_world.byte_tokenizer()
+    maths = [
+        math_cell(tmp_path / "data", MATH_TASKS["mgsm"], language, slice(1, 4), tokenizer, max_tokens=6)
+        for language in ("de", "th")
+    ]
+    translations = translation_cells(
+        PAIRS, slice(0, 2), tokenizer, "none", heldout=True, tuned_on=["de", "en"], max_tokens=6
+    )
+    return [*maths, *translations[:2]]
+
+
+def run(out: Path, generator: Any, cells: list[OpenCell], settings: dict[str, Any] = SETTINGS) -> dict[str, Any]:
+    return evaluate_open(
+        out, generator, tiny_world.variables(), tiny_world.byte_tokenizer(), cells, settings, DESCRIPTION
+    )
+
+
+class StopsAfter:
+    """A generator that decodes so many cells and then fails."""
+
+    def __init__(self, generator: Generator, cells: int, error: BaseException):
+        self.generator, self.cells, self.error, self.counts = generator, cells, error, generator.counts
+
+    def __call__(self, *arguments: Any) -> list[Answer]:
+        if not self.cells:
+            raise self.error
+        self.cells -= 1
+        return self.generator(*arguments)
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def test_files_of_open_answers(tmp_path: Path, generator: Generator, cells: list[OpenCell]):
+    results = run(tmp_path / "out", generator, cells)
+    assert json.loads((tmp_path / "out/open_results.json").read_text()) == results
+    assert [(cell["task"], cell["language"], cell["count"]) for cell in results["open_cells"]] == [
+        ("mgsm", "de", 3),
+        ("mgsm", "th", 3),
+        ("translation", "de", 2),
+        ("translation", "sw", 2),
+    ]
+    assert [cell.get("seen") for cell in results["open_cells"]] == [None, None, True, False]
+    assert results["open_cells"][2]["held_out"] is True and results["failures"] == []
+    assert results["task_version"] == {"mgsm": 1, "translation": 1} and results["tuned_on"] == []
+    records = lines(tmp_path / "out/answers.jsonl")
+    assert list(records[0]) == [
+        "task",
+        "language",
+        "row",
+        "prompt_tokens",
+        "answer_tokens",
+        "stopped",
+        "near_ties",
+        "text",
+        "reference_number",
+        "corrected_number",
+        "gold",
+        "correct_reference",
+        "correct_corrected",
+    ]
+    assert list(records[-1])[7:] == ["near_ties", "source", "reference", "text", "chrf"]
+    assert [record["row"] for record in records] == [1, 2, 3, 1, 2, 3, 0, 1, 0, 1]
+    assert [record["gold"] for record in records[:3]] == [1, 2, 3]
+    expected = generator(tiny_world.variables(), cells[0].prompts, cells[0].stops, 6)
+    assert [record["text"] for record in records[:3]] == texts_of(expected, tiny_world.byte_tokenizer())
+    timing = json.loads((tmp_path / "out/open_timing.json").read_text())
+    assert timing["answers"] == {"decoded": 10, "reused": 0} and timing["chosen_tokens"] > 0
+    assert not (tmp_path / "out/results.json").exists() and not (tmp_path / "out/timing.json").exists()
+
+
+def test_a_stopped_run_continues_and_ends_the_same(tmp_path: Path, generator: Generator, cells: list[OpenCell]):
+    run(tmp_path / "whole", generator, cells)
+    out = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        run(out, StopsAfter(generator, 3, KeyboardInterrupt()), cells)
+    assert not any((out / name).exists() for name in FILES)
+    run(out, StopsAfter(generator, 1, KeyboardInterrupt()), cells)
+    assert all((out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in FILES)
+    assert json.loads((out / "open_timing.json").read_text())["answers"] == {"decoded": 2, "reused": 8}
+    with pytest.raises(InputError, match=r'dtype="float32", now "bfloat16"'):
+        run(out, generator, cells, {**SETTINGS, "dtype": "bfloat16"})
+
+
+def test_a_cell_that_fails_does_not_lose_the_others(tmp_path: Path, generator: Generator, cells: list[OpenCell]):
+    results = run(tmp_path, StopsAfter(generator, 3, InputError("prompt 0 is too long\nindeed")), cells)
+    assert results["failures"] == [{"task": "translation", "language": "sw", "error": "prompt 0 is too long"}]
+    assert len(results["open_cells"]) == 3 and len(lines(tmp_path / "answers.jsonl")) == 8
+    again = run(tmp_path, StopsAfter(generator, 1, KeyboardInterrupt()), cells)
+    assert again["failures"] == [] and len(again["open_cells"]) == 4
+
+
+def judged(golds: list[str], texts: list[str], language: str = "en") -> tuple[MathCell, list[dict[str, Any]]]:
+    problems = [MathProblem("mgsm", language, i, "q", gold) for i, gold in enumerate(golds)]
+    cell = MathCell("mgsm", language, [[1]] * len(golds), (0,), 600, problems)
+    answers = [Answer([5] * i, stopped=i % 2 == 0, near_ties=i) for i in range(len(golds))]
+    return cell, cell.judge(answers, texts)
+
+
+def test_both_extractions_judge_side_by_side():
+    cell, records = judged(["2,125", "-5", "5", "0", "7"], ["It is 2,125.", "so -5", "so -5", "none", "9" * 400])
+    assert [record["correct_reference"] for record in records] == [True, True, True, True, False]
+    assert [record["correct_corrected"] for record in records] == [True, True, False, False, False]
+    assert [record["reference_number"] for record in records] == [2125, 5, 5, 0, None]
+    assert [record["corrected_number"] for record in records] == [2125, -5, -5, None, None]
+    summary = cell.summary(records)
+    assert (summary["accuracy_reference"], summary["accuracy_corrected"]) == (0.8, 0.4)
+    expected = binomtest(2, 5).proportion_ci(0.95, method="wilson")
+    assert summary["interval_corrected"] == pytest.approx([expected.low, expected.high], abs=1e-12)
+    assert (summary["near_ties"], summary["stopped_share"]) == (10, 0.6)
+    json.loads(json.dumps(records, allow_nan=False))
+
+
+def test_texts_survive_as_they_are(tmp_path: Path, generator: Generator, cells: list[OpenCell]):
+    tokenizer = tiny_world.byte_tokenizer()
+    wild = 'a\u001b[31m\u2028\r\n\t"\\ <b>\u202e 18'
+    eos = tokenizer.eos_id
+    texts = texts_of([Answer([*tokenizer.ids(wild), eos], False, 0), Answer([255], False, 0)], tokenizer)
+    assert texts[0] == wild and texts[1] == "\ufffd"
+
+    def decode(variables: Any, prompts: list[list[int]], *_: Any) -> list[Answer]:
+        return [Answer(tokenizer.ids(wild), True, 0)] * len(prompts)
+
+    decode.counts = generator.counts  # pyright: ignore[reportFunctionMemberAccess]
+    run(tmp_path, decode, cells[:1])
+    # One object a line, whatever the text holds.
+    raw = (tmp_path / "answers.jsonl").read_bytes().decode().split("\n")
+    assert [json.loads(line)["text"] for line in raw[:-1]] == [wild] * 3 and "\u001b" not in "".join(raw)
+
+
+def test_translation_cells_are_prompted_as_in_training():
+    tokenizer = tiny_world.byte_tokenizer()
+    cells = translation_cells(PAIRS, slice(1, 3), tokenizer, "default", heldout=False, tuned_on=None)
+    assert [cell.name for cell in cells] == ["translation_de_en", "translation_sw_en", "translation_en_zh"]
+    assert [(cell.heldout, cell.seen, cell.max_tokens, cell.first_row) for cell in cells] == [(False, None, 256, 1)] * 3
+    swahili = [pair for pair in PAIRS if pair.source_language == "sw"][1:]
+    assert cells[1].pairs == swahili
+    assert cells[1].prompts == [render(pair, "default", tokenizer)[0] for pair in swahili]
+    assert cells[1].stops == (tokenizer.eos_id,)
+    assert translation_cells(PAIRS, slice(3, 4), tokenizer, "none", heldout=False, tuned_on=[]) == []
+
+
+def test_a_translation_ends_where_its_template_says():
+    tokenizer = Tokenizer(byte_level(special=("<|im_start|>", "<|im_end|>")))
+    (cell,) = translation_cells(PAIRS[:1], slice(None), tokenizer, "qwen", heldout=False, tuned_on=[])
+    assert set(cell.stops) == {tokenizer.eos_id, tokenizer.vocabulary["<|im_end|>"]}
+
+
+def test_chrf_of_a_cell_is_the_corpus_score():
+    tokenizer = tiny_world.byte_tokenizer()
+    cell = translation_cells(PAIRS, slice(None), tokenizer, "none", heldout=True, tuned_on=["en"])[0]
+    assert isinstance(cell, TranslationCell)
+    records = cell.judge([Answer([1], True, 0)] * 3, ["Question 0?", "Question 1?", "something else entirely"])
+    assert [record["chrf"] for record in records][:2] == [100, 100]
+    summary = cell.summary(records)
+    assert summary["language"] == "de" and summary["target"] == "en" and summary["seen"] is False
+    assert "|nc:6|" in summary["signature"]
+    assert 30 < summary["chrf"] < float(np.mean([record["chrf"] for record in records]))
