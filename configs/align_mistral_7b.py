@@ -19,5 +19,6 @@ def get_config() -> ConfigDict:
     config.remat = "full"
     config.epochs = 3
     config.mesh.fsdp = -1
+    config.batch_tokens = 16384
     config.batch_size = 32
     return config

@@ -13,8 +13,8 @@ def get_config() -> ConfigDict:
     # What every verb shares.
     config.model = ""  # a Hugging Face folder, a GGUF file, or `packaged`: what the demo extra installs
     config.adapter = ""  # a PEFT folder or a training run; none if empty
-    config.dtype = "float32"  # compute type: float32 or bfloat16
-    config.param_dtype = "float32"  # how base weights are stored: float32 or bfloat16
+    config.dtype = "float32"  # compute type: float32, bfloat16, or float16 (the study's evaluation)
+    config.param_dtype = "float32"  # how base weights are stored: as those, or nf4 (evaluate and probe)
     config.data = "mini"  # a folder holding ap_emotion/, snli/, paws/; or the shipped mini set
     config.exemplars = ""  # few-shot exemplars; DATA/exemplars.json if empty
     config.tasks = "emotion"  # emotion, snli, paws; comma-separated, or all
@@ -70,9 +70,20 @@ def get_config() -> ConfigDict:
     config.heldout_every = 50  # steps between measurements of the held-out loss
     config.checkpoint_every = 50  # steps between checkpoints
 
-    # evaluate and probe.
-    config.batch_size = 8  # prompts scored at once
+    # evaluate.
+    config.variants = "english"  # which words answer: english, in_language, irrelevant (emotion only), or all
+    config.prompts = "study"  # few-shot texts with the study's slips; or mended
+    config.batch_tokens = 1024  # positions computed at once; more on an accelerator
+    config.pairs = (
+        ""  # translation: files, comma-separated, or a run for its held-out pairs; the adapter's run if empty
+    )
+    config.generate = ConfigDict()
+    config.generate.batch_size = 32  # open answers decoded at once
+    config.generate.max_tokens = 0  # tokens an answer takes at most; 0: mgsm 600, msvamp 300, translation 256
+
+    # probe.
     config.probes = "logit_lens,pca"  # which probes run
+    config.batch_size = 8  # prompts that run at once
 
     # export.
     config.format = "peft"  # what is written: a PEFT folder

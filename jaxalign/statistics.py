@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import bdtr, ndtri, stdtrit
-from scipy.stats import binom
 
 
 def wilson_interval(correct: int, count: int, level: float = 0.95) -> tuple[float, float]:
@@ -115,6 +114,9 @@ def smallest_detectable_difference(count: int, discordant: float, *, level: floa
     """
     if count < 0 or not 0 <= discordant <= 1 or not 0 < level < power < 1:
         raise ValueError(f"{count} rows, a share of {discordant} differing, level {level}, power {power}")
+    # Slow to import, and needed here alone.
+    from scipy.stats import binom
+
     differing = np.arange(count + 1)
     # The most losses among so many differing rows that the test still finds significant, -1 for none.
     allowed = binom.ppf(level / 2, differing, 0.5)

@@ -1,6 +1,7 @@
-"""`jaxalign evaluate`: label masses of the tasks' test rows."""
+"""`jaxalign evaluate`: label scores of the tasks' test rows, and open answers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
 
 from ml_collections import ConfigDict
 
@@ -10,14 +11,18 @@ from jaxalign.cli.loading import (
     chosen_tasks,
     evaluation_data,
     load_model,
+    merged,
     out_folder,
     refuse_paths,
+    split_list,
 )
+from jaxalign.cli.open_answers import OPEN_TASKS, check_open_answers, evaluate_open_answers, open_tasks
 from jaxalign.cli.provenance import provenance
-from jaxalign.data.batches import round_up
-from jaxalign.data.tasks import parse_rows, read_task_rows
+from jaxalign.data.prompts import PromptStyle, Variant
+from jaxalign.data.tasks import TASKS, parse_rows, read_task_rows
 from jaxalign.errors import InputError
-from jaxalign.evaluation.grid import GridData, evaluate_grid
+from jaxalign.evaluation.cells import CellKey, GridData, cell_keys
+from jaxalign.evaluation.grid import evaluate_grid
 from jaxalign.evaluation.score_labels import Scorer
 
 
@@ -29,45 +34,109 @@ def evaluate(config: ConfigDict, paths: Sequence[str]) -> None:
 
 
 def check_settings(config: ConfigDict) -> None:
-    """Refuses what would only fail once the model is loaded."""
+    """Refuses what would only fail once the model is loaded: other than settings, all cells must be wrong for that."""
     out_folder(config)
+    if config.batch_tokens < 1:
+        raise InputError(f"--config.batch_tokens={config.batch_tokens}: set it to 1 or more")
+    prompt_style(config)
+    if open_tasks(config):
+        check_open_answers(config)
+    if keys := chosen_cells(config):
+        errors = unreadable(config, keys)
+        if len(errors) == len(keys):
+            raise errors[0]
+
+
+def unreadable(config: ConfigDict, keys: Sequence[CellKey]) -> list[InputError]:
+    """What is wrong with the data of those cells that cannot be read."""
     folder, exemplars = evaluation_data(config)
-    for task in chosen_tasks(config):
-        for language in chosen_languages(config):
-            read_task_rows(folder, task, language, "test", parse_rows(config.rows))
-            exemplars.of(task.name, language)
+    errors = []
+    for key in keys:
+        try:
+            read_task_rows(folder, TASKS[key.task], key.language, "test", parse_rows(config.rows))
+            exemplars.of(key.task, key.language)
+        except InputError as error:
+            errors.append(error)
+    return errors
 
 
 def evaluate_model(config: ConfigDict, model: Model) -> None:
-    """`evaluate` with a model at hand."""
-    out = out_folder(config)
+    """`evaluate` with a model at hand, its adapter merged into the base weights as in the study."""
+    ready = merged(model, config.param_dtype)
+    failures = []
+    if chosen_cells(config):
+        failures += evaluate_labels(config, ready, settings(config, model), tuned_on(model))["failures"]
+    if open_tasks(config):
+        failures += evaluate_open_answers(config, ready, settings(config, model), tuned_on(model))["failures"]
+    print(f"records: {config.out}")
+    if failures:
+        first = failures[0]
+        raise InputError(
+            f"{first['task']} {first['language']}: {first['error']} ({len(failures)} such failed; the others are in "
+            f"{config.out}, and the same command adds what is missing)"
+        )
+
+
+def evaluate_labels(
+    config: ConfigDict, model: Model, settings: Mapping[str, Any], tuned_on: Sequence[str] | None
+) -> dict[str, Any]:
+    """Scores the label tasks into `config.out`, prints a line per cell, and returns the content of `results.json`."""
     folder, exemplars = evaluation_data(config)
-    data = GridData(folder, exemplars, model.tokenizer, parse_rows(config.rows), config.seed)
-    scorer = Scorer(model.decoder, model.variables, model.mesh, batch_size(config, model))
+    data = GridData(folder, exemplars, model.tokenizer, parse_rows(config.rows), prompt_style(config), config.seed)
     results = evaluate_grid(
-        out,
-        scorer,
+        out_folder(config),
+        Scorer(model.decoder, model.variables, model.mesh, config.batch_tokens),
         model.variables,
         data,
-        [task.name for task in chosen_tasks(config)],
-        chosen_languages(config),
-        settings=settings(config, model),
-        description=settings(config, model) | {"tuned_on": tuned_on(model)} | provenance(config),
+        chosen_cells(config),
+        settings=settings,
+        description={**settings, "tuned_on": tuned_on, **provenance(config)},
     )
     for cell in results["cells"]:
-        low, high = cell["interval_corrected"]
-        print(
-            f"{cell['task']:8} {cell['language']}  {cell['accuracy_corrected']:6.1%} of {cell['count']}"
-            f"  (95 % interval {low:.1%} to {high:.1%})"
+        print(line_of(cell))
+    for failure in results["failures"]:
+        print(f"{failure['task']:8} {failure['language']}  {failure['variant']} failed: {failure['error']}")
+    return results
+
+
+def line_of(cell: Mapping[str, Any]) -> str:
+    """A cell's result for the terminal."""
+    low, high = cell["interval_corrected"]
+    variant = "" if cell["variant"] == "english" else f"  {cell['variant']}"
+    shared = "".join(
+        f"  [{' and '.join(pair['classes'])} share candidate tokens {', '.join(map(str, pair['ids']))}]"
+        for pair in cell["shared_candidates"]
+    )
+    return (
+        f"{cell['task']:8} {cell['language']}{variant}  {cell['accuracy_corrected']:6.1%} of {cell['count']}"
+        f"  (95 % interval {low:.1%} to {high:.1%}){shared}"
+    )
+
+
+def chosen_cells(config: ConfigDict) -> list[CellKey]:
+    """The label cells that the config names; label tasks without a cell among its variants are an error."""
+    tasks = chosen_tasks(config, besides=OPEN_TASKS)
+    known: tuple[Variant, ...] = get_args(Variant)
+    named = known if config.variants == "all" else split_list(config.variants)
+    variants: list[Variant] = [variant for variant in known if set(named) >= {variant}]
+    if len(variants) < len(named):
+        raise InputError(
+            f"--config.variants={config.variants}: choose from {', '.join(known)}, each once at most, or all"
         )
-    print(f"records: {out}")
+    keys = cell_keys(tasks, chosen_languages(config), variants)
+    if tasks and not keys:
+        raise InputError(
+            f"--config.variants={config.variants}: in_language and irrelevant exist for emotion only, "
+            f"not for {', '.join(task.name for task in tasks)}; use english"
+        )
+    return keys
 
 
-def batch_size(config: ConfigDict, model: Model) -> int:
-    """`config.batch_size`, rounded up to what the mesh divides."""
-    if config.batch_size < 1:
-        raise InputError(f"--config.batch_size={config.batch_size}: set it to 1 or more")
-    return round_up(config.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
+def prompt_style(config: ConfigDict) -> PromptStyle:
+    """`config.prompts`."""
+    if config.prompts not in get_args(PromptStyle):
+        raise InputError(f"--config.prompts={config.prompts}: choose {' or '.join(get_args(PromptStyle))}")
+    return config.prompts
 
 
 def settings(config: ConfigDict, model: Model) -> dict[str, str]:

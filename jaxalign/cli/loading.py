@@ -1,6 +1,6 @@
 """What verbs share: the model, its tokenizer and its adapter, as the config names them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,14 @@ from jaxalign.model.config import ModelConfig
 from jaxalign.model.gguf import load_gguf_params, read_gguf_config, read_gguf_tokenizer
 from jaxalign.model.hf_config import read_config
 from jaxalign.model.hf_weights import load_params
-from jaxalign.model.lora import LoraConfig, check_adapter, init_lora
+from jaxalign.model.lora import LoraConfig, check_adapter, init_lora, merge_lora
+from jaxalign.model.nf4 import quantise_params
 from jaxalign.model.peft_adapters import load_adapter
 from jaxalign.model.sharding import leaf_spec
 from jaxalign.model.transformer import Decoder
 from jaxalign.training.checkpoint import read_adapter
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,15 @@ class Model:
 
 
 def load_model(config: ConfigDict) -> Model:
-    """The model of `config.model`, with the adapter of `config.adapter` if that is set."""
+    """The model of `config.model`, with the adapter of `config.adapter` if that is set.
+
+    With `param_dtype=nf4` the weights are in the compute type until `merged` quantises them.
+    """
     if not config.model:
         raise InputError("--config.model= is needed: a Hugging Face folder or a GGUF file")
     path = packaged_gguf() if config.model == "packaged" else Path(config.model)
-    dtype, param_dtype = (dtype_named(key, str(config[key])) for key in ("dtype", "param_dtype"))
+    dtype = dtype_named("dtype", config.dtype, DTYPES)
+    param_dtype = dtype_named("param_dtype", config.param_dtype, {**DTYPES, "nf4": dtype})
     mesh = runtime.make_mesh(**config.mesh)
 
     def place(name: str, leaf: np.ndarray) -> jax.Array:
@@ -103,11 +108,25 @@ def read_any_adapter(path: Path, config: ModelConfig) -> Adapter:
     return Adapter(lora, tree, None)
 
 
-def dtype_named(key: str, name: str) -> Any:
+def merged(model: Model, param_dtype: str) -> Model:
+    """The model as it is evaluated: its adapter added to the base weights, which `nf4` then quantises.
+
+    So base and tuned model are one structure and share compiled programs, and quantisation meets the sum, as in the
+    study.
+    """
+    params = model.params
+    if model.adapter is not None:
+        params = merge_lora(params, model.adapter.tree, model.adapter.lora)
+    if param_dtype == "nf4":
+        params = quantise_params(params, model.mesh)
+    return replace(model, params=params, adapter=None, decoder=replace(model.decoder, lora=None))
+
+
+def dtype_named(key: str, name: str, types: Mapping[str, Any]) -> Any:
     """The jax type of a name."""
-    if name not in DTYPES:
-        raise InputError(f"--config.{key}={name}: choose {' or '.join(DTYPES)}")
-    return DTYPES[name]
+    if name not in types:
+        raise InputError(f"--config.{key}={name}: choose {' or '.join(types)}")
+    return types[name]
 
 
 def split_list(text: str) -> list[str]:
@@ -115,12 +134,12 @@ def split_list(text: str) -> list[str]:
     return [word.strip() for word in text.split(",")]
 
 
-def chosen_tasks(config: ConfigDict) -> list[Task]:
-    """The tasks of `config.tasks`."""
+def chosen_tasks(config: ConfigDict, besides: Collection[str] = ()) -> list[Task]:
+    """The tasks of `config.tasks`; names among `besides` may stand there too and are passed over."""
     names = list(TASKS) if config.tasks == "all" else split_list(config.tasks)
     if len(set(names)) < len(names):
         raise InputError(f"--config.tasks={config.tasks}: a task is named more than once")
-    return [task_named(name) for name in names]
+    return [task_named(name) for name in names if name not in besides]
 
 
 def chosen_languages(config: ConfigDict) -> list[str]:

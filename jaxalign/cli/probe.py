@@ -6,22 +6,25 @@ from pathlib import Path
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxalign.cli.evaluate import batch_size, check_settings, settings, tuned_on
+from jaxalign.cli.evaluate import check_settings, settings, tuned_on, unreadable
 from jaxalign.cli.loading import (
     Model,
     chosen_languages,
     evaluation_data,
     load_model,
+    merged,
     out_folder,
     refuse_paths,
     split_list,
 )
 from jaxalign.cli.provenance import provenance
+from jaxalign.data.batches import round_up
 from jaxalign.data.tasks import parse_rows, read_task_rows
 from jaxalign.errors import InputError
+from jaxalign.evaluation.cells import cell_keys
 from jaxalign.files import write_text
 from jaxalign.probing.logit_lens import write_logit_lens
-from jaxalign.probing.prompts import TASK, ProbeData
+from jaxalign.probing.prompts import TASK, VARIANT, ProbeData
 from jaxalign.probing.representation import write_representation
 from jaxalign.reporting import plots
 from jaxalign.reporting.figures import chosen_layers
@@ -44,6 +47,10 @@ def check_probe_settings(config: ConfigDict) -> None:
     if config.tasks not in (TASK.name, "all"):
         raise InputError(f"--config.tasks={config.tasks}: the probes read {TASK.name} only")
     check_settings(config)
+    if config.batch_size < 1:
+        raise InputError(f"--config.batch_size={config.batch_size}: set it to 1 or more")
+    if errors := unreadable(config, cell_keys([TASK], chosen_languages(config), [VARIANT])):
+        raise errors[0]
     folder, _ = evaluation_data(config)
     rows = read_task_rows(folder, TASK, chosen_languages(config)[0], "test", parse_rows(config.rows))
     if "pca" in probes_of(config) and len(rows) < 3:
@@ -65,18 +72,20 @@ def probe_model(config: ConfigDict, model: Model) -> None:
     rows = parse_rows(config.rows)
     data = ProbeData(folder, exemplars, model.tokenizer, rows)
     description = settings(config, model) | {"tuned_on": tuned_on(model)} | provenance(config)
-    common = (out, model.decoder, model.variables, model.mesh, data, languages)
+    batch_size = round_up(config.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
+    ready = merged(model, config.param_dtype)
+    common = (out, ready.decoder, ready.variables, ready.mesh, data, languages)
     prompts = sum(len(read_task_rows(folder, TASK, language, "test", rows)) for language in languages)
     with tqdm(total=prompts * len(probes), unit="prompt", disable=None) as progress:
         if "logit_lens" in probes:
             progress.set_description("logit lens")
-            lens = write_logit_lens(*common, batch_size(config, model), description, progress.update)
+            lens = write_logit_lens(*common, batch_size, description, progress.update)
             surviving = ", ".join(f"{code} {count}" for code, count in lens["surviving_rows"].items())
             tqdm.write(f"rows whose English and in-language label words share no token: {surviving}")
         if "pca" in probes:
             progress.set_description("pca")
             scattered = [code for code in SCATTERED if code in languages] or languages[:4]
-            write_representation(*common, scattered, batch_size(config, model), description, progress.update)
+            write_representation(*common, scattered, batch_size, description, progress.update)
     write_plots(out, Path(config.adapter).name or "base model")
     print(f"probes: {out}")
 

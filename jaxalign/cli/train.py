@@ -46,6 +46,8 @@ def check_train_settings(config: ConfigDict) -> None:
     out_folder(config)
     if config.seed < 0:
         raise InputError(f"--config.seed={config.seed}: set it to 0 or more")
+    if config.param_dtype == "nf4":
+        raise InputError("--config.param_dtype=nf4: for evaluate and probe; train with float32 or bfloat16")
     lora_config(config)
     step_configs(config)
     if config.remat != "none" and config.remat not in REMAT_POLICIES:

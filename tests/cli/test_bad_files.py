@@ -105,29 +105,37 @@ SPOILT = [
 ]
 
 
-@pytest.mark.parametrize("verb", [EVALUATE, PROBE], ids=["evaluate", "probe"])
 @pytest.mark.parametrize(("spoil", "named"), SPOILT)
-def test_test_files(refused, data, model_folder, verb, spoil, named):
-    spoil(data / "ap_emotion" / "emotion_de40_test.json")
-    message = refused(*verb, f"--config.model={model_folder}", f"--config.data={data}")
-    assert "emotion_de" in message and all(words in message for words in named)
+def test_test_files(jaxalign, refused, data, model_folder, tmp_path, spoil, named):
+    file = data / "ap_emotion" / "emotion_de40_test.json"
+    spoil(file)
+    where = (f"--config.model={model_folder}", f"--config.data={data}")
+    for command in (PROBE, (*EVALUATE, "--config.languages=de")):
+        message = refused(*command, *where)
+        assert "emotion_de" in message and all(words in message for words in named)
+    # The other language is evaluated, and the exit code says that it is not all.
+    code, out, err = jaxalign(*EVALUATE, *where, f"--config.out={tmp_path / 'rest'}")
+    assert code == 2 and err.count("\n") == 1 and all(words in err for words in named)
+    results = json.loads((tmp_path / "rest" / "results.json").read_text())
+    assert [cell["language"] for cell in results["cells"]] == ["en"]
+    assert [failure["language"] for failure in results["failures"]] == ["de"]
+    assert "emotion  en" in out and "emotion  de  english failed: " in out
 
 
-@pytest.mark.parametrize("verb", [EVALUATE, PROBE], ids=["evaluate", "probe"])
-def test_exemplars(refused, data, model_folder, verb):
+def test_exemplars(jaxalign, refused, data, model_folder, tmp_path):
     file = data / "exemplars.json"
     document = json.loads(file.read_text())
     del document["emotion"]["de"]
-    command = (*verb, f"--config.model={model_folder}", f"--config.data={data}")
-    for content, named in (
-        (json.dumps(document), "'de'"),
-        (json.dumps(document)[:999], "line"),
-        ("", "empty"),
-        ("[]", "object"),
-    ):
+    where = (f"--config.model={model_folder}", f"--config.data={data}")
+    file.write_text(json.dumps(document))
+    assert "'de'" in refused(*PROBE, *where)
+    code, _, err = jaxalign(*EVALUATE, *where, f"--config.out={tmp_path / 'rest'}")
+    assert code == 2 and err.count("\n") == 1 and "exemplars.json" in err and "'de'" in err
+    for content, named in ((json.dumps(document)[:999], "line"), ("", "empty"), ("[]", "object")):
         file.write_text(content)
-        message = refused(*command)
-        assert "exemplars.json" in message and named in message
+        for verb in (EVALUATE, PROBE):
+            message = refused(*verb, *where)
+            assert "exemplars.json" in message and named in message
 
 
 @pytest.mark.parametrize("verb", [BUILD, ("train", "--config.build.sources=de")], ids=["data build", "train"])

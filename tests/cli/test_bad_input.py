@@ -19,8 +19,10 @@ TRAIN = ("train", "--config.tasks=paws", "--config.build.sources=de", "--config.
         ("--config.batchsize=2", "batch_size"),
         ("--config.optimizer.learning_rte=1", "learning_rate"),
         ("--config.batch_size=two", "whole number"),
-        ("--config.batch_size=0", "batch_size"),
-        ("--config.dtype=float16", "bfloat16"),
+        ("--config.batch_tokens=0", "batch_tokens"),
+        ("--config.variants=irelevant", "irrelevant"),
+        ("--config.prompts=fixed", "mended"),
+        ("--config.dtype=float8", "bfloat16"),
         ("--config.param_dtype=int8", "param_dtype"),
         ("--config.mesh.tensor=7", "mesh"),  # of eight devices
         ("--config.mesh.tensor=2", "mesh"),  # a vocabulary of 257
@@ -52,6 +54,7 @@ def test_wrong_probe_settings(refused, model_folder, flag, named):
 @pytest.mark.parametrize(
     "flag",
     [
+        "--config.param_dtype=nf4",
         "--config.remat=foo",
         "--config.lora.rank=0",
         "--config.lora.targets=nothing_proj",

@@ -1,0 +1,215 @@
+"""Label scoring, five ways side by side: `python benchmarks/evaluate.py --model FOLDER --out FILE.json`.
+
+On the CPU: the same rows, token ids and threads. The ways take turns, and each repeat is a turn of all of them. A ratio is that of
+the study's way to another in time; what it may be at most by counting operations is flops.py's.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import flops
+import numpy as np
+from tqdm import tqdm
+from ways import WAYS
+
+from jaxalign.data.folders import data_folder, exemplars_file
+from jaxalign.data.label_queries import label_queries, scored_candidates
+from jaxalign.data.languages import parse_languages
+from jaxalign.data.prompts import read_exemplars
+from jaxalign.data.tasks import parse_rows, read_task_rows, task_named
+from jaxalign.data.tokenizer import load_tokenizer
+from jaxalign.errors import InputError
+from jaxalign.evaluation.packed_queries import shared_prefix_length
+from jaxalign.files import write_json
+from jaxalign.model.config import ModelConfig
+from jaxalign.model.hf_config import read_config
+
+LIBRARIES = ("jax", "jaxlib", "flax", "torch", "transformers", "numpy")
+
+
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", action="append", required=True, help="a Hugging Face folder; may be repeated")
+    parser.add_argument("--data", default="mini", help="a folder of task files, or mini")
+    parser.add_argument("--tasks", default="emotion,snli,paws")
+    parser.add_argument("--languages", default="en", help="codes, comma-separated, or all")
+    parser.add_argument("--rows", default="0:60", help="START:STOP of each file")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=8, help="of transformers' batches")
+    parser.add_argument("--out", required=True, help="the JSON file to write")
+    return parser.parse_args(words)
+
+
+def gather_work(options: argparse.Namespace, model: Path) -> dict[str, list[dict[str, Any]]]:
+    """task -> its cells: token ids of prompts and words, and candidate ids, with English answers."""
+    data, tokenizer = data_folder(options.data), load_tokenizer(model)
+    exemplars = read_exemplars(exemplars_file(data, ""))
+    work = {}
+    for task in (task_named(name) for name in options.tasks.split(",")):
+        work[task.name] = []
+        for language in parse_languages(options.languages):
+            rows = read_task_rows(data, task, language, "test", parse_rows(options.rows))
+            queries = label_queries(rows, exemplars, tokenizer, "english", "study")
+            candidates = scored_candidates(task, language, tokenizer, "english", "study")
+            work[task.name].append(
+                {
+                    "language": language,
+                    "prompts": [query.prompt for query in queries],
+                    "words": [[(word.ids, word.scored_from) for word in query.words] for query in queries],
+                    "label_sets": list(candidates.values()),
+                    "prefix": shared_prefix_length(queries),
+                }
+            )
+    return work
+
+
+class Worker:
+    """One way in a process of its own."""
+
+    def __init__(self, way: str, model: Path, work_file: Path, options: argparse.Namespace):
+        command = [sys.executable, str(Path(__file__).with_name("ways.py")), way, str(model), str(work_file)]
+        command += [str(options.threads), str(options.batch_size)]
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self.ready = self.read()["ready"]
+
+    def read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise InputError(f"a worker ended with exit code {self.process.wait()}; its error stands above")
+        return json.loads(line)
+
+    def run(self, task: str) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(task) + "\n")
+        self.process.stdin.flush()
+        return self.read()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def measure(options: argparse.Namespace, model: Path) -> dict[str, Any]:
+    """All ways on all tasks with one model."""
+    work = gather_work(options, model)
+    workers: dict[str, Worker] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        work_file = Path(folder) / "work.json"
+        work_file.write_text(json.dumps(work))
+        turns = len(WAYS) * (1 + options.repeats * len(work))
+        try:
+            with tqdm(total=turns, unit="turn", desc=model.name, disable=None) as progress:
+                for way in WAYS:
+                    workers[way] = Worker(way, model, work_file, options)
+                    progress.update()
+                runs = {way: {task: [] for task in work} for way in WAYS}
+                for _ in range(options.repeats):
+                    for task in work:
+                        for way in WAYS:
+                            runs[way][task].append(workers[way].run(task))
+                            progress.update()
+        finally:
+            for worker in workers.values():
+                worker.end()
+    return {
+        "model": str(model),
+        "tasks": {
+            task: compared(read_config(model), cells, {way: runs[way][task] for way in WAYS})
+            for task, cells in work.items()
+        },
+        "workers": {
+            way: {**worker.ready, "peak_mib": max(run["peak_mib"] for of_task in runs[way].values() for run in of_task)}
+            for way, worker in workers.items()
+        },
+    }
+
+
+def compared(
+    config: ModelConfig, cells: Sequence[dict[str, Any]], runs: dict[str, list[dict[str, Any]]]
+) -> dict[str, Any]:
+    """One task's figures for each way."""
+    lengths = [[len(prompt) for prompt in cell["prompts"]] for cell in cells]
+    whole = sum(flops.one_at_a_time(config, each, full_logits=True) for each in lengths)
+    last = sum(flops.one_at_a_time(config, each, full_logits=False) for each in lengths)
+    shared = sum(flops.behind_a_prefix(config, cell["prefix"], each) for cell, each in zip(cells, lengths, strict=True))
+    needed = {"study": whole, "last logit": last, "batched": last}
+    seconds = {way: statistics.median(run["seconds"] for run in of_way) for way, of_way in runs.items()}
+    examples = sum(map(len, lengths))
+    reference = [np.array(cell) for cell in runs["study"][0]["masses"]]
+    ways = {}
+    for way, of_way in runs.items():
+        allowed, reached = whole / needed.get(way, shared), seconds["study"] / seconds[way]
+        ways[way] = {
+            "seconds": [run["seconds"] for run in of_way],
+            "median_seconds": seconds[way],
+            "examples_per_second": examples / seconds[way],
+            "ratio_allowed": allowed,
+            "ratio": reached,
+            "share_of_allowed": reached / allowed,
+            "largest_mass_difference": max(
+                float(np.abs(np.array(cell) - expected).max())
+                for run in of_way
+                for cell, expected in zip(run["masses"], reference, strict=True)
+            ),
+        }
+    return {"examples": examples, "prompt_tokens": sum(map(sum, lengths)), "ways": ways}
+
+
+def table(measured: dict[str, Any]) -> str:
+    """The figures of one model as text."""
+    lines = [measured["model"], "task     way                  examples/s  ratio  allowed  share  peak MiB  mass diff"]
+    for task, figures in measured["tasks"].items():
+        for way, row in figures["ways"].items():
+            peak = measured["workers"][way]["peak_mib"]
+            lines.append(
+                f"{task:8} {way:20} {row['examples_per_second']:10.2f} {row['ratio']:6.2f} {row['ratio_allowed']:8.2f} "
+                f"{row['share_of_allowed']:6.0%} {peak:9.0f} {row['largest_mass_difference']:10.1e}"
+            )
+    compiled = measured["workers"]["jaxalign"]
+    lines.append(f"jaxalign compiled {compiled['compilations']} programs in {compiled['compile_seconds']:.1f} s, apart")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    options = arguments()
+    try:
+        models = [measure(options, Path(model)) for model in options.model]
+        document = {
+            "models": models,
+            "settings": vars(options),
+            "command": " ".join(sys.argv),
+            "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+            "machine": {"cores": os.cpu_count(), "processor": processor()},
+        }
+        write_json(Path(options.out), document)
+    except (InputError, OSError) as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return 2
+    print("\n\n".join(table(measured) for measured in models))
+    return 0
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
