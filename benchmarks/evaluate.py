@@ -1,7 +1,7 @@
 """Label scoring, five ways side by side: `python benchmarks/evaluate.py --model FOLDER --out FILE.json`.
 
-On the CPU: the same rows, token ids and threads. The ways take turns, and each repeat is a turn of all of them. A ratio is that of
-the study's way to another in time; what it may be at most by counting operations is flops.py's.
+On the CPU: the same rows, token ids and threads. The ways take turns, and each repeat is a turn of all of them. A ratio
+is that of the study's way to another in time; what it may be at most by counting operations is flops.py's.
 """
 
 import argparse
@@ -188,7 +188,10 @@ def table(measured: dict[str, Any]) -> str:
 def main() -> int:
     options = arguments()
     try:
-        models = [measure(options, Path(model)) for model in options.model]
+        models = []
+        for model in options.model:
+            models.append(measure(options, Path(model)))
+            print(table(models[-1]), flush=True)
         document = {
             "models": models,
             "settings": vars(options),
@@ -200,7 +203,6 @@ def main() -> int:
     except (InputError, OSError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2
-    print("\n\n".join(table(measured) for measured in models))
     return 0
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
+import jax
 from ml_collections import ConfigDict
 
 from jaxalign.cli.loading import (
@@ -18,12 +19,13 @@ from jaxalign.cli.loading import (
 )
 from jaxalign.cli.open_answers import OPEN_TASKS, check_open_answers, evaluate_open_answers, open_tasks
 from jaxalign.cli.provenance import provenance
-from jaxalign.data.prompts import PromptStyle, Variant
+from jaxalign.data.prompts import PromptStyle, Variant, differences_table
 from jaxalign.data.tasks import TASKS, parse_rows, read_task_rows
 from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import CellKey, GridData, cell_keys
 from jaxalign.evaluation.grid import evaluate_grid
 from jaxalign.evaluation.score_labels import Scorer
+from jaxalign.files import write_text
 
 
 def evaluate(config: ConfigDict, paths: Sequence[str]) -> None:
@@ -92,6 +94,8 @@ def evaluate_labels(
         settings=settings,
         description={**settings, "tuned_on": tuned_on, **provenance(config)},
     )
+    if data.style == "mended" and jax.process_index() == 0:
+        write_text(out_folder(config) / "mended_prompts.md", differences_table(exemplars))
     for cell in results["cells"]:
         print(line_of(cell))
     for failure in results["failures"]:

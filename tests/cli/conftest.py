@@ -25,7 +25,7 @@ TRAIN = (
 """The command that makes `run`, without its model and its folder."""
 
 
-def save_model(folder: Path, width: int) -> Path:
+def save_model(folder: Path, width: int, mlp: int = 24) -> Path:
     """A random Llama of two layers over single bytes, as transformers saves it."""
     tokenizer = byte_level()
     tokenizer.save_pretrained(folder)
@@ -33,7 +33,7 @@ def save_model(folder: Path, width: int) -> Path:
     config = transformers.LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
-        intermediate_size=24,
+        intermediate_size=mlp,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,

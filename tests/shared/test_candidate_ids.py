@@ -1,14 +1,12 @@
-"""Candidate ids of label words: real tokenizers, and the listed pieces of two vocabularies that are not at hand."""
+"""Candidate ids of label words: real tokenizers, those of two real models, and Mistral's own."""
 
 import json
+from importlib import resources
 from itertools import product
 from pathlib import Path
 from typing import get_args
 
 import pytest
-from tokenizers import Tokenizer as Backend
-from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
 
 from jaxalign.data.label_queries import label_queries, scored_candidates
 from jaxalign.data.label_sets import collisions, label_candidates
@@ -39,25 +37,31 @@ def test_real_tokenizers(shared, models, name):
         assert len(model.prompt_ids(few_shot_prompt(item, exemplars, "english"))) == expected["prompt_tokens"]
 
 
-THAI_REMAINDERS = {"บ": 29447, "ล": 29394}
-"""Ids in Mistral's vocabulary of what the Thai words go on with after their shared start."""
+@pytest.fixture(scope="module")
+def mistral(tmp_path_factory) -> Tokenizer:
+    """Mistral-7B-v0.1's tokenizer, whose SentencePiece model mistral-common ships."""
+    folder = tmp_path_factory.mktemp("mistral")
+    model = resources.files("mistral_common") / "data" / "tokenizer.model.v1"
+    (folder / "tokenizer.model").write_bytes(model.read_bytes())
+    roles = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer", **roles}))
+    return load_tokenizer(folder)
 
 
 @pytest.mark.parametrize("style", ["study", "mended"])
-def test_mistrals_listed_pieces(shared, style):
-    """A vocabulary of every piece that any label of the study may begin with: each word picks exactly its own."""
+def test_mistrals_vocabulary(shared, mistral, style):
     listed = read(shared / "data" / "answer_token_ids.json")["mistral_v0.1"]
     words = {name: pieces for name, pieces in listed.items() if ":" not in name}
     cells = {tuple(name.split(":")): classes for name, classes in listed.items() if ":" in name}
-    by_id = [*words.values(), *(pieces for classes in cells.values() for pieces in classes.values())]
-    vocabulary = {piece: int(index) for pieces in by_id for index, piece in pieces.items()} | THAI_REMAINDERS
-    tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=Backend(WordLevel(vocabulary, "p"))))
+    spelled = {index: piece for piece, index in mistral.vocabulary.items()}
+    for pieces in [*words.values(), *(pieces for classes in cells.values() for pieces in classes.values())]:
+        assert all(spelled[int(index)] == piece for index, piece in pieces.items())
 
     seen = set()
     for task in TASKS.values():
         for language in LANGUAGES:
             for variant in variants_of(task):
-                found = scored_candidates(task, language, tokenizer, variant, style)
+                found = scored_candidates(task, language, mistral, variant, style)
                 if variant == "in_language":
                     expected = cells.pop((task.name, language))
                 else:
@@ -66,12 +70,24 @@ def test_mistrals_listed_pieces(shared, style):
                     seen |= set(shown.values())
                 if (language, variant) == ("th", "in_language"):
                     # The list holds the sets of the whole words, which are equal; after the start they part.
-                    whole = label_candidates(label_words(task, language, variant), tokenizer)
+                    whole = label_candidates(label_words(task, language, variant), mistral)
                     assert whole == {name: sorted(map(int, pieces)) for name, pieces in expected.items()}
                     assert found == {"positive": [227, 29447], "negative": [227, 29394]}
                 else:
                     assert found == {name: sorted(map(int, pieces)) for name, pieces in expected.items()}
     assert seen == set(words) and not cells
+
+
+def test_thai_prompts_of_mistral_go_on_with_a_stray_beginning_of_text(shared, mistral):
+    exemplars = read_exemplars(shared / "data" / "exemplars.json")
+    [row] = read_task_rows(shared / "data", TASKS["emotion"], "th", "test", slice(0, 1))
+    text = few_shot_prompt(row, exemplars, "in_language")
+    [study], [mended] = (
+        label_queries([row], exemplars, mistral, "in_language", style) for style in get_args(PromptStyle)
+    )
+    assert study.prompt == [*mistral.prompt_ids(text), 1, 28705, 29301, 29851, 29568, 29285]
+    assert mended.prompt == mistral.prompt_ids(text + "เชิง")
+    assert mended.prompt.count(1) == 1
 
 
 @pytest.mark.real_weights

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 
 from jaxalign.data.label_queries import label_queries, scored_candidates
 from jaxalign.data.prompts import few_shot_prompt, read_exemplars
@@ -24,7 +22,7 @@ from jaxalign.model.gguf_tokenizer import read_gguf_tokenizer
 from jaxalign.model.hf_config import read_config
 from jaxalign.model.hf_weights import load_params
 from jaxalign.model.transformer import Decoder
-from jaxalign.runtime import MESH_AXES
+from tests.training.tiny_runs import mesh_of
 
 pytestmark = pytest.mark.real_weights
 
@@ -55,8 +53,7 @@ def test_masses_are_the_references(shared: Path, models: Path, name: str, suffix
     model = load(models / f"{name}{suffix}")
     variables = {"params": model.params}
     # One device: eight copies of the weights would not fit a small machine.
-    mesh = jax.make_mesh((1, 1, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1])
-    scorer = Scorer(Decoder(model.config), variables, mesh)
+    scorer = Scorer(Decoder(model.config), variables, mesh_of())
     cells = defaultdict(list)
     for expected in reference["rows"]:
         cells[expected["task"], expected["language"]].append(expected)
@@ -75,3 +72,22 @@ def test_masses_are_the_references(shared: Path, models: Path, name: str, suffix
         np.testing.assert_allclose(masses, scores, atol=ATOL, rtol=0, err_msg=f"{name} {task_name} {language}")
     # Most of the prompts' tokens are the cells' shared prefixes.
     assert scorer.counts.prompt_tokens_computed < 0.6 * scorer.counts.prompt_tokens_asked
+
+
+@pytest.mark.parametrize("name", ["smollm2", "gemma3"])
+def test_real_scores_do_not_depend_on_order_or_batches(shared: Path, models: Path, name: str):
+    model, task = load(models / name), TASKS["snli"]
+    variables = {"params": model.params}
+    rows = read_task_rows(shared / "data", task, "de", "test", slice(0, 20))
+    exemplars = read_exemplars(shared / "data/exemplars.json")
+    queries = label_queries(rows, exemplars, model.tokenizer, "english", "study")
+    label_sets = list(scored_candidates(task, "de", model.tokenizer, "english", "study").values())
+    scores = Scorer(Decoder(model.config), variables, mesh_of()).score(variables, queries, label_sets)
+    order = np.random.default_rng(0).permutation(len(rows))
+    # Seven of the rows apart from the others: less in common, so another prefix, and other rows and batches.
+    for some, batch_tokens in ((order, 256), (order[:7], 4096)):
+        scorer = Scorer(Decoder(model.config), variables, mesh_of(), batch_tokens)
+        again = scorer.score(variables, [queries[i] for i in some], label_sets)
+        np.testing.assert_allclose(again.prefix_mass, scores.prefix_mass[some], atol=1e-5, rtol=1e-4)
+        # Log-probabilities of up to five tokens, each as exact as a mass is relative to itself.
+        np.testing.assert_allclose(again.whole_word, scores.whole_word[some], atol=5e-4)

@@ -14,6 +14,7 @@ from jaxalign.data.pairs import instruction_languages, languages_of, read_pairs
 from jaxalign.data.prompts import (
     Difference,
     differences,
+    differences_table,
     few_shot_prefix,
     few_shot_prompt,
     label_words,
@@ -202,3 +203,8 @@ def test_the_study_imports(shared, tmp_path):
         theirs = shared / "data" / file.relative_to(tmp_path / "out")
         if theirs.exists():
             assert file.read_bytes() == theirs.read_bytes()
+
+
+def test_the_readme_tells_what_mended_prompts_differ_in(exemplars):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert differences_table(exemplars).strip() in readme
