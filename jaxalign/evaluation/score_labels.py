@@ -55,7 +55,7 @@ class ScoreCounts:
     positions_computed: int = 0
     """with padding"""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("prefill", "body", "head"), 0.0))
-    """compilation included"""
+    """compilation included; what the device does is waited for where it is needed, a prefill by its first rows"""
 
 
 class Scorer:

@@ -39,6 +39,7 @@ def test_a_prefix_is_counted_once():
     )
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_it_measured(tmp_path: Path):
     model = save_model(tmp_path / "model", width=16)
     root = Path(__file__).parents[2]

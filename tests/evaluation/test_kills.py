@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests import tiny_world
 from tests.evaluation.killed_grid import KEYS
 
@@ -28,6 +30,7 @@ def finished_cells(out: Path) -> int:
     return len([json.loads(file.read_text()) for file in (out / "cells").glob("*.json")])
 
 
+@pytest.mark.slow
 def test_ten_kills_at_random_moments(tmp_path: Path):
     tiny_world.write_data(tmp_path / "data")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
