@@ -10,6 +10,9 @@ from jaxalign.evaluation.cells import Cell
 from jaxalign.evaluation.score_labels import LabelScores
 from jaxalign.statistics import wilson_interval
 
+NEAR_TIE = 2e-5
+"""Masses nearer than this may change places with batch, order or mesh, and the prediction with them."""
+
 
 def best_class(scores: Mapping[str, float], seed: int, row: TaskRow) -> str:
     """The class of largest score; among exactly equal ones, a hash of (seed, task, language, row) chooses."""
@@ -50,7 +53,7 @@ def records_of(cell: Cell, scores: LabelScores, seed: int) -> list[dict[str, Any
 
 
 def summary(cell: Cell, records: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
-    """The cell's accuracies, the 95 % Wilson interval of the corrected one, and candidates that two labels share."""
+    """The cell's accuracies, the 95 % Wilson interval of the corrected one, near ties, and shared candidates."""
     count = len(records)
     correct = sum(record["correct_corrected"] for record in records)
     by_word = [
@@ -65,7 +68,14 @@ def summary(cell: Cell, records: Sequence[Mapping[str, Any]], seed: int) -> dict
         "accuracy_reference": sum(record["correct_reference"] for record in records) / count,
         "accuracy_whole_word": sum(by_word) / count,
         "interval_corrected": list(wilson_interval(correct, count)),
+        "near_ties": sum(margin(record["prefix_mass"]) < NEAR_TIE for record in records),
         "shared_candidates": [
             {"classes": list(classes), "ids": ids} for classes, ids in collisions(cell.candidates).items()
         ],
     }
+
+
+def margin(scores: Mapping[str, float]) -> float:
+    """How far the largest score lies above the next."""
+    second, first = sorted(scores.values())[-2:]
+    return first - second

@@ -60,6 +60,12 @@ def test_reference_scoring_goes_through_the_scripts_words_and_corrected_through_
     assert found["interval_corrected"] == pytest.approx([expected.low, expected.high], abs=1e-12)
 
 
+def test_near_ties_are_counted():
+    masses = [[0.3, 0.3, 0.1], [0.1, 0.30001, 0.3], [0.30003, 0.1, 0.3]]
+    records = records_of(NORWEGIAN, LabelScores(np.array(masses, np.float32), -np.eye(3)), seed=0)
+    assert summary(NORWEGIAN, records, seed=0)["near_ties"] == 2
+
+
 def test_shared_candidates_are_listed():
     cell = cell_of("emotion", "ja", [("ポジティブ", "positive")])
     cell = Cell(cell.key, cell.style, cell.rows, cell.queries, {"positive": [3, 7], "negative": [5, 7]})
