@@ -14,15 +14,19 @@ CELL_ERRORS = (InputError, jax.errors.JaxRuntimeError)
 """What may be wrong with one cell while others are fine: its data, or memory at its lengths."""
 
 
+class OtherOrigin(InputError):
+    """A finished cell that was made from something else: no fault of the cell, but of the command."""
+
+
 def finished(path: Path, made_from: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """The records of a cell that an earlier run finished, or None; one made from something else raises InputError."""
+    """The records of a cell that an earlier run finished, or None; one made from something else raises OtherOrigin."""
     if not path.is_file():
         return None
     saved = read_json(path)
     for key in {**made_from, **saved["made_from"]}:
         then, now = saved["made_from"].get(key), made_from.get(key)
         if then != now:
-            raise InputError(
+            raise OtherOrigin(
                 f"{path}: made with {key}={json.dumps(then, ensure_ascii=False)}, now "
                 f"{json.dumps(now, ensure_ascii=False)}; choose another output folder or delete this one"
             )

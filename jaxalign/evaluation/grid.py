@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from jaxalign.data.tasks import TASKS, TaskRow, read_task_rows
 from jaxalign.errors import InputError
-from jaxalign.evaluation.cell_files import CELL_ERRORS, finished, save
+from jaxalign.evaluation.cell_files import CELL_ERRORS, OtherOrigin, finished, save
 from jaxalign.evaluation.cells import Cell, CellKey, GridData, render_cell
 from jaxalign.evaluation.records import records_of, summary
 from jaxalign.evaluation.score_labels import Scorer
@@ -51,7 +51,7 @@ def evaluate_grid(
       The content of `results.json`.
 
     Raises:
-      InputError: a finished cell was made from something else.
+      OtherOrigin: a finished cell was made from something else.
     """
     started = time.perf_counter()
     variables = scorer.place(variables)
@@ -68,26 +68,24 @@ def evaluate_grid(
             progress.set_description(key.name)
             try:
                 cell = render_cell(data, key, rows[key])
+                path, made_from = cell_path(out, key), origin(cell, data, settings)
+                records = finished(path, made_from)
+                # Every process must score the same cells; what process 0 finds on its disk counts.
+                if multihost_utils.broadcast_one_to_all(np.array(records is None)):
+                    scores = scorer.score(variables, cell.queries, list(cell.candidates.values()), progress.update)
+                    records = records_of(cell, scores, data.seed)
+                    counts["scored"] += len(records)
+                    if is_writer:
+                        save(path, made_from, records)
+                elif records is not None:
+                    counts["reused"] += len(records)
+                    progress.update(len(records))
+            except OtherOrigin:
+                raise
             except CELL_ERRORS as error:
                 errors[key] = first_line(error)
                 continue
-            made_from = origin(cell, data, settings)
-            records = finished(cell_path(out, key), made_from)
-            counts["reused"] += len(records or [])
-            # Every process must score the same cells; what process 0 finds on its disk counts.
-            if multihost_utils.broadcast_one_to_all(np.array(records is None)):
-                try:
-                    scores = scorer.score(variables, cell.queries, list(cell.candidates.values()), progress.update)
-                except CELL_ERRORS as error:
-                    errors[key] = first_line(error)
-                    continue
-                records = records_of(cell, scores, data.seed)
-                counts["scored"] += len(records)
-                if is_writer:
-                    save(cell_path(out, key), made_from, records)
-            elif records:
-                progress.update(len(records))
-            if records:
+            if records is not None:
                 outcomes[key] = Outcome(records, summary(cell, records, data.seed))
     done = [outcomes[key] for key in keys if key in outcomes]
     results = {
