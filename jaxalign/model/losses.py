@@ -1,10 +1,22 @@
-"""Masked next-token loss: the head is applied to target positions only, a chunk at a time."""
+"""Masked next-token loss: the head is applied to target positions only, a chunk at a time.
+
+The backward pass of cross-entropy needs the logits again. Rather than keep them, or compute them a second time, each
+chunk's gradient is taken while its logits are there; the loss being a plain sum, the backward pass only scales it.
+"""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+Head = Callable[..., jax.Array]
+"""(states [..., D], *weights) -> float32 logits [..., V]."""
+
+Chunks = tuple[jax.Array, jax.Array, jax.Array]
+"""States [chunks,B,columns,D]; labels int32 and counted bool [chunks,B,columns]."""
 
 
 def next_token_loss(
@@ -21,7 +33,7 @@ def next_token_loss(
     logits_fn: [..., D] -> float32 [..., V]; hidden [B,T,D]; targets int32 [B,T]; loss_mask bool [B,T].
     `targets_per_row` (R) is a promise of the caller: no row of `loss_mask` has more True. It is a shape, so a row
     that breaks the promise cannot be seen here; its positions past the R-th would be left out of sum and count.
-    At most `chunk` positions (one a row at least) have logits at any time; the backward pass computes them again.
+    At most `chunk` positions (one a row at least) have logits at any time.
     """
     B, T = targets.shape
     R = min(targets_per_row, T)
@@ -39,16 +51,61 @@ def next_token_loss(
         array = jnp.pad(array, padding)
         return jnp.moveaxis(array.reshape(B, -1, columns, *array.shape[2:]), 1, 0)
 
-    @jax.checkpoint
-    def add_chunk(total: jax.Array, part: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        states, labels, counts = part
-        logits = logits_fn(states)
-        # A comparison, not a gather: where V is sharded, each device finds the label in its own part.
-        is_label = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == labels[:, :, None]
-        label_logit = jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
-        nats = jax.nn.logsumexp(logits, axis=-1) - label_logit
-        return total + jnp.sum(jnp.where(counts, nats, 0.0)), None
+    # The weights that `logits_fn` closes over become arguments: the head may be tuned too.
+    head, weights = jax.closure_convert(logits_fn, chosen_hidden[:, :columns])
+    chunks = (by_chunk(chosen_hidden), by_chunk(chosen_targets), by_chunk(counted))
+    return summed_nats(head, chunks, tuple(weights)), jnp.sum(counted, dtype=jnp.float32)
 
-    parts = (by_chunk(chosen_hidden), by_chunk(chosen_targets), by_chunk(counted))
-    total, _ = lax.scan(add_chunk, jnp.zeros((), jnp.float32), parts)
-    return total, jnp.sum(counted, dtype=jnp.float32)
+
+def nats_of_chunk(
+    head: Head, states: jax.Array, weights: tuple[Any, ...], labels: jax.Array, counted: jax.Array
+) -> jax.Array:
+    """The cross-entropies of one chunk, summed."""
+    logits = head(states, *weights)
+    # A comparison, not a gather: where V is sharded, each device finds the label in its own part.
+    is_label = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == labels[:, :, None]
+    label_logit = jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
+    nats = jax.nn.logsumexp(logits, axis=-1) - label_logit
+    return jnp.sum(jnp.where(counted, nats, 0.0))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def summed_nats(head: Head, chunks: Chunks, weights: tuple[Any, ...]) -> jax.Array:
+    """The cross-entropies of all chunks, summed."""
+
+    def add_chunk(total: jax.Array, chunk: Chunks) -> tuple[jax.Array, None]:
+        states, labels, counted = chunk
+        return total + nats_of_chunk(head, states, weights, labels, counted), None
+
+    return lax.scan(add_chunk, jnp.zeros((), jnp.float32), chunks)[0]
+
+
+def summed_nats_forward(head: Head, chunks: Any, weights: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+    """The sum; and its gradients: of the states, and of those weights that something asks the gradient of."""
+    states, labels, counted = (array.value for array in chunks)
+    frozen = tuple(None if weight.perturbed else weight.value for weight in weights)
+    tuned = tuple(weight.value if weight.perturbed else None for weight in weights)
+
+    def add_chunk(sums: Any, chunk: Chunks) -> tuple[Any, jax.Array]:
+        states, labels, counted = chunk
+
+        def nats(states: jax.Array, tuned: Any) -> jax.Array:
+            weights = tuple(own if own is not None else other for own, other in zip(tuned, frozen, strict=True))
+            return nats_of_chunk(head, states, weights, labels, counted)
+
+        value, (of_states, of_tuned) = jax.value_and_grad(nats, argnums=(0, 1))(states, tuned)
+        of_tuned = jax.tree.map(lambda gradient: gradient.astype(jnp.float32), of_tuned)
+        return jax.tree.map(jnp.add, sums, (value, of_tuned)), of_states
+
+    nothing = (jnp.zeros((), jnp.float32), jax.tree.map(lambda weight: jnp.zeros(weight.shape, jnp.float32), tuned))
+    (total, of_tuned), of_states = lax.scan(add_chunk, nothing, (states, labels, counted))
+    return total, (of_states, jax.tree.map(lambda gradient, weight: gradient.astype(weight.dtype), of_tuned, tuned))
+
+
+def summed_nats_backward(head: Head, gradients: tuple[jax.Array, Any], scale: jax.Array) -> tuple[Any, Any]:
+    """The gradients of the forward pass, scaled."""
+    of_states, of_tuned = jax.tree.map(lambda gradient: gradient * scale.astype(gradient.dtype), gradients)
+    return (of_states, None, None), of_tuned
+
+
+summed_nats.defvjp(summed_nats_forward, summed_nats_backward, symbolic_zeros=True)
