@@ -88,24 +88,17 @@ def batched(model: Any, size: int) -> Way:
 
 def ours(folder: Path, words: bool) -> tuple[Way, Any]:
     """jaxalign's scorer, and the way."""
-    import jax
     import jax.numpy as jnp
-    from jax.sharding import NamedSharding
 
     from jaxalign.data.label_queries import Continuation, LabelQuery
     from jaxalign.evaluation.score_labels import Scorer
     from jaxalign.model.hf_config import read_config
-    from jaxalign.model.hf_weights import load_params
-    from jaxalign.model.sharding import leaf_spec
+    from jaxalign.model.hf_weights import load_params, place_on
     from jaxalign.model.transformer import Decoder
     from jaxalign.runtime import make_mesh
 
     config, mesh = read_config(folder), make_mesh(1, -1, 1)
-
-    def place(name: str, leaf: Any) -> jax.Array:
-        return jax.device_put(leaf, NamedSharding(mesh, leaf_spec(name, leaf.shape, mesh)))
-
-    variables = {"params": load_params(folder, config, jnp.float32, place)}
+    variables = {"params": load_params(folder, config, jnp.float32, place_on(mesh))}
     scorer = Scorer(Decoder(config), variables, mesh)
 
     def run(cells: list[Cell]) -> list[list[list[float]]]:

@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config.model = ""  # a Hugging Face folder, a GGUF file, or `packaged`: what the demo extra installs
     config.adapter = ""  # a PEFT folder or a training run; none if empty
     config.dtype = "float32"  # compute type: float32, bfloat16, or float16 (the study's evaluation)
-    config.param_dtype = "float32"  # how base weights are stored: as those, or nf4 (evaluate and probe)
+    config.param_dtype = "float32"  # how base weights are stored: as those, int8, or nf4
     config.data = "mini"  # a folder holding ap_emotion/, snli/, paws/; or the shipped mini set
     config.exemplars = ""  # few-shot exemplars; DATA/exemplars.json if empty
     config.tasks = "emotion"  # emotion, snli, paws; comma-separated, or all
@@ -48,10 +48,13 @@ def get_config() -> ConfigDict:
     config.batch.accumulation = 1  # micro-batches that a step is divided into; saves memory
 
     # train: what is tuned, and how.
+    config.tune = "adapter"  # what is tuned: adapter, or all parameters
     config.lora = ConfigDict()
     config.lora.rank = 8
     config.lora.alpha = 16.0  # the update is scaled by alpha / rank
     config.lora.targets = "q_proj,v_proj"  # also k_proj, o_proj, gate_proj, up_proj, down_proj
+    config.lora.rslora = False  # rank-stabilised: scaled by alpha / sqrt(rank) instead
+    config.lora.dora = False  # weight-decomposed: a magnitude per output is tuned too
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 5e-5  # at the end of the warm-up
     config.optimizer.warmup_fraction = 0.1  # of the steps; then a cosine down to 0
@@ -69,6 +72,9 @@ def get_config() -> ConfigDict:
     config.log_every = 10  # steps between rows of metrics.jsonl
     config.heldout_every = 50  # steps between measurements of the held-out loss
     config.checkpoint_every = 50  # steps between checkpoints
+    config.keep_last = 2  # newest checkpoints that are kept
+    config.keep_best = 0  # checkpoints of least held-out loss that are kept beside them
+    config.nonfinite = "stop"  # a loss or gradient that is not finite: stop the run, or skip that update
 
     # evaluate.
     config.variants = "english"  # which words answer: english, in_language, irrelevant (emotion only), or all

@@ -1,4 +1,4 @@
-"""The one error a user is meant to read."""
+"""The errors that a user is meant to read."""
 
 
 class InputError(Exception):
@@ -6,3 +6,7 @@ class InputError(Exception):
 
     A command that meets one prints the message and ends with exit code 2.
     """
+
+
+class Preempted(Exception):
+    """A run was told to stop (SIGTERM), and has saved what it had; the exit code is 75."""

@@ -67,9 +67,9 @@ def evaluate_model(config: ConfigDict, model: Model) -> None:
     ready = merged(model, config.param_dtype)
     failures = []
     if chosen_cells(config):
-        failures += evaluate_labels(config, ready, settings(config, model), tuned_on(model))["failures"]
+        failures += evaluate_labels(config, ready, settings(config, model))["failures"]
     if open_tasks(config):
-        failures += evaluate_open_answers(config, ready, settings(config, model), tuned_on(model))["failures"]
+        failures += evaluate_open_answers(config, ready, settings(config, model))["failures"]
     print(f"records: {config.out}")
     if failures:
         first = failures[0]
@@ -79,9 +79,7 @@ def evaluate_model(config: ConfigDict, model: Model) -> None:
         )
 
 
-def evaluate_labels(
-    config: ConfigDict, model: Model, settings: Mapping[str, Any], tuned_on: Sequence[str] | None
-) -> dict[str, Any]:
+def evaluate_labels(config: ConfigDict, model: Model, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Scores the label tasks into `config.out`, prints a line per cell, and returns the content of `results.json`."""
     folder, exemplars = evaluation_data(config)
     data = GridData(folder, exemplars, model.tokenizer, parse_rows(config.rows), prompt_style(config), config.seed)
@@ -92,7 +90,7 @@ def evaluate_labels(
         data,
         chosen_cells(config),
         settings=settings,
-        description={**settings, "tuned_on": tuned_on, **provenance(config)},
+        description={**settings, "tuned_on": model.tuned_on, **provenance(config)},
     )
     if data.style == "mended" and jax.process_index() == 0:
         write_text(out_folder(config) / "mended_prompts.md", differences_table(exemplars))
@@ -151,10 +149,3 @@ def settings(config: ConfigDict, model: Model) -> dict[str, str]:
         "dtype": config.dtype,
         "param_dtype": config.param_dtype,
     }
-
-
-def tuned_on(model: Model) -> list[str] | None:
-    """The languages that the adapter saw in training: none without an adapter, null where nobody recorded them."""
-    if model.adapter is None:
-        return []
-    return None if model.adapter.languages is None else list(model.adapter.languages)

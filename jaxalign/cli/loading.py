@@ -1,14 +1,14 @@
 """What verbs share: the model, its tokenizer and its adapter, as the config names them."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxalign import runtime
@@ -23,24 +23,21 @@ from jaxalign.files import read_json
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.gguf import load_gguf_params, read_gguf_config, read_gguf_tokenizer
 from jaxalign.model.hf_config import read_config
-from jaxalign.model.hf_weights import load_params
-from jaxalign.model.lora import LoraConfig, check_adapter, init_lora, merge_lora
-from jaxalign.model.nf4 import quantise_params
+from jaxalign.model.hf_weights import Leaf, Place, load_params, place_on
+from jaxalign.model.lora import LoraConfig, check_adapter, merge_lora
 from jaxalign.model.peft_adapters import load_adapter
-from jaxalign.model.sharding import leaf_spec
+from jaxalign.model.quantised import SCHEMES, is_projection, quantise_params, quantise_stacked
 from jaxalign.model.transformer import Decoder
-from jaxalign.training.checkpoint import read_adapter
+from jaxalign.training.checkpoint import read_trained
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
-@dataclass(frozen=True)
-class Adapter:
-    """An adapter and, where its run says so, the languages that it was tuned on."""
+class Adapter(NamedTuple):
+    """The factors of an adapter, and how they are applied."""
 
     lora: LoraConfig
     tree: Any
-    languages: Sequence[str] | None
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,9 @@ class Model:
     mesh: Mesh
     params: Any
     decoder: Decoder
-    adapter: Adapter | None
+    adapter: Adapter | None = None
+    tuned_on: list[str] | None = field(default_factory=list)
+    """The languages that adapter or parameters were tuned on; None: nobody recorded them."""
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -61,25 +60,19 @@ class Model:
         return {"params": self.params} | ({"lora": self.adapter.tree} if self.adapter else {})
 
 
-def load_model(config: ConfigDict) -> Model:
+def load_model(config: ConfigDict, *, quantised: bool = False) -> Model:
     """The model of `config.model`, with the adapter of `config.adapter` if that is set.
 
-    With `param_dtype=nf4` the weights are in the compute type until `merged` quantises them.
+    Where `param_dtype` is int8 or nf4 the projections are in the compute type until `merged` quantises them; with
+    `quantised` they are so from the start, each as it is read.
     """
     if not config.model:
         raise InputError("--config.model= is needed: a Hugging Face folder or a GGUF file")
     path = packaged_gguf() if config.model == "packaged" else Path(config.model)
     dtype = dtype_named("dtype", config.dtype, DTYPES)
-    param_dtype = dtype_named("param_dtype", config.param_dtype, {**DTYPES, "nf4": dtype})
+    param_dtype = dtype_named("param_dtype", config.param_dtype, {**DTYPES, **dict.fromkeys(SCHEMES, dtype)})
     mesh = runtime.make_mesh(**config.mesh)
-
-    def place(name: str, leaf: np.ndarray) -> jax.Array:
-        try:
-            spec = leaf_spec(name, leaf.shape, mesh)
-        except ValueError as error:
-            raise InputError(f"config.mesh: {error}; choose other sizes") from None
-        return jax.device_put(leaf, NamedSharding(mesh, spec))
-
+    place = place_leaf(mesh, config.param_dtype if quantised else "")
     if path.is_dir():
         model_config, tokenizer = read_config(path), load_tokenizer(path)
         params = load_params(path, model_config, param_dtype, place)
@@ -88,28 +81,55 @@ def load_model(config: ConfigDict) -> Model:
         params = load_gguf_params(path, model_config, param_dtype, place)
     else:
         raise InputError(f"model={config.model}: no such folder or file")
-    model = Model(path, model_config, tokenizer, mesh, params, Decoder(model_config, dtype=dtype), adapter=None)
+    model = Model(path, model_config, tokenizer, mesh, params, Decoder(model_config, dtype=dtype))
     return with_adapter(model, Path(config.adapter)) if config.adapter else model
 
 
+def place_leaf(mesh: Mesh, scheme: str) -> Place:
+    """Leaves laid out on the mesh, projections quantised at once where `scheme` is one of SCHEMES."""
+    on_mesh = place_on(mesh)
+
+    def place(leaf: Leaf) -> jax.Array | Mapping[str, jax.Array]:
+        try:
+            array = on_mesh(leaf)
+        except ValueError as error:
+            raise InputError(f"config.mesh: {error}; choose other sizes") from None
+        if scheme in SCHEMES and is_projection(leaf.path):
+            return quantise_stacked(array, leaf.path.removesuffix("/kernel"), mesh, scheme)
+        return array
+
+    return place
+
+
 def with_adapter(model: Model, path: Path) -> Model:
-    """The same base parameters with the adapter of a PEFT folder or a training run."""
-    adapter = read_any_adapter(path, model.config)
+    """The model as a PEFT folder or a training run has tuned it: with an adapter, or with parameters of its own."""
+    if not (path / "checkpoints").is_dir():
+        lora, tree = load_adapter(path, model.config)
+        return replace(adapted(model, Adapter(lora, tree)), tuned_on=None)
+    trained = read_trained(path)
+    lora, languages = trained.record.lora, read_json(path / "run.json")["languages"]["seen"]
+    if lora is None:
+        tuned = tuned_params(model, trained.collections["params"], path)
+        return replace(model, params=tuned, adapter=None, tuned_on=languages)
+    tree = trained.collections["lora"]
+    check_adapter(tree, model.config, lora, path)
+    return replace(adapted(model, Adapter(lora, tree)), tuned_on=languages)
+
+
+def adapted(model: Model, adapter: Adapter) -> Model:
+    """The same base parameters with another adapter."""
     return replace(model, adapter=adapter, decoder=replace(model.decoder, lora=adapter.lora))
 
 
-def read_any_adapter(path: Path, config: ModelConfig) -> Adapter:
-    """The adapter of a PEFT folder, or of the newest checkpoint of a training run."""
-    if (path / "checkpoints").is_dir():
-        lora, tree = read_adapter(path)
-        check_adapter(tree, jax.eval_shape(lambda key: init_lora(key, config, lora), jax.random.key(0)), lora, path)
-        return Adapter(lora, tree, read_json(path / "run.json")["languages"]["seen"])
-    lora, tree = load_adapter(path, config)
-    return Adapter(lora, tree, None)
+def tuned_params(model: Model, params: Any, path: Path) -> Any:
+    """The parameters of a run that tuned all of them, in the place and type of the model's own."""
+    if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, model.params):
+        raise InputError(f"{path}: tuned parameters of another model than {model.path}")
+    return jax.tree.map(lambda own, tuned: jax.device_put(tuned.astype(own.dtype), own.sharding), model.params, params)
 
 
 def merged(model: Model, param_dtype: str) -> Model:
-    """The model as it is evaluated: its adapter added to the base weights, which `nf4` then quantises.
+    """The model as it is evaluated: its adapter merged into the base weights, which int8 or nf4 then quantises.
 
     So base and tuned model are one structure and share compiled programs, and quantisation meets the sum, as in the
     study.
@@ -117,8 +137,8 @@ def merged(model: Model, param_dtype: str) -> Model:
     params = model.params
     if model.adapter is not None:
         params = merge_lora(params, model.adapter.tree, model.adapter.lora)
-    if param_dtype == "nf4":
-        params = quantise_params(params, model.mesh)
+    if param_dtype in SCHEMES:
+        params = quantise_params(params, model.mesh, param_dtype)
     return replace(model, params=params, adapter=None, decoder=replace(model.decoder, lora=None))
 
 

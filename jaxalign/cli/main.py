@@ -5,7 +5,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from jaxalign.errors import InputError
+from jaxalign.errors import InputError, Preempted
 
 # Verb -> (module in jaxalign.cli and its function, arguments, one line of help).
 VERBS = {
@@ -104,7 +104,8 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def main() -> int:
-    """Entry point: the exit code is 0, 1 for a fault of ours, 2 for bad input, 130 when interrupted."""
+    """Entry point. The exit code is 0; 1 for a fault of ours, 2 for bad input, 75 where a run was told to stop
+    (SIGTERM) and has saved, 130 when interrupted."""
     try:
         run(sys.argv[1:])
     except KeyboardInterrupt:
@@ -114,6 +115,8 @@ def main() -> int:
             raise
         if isinstance(error, InputError | OSError):
             return complain(str(error), 2)
+        if isinstance(error, Preempted):
+            return complain(str(error), 75)
         return complain(f"{type(error).__name__}: {error}; this is a fault of jaxalign: run it again with --debug", 1)
     return 0
 

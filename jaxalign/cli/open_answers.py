@@ -45,20 +45,17 @@ def check_open_answers(config: ConfigDict) -> None:
                 read_problems(data_folder(config.data), MATH_TASKS[task], language, rows)
 
 
-def evaluate_open_answers(
-    config: ConfigDict, model: Model, settings: Mapping[str, Any], tuned_on: Sequence[str] | None
-) -> dict[str, Any]:
+def evaluate_open_answers(config: ConfigDict, model: Model, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Decodes the open tasks of `config.tasks` into `config.out` and prints a line per cell.
 
     Args:
       model: ready to apply; an adapter may be merged into it.
       settings: what answers depend on beyond prompts and weights, as `open_results.json` says it.
-      tuned_on: languages seen in tuning, None where nobody recorded them.
 
     Returns:
       The content of `open_results.json`; its "failures" lists the cells that could not be decoded.
     """
-    cells = [cell for task in open_tasks(config) for cell in cells_of(config, task, model, tuned_on)]
+    cells = [cell for task in open_tasks(config) for cell in cells_of(config, task, model)]
     rows = round_up(config.generate.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
     results = evaluate_open(
         out_folder(config),
@@ -67,7 +64,7 @@ def evaluate_open_answers(
         model.tokenizer,
         cells,
         settings=settings,
-        description={**settings, "tuned_on": None if tuned_on is None else list(tuned_on), **provenance(config)},
+        description={**settings, "tuned_on": model.tuned_on, **provenance(config)},
     )
     for cell in results["open_cells"]:
         print(line_of(cell))
@@ -87,7 +84,7 @@ def line_of(cell: Mapping[str, Any]) -> str:
     )
 
 
-def cells_of(config: ConfigDict, task: str, model: Model, tuned_on: Sequence[str] | None) -> Sequence[OpenCell]:
+def cells_of(config: ConfigDict, task: str, model: Model) -> Sequence[OpenCell]:
     """The cells of one open task."""
     rows, most = parse_rows(config.rows), config.generate.max_tokens
     if task != TRANSLATION:
@@ -102,7 +99,7 @@ def cells_of(config: ConfigDict, task: str, model: Model, tuned_on: Sequence[str
     languages = chosen_languages(config)
     chosen = [pair for pair in pairs if pair.source_language in languages]
     cells = translation_cells(
-        chosen, rows, model.tokenizer, template, heldout=run is not None, tuned_on=tuned_on, max_tokens=most
+        chosen, rows, model.tokenizer, template, heldout=run is not None, tuned_on=model.tuned_on, max_tokens=most
     )
     if not cells:
         raise InputError(

@@ -6,7 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxalign.cli.evaluate import check_settings, settings, tuned_on, unreadable
+from jaxalign.cli.evaluate import check_settings, settings, unreadable
 from jaxalign.cli.loading import (
     Model,
     chosen_languages,
@@ -71,7 +71,7 @@ def probe_model(config: ConfigDict, model: Model) -> None:
     folder, exemplars = evaluation_data(config)
     rows = parse_rows(config.rows)
     data = ProbeData(folder, exemplars, model.tokenizer, rows)
-    description = settings(config, model) | {"tuned_on": tuned_on(model)} | provenance(config)
+    description = settings(config, model) | {"tuned_on": model.tuned_on} | provenance(config)
     batch_size = round_up(config.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
     ready = merged(model, config.param_dtype)
     common = (out, ready.decoder, ready.variables, ready.mesh, data, languages)

@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxalign.cli.data import build_pairs
-from jaxalign.cli.loading import Model, load_model, out_folder, split_list
+from jaxalign.cli.loading import Model, load_model, merged, out_folder, split_list
 from jaxalign.cli.provenance import provenance
 from jaxalign.data.batches import (
     BatchLayout,
@@ -27,9 +27,11 @@ from jaxalign.data.templates import render, resolve_template
 from jaxalign.errors import InputError
 from jaxalign.metrics_log import say
 from jaxalign.model.fingerprint import weights_sha256
-from jaxalign.model.lora import LoraConfig, init_lora
+from jaxalign.model.lora import LoraConfig, lora_shapes
+from jaxalign.model.quantised import SCHEMES
 from jaxalign.model.transformer import REMAT_POLICIES
 from jaxalign.training import loop
+from jaxalign.training.checkpoint import Kept
 from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.training.step import StepConfig
 
@@ -38,7 +40,7 @@ def train(config: ConfigDict, paths: Sequence[str]) -> None:
     """Tunes an adapter on the pairs of `paths`, or on those that `data build` would make, into the run `config.out`."""
     check_train_settings(config)
     pairs = gather_pairs(config, paths)
-    train_model(config, load_model(config), pairs, paths)
+    train_model(config, load_model(config, quantised=True), pairs, paths)
 
 
 def check_train_settings(config: ConfigDict) -> None:
@@ -46,8 +48,13 @@ def check_train_settings(config: ConfigDict) -> None:
     out_folder(config)
     if config.seed < 0:
         raise InputError(f"--config.seed={config.seed}: set it to 0 or more")
-    if config.param_dtype == "nf4":
-        raise InputError("--config.param_dtype=nf4: for evaluate and probe; train with float32 or bfloat16")
+    if config.tune not in ("adapter", "all"):
+        raise InputError(f"--config.tune={config.tune}: choose adapter or all")
+    if config.tune == "all" and config.param_dtype in SCHEMES:
+        raise InputError(
+            f"--config.tune=all with --config.param_dtype={config.param_dtype}: quantised weights stay as they are; "
+            "tune an adapter, or store the weights as float32 or bfloat16"
+        )
     lora_config(config)
     step_configs(config)
     if config.remat != "none" and config.remat not in REMAT_POLICIES:
@@ -56,12 +63,13 @@ def check_train_settings(config: ConfigDict) -> None:
         resolve_template(config.template, "")
 
 
-def step_configs(config: ConfigDict) -> tuple[OptimizerConfig, StepConfig, loop.LoopConfig]:
-    """What a step does, and what happens between steps."""
+def step_configs(config: ConfigDict) -> tuple[OptimizerConfig, StepConfig, loop.LoopConfig, Kept]:
+    """What a step does, what happens between steps, and what is kept."""
     return (
         OptimizerConfig(**config.optimizer),
-        StepConfig(config.batch.accumulation, config.loss.reduction, config.loss.chunk),
+        StepConfig(config.batch.accumulation, config.loss.reduction, config.loss.chunk, config.nonfinite),
         loop.LoopConfig(config.log_every, config.heldout_every, config.checkpoint_every),
+        Kept(config.keep_last, config.keep_best),
     )
 
 
@@ -72,7 +80,10 @@ def train_model(config: ConfigDict, model: Model, pairs: Sequence[QuestionPair],
     rendered = [render(pair, template, model.tokenizer) for pair in pairs]
     fitted = fit_pairs(rendered, config.batch.length, config.batch.too_long)
     plan, heldout = plans(config, fitted.pairs, row_multiple=model.mesh.shape["data"] * model.mesh.shape["fsdp"])
-    lora = model.adapter.lora if model.adapter else lora_config(config)
+    if config.tune == "all":
+        model, lora = merged(model, config.param_dtype), None
+    else:
+        lora = model.adapter.lora if model.adapter else lora_config(config)
     document = {
         "model": str(model.path),
         "files": list(paths),
@@ -90,11 +101,12 @@ def train_model(config: ConfigDict, model: Model, pairs: Sequence[QuestionPair],
         "rows_per_step": plan.rows_per_step,
         "row_length": plan.length,
         "padding": round(plan.padding, 4),
+        "tune": config.tune,
         "trainable_parameters": trainable_parameters(model, lora),
         **provenance(config),
     }
     describe(document, pairs)
-    optimizer_config, step_config, loop_config = step_configs(config)
+    optimizer_config, step_config, loop_config, kept = step_configs(config)
     loop.train(
         replace(model.decoder, lora=lora, remat=config.remat),
         model.params,
@@ -105,6 +117,7 @@ def train_model(config: ConfigDict, model: Model, pairs: Sequence[QuestionPair],
         optimizer_config=optimizer_config,
         step_config=step_config,
         loop_config=loop_config,
+        kept=kept,
         seed=config.seed,
         document=document,
         fingerprint={
@@ -136,13 +149,15 @@ def pairs_of_file(path: Path, config: ConfigDict) -> list[QuestionPair]:
 
 
 def lora_config(config: ConfigDict) -> LoraConfig:
-    return LoraConfig(config.lora.rank, config.lora.alpha, tuple(split_list(config.lora.targets)))
+    """The adapter that the config describes."""
+    keys = config.lora
+    return LoraConfig(keys.rank, keys.alpha, tuple(split_list(keys.targets)), keys.rslora, keys.dora)
 
 
-def trainable_parameters(model: Model, lora: LoraConfig) -> int:
-    """How many numbers the adapter has."""
-    shapes = jax.eval_shape(lambda key: init_lora(key, model.config, lora), jax.random.key(0))
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+def trainable_parameters(model: Model, lora: LoraConfig | None) -> int:
+    """How many numbers are tuned: the adapter's, or all."""
+    trained = model.params if lora is None else lora_shapes(model.config, lora)
+    return sum(leaf.size for leaf in jax.tree.leaves(trained))
 
 
 def plans(config: ConfigDict, pairs: TokenisedPairs, row_multiple: int) -> tuple[BatchPlan, BatchPlan | None]:

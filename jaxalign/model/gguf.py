@@ -16,7 +16,7 @@ from jaxalign.model.config import Family, ModelConfig, RopeScaling
 from jaxalign.model.gguf_file import GgufFile, open_gguf
 from jaxalign.model.gguf_tokenizer import read_gguf_tokenizer
 from jaxalign.model.hf_config import Keys
-from jaxalign.model.hf_weights import PlaceLeaf, Weight, assemble, listed, weight_table
+from jaxalign.model.hf_weights import Index, Place, Weight, assemble, listed, place_whole, weight_table
 
 __all__ = ["load_gguf_params", "read_gguf_config", "read_gguf_tokenizer"]
 
@@ -58,13 +58,13 @@ def read_gguf_config(path: Path) -> ModelConfig:
 
 
 def load_gguf_params(
-    path: Path, config: ModelConfig, param_dtype: DTypeLike, place: PlaceLeaf | None = None
+    path: Path, config: ModelConfig, param_dtype: DTypeLike, place: Place = place_whole
 ) -> dict[str, Any]:
     """The parameters of a GGUF file, dequantised tensor by tensor; `place` as in `hf_weights.assemble`."""
     file = open_gguf(path)
     _check_tensors(file, config)
 
-    def read(weight: Weight, layer: int) -> np.ndarray:
+    def read(weight: Weight, layer: int, index: Index) -> np.ndarray:
         array = file.array(_name(weight, layer, config))
         if config.family == "llama" and "q_proj" in weight.path:
             array = _unpermuted(array, config.heads)
@@ -72,7 +72,7 @@ def load_gguf_params(
             array = _unpermuted(array, config.kv_heads)
         if config.norm_offset and weight.path.endswith("/scale"):
             array = array - np.float32(1.0)
-        return array.T if weight.transposed else array
+        return (array.T if weight.transposed else array)[index]
 
     return assemble(config, param_dtype, read, place)
 

@@ -5,8 +5,8 @@ lie stacked in one array [L, ...]. `weight_table` is the only place that knows w
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -23,8 +24,12 @@ from jaxalign import files
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.lora import projection_sizes
+from jaxalign.model.sharding import leaf_spec
 
-PlaceLeaf = Callable[[str, np.ndarray], jax.Array]
+Index = tuple[slice, ...]
+ReadTensor = Callable[["Weight", int, Index], np.ndarray]
+"""(weight, layer, index) -> that part of one tensor, any float dtype, in the layout of the tree; layer is 0 for what
+is not stacked."""
 
 
 @dataclass(frozen=True)
@@ -77,47 +82,99 @@ def weight_table(config: ModelConfig) -> list[Weight]:
     return table
 
 
-def assemble(
-    config: ModelConfig,
-    param_dtype: DTypeLike,
-    read: Callable[[Weight, int], np.ndarray],
-    place: PlaceLeaf | None = None,
-) -> dict[str, Any]:
-    """The parameter tree, leaf by leaf, so that the host holds one stacked leaf and one tensor at a time.
+@dataclass(frozen=True)
+class Leaf:
+    """An array of the parameter tree that is still on disk."""
 
-    `read(weight, layer)` gives one tensor, any float dtype, in the layout of the tree; layer is 0 for what is not
-    stacked. `place(path, leaf)` puts a finished leaf on its devices; the default leaves it on the first device.
-    """
+    path: str
+    shape: tuple[int, ...]
+    read: Callable[[Index], np.ndarray]
+    """The part of the array that an index names, in the type that it is to be stored in."""
+
+
+Place = Callable[[Leaf], jax.Array | Mapping[str, jax.Array]]
+"""Reads a leaf onto its devices: the array, or several by name that stand in its module in the leaf's place."""
+
+
+def place_whole(leaf: Leaf) -> jax.Array:
+    """The leaf on the first device."""
+    return jnp.asarray(leaf.read((slice(None),) * len(leaf.shape)))
+
+
+def place_on(mesh: Mesh) -> Place:
+    """Leaves laid out by the sharding table. A process reads only what its own devices hold, once."""
+
+    def place(leaf: Leaf) -> jax.Array:
+        sharding = NamedSharding(mesh, leaf_spec(leaf.path, leaf.shape, mesh))
+        indices = sharding.addressable_devices_indices_map(leaf.shape).values()
+        box = bounding_box([index for index in indices if index is not None], leaf.shape)
+        part = leaf.read(box)
+
+        def of_device(index: Index) -> np.ndarray:
+            ends = [axis.indices(size)[:2] for axis, size in zip(index, leaf.shape, strict=True)]
+            return part[tuple(slice(a - own.start, b - own.start) for (a, b), own in zip(ends, box, strict=True))]
+
+        return jax.make_array_from_callback(leaf.shape, sharding, of_device)
+
+    return place
+
+
+def bounding_box(indices: Sequence[Index], shape: tuple[int, ...]) -> Index:
+    """The smallest part of an array that holds all of these parts."""
+    starts_and_stops = [[axis.indices(size)[:2] for axis, size in zip(index, shape, strict=True)] for index in indices]
+    ends = zip(*starts_and_stops, strict=True)
+    return tuple(slice(min(start for start, _ in axis), max(stop for _, stop in axis)) for axis in ends)
+
+
+def assemble(
+    config: ModelConfig, param_dtype: DTypeLike, read: ReadTensor, place: Place = place_whole
+) -> dict[str, Any]:
+    """The parameter tree, leaf by leaf: beyond what is placed, the host holds one stacked leaf and one tensor."""
     leaves: dict[str, jax.Array] = {}
     for weight in weight_table(config):
-        leading = (config.layers,) if weight.stacked else ()
-        leaf = np.empty(leading + weight.shape, dtype=jnp.dtype(param_dtype))
-        if weight.stacked:
-            for layer in range(config.layers):
-                leaf[layer] = read(weight, layer)
-        else:
-            leaf[...] = read(weight, 0)
-        leaves[weight.path] = jnp.asarray(leaf) if place is None else place(weight.path, leaf)
+        placed = place(unread_leaf(weight, config.layers, jnp.dtype(param_dtype), read))
+        module, _, name = weight.path.rpartition("/")
+        by_name = placed if isinstance(placed, Mapping) else {name: placed}
+        leaves |= {f"{module}/{name}": array for name, array in by_name.items()}
     return unflatten_dict(leaves, sep="/")
 
 
+def unread_leaf(weight: Weight, layers: int, dtype: np.dtype, read: ReadTensor) -> Leaf:
+    """The leaf that a weight's tensors make, stacked where the layers are."""
+    if not weight.stacked:
+        return Leaf(weight.path, weight.shape, lambda index: read(weight, 0, index).astype(dtype))
+
+    def read_layers(index: Index) -> np.ndarray:
+        numbers = range(layers)[index[0]]
+        parts = (read(weight, layer, index[1:]) for layer in numbers)
+        first = next(parts)
+        stacked = np.empty((len(numbers), *first.shape), dtype)
+        stacked[0] = first
+        for position, part in enumerate(parts, start=1):
+            stacked[position] = part
+        return stacked
+
+    return Leaf(weight.path, (layers, *weight.shape), read_layers)
+
+
 def load_params(
-    folder: Path, config: ModelConfig, param_dtype: DTypeLike, place: PlaceLeaf | None = None
+    folder: Path, config: ModelConfig, param_dtype: DTypeLike, place: Place = place_whole
 ) -> dict[str, Any]:
     """The parameters of a Hugging Face model folder, read tensor by tensor.
 
     Reads `model.safetensors`, or the shards that `model.safetensors.index.json` names. `place` as in `assemble`.
     InputError where the folder has no safetensors, or its tensors are not exactly those of `config`.
     """
-    with _open_tensors(folder) as tensors:
-        names = _checked_names(tensors, config, folder)
+    file_of, names = _checked_tensors(folder, config)
 
-        def read(weight: Weight, layer: int) -> np.ndarray:
-            name = names[weight.path, layer]
-            tensor = tensors[name].get_tensor(name)
-            return tensor.T if weight.transposed else tensor
+    def read(weight: Weight, layer: int, index: Index) -> np.ndarray:
+        name = names[weight.path, layer]
+        # Opened anew for each tensor: an open file keeps all that was read of it in memory.
+        with safe_open(file_of[name], framework="numpy") as file:
+            tensor = file.get_slice(name)
+            return tensor[index[::-1]].T if weight.transposed else tensor[index]
 
-        return assemble(config, param_dtype, read, place)
+    return assemble(config, param_dtype, read, place)
 
 
 def save_params(
@@ -210,36 +267,40 @@ def _rope_scaling_to_hf(config: ModelConfig) -> dict[str, Any] | None:
     return document
 
 
-@contextmanager
-def _open_tensors(folder: Path) -> Iterator[dict[str, Any]]:
-    """Every tensor name of a folder with the open file that holds it."""
+def _checked_tensors(folder: Path, config: ModelConfig) -> tuple[dict[str, Path], dict[tuple[str, int], str]]:
+    """The file of every tensor, and the tensor of every (path, layer) of the parameter tree."""
+    with ExitStack() as stack:
+        tensors, file_of = {}, {}
+        for path in _weight_files(folder):
+            try:
+                file = stack.enter_context(safe_open(path, framework="numpy"))
+            except SafetensorError as error:
+                raise InputError(f"{path}: not a whole safetensors file ({error}); is it cut off?") from None
+            tensors |= dict.fromkeys(file.keys(), file)
+            file_of |= dict.fromkeys(file.keys(), path)
+        return file_of, _checked_names(tensors, config, folder)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder; all of them are there."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
-        paths = [single]
-    elif index.is_file():
+        return [single]
+    if index.is_file():
         document = files.read_json(index)
         weight_map = document.get("weight_map") if isinstance(document, dict) else None
         if not isinstance(weight_map, dict) or not weight_map:
             raise InputError(f"{index}: has no weight_map from tensor names to files")
         paths = [folder / name for name in sorted(set(weight_map.values()))]
-    elif pickled := sorted(folder.glob("pytorch_model*.bin")):
+        if missing := [path for path in paths if not path.is_file()]:
+            raise InputError(f"{missing[0]}: no such file, though {index.name} names it; the download is incomplete")
+        return paths
+    if pickled := sorted(folder.glob("pytorch_model*.bin")):
         raise InputError(
             f"{pickled[0]}: pickled weights can run code when they are read, so they are not; save the model again as "
             "safetensors (transformers: save_pretrained)"
         )
-    else:
-        raise InputError(f"{folder}: no model.safetensors and no model.safetensors.index.json")
-    with ExitStack() as stack:
-        tensors = {}
-        for path in paths:
-            if not path.is_file():
-                raise InputError(f"{path}: no such file, though {index.name} names it; the download is incomplete")
-            try:
-                handle = stack.enter_context(safe_open(path, framework="numpy"))
-            except SafetensorError as error:
-                raise InputError(f"{path}: not a whole safetensors file ({error}); is it cut off?") from None
-            tensors |= dict.fromkeys(handle.keys(), handle)
-        yield tensors
+    raise InputError(f"{folder}: no model.safetensors and no model.safetensors.index.json")
 
 
 # Where a checkpoint may keep the decoder, and its head: a decoder alone, or inside a Gemma 3 with vision (as released,

@@ -1,9 +1,16 @@
-"""Low-rank adapters (Hu et al. 2021): a collection of their own, float32, beside the frozen parameters.
+"""Adapters beside the frozen parameters, a collection of their own, float32: LoRA, rsLoRA and DoRA.
 
-The tree follows the parameters' paths: `layers/self_attn/q_proj/{lora_a [L,in,r], lora_b [L,r,out]}`.
+A projection x W becomes x W + s x A B, with s = alpha/r (Hu et al. 2021, arXiv 2106.09685) or alpha/sqrt(r) (rsLoRA,
+Kalajdzievski 2023, arXiv 2312.03732). DoRA (Liu et al. 2024, arXiv 2402.09353) multiplies each output by m/|w|: m is
+tuned, |w| the norm of the output's weights in W + s A B, taken as a constant by the gradient (its section 4.3).
+
+The tree follows the parameters' paths: `layers/self_attn/q_proj/{lora_a [L,in,r], lora_b [L,r,out]}`, and
+`magnitude [L,out]` in DoRA.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,15 +18,21 @@ import jax.numpy as jnp
 
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
+from jaxalign.model.product import kernel_of
+
+Factors = Mapping[str, jax.Array]
+"""One projection's part of the adapter."""
 
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Rank r, alpha (the update is scaled by alpha/r), and the projections that carry an adapter."""
+    """Rank r, alpha, and the projections that carry an adapter."""
 
     rank: int
     alpha: float
     targets: tuple[str, ...] = ("q_proj", "v_proj")
+    rslora: bool = False
+    dora: bool = False
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha <= 0:
@@ -27,7 +40,7 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        return self.alpha / self.rank
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
 
 def projection_sizes(config: ModelConfig) -> dict[str, tuple[str, tuple[int, int]]]:
@@ -54,8 +67,11 @@ def init_factors(key: jax.Array, sizes: tuple[int, int], rank: int) -> dict[str,
     }
 
 
-def init_lora(key: jax.Array, config: ModelConfig, lora: LoraConfig) -> dict[str, Any]:
-    """A fresh adapter tree for `config`. A target that names no projection raises InputError."""
+def init_lora(key: jax.Array, config: ModelConfig, lora: LoraConfig, params: Any = None) -> dict[str, Any]:
+    """A fresh adapter tree for `config`. A target that names no projection raises InputError.
+
+    DoRA's magnitudes start as the norms of the model's own weights, `params`, so that it changes nothing at first.
+    """
     projections = projection_sizes(config)
     unknown = [target for target in lora.targets if target not in projections]
     if unknown or not lora.targets:
@@ -66,21 +82,63 @@ def init_lora(key: jax.Array, config: ModelConfig, lora: LoraConfig) -> dict[str
         module, sizes = projections[target]
         layer_keys = jax.random.split(target_key, config.layers)
         factors = jax.vmap(lambda k, sizes=sizes: init_factors(k, sizes, lora.rank))(layer_keys)
+        if lora.dora:
+            stored = {name: leaf for name, leaf in params["layers"][module][target].items() if name != "bias"}
+            factors["magnitude"] = jax.lax.map(lambda layer: output_norms(kernel_of(layer)), stored)
         tree.setdefault(module, {})[target] = factors
     return {"layers": tree}
 
 
-def check_adapter(adapter: Any, wanted: Any, lora: LoraConfig, where: object) -> None:
-    """Refuses an adapter tree of other projections or sizes than `wanted`, a tree of arrays or shapes."""
-    if jax.tree.map(jnp.shape, adapter) != jax.tree.map(jnp.shape, wanted):
+def lora_shapes(config: ModelConfig, lora: LoraConfig) -> dict[str, Any]:
+    """The adapter tree of `init_lora` as shapes and types."""
+    layers: dict[str, Any] = {}
+    for name, (module, sizes) in projection_sizes(config).items():
+        kernel = jax.ShapeDtypeStruct((config.layers, *sizes), jnp.float32)
+        layers.setdefault(module, {})[name] = {"kernel": kernel}
+    init = partial(init_lora, config=config, lora=lora)
+    return jax.eval_shape(lambda key, params: init(key, params=params), jax.random.key(0), {"layers": layers})
+
+
+def check_adapter(adapter: Any, config: ModelConfig, lora: LoraConfig, where: object) -> None:
+    """Refuses an adapter tree of other projections or sizes than those of `lora` on this model."""
+    if jax.tree.map(jnp.shape, adapter) != jax.tree.map(jnp.shape, lora_shapes(config, lora)):
         raise InputError(
             f"{where}: no adapter of rank {lora.rank} on {', '.join(lora.targets)} of this model; "
             "is it another model's? Or set lora.rank and lora.targets to its own"
         )
 
 
+def adapted(y: jax.Array, x: jax.Array, kernel: jax.Array, factors: Factors, lora: LoraConfig) -> jax.Array:
+    """y = x W [..., out] with the adapter's part added, x [..., in], kernel W [in, out] of any type."""
+    a, b = (factors[name].astype(y.dtype) for name in ("lora_a", "lora_b"))
+    y = y + (x @ a) @ b * lora.scale
+    if not lora.dora:
+        return y
+    kernel, constant = jax.lax.stop_gradient((kernel, factors))
+    norms = output_norms(with_update(kernel, constant, lora))
+    return y * jnp.broadcast_to((factors["magnitude"] / norms).astype(y.dtype), y.shape)
+
+
+def with_update(kernel: jax.Array, factors: Factors, lora: LoraConfig) -> jax.Array:
+    """W + s A B, float32 [in, out]."""
+    return kernel.astype(jnp.float32) + factors["lora_a"] @ factors["lora_b"] * lora.scale
+
+
+def output_norms(kernel: jax.Array) -> jax.Array:
+    """The Euclidean norm of each output's weights: [in, out] -> float32 [out]."""
+    return jnp.linalg.norm(kernel.astype(jnp.float32), axis=0)
+
+
+def merged_kernel(kernel: jax.Array, factors: Factors, lora: LoraConfig) -> jax.Array:
+    """The kernel [in, out] that does what kernel and adapter do together, rounded once to the kernel's type."""
+    merged = with_update(kernel, factors, lora)
+    if lora.dora:
+        merged = merged * (factors["magnitude"] / output_norms(merged))[None, :]
+    return merged.astype(kernel.dtype)
+
+
 def merge_lora(params: dict[str, Any], lora_tree: dict[str, Any], lora: LoraConfig) -> dict[str, Any]:
-    """`params` with every adapter's update added to its kernel (summed in float32, rounded once to the kernel's type).
+    """`params` with every adapter merged into its kernel, where the kernel lies.
 
     The rest of the tree is shared with the argument, which stays as it is.
     """
@@ -89,7 +147,11 @@ def merge_lora(params: dict[str, Any], lora_tree: dict[str, Any], lora: LoraConf
         layers[module] = dict(layers[module])
         for target, factors in targets.items():
             kernel = layers[module][target]["kernel"]
-            update = jnp.einsum("LIr,LrO->LIO", factors["lora_a"], factors["lora_b"]) * lora.scale
-            merged = (kernel.astype(jnp.float32) + update).astype(kernel.dtype)
-            layers[module][target] = {**layers[module][target], "kernel": merged}
+            merge = jax.jit(every_layer_merged, static_argnums=2, out_shardings=kernel.sharding)
+            layers[module][target] = {**layers[module][target], "kernel": merge(kernel, factors, lora)}
     return {**params, "layers": layers}
+
+
+def every_layer_merged(kernel: jax.Array, factors: Factors, lora: LoraConfig) -> jax.Array:
+    """`merged_kernel` of stacked layers [L, in, out], one after the other: float32 copies of all would be large."""
+    return jax.lax.map(lambda layer: merged_kernel(*layer, lora), (kernel, factors))

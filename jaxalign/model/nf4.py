@@ -5,20 +5,12 @@ shares of it. Two neighbouring inputs share a byte:
 
     kernel [in, out] float     codes [in/2, out] uint8     absmax [in/64, out] float32
 
-Embeddings, head, norms and biases stay as they are. No double quantisation: `absmax` is float32. 4.5 bits a weight.
-Axis letters as in transformer.py.
+No double quantisation: `absmax` is float32. 4.5 bits a weight.
 """
-
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-
-from jaxalign.errors import InputError
-from jaxalign.model.sharding import param_shardings
 
 BLOCK = 64
 
@@ -61,34 +53,3 @@ def dequantise(codes: jax.Array, absmax: jax.Array) -> jax.Array:
     pairs = jnp.stack([codes >> 4, codes & 15], axis=-2)
     blocks = jnp.asarray(LEVELS)[pairs].reshape(*lead, 2 * half // BLOCK, BLOCK, outputs)
     return (blocks * jnp.broadcast_to(absmax[..., None, :], blocks.shape)).reshape(*lead, 2 * half, outputs)
-
-
-def quantise_params(params: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
-    """`params` with the kernels of all layers' projections quantised; the rest is shared with the argument.
-
-    Raises:
-      InputError: a kernel's inputs are not whole blocks.
-    """
-    layers = dict(params["layers"])
-    for module in ("self_attn", "mlp"):
-        layers[module] = dict(layers[module])
-        for name, leaves in layers[module].items():
-            if "kernel" in leaves:
-                rest = {other: leaf for other, leaf in leaves.items() if other != "kernel"}
-                layers[module][name] = rest | quantise_stacked(leaves["kernel"], f"layers/{module}/{name}", mesh)
-    return {**params, "layers": layers}
-
-
-def quantise_stacked(kernel: jax.Array, path: str, mesh: Mesh) -> dict[str, jax.Array]:
-    """One projection of all layers [L, in, out], a layer at a time: float32 copies of more would be large."""
-    if kernel.shape[1] % BLOCK:
-        raise InputError(
-            f"{path}: nf4 takes blocks of {BLOCK} inputs, and {kernel.shape[1]} is no multiple; "
-            "choose another --config.param_dtype"
-        )
-
-    def every_layer(kernel: jax.Array) -> dict[str, jax.Array]:
-        return jax.lax.map(quantise, kernel)
-
-    shapes = {path: jax.eval_shape(every_layer, kernel)}
-    return jax.jit(every_layer, out_shardings=param_shardings(shapes, mesh)[path])(kernel)

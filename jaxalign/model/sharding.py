@@ -29,17 +29,19 @@ TABLE: tuple[tuple[str, P], ...] = (
     (r"layers/(input|post_attention|(pre|post)_feedforward)_layernorm/scale", P(None, None)),  # [L,D]
     (r"layers/self_attn/[qk]_norm/scale", P(None, None)),  # [L,H]
     (rf"layers/{COLUMN}/kernel", P(None, "fsdp", "tensor")),  # [L,in,out]
-    (rf"layers/{COLUMN}/codes", P(None, "fsdp", "tensor")),  # [L,in/2,out]
-    (rf"layers/{COLUMN}/absmax", P(None, None, "tensor")),  # [L,in/64,out], too few blocks to cut
+    (rf"layers/{COLUMN}/codes", P(None, "fsdp", "tensor")),  # [L,in or in/2,out]
+    (rf"layers/{COLUMN}/absmax", P(None, None, "tensor")),  # [L,blocks,out], too few blocks to cut
     (rf"layers/{COLUMN}/bias", P(None, "tensor")),  # [L,out]
     (rf"layers/{COLUMN}/lora_a", P(None, "fsdp", None)),  # [L,in,r]
     (rf"layers/{COLUMN}/lora_b", P(None, None, "tensor")),  # [L,r,out]
+    (rf"layers/{COLUMN}/magnitude", P(None, "tensor")),  # [L,out]
     (rf"layers/{ROW}/kernel", P(None, "tensor", "fsdp")),
     (rf"layers/{ROW}/codes", P(None, "tensor", "fsdp")),
     (rf"layers/{ROW}/absmax", P(None, None, "fsdp")),
     (rf"layers/{ROW}/bias", P(None, None)),
     (rf"layers/{ROW}/lora_a", P(None, "tensor", None)),
     (rf"layers/{ROW}/lora_b", P(None, None, "fsdp")),
+    (rf"layers/{ROW}/magnitude", P(None, None)),
     (r"cache/[kv]", P(None, BATCH, None, "tensor", None)),  # [L,B,S,K,H]
     (r"cache/(positions|segment_ids)", P(BATCH, None)),  # [B,S]
     (r"prefix/[kv]", P(None, None, "tensor", None)),  # [L,P,K,H]

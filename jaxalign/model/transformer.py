@@ -21,8 +21,8 @@ from jax.typing import DTypeLike
 
 from jaxalign.model.attention import Cache, Prefix, Sight, attention, layer_kinds, rotate, sights, write
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.lora import LoraConfig, init_factors, projection_sizes
-from jaxalign.model.nf4 import dequantise
+from jaxalign.model.lora import LoraConfig, adapted, init_factors, output_norms, projection_sizes
+from jaxalign.model.product import kernel_of, product
 from jaxalign.model.sharding import EMBEDDED, HIDDEN, constrain
 
 Tap = Callable[[jax.Array, jax.Array, jax.Array], Any]
@@ -56,9 +56,9 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: bool) -> jax.Ar
 
 
 class Projection(nn.Module):
-    """x [..., in] @ kernel [in, out] (+ bias) (+ alpha/r * x @ lora_a @ lora_b, factors from collection `lora`).
+    """x [..., in] @ kernel [in, out], with an adapter (lora.py) from collection `lora`, then the bias.
 
-    The kernel may be quantised (nf4.py): `codes` and `absmax` in its place.
+    The kernel may be quantised (quantised.py): `codes` and `absmax` in its place.
     """
 
     sizes: tuple[int, int]
@@ -69,21 +69,27 @@ class Projection(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.has_variable("params", "codes"):
-            kernel = dequantise(*(self.get_variable("params", name) for name in ("codes", "absmax")))
+            stored = {name: self.get_variable("params", name) for name in ("codes", "absmax")}
         else:
-            kernel = self.param("kernel", nn.initializers.lecun_normal(), self.sizes)
-        y = x @ kernel.astype(self.dtype)
+            stored = {"kernel": self.param("kernel", nn.initializers.lecun_normal(), self.sizes)}
+        y = product(x, stored, self.dtype)
+        if self.lora is not None:
+            y = adapted(y, x, kernel_of(stored), self.factors(kernel_of(stored), self.lora), self.lora)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, self.sizes[1:])
             y = y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)
-        if self.lora is not None:
-            rank = self.lora.rank
-            a, b = (
-                self.variable("lora", name, lambda n: init_factors(self.make_rng("params"), self.sizes, rank)[n], name)
-                for name in ("lora_a", "lora_b")
-            )
-            y = y + (x @ a.value.astype(self.dtype)) @ b.value.astype(self.dtype) * self.lora.scale
         return y
+
+    def factors(self, kernel: jax.Array, lora: LoraConfig) -> dict[str, jax.Array]:
+        """The adapter's variables."""
+        names = ("lora_a", "lora_b", "magnitude") if lora.dora else ("lora_a", "lora_b")
+
+        def initial(name: str) -> jax.Array:
+            if name == "magnitude":
+                return output_norms(kernel)
+            return init_factors(self.make_rng("params"), self.sizes, lora.rank)[name]
+
+        return {name: self.variable("lora", name, initial, name).value for name in names}
 
 
 def projection(config: ModelConfig, lora: LoraConfig | None, dtype: DTypeLike, name: str) -> Projection:

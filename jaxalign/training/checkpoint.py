@@ -1,8 +1,9 @@
 """Checkpoints of a run: `RUN/checkpoints/STEP/{trainable, optimizer, record}`, written by Orbax in the background.
 
 A checkpoint takes its final name when all of it is on disk, so a run killed at any moment leaves only whole ones.
-`record` is JSON: the run's config, its adapters' shape (`lora`, null in full tuning), and its fingerprint: all that
-the further course of the run depends on. The batch is a function of the step, so no iterator state is needed.
+`record` is JSON: the run's config, its adapters' shape (`lora`, null in full tuning), its fingerprint: all that the
+further course of the run depends on; and a digest of the arrays, by which damage on disk is noticed. The batch is a
+function of the step, so no iterator state is needed.
 """
 
 import json
@@ -15,8 +16,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from jaxalign.errors import InputError
+from jaxalign.metrics_log import say
+from jaxalign.model.fingerprint import weights_sha256
 from jaxalign.model.lora import LoraConfig
 from jaxalign.training.step import TrainState
 
@@ -41,11 +45,40 @@ class Trained(NamedTuple):
     collections: dict[str, Any]
 
 
-def open_checkpoints(run: Path, *, create: bool) -> ocp.CheckpointManager:
-    """The run's checkpoints; the newest two are kept. With `create`, left-overs of interrupted saves are removed."""
+@dataclass(frozen=True)
+class Kept:
+    """Which checkpoints stay: the newest `last`, and the `best` of least held-out loss (among those saved right after
+    it was measured)."""
+
+    last: int = 2
+    best: int = 0
+
+    def __post_init__(self) -> None:
+        if self.last < 1 or self.best < 0:
+            raise InputError(f"keep_last={self.last}, keep_best={self.best}: set them to 1 or more, and to 0 or more")
+
+
+class DamagedCheckpoint(Exception):
+    """The arrays read are not those that were saved."""
+
+
+def open_checkpoints(run: Path, *, create: bool, kept: Kept | None = None) -> ocp.CheckpointManager:
+    """The run's checkpoints. With `create`, left-overs of interrupted saves are removed."""
+    kept = kept or Kept()
+    best = ocp.checkpoint_managers.BestN(
+        get_metric_fn=heldout_loss_of, reverse=True, n=kept.best, keep_checkpoints_without_metrics=False
+    )
     return ocp.CheckpointManager(
         (run / "checkpoints").absolute(),
-        options=ocp.CheckpointManagerOptions(max_to_keep=2, create=create, cleanup_tmp_directories=create),
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(
+                [ocp.checkpoint_managers.LatestN(kept.last), best]
+            ),
+            best_fn=heldout_loss_of,
+            best_mode="min",
+            create=create,
+            cleanup_tmp_directories=create,
+        ),
         item_handlers={
             "trainable": ocp.StandardCheckpointHandler(),
             "optimizer": ocp.StandardCheckpointHandler(),
@@ -54,16 +87,34 @@ def open_checkpoints(run: Path, *, create: bool) -> ocp.CheckpointManager:
     )
 
 
-def save(checkpoints: ocp.CheckpointManager, step: int, state: TrainState, record: Record) -> None:
+def heldout_loss_of(metrics: Mapping[str, float]) -> float:
+    """The number by which checkpoints are ranked."""
+    return metrics["heldout_loss"]
+
+
+def save(
+    checkpoints: ocp.CheckpointManager,
+    step: int,
+    state: TrainState,
+    record: Record,
+    heldout_loss: float | None = None,
+) -> None:
     """Copies the state off the devices and returns; writing goes on in the background."""
+    saved = asdict(record) | {"skipped": int(state.skipped), "sha256": state_sha256(state)}
     checkpoints.save(
         step,
         args=ocp.args.Composite(
             trainable=ocp.args.StandardSave(state.trainable),
             optimizer=ocp.args.StandardSave(state.opt_state),
-            record=ocp.args.JsonSave(asdict(record)),
+            record=ocp.args.JsonSave(saved),
         ),
+        metrics=None if heldout_loss is None else {"heldout_loss": heldout_loss},
     )
+
+
+def state_sha256(state: TrainState) -> str:
+    """A digest of all arrays that a checkpoint holds."""
+    return weights_sha256((state.trainable, state.opt_state))
 
 
 def start(
@@ -71,7 +122,8 @@ def start(
 ) -> tuple[int, TrainState]:
     """The step and state that a run begins with. The first of these that exists:
 
-    1. the run's own newest checkpoint: the same command again continues;
+    1. the run's own newest checkpoint: the same command again continues; a damaged one is set aside, with a warning,
+       for the one before;
     2. the newest checkpoint of the run that `resume` names: optimizer and step come along;
     3. the initial adapter, and
     4. if none was given a fresh one (or, in full tuning, the model's own parameters): both are in `initial`,
@@ -80,12 +132,30 @@ def start(
     In 1 and 2 a fingerprint that differs raises InputError and names its keys. Arrays are restored to the shardings
     of `initial`, whatever mesh they were saved from.
     """
-    if (step := checkpoints.latest_step()) is not None:
-        return step, restore(checkpoints, step, initial, fingerprint)
+    while (step := checkpoints.latest_step()) is not None:
+        try:
+            return step, restore(checkpoints, step, initial, fingerprint)
+        except InputError:
+            raise
+        except Exception as error:  # whatever a reader raises on a file that is cut off, missing or garbage
+            set_aside(checkpoints, step, error)
     if resume is None:
         return 0, initial
     with open_newest(resume) as (other, step):
         return step, restore(other, step, initial, fingerprint)
+
+
+def set_aside(checkpoints: ocp.CheckpointManager, step: int, error: Exception) -> None:
+    """Moves a damaged checkpoint out of the way, into `RUN/damaged/`, and says so."""
+    folder = Path(checkpoints.directory) / str(step)
+    aside = folder.parent.parent / "damaged" / str(step)
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    say(f"warning: {folder} is damaged ({reason}); it is kept as {aside}, and the checkpoint before it is used")
+    if jax.process_index() == 0:
+        aside.parent.mkdir(exist_ok=True)
+        folder.rename(aside)
+    multihost_utils.sync_global_devices(f"checkpoint {step} set aside")
+    checkpoints.reload()
 
 
 def restore(checkpoints: ocp.CheckpointManager, step: int, like: TrainState, fingerprint: Fingerprint) -> TrainState:
@@ -100,8 +170,11 @@ def restore(checkpoints: ocp.CheckpointManager, step: int, like: TrainState, fin
             optimizer=ocp.args.StandardRestore(target.opt_state),
         ),
     )
-    count = jax.device_put(np.int32(step), like.step.sharding)
-    return TrainState(count, restored["trainable"], restored["optimizer"])
+    counts = jax.device_put((np.int32(step), np.int32(record["skipped"])), like.step.sharding)
+    state = TrainState(*counts, restored["trainable"], restored["optimizer"])
+    if state_sha256(state) != record["sha256"]:
+        raise DamagedCheckpoint("its arrays are not those that were saved")
+    return state
 
 
 def check_fingerprint(saved: Fingerprint, wanted: Fingerprint, place: Any) -> None:

@@ -13,12 +13,14 @@ from jax.sharding import Mesh
 
 from jaxalign import files
 from jaxalign.data.batches import Batch, BatchPlan, prefetch
-from jaxalign.errors import InputError
+from jaxalign.errors import InputError, Preempted
 from jaxalign.metrics_log import MetricsLog, Progress, say
 from jaxalign.model.lora import check_adapter, init_lora
 from jaxalign.model.transformer import Decoder
 from jaxalign.training import checkpoint
+from jaxalign.training.bad_steps import NonFiniteStep, dump_bad_step
 from jaxalign.training.optimizer import OptimizerConfig, cosine_schedule, make_optimizer
+from jaxalign.training.preemption import preemption_notice
 from jaxalign.training.step import (
     Metrics,
     Shardings,
@@ -61,6 +63,7 @@ def train(
     optimizer_config: OptimizerConfig,
     step_config: StepConfig,
     loop_config: LoopConfig,
+    kept: checkpoint.Kept,
     seed: int,
     document: Mapping[str, Any],
     fingerprint: checkpoint.Fingerprint,
@@ -87,15 +90,17 @@ def train(
 
     Raises:
       InputError: the run was started with another fingerprint, or the loss or gradient is no longer finite.
+      Preempted: SIGTERM arrived, and the state was saved.
     """
     # What is trained, and the optimizer
     if decoder.lora is None:
         frozen, trainable = {}, {"params": params}
     else:
-        fresh = partial(init_lora, jax.random.key(seed), decoder.config, decoder.lora)
-        if initial_adapter is not None:
-            check_adapter(initial_adapter, jax.eval_shape(fresh), decoder.lora, "the initial adapter")
-        frozen, trainable = {"params": params}, {"lora": fresh() if initial_adapter is None else initial_adapter}
+        frozen, trainable = {"params": params}, {"lora": initial_adapter}
+        if initial_adapter is None:
+            init = jax.jit(partial(init_lora, config=decoder.config, lora=decoder.lora))
+            trainable = {"lora": init(jax.random.key(seed), params=params if decoder.lora.dora else None)}
+        check_adapter(trainable["lora"], decoder.config, decoder.lora, "the initial adapter")
     schedule = cosine_schedule(optimizer_config, plan.steps)
     optimizer = make_optimizer(optimizer_config, schedule)
     shardings = make_shardings(trainable, frozen, optimizer, mesh)
@@ -113,7 +118,7 @@ def train(
         "total_steps": plan.steps,
     }
     record = checkpoint.Record(document["config"], fingerprint, decoder.lora)
-    with checkpoint.open_checkpoints(run, create=True) as checkpoints:
+    with checkpoint.open_checkpoints(run, create=True, kept=kept) as checkpoints, preemption_notice() as preempted:
         own = checkpoints.latest_step()
         first, state = checkpoint.start(checkpoints, resume, state, fingerprint)
         if first == plan.steps:
@@ -130,40 +135,56 @@ def train(
             MetricsLog(run / "metrics.jsonl", keep_through=-1 if own is None else first) as log,
             Progress(plan.steps, first) as progress,
         ):
-            report = StepReport(log, progress, loop_config.log_every, plan.steps)
+            report = StepReport(
+                log, progress, loop_config.log_every, plan.steps, step_config.nonfinite, int(state.skipped)
+            )
 
-            def evaluate(step: int, trainable: Any) -> None:
+            def evaluate(step: int, trainable: Any) -> float | None:
                 numbers = {} if heldout_loss is None else {"heldout_loss": heldout_loss(trainable, frozen)}
                 for hook in hooks:
                     numbers |= hook(step, frozen | trainable)
                 if numbers:
                     log.write(step, **numbers)
+                return numbers.get("heldout_loss")
 
             if own is None:
                 evaluate(first, state.trainable)
-            for step, batch in enumerate(prefetch(local_rows(plan), first, plan.steps), start=first + 1):
-                started = time.perf_counter()
-                state, metrics = train_step(state, frozen, place_batch(batch, shardings.batch))
-                report.settle()  # of the step before, while this one runs
-                report.hold(step, metrics, started)
-                last = step == plan.steps
-                evaluation_due = last or step % loop_config.heldout_every == 0
-                checkpoint_due = last or step % loop_config.checkpoint_every == 0
-                if evaluation_due or checkpoint_due:
-                    # A checkpoint is saved after all rows of its step are written and its loss is known to be finite.
-                    report.settle()
-                if evaluation_due:
-                    evaluate(step, state.trainable)
-                if checkpoint_due:
-                    checkpoint.save(checkpoints, step, state, record)
+            try:
+                for step, batch in enumerate(prefetch(local_rows(plan), first, plan.steps), start=first + 1):
+                    started = time.perf_counter()
+                    state, metrics = train_step(state, frozen, place_batch(batch, shardings.batch))
+                    report.settle()  # of the step before, while this one runs
+                    report.hold(step, metrics, started)
+                    last, stopping, loss = step == plan.steps, preempted(step), None
+                    evaluation_due = last or step % loop_config.heldout_every == 0
+                    checkpoint_due = last or step % loop_config.checkpoint_every == 0 or stopping
+                    if evaluation_due or checkpoint_due:
+                        # A checkpoint is saved after all rows of its step are written and its loss is known.
+                        report.settle()
+                    if evaluation_due and not stopping:
+                        loss = evaluate(step, state.trainable)
+                    if checkpoint_due:
+                        checkpoint.save(checkpoints, step, state, record, loss)
+                    if stopping and not last:
+                        raise Preempted(f"{run}: told to stop; step {step} is saved, the same command continues")
+            except NonFiniteStep as bad:
+                # Nothing was updated since: this is the state that the bad step began with.
+                if checkpoints.latest_step() != bad.step - 1:
+                    checkpoint.save(checkpoints, bad.step - 1, state, record)
+                place = dump_bad_step(run, plan, bad)
+                raise InputError(
+                    f"{bad}; its rows are in {place}, and the state before it is the newest checkpoint of {run}. Lower "
+                    "optimizer.learning_rate, compute in float32, or set nonfinite=skip"
+                ) from None
     return state.trainable
 
 
 class StepReport:
     """Reads a step's metrics after the next step was dispatched, so that the devices do not wait for the host."""
 
-    def __init__(self, log: MetricsLog, progress: Progress, every: int, last: int):
+    def __init__(self, log: MetricsLog, progress: Progress, every: int, last: int, nonfinite: str, skipped: int):
         self._log, self._progress, self._every, self._last = log, progress, every, last
+        self._nonfinite, self._skipped = nonfinite, skipped
         self._held: tuple[int, Metrics, float] | None = None
         self._read_at = 0.0
 
@@ -172,18 +193,19 @@ class StepReport:
         self._held = step, metrics, started
 
     def settle(self) -> None:
-        """Waits for the step held, if any, and reports it. A loss or gradient that is not finite ends the run."""
+        """Waits for the step held, if any, and reports it. NonFiniteStep where its update was not made for good."""
         if self._held is None:
             return
         (step, metrics, started), self._held = self._held, None
         numbers = {name: value.item() for name, value in jax.device_get(metrics)._asdict().items()}
         now = time.perf_counter()
         seconds, self._read_at = now - max(started, self._read_at), now
-        if not (math.isfinite(numbers["loss"]) and math.isfinite(numbers["gradient_norm"])):
-            raise InputError(
-                f"step {step}: the loss is {numbers['loss']} and the gradient's norm {numbers['gradient_norm']}; "
-                "lower optimizer.learning_rate or compute in float32. The last checkpoint is kept"
-            )
+        if numbers["skipped"] > self._skipped:
+            bad = NonFiniteStep(step, numbers["loss"], numbers["gradient_norm"])
+            if self._nonfinite == "stop":
+                raise bad
+            self._skipped = numbers["skipped"]
+            say(f"warning: {bad}; its update is left out ({self._skipped} so far)")
         numbers["tokens"] = int(numbers["tokens"])
         self._progress.advance(numbers["loss"], numbers["tokens"], seconds)
         if step % self._every == 0 or step in (1, self._last):

@@ -23,20 +23,24 @@ from jaxalign.model.transformer import Decoder
 
 
 class TrainState(NamedTuple):
-    """All that an update changes. `step`: int32 scalar, updates done; the others float32 trees."""
+    """All that a step changes. `step` and `skipped`: int32 scalars, steps done and those among them that were left
+    out because loss or gradient was not finite; the others float32 trees."""
 
     step: Any
+    skipped: Any
     trainable: Any
     opt_state: Any
 
 
 class Metrics(NamedTuple):
-    """Float32 scalars of one update. `gradient_norm` is the norm before clipping, `tokens` counts target tokens."""
+    """Scalars of one step, float32. `gradient_norm` is the norm before clipping, `tokens` counts target tokens;
+    `skipped`, int32, is that of the new state."""
 
     loss: Any
     gradient_norm: Any
     learning_rate: Any
     tokens: Any
+    skipped: Any
 
 
 class Shardings(NamedTuple):
@@ -58,8 +62,12 @@ class StepConfig:
     """Mean over all target tokens of the batch, or the mean of the micro-batches' means (as in the study)."""
     loss_chunk: int = 256
     """Target positions of which the head's logits are held at a time."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """After a loss or gradient that is not finite: no further update is made, or that one is left out."""
 
     def __post_init__(self) -> None:
+        if self.nonfinite not in ("stop", "skip"):
+            raise InputError(f"nonfinite is {self.nonfinite!r}: set it to 'stop' or 'skip'")
         if self.reduction not in ("token_mean", "micro_batch_mean"):
             raise InputError(f"loss.reduction is {self.reduction!r}: set it to 'token_mean' or 'micro_batch_mean'")
         for key, number in (("batch.accumulation", self.accumulation), ("loss.chunk", self.loss_chunk)):
@@ -93,13 +101,13 @@ def update(
     loss_sums: LossSums,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
-    reduction: str,
+    config: StepConfig,
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step on `micro_batches`, arrays [A, b, T]. Sums and counts are added up and divided once."""
 
     def weighted_loss(trainable: Any, micro_batch: Batch) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         loss_sum, count = loss_sums(frozen | trainable, micro_batch)
-        if reduction == "token_mean":
+        if config.reduction == "token_mean":
             return loss_sum, (count, count)
         # A micro-batch of filler rows has no mean, and does not count as one.
         return loss_sum / jnp.maximum(count, 1), (jnp.sign(count), count)
@@ -112,9 +120,19 @@ def update(
     nothing = ((zero, (zero, zero)), jax.tree.map(jnp.zeros_like, state.trainable))
     ((loss, (units, tokens)), gradients), _ = jax.lax.scan(accumulate, nothing, micro_batches)
     loss, gradients = jax.tree.map(lambda total: total / jnp.maximum(units, 1), (loss, gradients))
-    metrics = Metrics(loss, optax.tree.norm(gradients), schedule(state.step), tokens)
+    norm = optax.tree.norm(gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
-    return TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), opt_state), metrics
+    updated = (optax.apply_updates(state.trainable, updates), opt_state)
+
+    is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    skipped = state.skipped + (~is_finite).astype(jnp.int32)
+    # Under "stop" the state before the first bad step is kept until the host has seen it.
+    is_kept = is_finite if config.nonfinite == "skip" else skipped == 0
+    trainable, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(is_kept, new, old), updated, (state.trainable, state.opt_state)
+    )
+    metrics = Metrics(loss, norm, schedule(state.step), tokens, skipped)
+    return TrainState(state.step + 1, skipped, trainable, opt_state), metrics
 
 
 def make_train_step(
@@ -140,7 +158,7 @@ def make_train_step(
                 loss_sums=loss_sums,
                 optimizer=optimizer,
                 schedule=schedule,
-                reduction=config.reduction,
+                config=config,
             )
 
     return jax.jit(
@@ -178,7 +196,8 @@ def new_state(trainable: Any, optimizer: optax.GradientTransformation) -> TrainS
     """The state before the first update: a float32 copy of `trainable`, and an optimizer that has seen nothing."""
     # A copy, since the step consumes its state and jit may hand an unchanged argument through as the same buffer.
     trainable = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), trainable)
-    return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable))
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, zero, trainable, optimizer.init(trainable))
 
 
 def init_state(trainable: Any, optimizer: optax.GradientTransformation, shardings: Shardings) -> TrainState:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from jaxalign.errors import InputError
 from jaxalign.model.config import RopeScaling
 from jaxalign.model.gguf import load_gguf_params, read_gguf_config
+from jaxalign.model.hf_weights import place_whole
 from tests.model.tiny_models import TinyModel, numpy_of, params_of, tiny_model
 
 ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "gemma3_text": "gemma3"}
@@ -179,9 +180,9 @@ def test_bfloat16_storage_and_placing(tmp_path):
     path = write_gguf(tmp_path / "tiny.gguf", model, gguf.GGMLQuantizationType.BF16)
     seen = []
 
-    def place(name, leaf):
-        seen.append(name)
-        return jnp.asarray(leaf)
+    def place(leaf):
+        seen.append(leaf.path)
+        return place_whole(leaf)
 
     params = load_gguf_params(path, model.config, jnp.bfloat16, place)
     assert "layers/mlp/up_proj/kernel" in seen

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from jaxalign.errors import InputError
 from jaxalign.model.hf_config import config_from_hf, read_config
-from jaxalign.model.hf_weights import config_to_hf, load_params, save_params
+from jaxalign.model.hf_weights import config_to_hf, load_params, place_whole, save_params
 from tests.model.tiny_models import CASES, FAMILIES, tiny_case
 
 
@@ -116,7 +116,7 @@ def test_leaves_are_placed_by_the_caller(tmp_path):
     tiny, _ = saved_tensors(tmp_path)
     mesh = jax.make_mesh((2,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    params = load_params(tmp_path, tiny.config, jnp.float32, lambda path, leaf: jax.device_put(leaf, sharding))
+    params = load_params(tmp_path, tiny.config, jnp.float32, lambda leaf: jax.device_put(place_whole(leaf), sharding))
     assert all(leaf.sharding == sharding for leaf in jax.tree.leaves(params))
     assert_same_tree(params, tiny.params)
 

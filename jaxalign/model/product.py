@@ -1,0 +1,52 @@
+"""x @ W where W is stored in another type than it is used in: the backward pass, too, reads W as it is stored.
+
+Left to autodiff, a scan over layers would keep the converted copy of every layer's weights for the backward pass: as
+much memory as the model in the compute type.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jaxalign.model.quantised import dequantise
+
+Stored = Mapping[str, jax.Array]
+"""{"kernel": [in, out]}, or quantised {"codes": ..., "absmax": ...}."""
+
+
+def kernel_of(stored: Stored) -> jax.Array:
+    """[in, out] as stored, or float32 where it is quantised."""
+    return stored["kernel"] if "kernel" in stored else dequantise(stored["codes"], stored["absmax"])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x: jax.Array, stored: Stored, dtype: DTypeLike) -> jax.Array:
+    """x [..., in] @ kernel [in, out], the kernel in `dtype`. A kernel has a gradient, quantised weights have none."""
+    return x @ kernel_of(stored).astype(dtype)
+
+
+def forward(x: Any, stored: Any, dtype: DTypeLike) -> tuple[jax.Array, tuple[Stored, jax.Array | None]]:
+    """`x` and the leaves of `stored` come with `perturbed`: whether anything asks for their gradient."""
+    is_tuned = "kernel" in stored and stored["kernel"].perturbed
+    stored = {name: leaf.value for name, leaf in stored.items()}
+    return product(x.value, stored, dtype), (stored, x.value if is_tuned else None)
+
+
+def backward(
+    dtype: DTypeLike, residuals: tuple[Stored, jax.Array | None], gradient: jax.Array
+) -> tuple[jax.Array, Stored | None]:
+    """The gradients of x, and of the kernel where x was kept for it."""
+    stored, x = residuals
+    of_x = gradient @ kernel_of(stored).astype(dtype).T
+    if x is None:
+        return of_x, None
+    leading = tuple(range(x.ndim - 1))
+    of_kernel = jnp.tensordot(x, gradient, axes=(leading, leading), preferred_element_type=jnp.float32)
+    return of_x, {"kernel": of_kernel.astype(stored["kernel"].dtype)}
+
+
+product.defvjp(forward, backward, symbolic_zeros=True)
