@@ -92,5 +92,5 @@ def get_config() -> ConfigDict:
     config.batch_size = 8  # prompts that run at once
 
     # export.
-    config.format = "peft"  # what is written: a PEFT folder
+    config.format = "peft"  # the adapter as a PEFT folder; or merged, the whole model (config.model) as Hugging Face's
     return config

@@ -114,9 +114,18 @@ def adapted(y: jax.Array, x: jax.Array, kernel: jax.Array, factors: Factors, lor
     y = y + (x @ a) @ b * lora.scale
     if not lora.dora:
         return y
-    kernel, constant = jax.lax.stop_gradient((kernel, factors))
-    norms = output_norms(with_update(kernel, constant, lora))
+    norms = updated_norms(*jax.lax.stop_gradient((kernel, factors)), lora)
     return y * jnp.broadcast_to((factors["magnitude"] / norms).astype(y.dtype), y.shape)
+
+
+def updated_norms(kernel: jax.Array, factors: Factors, lora: LoraConfig) -> jax.Array:
+    """`output_norms` of W + s A B, float32 [out].
+
+    By |w + sAb|² = |w|² + sb·(2 Aᵀw + s AᵀA b) for each output's w and b: with the sum itself, rematerialisation that
+    keeps products would keep one of W's size for every layer.
+    """
+    kernel, a, b = kernel.astype(jnp.float32), factors["lora_a"], factors["lora_b"] * lora.scale
+    return jnp.sqrt(jnp.square(kernel).sum(axis=0) + (b * (2 * (a.T @ kernel) + (a.T @ a) @ b)).sum(axis=0))
 
 
 def with_update(kernel: jax.Array, factors: Factors, lora: LoraConfig) -> jax.Array:

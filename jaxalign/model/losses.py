@@ -103,8 +103,10 @@ def summed_nats_forward(head: Head, chunks: Any, weights: Any) -> tuple[jax.Arra
 
 
 def summed_nats_backward(head: Head, gradients: tuple[jax.Array, Any], scale: jax.Array) -> tuple[Any, Any]:
-    """The gradients of the forward pass, scaled."""
-    of_states, of_tuned = jax.tree.map(lambda gradient: gradient * scale.astype(gradient.dtype), gradients)
+    """The gradients of the forward pass, scaled; in float32, for 1/count is no bfloat16."""
+    of_states, of_tuned = jax.tree.map(
+        lambda gradient: (gradient.astype(jnp.float32) * scale).astype(gradient.dtype), gradients
+    )
     return (of_states, None, None), of_tuned
 
 

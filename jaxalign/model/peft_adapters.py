@@ -1,10 +1,10 @@
-"""LoRA adapters in the format of the PEFT library: read from it, and written so that it loads them.
+"""LoRA, rsLoRA and DoRA adapters in the format of the PEFT library: read from it, and written so that it loads them.
 
-A PEFT folder holds `adapter_config.json` and `adapter_model.safetensors`, in which every layer's A is [r, in] and B is
-[out, r]; here they are the stacked `lora_a` [L, in, r] and `lora_b` [L, r, out].
+A PEFT folder holds `adapter_config.json` and `adapter_model.safetensors`, in which every layer's A is [r, in], B is
+[out, r] and DoRA's magnitude [out]; here they are the stacked leaves of lora.py, A and B transposed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.hf_config import Keys
 from jaxalign.model.hf_weights import listed
-from jaxalign.model.lora import LoraConfig, projection_sizes
+from jaxalign.model.lora import LoraConfig, lora_shapes, projection_sizes
 
-_FACTORS = {"lora_a": "lora_A", "lora_b": "lora_B"}
+_FACTORS = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
 
 # Keys of adapter_config.json that leave the update as it is. All others must be unset: there are more ways to vary
-# LoRA every year (rank_pattern, use_dora, layers_to_transform, ...), and each of them changes the model.
+# LoRA every year (rank_pattern, use_qalora, layers_to_transform, ...), and each of them changes the model.
 _HARMLESS = frozenset(
     {
         "auto_mapping",
@@ -45,14 +45,14 @@ _PLAIN_INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
 
 
 def save_adapter(folder: Path, lora_tree: Mapping[str, Any], lora: LoraConfig, base_model_name: str) -> None:
-    """Writes a PEFT folder; float32, the update scaled by alpha/r as here.
+    """Writes a PEFT folder, float32.
 
     `base_model_name` is the folder or hub name of the model that the adapter belongs to.
     """
     tensors = {}
     for (*module, factor), leaf in flatten_dict(lora_tree["layers"]).items():
         for layer, matrix in enumerate(np.asarray(leaf, np.float32)):
-            tensors[_name(layer, "/".join(module), factor)] = np.ascontiguousarray(matrix.T)
+            tensors[_name(layer, module, factor)] = np.ascontiguousarray(matrix.T)
     document = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -69,8 +69,8 @@ def save_adapter(folder: Path, lora_tree: Mapping[str, Any], lora: LoraConfig, b
         "layers_to_transform": None,
         "rank_pattern": {},
         "alpha_pattern": {},
-        "use_dora": False,
-        "use_rslora": False,
+        "use_dora": lora.dora,
+        "use_rslora": lora.rslora,
     }
     files.write_json(folder / "adapter_config.json", document)
     with files.whole_file(folder / "adapter_model.safetensors") as partial:
@@ -80,8 +80,8 @@ def save_adapter(folder: Path, lora_tree: Mapping[str, Any], lora: LoraConfig, b
 def load_adapter(folder: Path, config: ModelConfig) -> tuple[LoraConfig, dict[str, Any]]:
     """The adapter of a PEFT folder: its config, and its tree in float32.
 
-    InputError names the field, where the adapter is not plain LoRA on all layers, or the tensors, where it does not
-    belong to a model of this `config`.
+    InputError names the field, where the adapter is of another kind or not on all layers, or the tensors, where it does
+    not belong to a model of this `config`.
     """
     lora = _read_lora_config(folder / "adapter_config.json", config)
     path = folder / "adapter_model.safetensors"
@@ -92,21 +92,19 @@ def load_adapter(folder: Path, config: ModelConfig) -> tuple[LoraConfig, dict[st
         tensors = load_file(path)
     except SafetensorError as error:
         raise InputError(f"{path}: not a whole safetensors file ({error}); is it cut off?") from None
-    _check_tensors(tensors, lora, config, path)
+    shapes = flatten_dict(lora_shapes(config, lora)["layers"])
+    _check_tensors(tensors, shapes, path)
 
-    projections = projection_sizes(config)
     tree = {}
-    for target in lora.targets:
-        module = f"{projections[target][0]}/{target}"
-        for factor in _FACTORS:
-            layers = [tensors[_name(layer, module, factor)].T for layer in range(config.layers)]
-            tree[f"layers/{module}/{factor}"] = jnp.asarray(np.stack(layers).astype(np.float32))
-    return lora, unflatten_dict(tree, sep="/")
+    for *module, factor in shapes:
+        layers = [tensors[_name(layer, module, factor)].T for layer in range(config.layers)]
+        tree["layers", *module, factor] = jnp.asarray(np.stack(layers).astype(np.float32))
+    return lora, unflatten_dict(tree)
 
 
-def _name(layer: int, module: str, factor: str) -> str:
+def _name(layer: int, module: Sequence[str], factor: str) -> str:
     """PEFT's name of one factor: `base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight`."""
-    return f"base_model.model.model.layers.{layer}.{module.replace('/', '.')}.{_FACTORS[factor]}.weight"
+    return f"base_model.model.model.layers.{layer}.{'.'.join(module)}.{_FACTORS[factor]}"
 
 
 def _read_lora_config(path: Path, config: ModelConfig) -> LoraConfig:
@@ -129,19 +127,27 @@ def _read_lora_config(path: Path, config: ModelConfig) -> LoraConfig:
         targets = list(known)
     if not isinstance(targets, list) or not targets or any(target not in known for target in targets):
         raise InputError(f"{path}: target_modules {targets} is not supported, only a list of {', '.join(known)}")
-    lora = LoraConfig(keys.whole("r"), keys.real("lora_alpha"), tuple(name for name in known if name in targets))
+    lora = LoraConfig(
+        keys.whole("r"),
+        keys.real("lora_alpha"),
+        tuple(name for name in known if name in targets),
+        rslora=keys.flag("use_rslora"),
+        dora=keys.flag("use_dora"),
+    )
     keys.refuse_the_rest(_HARMLESS, fixed={key: _UNSET for key in document})
     return lora
 
 
-def _check_tensors(tensors: Mapping[str, np.ndarray], lora: LoraConfig, config: ModelConfig, path: Path) -> None:
-    """InputError unless the file holds exactly the factors of every target in every layer, in their shapes."""
-    expected = {}
-    for target in lora.targets:
-        module, (inputs, outputs) = projection_sizes(config)[target]
-        for layer in range(config.layers):
-            expected[_name(layer, f"{module}/{target}", "lora_a")] = (lora.rank, inputs)
-            expected[_name(layer, f"{module}/{target}", "lora_b")] = (outputs, lora.rank)
+def _check_tensors(tensors: Mapping[str, np.ndarray], shapes: Mapping[tuple[str, ...], Any], path: Path) -> None:
+    """InputError unless the file holds exactly the factors of every target in every layer, in their shapes.
+
+    `shapes`: (module, target, factor) -> the stacked leaf [L, ...].
+    """
+    expected = {
+        _name(layer, module, factor): leaf.shape[:0:-1]
+        for (*module, factor), leaf in shapes.items()
+        for layer in range(leaf.shape[0])
+    }
     missing = [name for name in expected if name not in tensors]
     extra = sorted(set(tensors) - set(expected))
     wrong = [
