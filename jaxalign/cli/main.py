@@ -33,7 +33,7 @@ VERBS = {
         "BEFORE AFTER...",
         "one HTML file from result folders, at --config.out (or in AFTER)",
     ),
-    "export": ("export.export", "RUN", "write a run's adapter as a PEFT folder to --config.out"),
+    "export": ("export.export", "RUN", "write a run's adapter, or the model tuned by it, to --config.out"),
 }
 
 
