@@ -92,11 +92,11 @@ def place_leaf(mesh: Mesh, scheme: str) -> Place:
     def place(leaf: Leaf) -> jax.Array | Mapping[str, jax.Array]:
         try:
             array = on_mesh(leaf)
+            if scheme in SCHEMES and is_projection(leaf.path):
+                return quantise_stacked(array, leaf.path.removesuffix("/kernel"), mesh, scheme)
+            return array
         except ValueError as error:
             raise InputError(f"config.mesh: {error}; choose other sizes") from None
-        if scheme in SCHEMES and is_projection(leaf.path):
-            return quantise_stacked(array, leaf.path.removesuffix("/kernel"), mesh, scheme)
-        return array
 
     return place
 
