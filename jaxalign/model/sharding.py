@@ -49,7 +49,7 @@ TABLE: tuple[tuple[str, P], ...] = (
 """(regular expression over the end of the "/"-joined path, spec). Optimizer state mirrors paths: `0/mu/layers/...`."""
 
 
-def param_specs(tree: Any, mesh: Mesh) -> Any:
+def param_specs(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """The PartitionSpec of every leaf of a tree of arrays or shapes; scalars are replicated.
 
     The tree may hold any of the table's: parameters, adapters, optax or train state around them, {"cache": Cache}.
@@ -58,12 +58,12 @@ def param_specs(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf_spec(path_name(path), leaf.shape, mesh), tree)
 
 
-def param_shardings(tree: Any, mesh: Mesh) -> Any:
+def param_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """`param_specs` as NamedShardings on `mesh`."""
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), param_specs(tree, mesh))
 
 
-def cache_shardings(tree: Any, mesh: Mesh) -> Any:
+def cache_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """`param_shardings` of {"cache": Cache} or {"prefix": Prefix}; heads that `tensor` does not divide stay whole.
 
     Many models have fewer key/value heads than a slice has devices along `tensor`.
@@ -99,7 +99,7 @@ def ways(axes: str | tuple[str, ...] | None, mesh: Mesh | AbstractMesh) -> int:
     return math.prod(mesh.shape[name] for name in names)
 
 
-def leaf_spec(name: str, shape: tuple[int, ...], mesh: Mesh, uneven_axes: tuple[str, ...] = ()) -> P:
+def leaf_spec(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, uneven_axes: tuple[str, ...] = ()) -> P:
     """The spec of one leaf, checked against its shape and the mesh; `uneven_axes` cut only what they divide."""
     if not shape:
         return P()
