@@ -1,7 +1,10 @@
-"""The machine: the device mesh, strict numerics and the compilation cache."""
+"""The machine: its processes, the device mesh, strict numerics and the compilation cache."""
 
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -10,14 +13,25 @@ from jaxalign.errors import InputError
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
+HEARTBEAT_SECONDS = 60
+"""A process that is silent for so long is taken for lost; the others then end with an error."""
+SHUTDOWN_SECONDS = 120
+"""How long a process that is done waits for the others."""
 
-def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:
-    """A mesh of all devices with the axes `data`, `fsdp`, `tensor`; at most one size may be -1, which fills in.
+
+def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of all devices, or of those given, with the axes `data`, `fsdp`, `tensor`; sizes as in `mesh_sizes`.
 
     The axes are Auto: under jax's default, Explicit, a row-parallel `nn.Dense` raises.
     """
+    devices = jax.devices() if devices is None else devices
+    sizes = mesh_sizes(data, fsdp, tensor, len(devices))
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+
+
+def mesh_sizes(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, int, int]:
+    """The sizes of a mesh over so many devices; at most one may be -1, which fills in."""
     sizes = [data, fsdp, tensor]
-    devices = jax.device_count()
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
         raise InputError(f"mesh {tuple(sizes)}: each size is a positive number, or -1 for one of them")
     known = 1
@@ -27,7 +41,7 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:
         sizes[sizes.index(-1)] = devices // known
     elif known != devices:
         raise InputError(f"mesh {tuple(sizes)} does not divide into the {devices} devices here; change config.mesh")
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    return sizes[0], sizes[1], sizes[2]
 
 
 def cache_folder() -> Path:
@@ -35,12 +49,47 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxalign"
 
 
+def join_processes() -> None:
+    """Makes several processes, one a host, one machine, where the environment says so; before any JAX computation.
+
+    JAXALIGN_DISTRIBUTED=1: jax finds the others itself (TPU pods and managed instance groups, Slurm, Open MPI).
+    Elsewhere JAX_COORDINATOR_ADDRESS (host:port of process 0, the same for all), JAX_NUM_PROCESSES and JAX_PROCESS_ID
+    (from 0). Of these jax itself reads the address alone.
+    """
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    address, *numbers = (os.environ.get(name, "") for name in names)
+    limits: dict[str, Any] = {
+        "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
+        "shutdown_timeout_seconds": SHUTDOWN_SECONDS,
+    }
+    if any(numbers):
+        if not address or not all(number.isdecimal() for number in numbers) or int(numbers[1]) >= int(numbers[0]):
+            said = ", ".join(f"{name}={os.environ.get(name, '')}" for name in names)
+            raise InputError(f"{said}: set all three, the last two to numbers, the process's own below their number")
+        count, process = map(int, numbers)
+        jax.distributed.initialize(address, count, process, cluster_detection_method="deactivate", **limits)
+    elif os.environ.get("JAXALIGN_DISTRIBUTED") == "1":
+        jax.distributed.initialize(**limits)
+
+
+def leave(exit_code: int) -> None:
+    """Ends this process if it is one of several, and with it all of them: they wait for it, and would do so long.
+
+    Where the others end too, with the same exit code, this is not needed.
+    """
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+
+
 def start() -> None:
     """What every command does first.
 
-    No silent dtype or rank promotion; float32 products in float32, also on TPU; compiled programs kept between runs;
-    and no word from transformers about torch, which is not needed.
+    Other processes joined; no silent dtype or rank promotion; float32 products in float32, also on TPU; compiled
+    programs kept between runs; and no word from transformers about torch, which is not needed.
     """
+    join_processes()
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     jax.config.update("jax_default_matmul_precision", "highest")
     jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -106,17 +106,26 @@ def run(arguments: Sequence[str]) -> None:
 def main() -> int:
     """Entry point. The exit code is 0; 1 for a fault of ours, 2 for bad input, 75 where a run was told to stop
     (SIGTERM) and has saved, 130 when interrupted."""
+    exit_code = attempt(sys.argv[1:])
+    if exit_code not in (0, 75) and "jax" in sys.modules:
+        # Of several processes only this one may have failed.
+        importlib.import_module("jaxalign.runtime").leave(exit_code)
+    return exit_code
+
+
+def attempt(arguments: Sequence[str]) -> int:
+    """Runs one command and says in one line what went wrong; the exit code."""
     try:
-        run(sys.argv[1:])
+        run(arguments)
     except KeyboardInterrupt:
         return complain("interrupted; the same command continues", 130)
+    except Preempted as error:
+        return complain(str(error), 75)
     except Exception as error:  # one line for the user; --debug shows where it came from
-        if "--debug" in sys.argv:
+        if "--debug" in arguments:
             raise
         if isinstance(error, InputError | OSError):
             return complain(str(error), 2)
-        if isinstance(error, Preempted):
-            return complain(str(error), 75)
         return complain(f"{type(error).__name__}: {error}; this is a fault of jaxalign: run it again with --debug", 1)
     return 0
 

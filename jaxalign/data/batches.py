@@ -119,7 +119,9 @@ class BatchLayout:
 
     `pairs_per_step`: exactly that many pairs, the row length chosen so that they fit with the least padding.
     `rows_per_step`: that many rows of `length` positions, as many pairs as fit.
-    `packed` puts several pairs into a row. `row_multiple`: rows of a micro-batch divide by it (the mesh's batch axes).
+    `packed` puts several pairs into a row. `row_multiple`: rows of a micro-batch divide by it (the mesh's batch axes);
+    empty rows are added where they do not. It changes the rows, but no pair moves to another micro-batch: a run may go
+    on on another mesh.
     """
 
     pairs_per_step: int = 16
@@ -137,11 +139,6 @@ class BatchLayout:
             raise InputError("batch: set one of pairs_per_step and rows_per_step, and the other to 0")
         if (self.pairs_per_step or self.rows_per_step) % self.accumulation:
             raise InputError(f"batch: accumulation={self.accumulation} does not divide the pairs or rows of a step")
-        if self.rows_per_step % (self.accumulation * self.row_multiple):
-            raise InputError(
-                f"batch.rows_per_step={self.rows_per_step} does not divide into {self.accumulation} micro-batches over "
-                f"{self.row_multiple} devices"
-            )
 
 
 @dataclass(frozen=True)
@@ -168,11 +165,10 @@ class BatchPlan:
         filled = sum(int(self.pairs.lengths[pair]) for step in self.rows for row in step for pair in row)
         return 1.0 - filled / (self.steps * self.rows_per_step * self.length)
 
-    def rows_at(self, step: int, process_index: int = 0, process_count: int = 1) -> Batch:
-        """The rows of one step that belong to one process, NumPy arrays [rows_per_step / process_count, T]."""
-        per_process = self.rows_per_step // process_count
-        start = process_index * per_process
-        return fill_rows(self.pairs, self.rows[step][start : start + per_process], self.length)
+    def rows_at(self, step: int, held: Sequence[int] | None = None) -> Batch:
+        """The rows of one step whose numbers are in `held` (those of one process), or all: NumPy arrays [rows, T]."""
+        rows = self.rows[step]
+        return fill_rows(self.pairs, rows if held is None else [rows[number] for number in held], self.length)
 
 
 def fill_rows(pairs: TokenisedPairs, rows: Sequence[Sequence[int]], length: int) -> Batch:
@@ -249,16 +245,22 @@ def rows_by_pairs(pairs: TokenisedPairs, order: np.ndarray, layout: BatchLayout)
         return bins, round_up(max(map(len, bins)), layout.row_multiple)
 
     (bins, rows), length = min(((packed_at(length), length) for length in lengths), key=lambda x: x[0][1] * x[1])
-    filled = [micro_batch + [[] for _ in range(rows - len(micro_batch))] for micro_batch in bins]
-    filled += [[[] for _ in range(rows)] for _ in range(-len(filled) % layout.accumulation)]
-    groups = range(0, len(filled), layout.accumulation)
-    return [[row for micro_batch in filled[i : i + layout.accumulation] for row in micro_batch] for i in groups], length
+    return steps_of(bins, rows, layout), length
 
 
 def rows_by_bins(bins: list[list[int]], layout: BatchLayout) -> list[list[list[int]]]:
-    """Steps of `rows_per_step` rows; the last step is filled with empty rows."""
-    filled = bins + [[] for _ in range(-len(bins) % layout.rows_per_step)]
-    return [filled[i : i + layout.rows_per_step] for i in range(0, len(filled), layout.rows_per_step)]
+    """Steps of `rows_per_step` rows, and the empty ones that the mesh needs; the last step may have more of those."""
+    per_micro_batch = layout.rows_per_step // layout.accumulation
+    micro_batches = [bins[i : i + per_micro_batch] for i in range(0, len(bins), per_micro_batch)]
+    return steps_of(micro_batches, round_up(per_micro_batch, layout.row_multiple), layout)
+
+
+def steps_of(micro_batches: list[list[list[int]]], rows: int, layout: BatchLayout) -> list[list[list[int]]]:
+    """Micro-batches joined to steps, each filled to `rows` rows with empty ones; so is the last step."""
+    filled = [micro_batch + [[] for _ in range(rows - len(micro_batch))] for micro_batch in micro_batches]
+    filled += [[[] for _ in range(rows)] for _ in range(-len(filled) % layout.accumulation)]
+    groups = range(0, len(filled), layout.accumulation)
+    return [[row for micro_batch in filled[i : i + layout.accumulation] for row in micro_batch] for i in groups]
 
 
 def shuffled_bins(pairs: TokenisedPairs, rng: np.random.Generator, layout: BatchLayout) -> list[list[int]]:

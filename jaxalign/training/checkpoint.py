@@ -7,6 +7,7 @@ function of the step, so no iterator state is needed.
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 
 from jaxalign.errors import InputError
@@ -58,17 +60,29 @@ class Kept:
             raise InputError(f"keep_last={self.last}, keep_best={self.best}: set them to 1 or more, and to 0 or more")
 
 
-class DamagedCheckpoint(Exception):
-    """The arrays read are not those that were saved."""
+class Checkpoints(ocp.CheckpointManager):
+    """Orbax's manager, less two habits."""
+
+    def metrics(self, step: int) -> Any:
+        """What a checkpoint is ranked by; None, too, where that file is damaged, which is no reason to stop."""
+        try:
+            return super().metrics(step)
+        except ValueError:
+            return None
+
+    def reached_preemption(self, step: int) -> bool:
+        """Never: the loop asks. Orbax would ask again, in the background and about a step gone by, and so set back
+        the count from which jax derives the step to stop at."""
+        return False
 
 
-def open_checkpoints(run: Path, *, create: bool, kept: Kept | None = None) -> ocp.CheckpointManager:
+def open_checkpoints(run: Path, *, create: bool, kept: Kept | None = None) -> Checkpoints:
     """The run's checkpoints. With `create`, left-overs of interrupted saves are removed."""
     kept = kept or Kept()
     best = ocp.checkpoint_managers.BestN(
         get_metric_fn=heldout_loss_of, reverse=True, n=kept.best, keep_checkpoints_without_metrics=False
     )
-    return ocp.CheckpointManager(
+    return Checkpoints(
         (run / "checkpoints").absolute(),
         options=ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(
@@ -93,14 +107,23 @@ def heldout_loss_of(metrics: Mapping[str, float]) -> float:
 
 
 def save(
-    checkpoints: ocp.CheckpointManager,
+    checkpoints: Checkpoints,
     step: int,
     state: TrainState,
     record: Record,
     heldout_loss: float | None = None,
+    *,
+    evaluated: bool = True,
 ) -> None:
-    """Copies the state off the devices and returns; writing goes on in the background."""
-    saved = asdict(record) | {"skipped": int(state.skipped), "sha256": state_sha256(state)}
+    """Copies the state off the devices and returns; writing goes on in the background.
+
+    `evaluated`: whether the evaluation that is due at this step, if any, is done and written.
+    """
+    saved = asdict(record) | {
+        "skipped": int(state.skipped),
+        "evaluated": evaluated,
+        "sha256": state_sha256(state),
+    }
     checkpoints.save(
         step,
         args=ocp.args.Composite(
@@ -117,10 +140,16 @@ def state_sha256(state: TrainState) -> str:
     return weights_sha256((state.trainable, state.opt_state))
 
 
-def start(
-    checkpoints: ocp.CheckpointManager, resume: Path | None, initial: TrainState, fingerprint: Fingerprint
-) -> tuple[int, TrainState]:
-    """The step and state that a run begins with. The first of these that exists:
+class Start(NamedTuple):
+    """What a run begins with: steps done, state, and whether the evaluation due after these steps is written."""
+
+    step: int
+    state: TrainState
+    evaluated: bool
+
+
+def start(checkpoints: Checkpoints, resume: Path | None, initial: TrainState, fingerprint: Fingerprint) -> Start:
+    """What a run begins with. The first of these that exists:
 
     1. the run's own newest checkpoint: the same command again continues; a damaged one is set aside, with a warning,
        for the one before;
@@ -133,48 +162,69 @@ def start(
     of `initial`, whatever mesh they were saved from.
     """
     while (step := checkpoints.latest_step()) is not None:
-        try:
-            return step, restore(checkpoints, step, initial, fingerprint)
-        except InputError:
-            raise
-        except Exception as error:  # whatever a reader raises on a file that is cut off, missing or garbage
-            set_aside(checkpoints, step, error)
+        restored, damage = restore(checkpoints, step, initial, fingerprint)
+        if restored is not None:
+            return restored
+        set_aside(checkpoints, step, damage)
     if resume is None:
-        return 0, initial
+        return Start(0, initial, evaluated=False)
     with open_newest(resume) as (other, step):
-        return step, restore(other, step, initial, fingerprint)
+        restored, damage = restore(other, step, initial, fingerprint)
+        if restored is None:
+            raise InputError(
+                f"{resume}: checkpoint {step} is damaged ({damage}); start that run again to go on before it"
+            )
+        return restored._replace(evaluated=False)
 
 
-def set_aside(checkpoints: ocp.CheckpointManager, step: int, error: Exception) -> None:
+def set_aside(checkpoints: Checkpoints, step: int, damage: str) -> None:
     """Moves a damaged checkpoint out of the way, into `RUN/damaged/`, and says so."""
     folder = Path(checkpoints.directory) / str(step)
     aside = folder.parent.parent / "damaged" / str(step)
-    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    say(f"warning: {folder} is damaged ({reason}); it is kept as {aside}, and the checkpoint before it is used")
+    say(f"warning: {folder} is damaged ({damage}); it is kept as {aside}, and the checkpoint before it is used")
     if jax.process_index() == 0:
         aside.parent.mkdir(exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
     multihost_utils.sync_global_devices(f"checkpoint {step} set aside")
     checkpoints.reload()
 
 
-def restore(checkpoints: ocp.CheckpointManager, step: int, like: TrainState, fingerprint: Fingerprint) -> TrainState:
-    """The state saved at `step`, on the shardings of `like`; refuses where the fingerprint differs."""
-    record = checkpoints.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
-    check_fingerprint(record["fingerprint"], fingerprint, checkpoints.directory)
+def restore(
+    checkpoints: Checkpoints, step: int, like: TrainState, fingerprint: Fingerprint
+) -> tuple[Start | None, str]:
+    """The state saved at `step`, on the shardings of `like`; None, and the reason, where it is damaged.
+
+    Refuses where the fingerprint differs. Every process comes to the same end: a file that is damaged for one is so
+    for all.
+    """
+    restored, sha256, damage = None, "", "another process could not read it"
+    try:
+        restored, sha256 = read_state(checkpoints.directory / str(step), step, like, fingerprint)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a reader raises on a file that is cut off, missing or garbage
+        damage = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    if not multihost_utils.process_allgather(np.array(restored is not None)).all():
+        return None, damage
+    if restored is not None and state_sha256(restored.state) != sha256:
+        return None, "its arrays are not those that were saved"
+    return restored, ""
+
+
+def read_state(folder: epath.Path, step: int, like: TrainState, fingerprint: Fingerprint) -> tuple[Start, str]:
+    """The state of one checkpoint, and the digest that it should have; only the fingerprint is checked.
+
+    Each process reads for itself, what its devices hold: none waits for one that has met a damaged file.
+    """
+    record = ocp.JsonCheckpointHandler().restore(folder / "record")
+    check_fingerprint(record["fingerprint"], fingerprint, folder.parent)
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    restored = checkpoints.restore(
-        step,
-        args=ocp.args.Composite(
-            trainable=ocp.args.StandardRestore(target.trainable),
-            optimizer=ocp.args.StandardRestore(target.opt_state),
-        ),
-    )
+    arrays = ocp.StandardCheckpointHandler()
+    trainable = arrays.restore(folder / "trainable", args=ocp.args.StandardRestore(target.trainable))
+    opt_state = arrays.restore(folder / "optimizer", args=ocp.args.StandardRestore(target.opt_state))
     counts = jax.device_put((np.int32(step), np.int32(record["skipped"])), like.step.sharding)
-    state = TrainState(*counts, restored["trainable"], restored["optimizer"])
-    if state_sha256(state) != record["sha256"]:
-        raise DamagedCheckpoint("its arrays are not those that were saved")
-    return state
+    return Start(step, TrainState(*counts, trainable, opt_state), record["evaluated"]), record["sha256"]
 
 
 def check_fingerprint(saved: Fingerprint, wanted: Fingerprint, place: Any) -> None:
@@ -193,7 +243,7 @@ def check_fingerprint(saved: Fingerprint, wanted: Fingerprint, place: Any) -> No
 
 
 @contextmanager
-def open_newest(run: Path) -> Iterator[tuple[ocp.CheckpointManager, int]]:
+def open_newest(run: Path) -> Iterator[tuple[Checkpoints, int]]:
     """The checkpoints of a run and its newest step; InputError if it has none."""
     if not (run / "checkpoints").is_dir():
         raise InputError(f"{run}: not a run folder (no checkpoints/ in it); name a folder that train wrote")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from jaxalign import files
 from jaxalign.data.batches import Batch, BatchPlan, prefetch
@@ -25,6 +26,8 @@ from jaxalign.training.step import (
     Metrics,
     Shardings,
     StepConfig,
+    TrainState,
+    held_rows,
     init_state,
     make_eval_loss,
     make_loss_sums,
@@ -119,8 +122,11 @@ def train(
     }
     record = checkpoint.Record(document["config"], fingerprint, decoder.lora)
     with checkpoint.open_checkpoints(run, create=True, kept=kept) as checkpoints, preemption_notice() as preempted:
+        first, state, evaluated = checkpoint.start(checkpoints, resume, state, fingerprint)
         own = checkpoints.latest_step()
-        first, state = checkpoint.start(checkpoints, resume, state, fingerprint)
+        if step_config.nonfinite == "stop":
+            # What an earlier call left out under "skip" is no reason to stop.
+            state = none_skipped(state)
         if first == plan.steps:
             say(f"{run if own is not None else resume}: finished, all {plan.steps} steps are done")
             return state.trainable
@@ -147,10 +153,12 @@ def train(
                     log.write(step, **numbers)
                 return numbers.get("heldout_loss")
 
-            if own is None:
+            preempted(first)  # a notice that arrives while the step compiles finds a count
+            if not evaluated:
                 evaluate(first, state.trainable)
             try:
-                for step, batch in enumerate(prefetch(local_rows(plan), first, plan.steps), start=first + 1):
+                batches = prefetch(local_rows(plan, shardings.batch), first, plan.steps)
+                for step, batch in enumerate(batches, start=first + 1):
                     started = time.perf_counter()
                     state, metrics = train_step(state, frozen, place_batch(batch, shardings.batch))
                     report.settle()  # of the step before, while this one runs
@@ -161,22 +169,28 @@ def train(
                     if evaluation_due or checkpoint_due:
                         # A checkpoint is saved after all rows of its step are written and its loss is known.
                         report.settle()
-                    if evaluation_due and not stopping:
+                    postponed = stopping and not last and evaluation_due  # little time is left: after the restart
+                    if evaluation_due and not postponed:
                         loss = evaluate(step, state.trainable)
                     if checkpoint_due:
-                        checkpoint.save(checkpoints, step, state, record, loss)
+                        checkpoint.save(checkpoints, step, state, record, loss, evaluated=not postponed)
                     if stopping and not last:
                         raise Preempted(f"{run}: told to stop; step {step} is saved, the same command continues")
             except NonFiniteStep as bad:
-                # Nothing was updated since: this is the state that the bad step began with.
+                # Nothing was updated since: this is the state that the bad step began with, and will begin with again.
                 if checkpoints.latest_step() != bad.step - 1:
-                    checkpoint.save(checkpoints, bad.step - 1, state, record)
+                    checkpoint.save(checkpoints, bad.step - 1, none_skipped(state), record)
                 place = dump_bad_step(run, plan, bad)
                 raise InputError(
                     f"{bad}; its rows are in {place}, and the state before it is the newest checkpoint of {run}. Lower "
                     "optimizer.learning_rate, compute in float32, or set nonfinite=skip"
                 ) from None
     return state.trainable
+
+
+def none_skipped(state: TrainState) -> TrainState:
+    """The same state with its count of skipped steps at 0."""
+    return state._replace(skipped=jax.device_put(np.int32(0), state.skipped.sharding))
 
 
 class StepReport:
@@ -219,7 +233,7 @@ def make_heldout_loss(
     eval_loss = make_eval_loss(make_loss_sums(decoder, held_out.targets_per_row, config.loss_chunk), shardings)
 
     def heldout_loss(trainable: Any, frozen: Any) -> float:
-        batches = map(local_rows(held_out), range(held_out.steps))
+        batches = map(local_rows(held_out, shardings.batch), range(held_out.steps))
         sums = [eval_loss(trainable, frozen, place_batch(batch, shardings.batch)) for batch in batches]
         total, count = (math.fsum(column) for column in zip(*jax.device_get(sums), strict=True))
         return total / count
@@ -227,6 +241,7 @@ def make_heldout_loss(
     return heldout_loss
 
 
-def local_rows(plan: BatchPlan) -> Callable[[int], Batch]:
+def local_rows(plan: BatchPlan, sharding: NamedSharding) -> Callable[[int], Batch]:
     """step -> the rows of its batch that this process feeds to its devices."""
-    return lambda step: plan.rows_at(step, jax.process_index(), jax.process_count())
+    held = held_rows(sharding, plan.rows_per_step)
+    return lambda step: plan.rows_at(step, held)

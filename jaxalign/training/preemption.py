@@ -11,10 +11,10 @@ from jax.experimental import multihost_utils
 
 @contextmanager
 def preemption_notice() -> Iterator[Callable[[int], bool]]:
-    """Gives the question to ask after every step: is this the step to save and stop at?
+    """Gives the question to ask before the first step and after every one: is this the step to save and stop at?
 
     Of several processes one may be told first; all agree on a step that none has passed (jax's preemption sync point,
-    which listens to SIGTERM itself).
+    which listens to SIGTERM itself). It counts from the step last asked about, so one thread asks, in order.
     """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -131,7 +132,8 @@ def update(
     trainable, opt_state = jax.tree.map(
         lambda new, old: jnp.where(is_kept, new, old), updated, (state.trainable, state.opt_state)
     )
-    metrics = Metrics(loss, norm, schedule(state.step), tokens, skipped)
+    # The optimizer counts the updates that were made.
+    metrics = Metrics(loss, norm, schedule(state.step - state.skipped), tokens, skipped)
     return TrainState(state.step + 1, skipped, trainable, opt_state), metrics
 
 
@@ -205,6 +207,15 @@ def init_state(trainable: Any, optimizer: optax.GradientTransformation, sharding
     return jax.jit(partial(new_state, optimizer=optimizer), out_shardings=shardings.state)(trainable)
 
 
+def held_rows(sharding: NamedSharding, rows: int) -> np.ndarray:
+    """The rows, of a batch of so many, that this process's devices hold: ascending, int [n].
+
+    Where the `tensor` axis spans processes, several of them hold the same rows.
+    """
+    indices = sharding.addressable_devices_indices_map((rows, 1)).values()
+    return np.unique(np.concatenate([np.arange(rows)[index[0]] for index in indices if index is not None]))
+
+
 def place_batch(batch: Batch, sharding: NamedSharding) -> Batch:
-    """This process's rows, NumPy arrays, as its part of the global batch on the mesh."""
+    """The rows `held_rows` of a batch, NumPy arrays, as this process's part of it on the mesh."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

@@ -103,13 +103,33 @@ def test_the_plan_is_a_function_of_data_and_seed():
     assert changed.fingerprint["pairs"] != one.fingerprint["pairs"]
 
 
-def test_processes_share_the_rows_of_a_step():
-    layout = BatchLayout(pairs_per_step=16, row_multiple=4)
-    plan = training_plan(random_pairs(64), layout, epochs=1, steps=0, seed=0)
-    whole = plan.rows_at(2)
-    parts = [plan.rows_at(2, process, 4) for process in range(4)]
+def test_a_process_builds_the_rows_it_holds():
+    plan = training_plan(random_pairs(64), BatchLayout(pairs_per_step=16, row_multiple=4), epochs=1, steps=0, seed=0)
+    whole, part = plan.rows_at(2), plan.rows_at(2, held=[1, 3])
     for name in whole._fields:
-        np.testing.assert_array_equal(getattr(whole, name), np.concatenate([getattr(part, name) for part in parts]))
+        np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[[1, 3]])
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("kind", [{"pairs_per_step": 16}, {"pairs_per_step": 0, "rows_per_step": 6}])
+def test_no_pair_changes_its_micro_batch_with_the_mesh(kind, packed):
+    """However many devices rows are spread over: the same run, and the same fingerprint."""
+    pairs = random_pairs(50)
+
+    def micro_batches(row_multiple: int):
+        layout = BatchLayout(**kind, length=64, packed=packed, accumulation=2, row_multiple=row_multiple)
+        plan = training_plan(pairs, layout, epochs=2, steps=0, seed=1)
+        assert plan.rows_per_step % (2 * row_multiple) == 0
+        halves = [part for step in plan.rows for part in np.split(np.arange(len(step)), 2)]
+        members = [
+            sorted(pair for number in half for pair in plan.rows[step // 2][number]) for step, half in enumerate(halves)
+        ]
+        return members, plan.fingerprint
+
+    one = micro_batches(1)
+    assert sum(map(len, one[0])) >= 96
+    for row_multiple in (2, 4, 8, 64):
+        assert micro_batches(row_multiple) == one
 
 
 def test_heldout_plan_shows_every_pair_once():

@@ -23,8 +23,9 @@ from jaxalign.training.step import (
     make_train_step,
     place_batch,
 )
-from tests.model.tiny_models import VOCABULARY
 
+VOCABULARY = 61
+"""Ids at most, as in tests.model.tiny_models, whose import of torch other processes can do without."""
 LORA = LoraConfig(rank=4, alpha=8.0)
 
 
@@ -47,10 +48,10 @@ def mesh_of(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     return jax.make_mesh((data, fsdp, tensor), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def random_adapter(config: ModelConfig) -> Any:
-    """A fresh adapter with B made non-zero, so that both factors have gradients from the first step. NumPy."""
+def random_adapter(config: ModelConfig, lora: LoraConfig = LORA, params: Any = None) -> Any:
+    """A fresh adapter with B made non-zero, so that all factors have gradients from the first step. NumPy."""
     rng = np.random.default_rng(3)
-    fresh = jax.device_get(init_lora(jax.random.key(1), config, LORA))
+    fresh = jax.device_get(init_lora(jax.random.key(1), config, lora, params))
     return jax.tree.map(lambda x: (x + rng.normal(size=x.shape) * 0.02).astype(np.float32), fresh)
 
 
@@ -104,8 +105,10 @@ class TinyRun:
         return Course(losses, norms, tokens, jax.device_get(self.state.trainable))
 
 
-def tiny_run(model: Any, plan: BatchPlan, optimizer_config: OptimizerConfig, **settings: Any) -> TinyRun:
+def tiny_run(
+    model: Any, plan: BatchPlan, optimizer_config: OptimizerConfig, lora: LoraConfig = LORA, **settings: Any
+) -> TinyRun:
     """Adapters of a tiny model (tests.model.tiny_models) tuned on a plan."""
-    trainable = {"lora": random_adapter(model.config)}
-    decoder = Decoder(model.config, LORA)
+    trainable = {"lora": random_adapter(model.config, lora, model.params)}
+    decoder = Decoder(model.config, lora)
     return TinyRun(decoder, {"params": model.params}, trainable, plan, optimizer_config, **settings)

@@ -1,0 +1,69 @@
+"""Whole runs of the training loop on a tiny model, for the tests of what a run leaves and survives."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxalign.data.batches import BatchLayout, heldout_plan
+from jaxalign.model.transformer import Decoder
+from jaxalign.training.checkpoint import Kept
+from jaxalign.training.loop import LoopConfig, train
+from jaxalign.training.optimizer import OptimizerConfig
+from jaxalign.training.step import StepConfig
+from tests.model.tiny_models import tiny_case
+from tests.training.tiny_runs import LORA, mesh_of, random_pairs, tiny_plan
+
+STEPS = 9
+MODEL = tiny_case("llama_gqa_llama3_rope")
+PLAN = tiny_plan(STEPS, accumulation=2, row_multiple=4)
+
+
+class Interruption(Exception):
+    """Stands for whatever ends a process."""
+
+
+def tiny_training(run: Path, **changes: Any) -> dict[str, Any]:
+    """Nine steps on the tiny Llama: evaluation every step, a checkpoint every second one."""
+    settings: dict[str, Any] = {
+        "run": run,
+        "mesh": mesh_of(),
+        "optimizer_config": OptimizerConfig(learning_rate=1e-2),
+        "step_config": StepConfig(accumulation=2),
+        "loop_config": LoopConfig(log_every=1, heldout_every=1, checkpoint_every=2),
+        "kept": Kept(),
+        "seed": 0,
+        "document": {"config": {"model": "tiny", "seed": 0}},
+        "fingerprint": {"model": "tiny"},
+        **changes,
+    }
+    decoder = settings.pop("decoder", Decoder(MODEL.config, LORA))
+    params = settings.pop("params", MODEL.params)
+    plan = settings.pop("plan", PLAN)
+    held_out = settings.pop("held_out", heldout_plan(random_pairs(20, seed=9), BatchLayout(8, row_multiple=4)))
+    return jax.device_get(train(decoder, params, plan, held_out, **settings))
+
+
+def interrupt_at(stop: int):
+    """A hook that ends the run at a step, and else reports the step's square."""
+
+    def hook(step: int, collections: Any) -> dict[str, float]:
+        if step == stop:
+            raise Interruption
+        return {"square": float(step**2)}
+
+    return hook
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def assert_equal_bits(tree: Any, other: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, tree, other)
