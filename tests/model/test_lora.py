@@ -1,5 +1,6 @@
 """Adapters against PEFT on tiny random models."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.errors
@@ -11,13 +12,15 @@ import pytest
 import torch
 
 from jaxalign.errors import InputError
-from jaxalign.model.lora import LoraConfig, init_lora, merge_lora, projection_sizes
+from jaxalign.model.lora import LoraConfig, init_lora, lora_shapes, merge_lora, projection_sizes, updated_norms
 from jaxalign.model.transformer import Decoder
 from tests.model.tiny_models import VOCABULARY, TinyModel, numpy_of, put, tiny_case
 
 EVERYWHERE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, (2, 9), dtype=np.int32)
 INPUTS = (TOKENS, np.broadcast_to(np.arange(9, dtype=np.int32), TOKENS.shape), np.ones_like(TOKENS))
+
+LABELS = np.roll(TOKENS, -1, axis=1)
 
 # Float32 rounding through a few layers, summed in another order: 2e-6 is seen.
 ROUNDING = 1e-5
@@ -34,55 +37,113 @@ def logits_of(model: TinyModel, lora: LoraConfig | None, variables: dict[str, An
     return np.asarray(run(variables))
 
 
+def kind(lora: LoraConfig) -> str:
+    """rsLoRA, DoRA, both or neither, for the name of a test."""
+    return ("-rslora" if lora.rslora else "") + ("-dora" if lora.dora else "")
+
+
 def relative(ours: Any, reference: Any) -> float:
     reference = np.asarray(reference)
     return float(np.abs(np.asarray(ours) - reference).max() / np.abs(reference).max())
 
 
 def random_lora(model: TinyModel, lora: LoraConfig) -> Any:
-    """An adapter with B drawn at random as well, so that it changes the logits."""
-    tree = init_lora(jax.random.key(0), model.config, lora)
-    leaves, structure = jax.tree.flatten(tree)
+    """An adapter with B drawn at random as well, so that it changes the logits; magnitudes are moved by a tenth."""
+    tree = init_lora(jax.random.key(0), model.config, lora, model.params)
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
     keys = jax.random.split(jax.random.key(1), len(leaves))
-    return structure.unflatten(
-        [0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(
+        jax.tree.structure(tree),
+        [
+            leaf * (1 + 0.1 * jax.random.normal(key, leaf.shape))
+            if path[-1].key == "magnitude"
+            else 0.3 * jax.random.normal(key, leaf.shape)
+            for key, (path, leaf) in zip(keys, leaves, strict=True)
+        ],
     )
 
 
-@pytest.mark.parametrize("targets", [("q_proj", "v_proj"), EVERYWHERE])
-@pytest.mark.parametrize("name", ["llama_gqa_llama3_rope", "qwen2", "gemma3_text"])
-def test_logits_equal_those_of_peft(name: str, targets: tuple[str, ...]):
+class PeftTwin:
+    """The adapter of the same `lora` that PEFT puts on the torch model: A and B random, magnitudes away from norms."""
+
+    def __init__(self, model: TinyModel, lora: LoraConfig):
+        config = peft.LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]: its annotation wants int, its code divides
+            target_modules=list(lora.targets),
+            init_lora_weights=False,
+            use_rslora=lora.rslora,
+            use_dora=lora.dora,
+        )
+        torch.manual_seed(1)
+        self.model = peft.get_peft_model(model.torch_model, config).eval()
+        self.parameters = dict(self.model.named_parameters())
+        self.config, self.lora = model.config, lora
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                if "magnitude" in name:
+                    parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
+
+    def tree(self, of_parameter: Callable[[torch.nn.Parameter], torch.Tensor | None]) -> Any:
+        """Our tree of what `of_parameter` takes from PEFT's parameters: their values, or their gradients."""
+        names = {"lora_a": "lora_A.default", "lora_b": "lora_B.default", "magnitude": "lora_magnitude_vector.default"}
+        tree: dict[str, Any] = {}
+        for target in self.lora.targets:
+            module = f"{projection_sizes(self.config)[target][0]}.{target}"
+            for ours in names if self.lora.dora else ("lora_a", "lora_b"):
+                layers = []
+                for layer in range(self.config.layers):
+                    name = f"base_model.model.model.layers.{layer}.{module}.{names[ours]}.weight"
+                    tensor = of_parameter(self.parameters[name])
+                    assert tensor is not None
+                    layers.append(numpy_of(tensor).T)
+                put(tree, f"layers/{module.replace('.', '/')}/{ours}", jnp.asarray(np.stack(layers)))
+        return tree
+
+
+@pytest.mark.parametrize(
+    ("name", "lora"),
+    [
+        ("llama_gqa_llama3_rope", LoraConfig(4, 10.0)),
+        ("gemma3_text", LoraConfig(4, 10.0)),
+        ("qwen2", LoraConfig(4, 10.0, EVERYWHERE)),
+        ("llama_gqa_llama3_rope", LoraConfig(4, 10.0, rslora=True)),
+        ("gemma3_text", LoraConfig(4, 10.0, EVERYWHERE, rslora=True)),
+        # Biases stay outside what DoRA scales.
+        ("llama_biases", LoraConfig(4, 10.0, EVERYWHERE, dora=True)),
+        ("gemma3_text", LoraConfig(4, 10.0, EVERYWHERE, dora=True)),
+        ("llama_gqa_llama3_rope", LoraConfig(4, 10.0, EVERYWHERE, rslora=True, dora=True)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else f"{len(value.targets)}{kind(value)}",
+)
+def test_logits_and_gradients_are_those_of_peft(name: str, lora: LoraConfig):
     model = tiny_case(name)
-    lora = LoraConfig(rank=4, alpha=10.0, targets=targets)
-    config = peft.LoraConfig(r=4, lora_alpha=10, target_modules=list(targets), init_lora_weights=False)
-    wrapped = peft.get_peft_model(model.torch_model, config).eval()
+    unadapted = logits_of(model, None, {"params": model.params})
+    twin = PeftTwin(model, lora)
+    logits = twin.model(torch.tensor(TOKENS)).logits
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(LABELS, dtype=torch.long).flatten()).backward()
 
-    tree: dict[str, Any] = {}
-    state = wrapped.state_dict()
-    for target in targets:
-        module, _ = projection_sizes(model.config)[target]
-        for ours, theirs in (("lora_a", "lora_A"), ("lora_b", "lora_B")):
-            prefix = "base_model.model.model.layers"
-            layers = [
-                numpy_of(state[f"{prefix}.{layer}.{module}.{target}.{theirs}.default.weight"]).T
-                for layer in range(model.config.layers)
-            ]
-            put(tree, f"layers/{module}/{target}/{ours}", jnp.asarray(np.stack(layers)))
-    assert jax.tree.map(jnp.shape, tree) == jax.tree.map(jnp.shape, init_lora(jax.random.key(0), model.config, lora))
+    def loss(adapter: Any) -> tuple[jax.Array, jax.Array]:
+        decoder, variables = Decoder(model.config, lora), {"params": model.params, "lora": adapter}
+        logits = decoder.apply(variables, decoder.apply(variables, *INPUTS).hidden, method="logits")
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.asarray(LABELS)[:, :, None], axis=-1).mean(), logits
 
-    with torch.no_grad():
-        theirs = wrapped(torch.tensor(TOKENS)).logits
-    ours = logits_of(model, lora, {"params": model.params, "lora": tree})
-    assert relative(ours, theirs) < ROUNDING
-    assert relative(logits_of(model, None, {"params": model.params}), theirs) > 0.1
+    gradients, ours = jax.jit(jax.grad(loss, has_aux=True))(twin.tree(lambda parameter: parameter))
+    assert relative(ours, logits.detach()) < ROUNDING
+    assert relative(unadapted, logits.detach()) > 0.1
+    expected = twin.tree(lambda parameter: parameter.grad)
+    assert jax.tree.structure(gradients) == jax.tree.structure(expected)
+    for gradient, reference in zip(*map(jax.tree.leaves, (gradients, expected)), strict=True):
+        assert relative(gradient, reference) < 1e-4
 
 
-def test_a_fresh_adapter_changes_nothing():
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_fresh_adapter_changes_nothing(dora: bool):
     model = tiny_case("llama_mha")
-    lora = LoraConfig(rank=4, alpha=8.0, targets=EVERYWHERE)
-    tree = init_lora(jax.random.key(0), model.config, lora)
+    lora = LoraConfig(rank=4, alpha=8.0, targets=EVERYWHERE, dora=dora)
+    tree = init_lora(jax.random.key(0), model.config, lora, model.params)
     adapted = logits_of(model, lora, {"params": model.params, "lora": tree})
-    # Adding exact zeros; the two programs may be fused differently.
+    # Adding exact zeros, or dividing norms by themselves; the two programs may be fused differently.
     assert relative(adapted, logits_of(model, None, {"params": model.params})) < 1e-6
 
 
@@ -101,10 +162,10 @@ def test_a_fresh_adapter_is_drawn_as_peft_draws_it():
     assert not np.any(tree["layers"]["self_attn"]["q_proj"]["lora_b"])
 
 
-@pytest.mark.parametrize("name", ["qwen2", "gemma3_text"])
-def test_merged_equals_unmerged(name: str):
+@pytest.mark.parametrize(("name", "dora"), [("qwen2", False), ("gemma3_text", False), ("llama_biases", True)])
+def test_merged_equals_unmerged(name: str, dora: bool):
     model = tiny_case(name)
-    lora = LoraConfig(rank=4, alpha=10.0, targets=EVERYWHERE)
+    lora = LoraConfig(rank=4, alpha=10.0, targets=EVERYWHERE, dora=dora)
     tree = random_lora(model, lora)
     merged = merge_lora(model.params, tree, lora)
     unmerged_logits = logits_of(model, lora, {"params": model.params, "lora": tree})
@@ -121,11 +182,23 @@ def test_merging_keeps_the_type_of_storage():
     assert {leaf.dtype for leaf in jax.tree.leaves(merged)} == {jnp.dtype("bfloat16")}
 
 
-def test_init_of_the_decoder_makes_the_same_tree():
+def test_norms_of_the_updated_weights():
+    """Computed without their sum, against NumPy, where the update is as large as the weights."""
+    random = np.random.default_rng(0)
+    kernel, a, b = (random.normal(size=shape).astype(np.float32) for shape in ((96, 40), (96, 4), (4, 40)))
+    lora = LoraConfig(4, 2.0, dora=True)
+    norms = updated_norms(jnp.asarray(kernel), {"lora_a": jnp.asarray(a), "lora_b": jnp.asarray(b)}, lora)
+    whole = kernel.astype(np.float64) + 0.5 * a.astype(np.float64) @ b
+    # Sums of a hundred float32 terms.
+    np.testing.assert_allclose(norms, np.linalg.norm(whole, axis=0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_init_of_the_decoder_makes_the_same_tree(dora: bool):
     model = tiny_case("gemma3_text")
-    lora = LoraConfig(rank=4, alpha=10.0, targets=EVERYWHERE)
+    lora = LoraConfig(rank=4, alpha=10.0, targets=EVERYWHERE, dora=dora)
     made = jax.eval_shape(Decoder(model.config, lora).init, jax.random.key(0), *INPUTS)["lora"]
-    fresh = jax.eval_shape(lambda key: init_lora(key, model.config, lora), jax.random.key(0))
+    fresh = lora_shapes(model.config, lora)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), made) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), fresh
     )
