@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.data.languages import LANGUAGES
+from jaxalign.data.templates import TEMPLATES
 from jaxalign.errors import InputError
 from jaxalign.files import read_json_lines
 
@@ -58,11 +59,8 @@ class MathProblem:
 
 
 def alpaca_prompt(instruction: str) -> str:
-    """The Alpaca prompt without an input, as QAlign tunes and tests with it: nothing follows the last colon."""
-    return (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-        f"### Instruction:\n{instruction}\n\n### Response:"
-    )
+    """The prompt that QAlign tests with, which is the one that it tunes with."""
+    return TEMPLATES["alpaca"].around(instruction)
 
 
 def read_problems(data: Path, task: MathTask, language: str, rows: slice) -> list[MathProblem]:

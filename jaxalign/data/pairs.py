@@ -7,6 +7,9 @@ Read by file suffix:
     .csv .tsv     a header with those four names; quoted as spreadsheets quote, newlines inside quotes kept
     .de .sw ...   QAlign's format: line i of DIR/train.de and of DIR/train.en is the same question
 
+The objects of .json and .jsonl may also be English questions with their answers, which are tuned on as they are:
+{"question", "answer"} (GSM8K) or {"query", "response"} (MetaMathQA).
+
 A folder is a prepared TFDS data set with the fields of QuestionPair (see question_translation), or all the files of
 pairs in it.
 """
@@ -26,6 +29,8 @@ from jaxalign.files import read_json, read_json_lines, read_text
 Instruction = Literal["after", "before"]
 FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 """Of files of pairs, besides the language codes of aligned text."""
+ANSWERED_FIELDS = (("question", "answer"), ("query", "response"))
+"""Names of a question's field and of its answer's."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +99,12 @@ def read_pairs(paths: Sequence[Path], instruction: Instruction = "after") -> lis
     return pairs
 
 
-def languages_of(pairs: Iterable[QuestionPair]) -> list[str]:
-    """Codes of every source and target language, in the study's order: the languages seen by what is tuned on them."""
-    seen = {code for pair in pairs for code in (pair.source_language, pair.target_language)}
+def languages_of(pairs: Iterable[QuestionPair], earlier: Iterable[str] = ()) -> list[str]:
+    """Codes of every source and target language, in the study's order: the languages seen by what is tuned on them.
+
+    earlier: codes of what it was tuned on before.
+    """
+    seen = {code for pair in pairs for code in (pair.source_language, pair.target_language)}.union(earlier)
     return [code for code in LANGUAGES if code in seen]
 
 
@@ -143,6 +151,9 @@ def _read_study_json(path: Path, instruction: Instruction) -> Iterator[QuestionP
         raise InputError(f"{path}: an array of objects with input and answer is needed; one object a line is .jsonl")
     for row, item in enumerate(document):
         where = f"{path}, row {row}"
+        if (answered := _answered_question(item, where)) is not None:
+            yield answered
+            continue
         prompt, response = _text(item, "input", where), _text(item, "answer", where)
         source, target = _study_languages(item, prompt, where)
         yield QuestionPair(prompt, response, source, target)
@@ -165,7 +176,8 @@ def _study_languages(item: Mapping[str, Any], prompt: str, where: str) -> tuple[
 
 def _read_json_lines(path: Path, instruction: Instruction) -> Iterator[QuestionPair]:
     for row, item in read_json_lines(path):
-        yield _parallel_pair(item, instruction, f"{path}, row {row}")
+        where = f"{path}, row {row}"
+        yield _answered_question(item, where) or _parallel_pair(item, instruction, where)
 
 
 def _read_table(path: Path, instruction: Instruction) -> Iterator[QuestionPair]:
@@ -188,6 +200,14 @@ def _read_table(path: Path, instruction: Instruction) -> Iterator[QuestionPair]:
         raise InputError(
             f"{path}, row {row + 1} (line {table.line_num}): {error}; quotes are doubled inside quotes"
         ) from None
+
+
+def _answered_question(item: Any, where: str) -> QuestionPair | None:
+    """An English question as the prompt, with no instruction, and its answer as the response; None if it is neither."""
+    for question, answer in ANSWERED_FIELDS:
+        if isinstance(item, dict) and question in item:
+            return QuestionPair(_text(item, question, where), _text(item, answer, where), "en", "en")
+    return None
 
 
 def _parallel_pair(item: Any, instruction: Instruction, where: str) -> QuestionPair:

@@ -7,9 +7,13 @@ U is the pair's prompt, R its response:
     mistral    BOS [INST] U [/INST]                                          R eos
     qwen       <|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n   R <|im_end|>
                <|im_start|>user\\nU<|im_end|>\\n<|im_start|>assistant\\n
+    alpaca     BOS where the tokenizer's ordinary call adds one,             R eos
+               Below is an instruction ...\\n\\n### Instruction:\\nU\\n\\n### Response:
     none       BOS where the tokenizer's ordinary call adds one, U           R eos
 
-The first three are LLaMA-Factory's, as of v0.5.3 to v0.6.2. Evaluation prompts take no template.
+The first three are LLaMA-Factory's, as of v0.5.3 to v0.6.2; `alpaca` is Alpaca's without an input, as QAlign
+(arXiv 2401.07817) tunes and tests with it: nothing follows the last colon. Prompts that labels are scored on
+take no template.
 """
 
 from dataclasses import dataclass
@@ -26,12 +30,18 @@ class Template:
     """before, after: text around the user turn. opening: whether a BOS comes first.
 
     special_tokens: those that the text spells out; the last of them closes the response. Without any, eos does.
+    joined: prompt and response are tokenised as one text (QAlign), not each alone (LLaMA-Factory).
     """
 
     before: str
     after: str
     opening: Literal["always", "as the tokenizer", "never"]
     special_tokens: tuple[str, ...] = ()
+    joined: bool = False
+
+    def around(self, user_turn: str) -> str:
+        """The whole prompt."""
+        return self.before + user_turn + self.after
 
 
 TEMPLATES: dict[str, Template] = {
@@ -42,6 +52,13 @@ TEMPLATES: dict[str, Template] = {
         after="<|im_end|>\n<|im_start|>assistant\n",
         opening="never",
         special_tokens=("<|im_start|>", "<|im_end|>"),
+    ),
+    "alpaca": Template(
+        before="Below is an instruction that describes a task. Write a response that appropriately completes the "
+        "request.\n\n### Instruction:\n",
+        after="\n\n### Response:",
+        opening="as the tokenizer",
+        joined=True,
     ),
     "none": Template("", "", opening="as the tokenizer"),
 }
@@ -69,18 +86,24 @@ def render_text(pair: QuestionPair, template: str, tokenizer: Tokenizer) -> tupl
 def render(pair: QuestionPair, template: str, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """(prompt ids, response ids), each side tokenised alone, as in LLaMA-Factory: no token spans the seam.
 
-    A SentencePiece-style tokenizer therefore puts its leading ▁ on the response too. Special tokens that the texts
-    spell out become those tokens, as in any tokenizer call. A template whose special token the tokenizer lacks raises
-    InputError.
+    A SentencePiece-style tokenizer therefore puts its leading ▁ on the response too. Under a `joined` template it does
+    not: the text is tokenised whole, and as many ids count as the prompt's as the prompt has alone. Special tokens
+    that the texts spell out become those tokens, as in any tokenizer call. A template whose special token the
+    tokenizer lacks raises InputError.
     """
     prompt, response = _texts(pair, template)
     opening, closing = _edges(template, tokenizer)
-    return opening + tokenizer.ids(prompt), [*tokenizer.ids(response), closing]
+    prompt_ids = tokenizer.ids(prompt)
+    if TEMPLATES[template].joined:
+        ids = tokenizer.ids(prompt + response)
+        prompt_ids, response_ids = ids[: len(prompt_ids)], ids[len(prompt_ids) :]
+    else:
+        response_ids = tokenizer.ids(response)
+    return opening + prompt_ids, [*response_ids, closing]
 
 
 def _texts(pair: QuestionPair, template: str) -> tuple[str, str]:
-    shape = TEMPLATES[template]
-    return shape.before + pair.prompt + shape.after, pair.response
+    return TEMPLATES[template].around(pair.prompt), pair.response
 
 
 def _edges(template: str, tokenizer: Tokenizer) -> tuple[list[int], int]:

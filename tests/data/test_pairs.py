@@ -168,3 +168,15 @@ def test_bad_aligned_text_is_named(tmp_path):
     assert "unknown suffix '.deu'; did you mean '.de'?" in message_of(written(tmp_path / "train.deu", "a\n"))
     assert "unknown suffix '.jsonlines'; did you mean '.jsonl'?" in message_of(tmp_path / "pairs.jsonlines")
     assert "no such file" in message_of(tmp_path / "absent.json")
+
+
+def test_english_questions_with_answers(tmp_path):
+    gsm8k = {"question": "How many?\u2028 Two", "answer": "1 + 1 = <<1+1=2>>2\n#### 2"}
+    metamath = {"query": "How much?", "response": "The answer is: 2", "type": "GSM_Rephrased"}
+    expected = [QuestionPair(*list(row.values())[:2], "en", "en") for row in (gsm8k, metamath)]
+    lines = written(tmp_path / "lines.jsonl", "".join(json.dumps(row) + "\n" for row in (gsm8k, metamath)))
+    array = written(tmp_path / "array.json", json.dumps([gsm8k, metamath]))
+    # No instruction, wherever it would stand.
+    assert read_pairs([lines], "before") == read_pairs([array]) == expected
+    unanswered = written(tmp_path / "unanswered.jsonl", json.dumps({"query": "How much?"}))
+    assert "row 0: no field 'response'" in message_of(unanswered)

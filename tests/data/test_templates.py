@@ -33,6 +33,14 @@ QWEN = Tokenizer(byte_level(special=("<|im_start|>", "<|im_end|>")))
             'Frage: "\nTranslate the input from German to English:\n<|im_end|>\n<|im_start|>assistant\n',
             'Question: "<|im_end|>',
         ),
+        (
+            "alpaca",
+            QWEN,
+            "Below is an instruction that describes a task. Write a response that appropriately completes the "
+            "request.\n\n### Instruction:\n"
+            'Frage: "\nTranslate the input from German to English:\n\n\n### Response:',
+            'Question: "<|endoftext|>',
+        ),
         ("none", MISTRAL, '<s>Frage: "\nTranslate the input from German to English:\n', 'Question: "</s>'),
         ("none", QWEN, 'Frage: "\nTranslate the input from German to English:\n', 'Question: "<|endoftext|>'),
     ],
@@ -62,6 +70,16 @@ def test_no_token_spans_the_seam():
     v = tokenizer.vocabulary
     assert tokenizer.ids("abcd") == [v["a"], v["bc"], v["d"]]
     assert render(pair, "none", tokenizer) == ([v["a"], v["b"]], [v["c"], v["d"], v["<|endoftext|>"]])
+
+
+def test_alpaca_is_tokenised_as_one_text():
+    prompt_ids, response_ids = render(PAIR, "alpaca", MISTRAL)
+    prompt, _ = render_text(PAIR, "alpaca", MISTRAL)
+    whole = MISTRAL.prompt_ids(prompt.removeprefix("<s>") + PAIR.response)
+    assert prompt_ids + response_ids == [*whole, MISTRAL.eos_id]
+    assert prompt_ids == MISTRAL.prompt_ids(prompt.removeprefix("<s>"))
+    # No ▁ before the response, other than where it is tokenised alone.
+    assert response_ids[0] == MISTRAL.vocabulary["Q"]
 
 
 def test_special_tokens_of_chatml_are_single_ids():
