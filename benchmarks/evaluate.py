@@ -6,14 +6,10 @@ is that of the study's way to another in time; what it may be at most by countin
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +17,7 @@ import flops
 import numpy as np
 from tqdm import tqdm
 from ways import WAYS
+from workers import Worker, surroundings
 
 from jaxalign.data.folders import data_folder, exemplars_file
 from jaxalign.data.label_queries import label_queries, scored_candidates
@@ -34,10 +31,8 @@ from jaxalign.files import write_json
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.hf_config import read_config
 
-LIBRARIES = ("jax", "jaxlib", "flax", "torch", "transformers", "numpy")
 
-
-def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", required=True, help="a Hugging Face folder; may be repeated")
     parser.add_argument("--data", default="mini", help="a folder of task files, or mini")
@@ -74,36 +69,6 @@ def gather_work(options: argparse.Namespace, model: Path) -> dict[str, list[dict
     return work
 
 
-class Worker:
-    """One way in a process of its own."""
-
-    def __init__(self, way: str, model: Path, work_file: Path, options: argparse.Namespace):
-        command = [sys.executable, str(Path(__file__).with_name("ways.py")), way, str(model), str(work_file)]
-        command += [str(options.threads), str(options.batch_size)]
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        self.ready = self.read()["ready"]
-
-    def read(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise InputError(f"a worker ended with exit code {self.process.wait()}; its error stands above")
-        return json.loads(line)
-
-    def run(self, task: str) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(task) + "\n")
-        self.process.stdin.flush()
-        return self.read()
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
 def measure(options: argparse.Namespace, model: Path) -> dict[str, Any]:
     """All ways on all tasks with one model."""
     work = gather_work(options, model)
@@ -115,7 +80,8 @@ def measure(options: argparse.Namespace, model: Path) -> dict[str, Any]:
         try:
             with tqdm(total=turns, unit="turn", desc=model.name, disable=None) as progress:
                 for way in WAYS:
-                    workers[way] = Worker(way, model, work_file, options)
+                    arguments = [way, model, work_file, options.threads, options.batch_size]
+                    workers[way] = Worker("ways.py", arguments, Path(folder))
                     progress.update()
                 runs = {way: {task: [] for task in work} for way in WAYS}
                 for _ in range(options.repeats):
@@ -186,7 +152,7 @@ def table(measured: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    options = arguments()
+    options = parsed()
     try:
         models = []
         for model in options.model:
@@ -195,22 +161,13 @@ def main() -> int:
         document = {
             "models": models,
             "settings": vars(options),
-            "command": " ".join(sys.argv),
-            "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
-            "machine": {"cores": os.cpu_count(), "processor": processor()},
+            **surroundings(),
         }
         write_json(Path(options.out), document)
     except (InputError, OSError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ the model is loaded; then answers each line that names a task with {"seconds": .
 """
 
 import json
-import os
-import resource
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from workers import answer, keep_to, peak_mib, torch_model
 
 Cell = dict[str, Any]
 """prompts: token ids; words: (ids, scored_from) of each prompt's label words; label_sets: candidate ids."""
@@ -19,15 +19,6 @@ Way = Callable[[list[Cell]], list[list[list[float]]]]
 """The masses [cells][prompts][labels] of a task's cells."""
 
 WAYS = ("study", "last logit", "batched", "jaxalign", "jaxalign, words too")
-
-
-def torch_model(folder: Path, threads: int) -> Any:
-    """transformers' model in float32 with its default attention."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    torch.set_num_threads(threads)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def masses_of(logits: Any, label_sets: list[list[int]]) -> list[list[float]]:
@@ -114,12 +105,8 @@ def ours(folder: Path, words: bool) -> tuple[Way, Any]:
     return run, scorer
 
 
-def peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def main(way: str, folder: Path, work_file: Path, threads: int, batch_size: int) -> None:
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    keep_to(threads)
     work = json.loads(work_file.read_text())
     scorer = None
     if way.startswith("jaxalign"):
@@ -143,10 +130,6 @@ def main(way: str, folder: Path, work_file: Path, threads: int, batch_size: int)
         begun = time.perf_counter()
         masses = run(work[json.loads(line)])
         answer({"seconds": time.perf_counter() - begun, "masses": masses, "peak_mib": peak_mib()})
-
-
-def answer(document: Any) -> None:
-    print(json.dumps(document), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,89 @@
+"""Processes of a benchmark, one for each way, that wait for their turns; and the machine that they run on."""
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jaxalign.errors import InputError
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "peft", "numpy")
+
+
+class Worker:
+    """A script of this folder in a process of its own, on the CPU. It answers {"ready": ...} once, then every turn."""
+
+    def __init__(self, script: str, arguments: list[object], cache: Path):
+        command = [sys.executable, str(Path(__file__).with_name(script)), *map(str, arguments)]
+        # A cache of its own: programs are compiled anew.
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "XDG_CACHE_HOME": str(cache),
+        }
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self.ready = self.read()["ready"]
+
+    def read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise InputError(f"a worker ended with exit code {self.process.wait()}; its error stands above")
+        return json.loads(line)
+
+    def run(self, turn: object) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(turn) + "\n")
+        self.process.stdin.flush()
+        return self.read()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def answer(document: Any) -> None:
+    """What a worker says."""
+    print(json.dumps(document), flush=True)
+
+
+def peak_mib() -> float:
+    """The most memory that this process has held, resident."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def keep_to(threads: int) -> None:
+    """Confines this process to so many of its cores."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
+def torch_model(folder: Path, threads: int) -> Any:
+    """transformers' model in float32 with its default attention."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(threads)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def surroundings() -> dict[str, Any]:
+    """The command, the libraries and the machine, for the file of results."""
+    return {
+        "command": " ".join(sys.argv),
+        "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "machine": {"cores": os.cpu_count(), "processor": processor()},
+    }
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
