@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     config.build.control = "none"  # none, mispaired, copy, answers; the last two read English alone
 
     # train: pairs to batches.
-    config.template = "auto"  # chat template: auto, none, default, mistral, qwen
+    config.template = "auto"  # chat template: auto, none, default, mistral, qwen, alpaca
     config.heldout = 0.05  # share of the pairs kept aside to measure the loss on
     config.epochs = 3  # passes over the pairs
     config.steps = 0  # length of the run in optimizer steps; 0: by epochs
@@ -67,6 +67,9 @@ def get_config() -> ConfigDict:
     config.loss.reduction = "token_mean"  # or micro_batch_mean, the study's mean of micro-batch means
     config.loss.chunk = 128  # target positions whose logits exist at once
     config.remat = "none"  # what is recomputed in the backward pass: none, dots, full
+
+    # train: several runs in one.
+    config.stages = ()  # {key: value} of each stage; a stage starts from what the last has tuned
 
     # train: the run.
     config.log_every = 10  # steps between rows of metrics.jsonl

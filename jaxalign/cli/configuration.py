@@ -3,7 +3,7 @@
 import difflib
 import importlib.util
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ from ml_collections import ConfigDict
 import jaxalign
 from jaxalign.errors import InputError
 from jaxalign.files import read_text
+
+SAME_IN_ALL_STAGES = ("model", "adapter", "dtype", "param_dtype", "mesh", "tune", "lora", "out", "stages")
+"""What is chosen when the model is loaded, and where the stages lie."""
 
 
 def shipped_configs() -> Path:
@@ -78,8 +81,27 @@ def check_keys(config: ConfigDict, path: Path) -> None:
     for key in base.keys() - own.keys():
         raise InputError(f"{path}: {key} is missing; begin with load_config('base')")
     for key, value in base.items():
-        if type(own[key]) is not type(value):
-            raise InputError(f"{path}: {key} = {own[key]!r}: {type(value).__name__} is needed")
+        check_type(key, own[key], value, str(path))
+    for number, stage in enumerate(own["stages"], start=1):
+        check_stage(stage, base, f"{path}, stage {number}")
+
+
+def check_type(key: str, value: Any, current: Any, where: str) -> None:
+    """Refuses a value of another type than the key has."""
+    if type(value) is not type(current):
+        raise InputError(f"{where}: {key} = {value!r}: {type(current).__name__} is needed")
+
+
+def check_stage(stage: Any, base: Mapping[str, Any], where: str) -> None:
+    """Refuses what is no set of changes to the base config's keys, or changes what all stages share."""
+    if not isinstance(stage, dict):
+        raise InputError(f"{where}: {stage!r}: a dict of dotted keys and their values is needed")
+    for key, value in stage.items():
+        if key not in base:
+            raise InputError(f"{where}: {key}: no such key; {nearest_key(key, base)}")
+        if key.split(".")[0] in SAME_IN_ALL_STAGES:
+            raise InputError(f"{where}: {key} is the same in all stages; set config.{key}")
+        check_type(key, value, base[key], where)
 
 
 def nearest_key(key: str, keys: Iterable[str]) -> str:
@@ -114,6 +136,8 @@ def key_comments() -> dict[str, str]:
 
 def parse_value(key: str, text: str, current: Any) -> Any:
     """The text as the type of the current value."""
+    if isinstance(current, tuple):
+        raise InputError(f"--config.{key}={text}: set it in a config file; see configs/qalign_llama2_7b.py")
     if isinstance(current, bool):
         if text.lower() not in ("true", "false"):
             raise InputError(f"--config.{key}={text}: true or false is needed")

@@ -13,6 +13,7 @@ from jaxalign.cli.loading import load_model, refuse_paths, with_adapter
 from jaxalign.cli.probe import probe_model, probes_of
 from jaxalign.cli.report import report
 from jaxalign.cli.train import check_train_settings, train_model
+from jaxalign.errors import InputError
 from jaxalign.reporting.tables import compare, plain_text_table
 
 PROBED = "0:12"
@@ -22,6 +23,8 @@ PROBED = "0:12"
 def demo(config: ConfigDict, paths: Sequence[str]) -> None:
     """Evaluates, tunes, evaluates again, probes, reports and exports, in the folder `config.out`."""
     refuse_paths("demo", paths)
+    if config.stages:
+        raise InputError("config.stages: demo tunes once; train runs several stages")
     started = time.monotonic()
     out = Path(config.out)
     before, run, after, adapter = (str(out / name) for name in ("before", "run", "after", "adapter"))

@@ -52,7 +52,7 @@ class Model:
     decoder: Decoder
     adapter: Adapter | None = None
     tuned_on: list[str] | None = field(default_factory=list)
-    """The languages that adapter or parameters were tuned on; None: nobody recorded them."""
+    """The languages that adapter or parameters were tuned on; None: nobody recorded all of them."""
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def with_adapter(model: Model, path: Path) -> Model:
     lora, languages = trained.record.lora, read_json(path / "run.json")["languages"]["seen"]
     if lora is None:
         tuned = tuned_params(model, trained.collections["params"], path)
-        return replace(model, params=tuned, adapter=None, tuned_on=languages)
+        return replace(model, params=tuned, adapter=None, decoder=replace(model.decoder, lora=None), tuned_on=languages)
     tree = trained.collections["lora"]
     check_adapter(tree, model.config, lora, path)
     return replace(adapted(model, Adapter(lora, tree)), tuned_on=languages)

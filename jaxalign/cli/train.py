@@ -10,8 +10,9 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxalign.cli.data import build_pairs
-from jaxalign.cli.loading import Model, load_model, merged, out_folder, split_list
+from jaxalign.cli.loading import Model, load_model, merged, out_folder, split_list, with_adapter
 from jaxalign.cli.provenance import provenance
+from jaxalign.cli.stages import files_of_stages, stage_configs
 from jaxalign.data.batches import (
     BatchLayout,
     BatchPlan,
@@ -37,15 +38,28 @@ from jaxalign.training.step import StepConfig
 
 
 def train(config: ConfigDict, paths: Sequence[str]) -> None:
-    """Tunes an adapter on the pairs of `paths`, or on those that `data build` would make, into the run `config.out`."""
-    check_train_settings(config)
-    pairs = gather_pairs(config, paths)
-    train_model(config, load_model(config, quantised=True), pairs, paths)
+    """Tunes on the pairs of `paths`, or on those that `data build` would make, into the run `config.out`.
+
+    With `config.stages` into one run a stage. Every stage's data is read before the model is; the same command again
+    passes over the stages that are finished.
+    """
+    stages = stage_configs(config)
+    files = files_of_stages(stages, paths)
+    for stage in stages:
+        out_folder(stage)
+        check_train_settings(stage)
+    pairs = [gather_pairs(stage, named) for stage, named in zip(stages, files, strict=True)]
+    model = load_model(stages[0], quantised=True)
+    for number, stage in enumerate(stages):
+        if len(stages) > 1:
+            say(f"stage {number + 1} of {len(stages)}: {stage.out}")
+        if number:
+            model = with_adapter(model, Path(stage.adapter))
+        train_model(stage, model, pairs[number], files[number])
 
 
 def check_train_settings(config: ConfigDict) -> None:
     """Refuses what would only fail once the model is loaded."""
-    out_folder(config)
     if config.seed < 0:
         raise InputError(f"--config.seed={config.seed}: set it to 0 or more")
     if config.tune not in ("adapter", "all"):
@@ -95,7 +109,7 @@ def train_model(config: ConfigDict, model: Model, pairs: Sequence[QuestionPair],
         "languages": {
             "sources": sorted({pair.source_language for pair in pairs}),
             "targets": sorted({pair.target_language for pair in pairs}),
-            "seen": languages_of(pairs),
+            "seen": None if model.tuned_on is None else languages_of(pairs, model.tuned_on),
         },
         "steps": plan.steps,
         "rows_per_step": plan.rows_per_step,

@@ -35,7 +35,10 @@ class TrainingRun:
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Sources and targets of the pairs, each once."""
+        """All that the adapter has seen, in this run or one before it; empty where not all of them are recorded."""
+        languages = self.document.get("languages", {})
+        if "seen" in languages:
+            return tuple(languages["seen"] or ())
         return tuple(dict.fromkeys([*self.sources, *self.targets]))
 
 
@@ -60,6 +63,8 @@ def read_run(folder: Path) -> TrainingRun:
         languages = field(document, "languages", dict, str(described))
         for side in ("sources", "targets"):
             texts(languages, side, f"{described}, languages")
+        if languages.get("seen") is not None:
+            texts(languages, "seen", f"{described}, languages")
     path = folder / "metrics.jsonl"
     if not path.is_file():
         raise InputError(f"{path}: no such file; the run in {folder} is not complete")

@@ -46,3 +46,36 @@ def test_unknown_key_names_the_nearest():
 def test_help_has_a_line_for_every_key():
     assert key_comments().keys() == dict(leaves(load_config("base"))).keys()
     assert key_comments()["lora.alpha"] == "the update is scaled by alpha / rank"
+
+
+def a_config_with(stages, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from jaxalign.cli.configuration import load_config\n\n\n"
+        f"def get_config():\n    config = load_config('base')\n    config.stages = {stages}\n    return config\n"
+    )
+    return [f"--config={file}"]
+
+
+def test_stages_change_keys(tmp_path):
+    config = config_from_flags(a_config_with('({"build.instruction": "before"}, {})', tmp_path), "base")
+    assert config.stages == ({"build.instruction": "before"}, {})
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ('({}, {"epoch": 1})', r"mine\.py, stage 2: epoch: no such key; did you mean config\.epochs"),
+        ('({"epochs": "1"},)', r"stage 1: epochs = '1': int is needed"),
+        ('({"mesh.fsdp": 1},)', r"stage 1: mesh\.fsdp is the same in all stages"),
+        ("(3,)", "stage 1: 3: a dict"),
+    ],
+)
+def test_bad_stages_are_named(stages, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        config_from_flags(a_config_with(stages, tmp_path), "base")
+
+
+def test_stages_stand_in_a_file():
+    with pytest.raises(InputError, match=r"--config\.stages=2: set it in a config file"):
+        config_from_flags(["--config.stages=2"], "base")

@@ -43,6 +43,16 @@ def test_sources_and_targets_of_the_run_are_seen(folders: tuple[Path, Path]) -> 
     assert [row.seen for row in compare(*folders).rows] == [True, True, False]
 
 
+@pytest.mark.parametrize(("recorded", "seen"), [(["en", "sw"], [True, False, True]), (None, [True, True, False])])
+def test_what_runs_before_it_saw_is_seen(folders: tuple[Path, Path], recorded: list[str] | None, seen: list[bool]):
+    file = folders[0].parent / "run" / "run.json"
+    document = read_json(file)
+    document["languages"]["seen"] = recorded
+    write_json(file, document)
+    # Where the run does not know, what evaluate recorded counts.
+    assert [row.seen for row in compare(*folders).rows] == seen
+
+
 def test_without_its_run_the_languages_that_evaluate_recorded_are_seen(tmp_path: Path) -> None:
     before = write_evaluation(tmp_path / "before", EMOTION)
     after = write_evaluation(tmp_path / "after", EMOTION, adapter="gone", tuned_on=["sw"])
