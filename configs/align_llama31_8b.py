@@ -1,0 +1,16 @@
+"""The study's recipe with Llama-3.1-8B: question translation, zh and de into English, three epochs.
+
+Command: `jaxalign train ZH.json DE.json --config=align_llama31_8b --config.model=MODEL --config.out=RUN`
+Hardware: meant for v5e:2x4, eight chips of a TPU v5e. Nothing of this run has been measured.
+Plan: not yet made.
+"""
+
+from ml_collections import ConfigDict
+
+from jaxalign.cli.configuration import load_config
+
+
+def get_config() -> ConfigDict:
+    config = load_config("align_mistral_7b")
+    config.template = "none"  # a base model that the study did not tune
+    return config
