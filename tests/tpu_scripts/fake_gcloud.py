@@ -1,8 +1,8 @@
 """A gcloud without a cloud: the commands that tpu_scripts uses, on a world kept in the folder $FAKE_GCLOUD.
 
-It refuses every command and flag that is not in its table (which follows the reference of gcloud), logs each call to
-`calls.jsonl`, and plays what `scenario.json` says (`Scenario`). Hosts are folders: ssh runs the command there with
-bash, with stand-ins for what a TPU machine finds on the network (curl, uv) and for jaxalign itself.
+It refuses what `gcloud_reference` does not know, logs each call to `calls.jsonl`, and plays what `scenario.json` says
+(`Scenario`). Hosts are folders: ssh runs the command there with bash, with stand-ins for what a TPU machine finds on
+the network (curl, uv) and for jaxalign itself.
 """
 
 import fcntl
@@ -13,69 +13,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TypedDict
+from typing import Any, TypedDict
+
+from gcloud_reference import end, parse
 
 FOLDER = Path(os.environ["FAKE_GCLOUD"])
 QUOTA = "Quota limit 'TPUChipsPerProjectPerZone' has been exceeded. Limit: 0 in zone."
-
-# Command -> (positional arguments, flags that it must have, flags that it may have).
-WIDE = {"project", "quiet", "format", "verbosity"}
-SSH = {"zone", "command", "ssh-flag"}
-TEMPLATE = {"machine-type", "image-family", "image-project", "boot-disk-size", "maintenance-policy", "scopes"}
-COMMANDS: dict[str, tuple[int, set[str], set[str]]] = {
-    "compute tpus queued-resources create": (
-        1,
-        {"zone", "node-id", "accelerator-type", "runtime-version"},
-        {"spot", "valid-until-duration"},
-    ),
-    "compute tpus queued-resources describe": (1, {"zone", "format"}, set()),
-    "compute tpus queued-resources delete": (1, {"zone", "quiet"}, {"force"}),
-    "compute tpus tpu-vm describe": (1, {"zone", "format"}, set()),
-    "compute tpus tpu-vm ssh": (1, SSH | {"worker"}, set()),
-    "compute tpus tpu-vm scp": (2, {"zone", "worker"}, {"recurse"}),
-    "compute instance-templates create": (1, TEMPLATE, {"provisioning-model", "instance-termination-action"}),
-    "compute instance-templates describe": (1, {"format"}, set()),
-    "compute instance-templates delete": (1, {"quiet"}, set()),
-    "compute resource-policies create workload-policy": (
-        1,
-        {"region", "type"},
-        {"accelerator-topology", "accelerator-topology-mode"},
-    ),
-    "compute resource-policies describe": (1, {"region", "format"}, set()),
-    "compute resource-policies delete": (1, {"region", "quiet"}, set()),
-    "compute instance-groups managed create": (
-        1,
-        {"zone", "template", "size"},
-        {"default-action-on-vm-failure", "target-size-policy-mode", "workload-policy"},
-    ),
-    "compute instance-groups managed describe": (1, {"zone", "format"}, set()),
-    "compute instance-groups managed list-instances": (1, {"zone", "format"}, set()),
-    "compute instance-groups managed list-errors": (1, {"zone", "format"}, set()),
-    "compute instance-groups managed delete": (1, {"zone", "quiet"}, set()),
-    "compute ssh": (1, SSH, set()),
-    "compute scp": (2, {"zone"}, {"recurse"}),
-    "storage rsync": (2, set(), {"recursive"}),
-}
-SWITCHES = {"quiet", "spot", "force", "recurse", "recursive"}
-VALUES = {
-    "type": "HIGH_AVAILABILITY|HIGH_THROUGHPUT",
-    "accelerator-topology": r"\d+(x\d+)+",
-    "accelerator-topology-mode": "AUTO_CONNECT|PROVISION_ONLY",
-    "provisioning-model": "STANDARD|SPOT",
-    "instance-termination-action": "STOP|DELETE",
-    "maintenance-policy": "TERMINATE",
-    "scopes": "cloud-platform",
-    "boot-disk-size": r"\d+(GB|TB)",
-    "target-size-policy-mode": "bulk|individual",
-    "default-action-on-vm-failure": "repair|do-nothing|delete",
-    "workload-policy": r"projects/[^/]+/regions/[^/]+/resourcePolicies/[^/]+",
-    "valid-until-duration": r"\d+s",
-    "worker": r"\d+|all",
-    "size": r"\d+",
-    "zone": "[a-z]+-[a-z]+[0-9]-[a-z]",
-    "region": "[a-z]+-[a-z]+[0-9]",
-    "ssh-flag": r"-o\w+=\w+",
-}
 
 
 class Run(TypedDict, total=False):
@@ -97,18 +40,13 @@ class Scenario(TypedDict, total=False):
     runs: list[Run]
 
 
-def end(message: str, code: int = 1) -> NoReturn:
-    print(f"ERROR: (gcloud) {message}", file=sys.stderr)
-    raise SystemExit(code)
-
-
 @contextmanager
 def world() -> Iterator[dict[str, Any]]:
     """The state of everything, read and written by one process at a time."""
     with open(FOLDER / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         file = FOLDER / "state.json"
-        state = json.loads(file.read_text()) if file.exists() else {"things": {}, "runs": {}, "made": 0}
+        state = json.loads(file.read_text()) if file.exists() else {"things": {}, "runs": {}}
         try:
             yield state
         finally:
@@ -116,33 +54,9 @@ def world() -> Iterator[dict[str, Any]]:
             (FOLDER / "state.new").replace(file)
 
 
-def parse(arguments: list[str]) -> tuple[str, list[str], dict[str, str]]:
-    """The command, its positional arguments and its flags; refuses what gcloud does not know."""
-    positional = [word for word in arguments if not word.startswith("--")]
-    command = max((c for c in COMMANDS if positional[: len(c.split())] == c.split()), key=len, default=None)
-    if command is None:
-        end(f"Invalid choice: {' '.join(positional)}", 2)
-    count, required, optional = COMMANDS[command]
-    flags: dict[str, str] = {}
-    for word in arguments:
-        if word.startswith("--"):
-            name, given, value = word[2:].partition("=")
-            if name not in WIDE | required | optional or bool(given) == (name in SWITCHES):
-                end(f"unrecognized arguments: {word}", 2)
-            if name in VALUES and not re.fullmatch(VALUES[name], value):
-                end(f"argument --{name}: Invalid value: {value!r}", 2)
-            flags[name] = value
-    if missing := (required | {"project"}) - set(flags):
-        end(f"argument --{min(missing)}: Must be specified.", 2)
-    names = positional[len(command.split()) :]
-    if len(names) != count:
-        end(f"expected {count} positional arguments, got {names}", 2)
-    return command, names, flags
-
-
 def thing(state: dict[str, Any], kind: str, name: str) -> dict[str, Any]:
     if f"{kind} {name}" not in state["things"]:
-        if kind == "queued-resources" or kind == "tpu-vm":
+        if kind == "queued-resources":
             end(f"NOT_FOUND: Resource 'projects/p/{kind}/{name}' was not found")
         end(f"Could not fetch resource:\n - The resource 'projects/p/{kind}/{name}' was not found\n")
     return state["things"][f"{kind} {name}"]
