@@ -94,6 +94,12 @@ def get_config() -> ConfigDict:
     config.probes = "logit_lens,pca"  # which probes run
     config.batch_size = 8  # prompts that run at once
 
+    # plan.
+    config.topology = ""  # TPU slices, comma-separated: v5e:4x4, v5p:2x2x1, ...
+    config.fit = False  # search batch, mesh and remat for the most positions/s that fit
+    config.plan = ConfigDict()
+    config.plan.programs = "train"  # what is compiled: train, score, lens; comma-separated
+
     # export.
     config.format = "peft"  # the adapter as a PEFT folder; or merged, the whole model (config.model) as Hugging Face's
     return config

@@ -21,7 +21,7 @@ ROWS = (
     ("statistics",),
     ("data", "model"),
     ("training", "evaluation", "probing"),
-    ("reporting",),
+    ("reporting", "planning"),
     ("cli",),
 )
 ROW_OF = {part: row for row, parts in enumerate(ROWS) for part in parts}

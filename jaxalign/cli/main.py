@@ -33,6 +33,7 @@ VERBS = {
         "BEFORE AFTER...",
         "one HTML file from result folders, at --config.out (or in AFTER)",
     ),
+    "plan": ("plan.plan", "", "whether a step fits the TPU slices of --config.topology, compiled without a chip"),
     "export": ("export.export", "RUN", "write a run's adapter, or the model tuned by it, to --config.out"),
 }
 

@@ -1,0 +1,127 @@
+"""`jaxalign plan`: whether a step fits TPU slices, and how fast it could be there."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from jaxalign import files, runtime
+from jaxalign.cli.loading import DTYPES, dtype_named, refuse_paths, split_list
+from jaxalign.cli.train import check_train_settings, lora_config, step_configs
+from jaxalign.data.batches import BatchLayout, round_up
+from jaxalign.errors import InputError
+from jaxalign.evaluation.score_labels import SHORTEST_ROW
+from jaxalign.metrics_log import say
+from jaxalign.model import architectures
+from jaxalign.model.config import ModelConfig
+from jaxalign.model.gguf import read_gguf_config
+from jaxalign.model.hf_config import read_config
+from jaxalign.model.quantised import SCHEMES
+from jaxalign.planning.advice import advice
+from jaxalign.planning.chips import parse_slice
+from jaxalign.planning.compiler import facts_of, versions
+from jaxalign.planning.job import PROGRAMS, Job
+from jaxalign.planning.plan import lines, make_plan
+from jaxalign.planning.programs import PREFIX
+from jaxalign.planning.search import search
+from jaxalign.planning.table import smallest_that_fits, table
+
+
+def plan(config: ConfigDict, paths: Sequence[str]) -> None:
+    """Plans every program of `config.plan.programs` on every slice of `config.topology`."""
+    refuse_paths("plan", paths)
+    if not config.topology:
+        raise InputError("--config.topology= is needed: TPU slices, comma-separated, as in v5e:4x4")
+    if config.stages:  # all of them are of one model
+        config = config.copy_and_resolve_references()
+        config.stages = ()
+    jobs = [
+        job_of(config, architecture_named(config.model), topology, program)
+        for topology in split_list(config.topology)
+        for program in split_list(config.plan.programs)
+    ]
+    made_with = versions()
+    plans = []
+    for job in tqdm(jobs, unit="program", disable=None):
+        planned = planned_job(job, config)
+        plans.append(planned)
+        tqdm.write("\n".join(lines(planned)))
+    document: dict[str, Any] = {"plans": plans, "versions": made_with}
+    if len(split_list(config.topology)) > 1:
+        document["smallest_that_fits"] = smallest_that_fits(plans)
+        print("\n".join(table(plans)))
+        print(f"smallest that fits: {document['smallest_that_fits'] or 'none of them'}")
+    if config.out:
+        files.write_json(Path(config.out) / "plan.json", document)
+        say(f"written: {Path(config.out) / 'plan.json'}")
+
+
+def planned_job(job: Job, config: ConfigDict) -> dict[str, Any]:
+    """The plan of a job, or with `config.fit` of the best one like it that fits."""
+    if config.fit and job.program == "train":
+        job, facts = search(job)
+    else:
+        facts = facts_of(job)
+    planned = make_plan(job, config.model, facts)
+    if config.batch.pairs_per_step and job.program == "train" and not config.fit:
+        planned["batch"]["note"] = (
+            f"{config.batch.pairs_per_step} pairs a step taken as so many rows of {job.length} positions, rounded up "
+            "to the mesh; packing needs fewer"
+        )
+    if not planned["fits"]:
+        planned["advice"] = advice(job) if job.program == "train" else []
+    return planned
+
+
+def architecture_named(model: str) -> ModelConfig:
+    """The architecture of a model folder, of a GGUF file, or of a name that ships with the package."""
+    if not model:
+        known = ", ".join(architectures.names())
+        raise InputError(f"--config.model= is needed: a folder with a config.json, a GGUF file, or one of {known}")
+    path = Path(model)
+    if path.is_dir():
+        return read_config(path)
+    return read_gguf_config(path) if path.is_file() else architectures.read(model)
+
+
+def job_of(config: ConfigDict, architecture: ModelConfig, topology: str, program: str) -> Job:
+    """The job that the config describes on one slice."""
+    if program not in PROGRAMS:
+        raise InputError(f"--config.plan.programs={program}: choose among {', '.join(PROGRAMS)}")
+    check_train_settings(config)
+    dtype_named("dtype", config.dtype, DTYPES)
+    dtype_named("param_dtype", config.param_dtype, DTYPES | dict.fromkeys(SCHEMES))
+    optimizer, step, *_ = step_configs(config)
+    sizes = runtime.mesh_sizes(**config.mesh, devices=parse_slice(topology).devices)
+    rows, length = batch_shape(config, program, ways=sizes[0] * sizes[1])
+    return Job(
+        architecture=architecture,
+        topology=topology,
+        mesh=sizes,
+        rows=rows,
+        length=length,
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        lora=None if config.tune == "all" else lora_config(config),
+        remat=config.remat,
+        optimizer=optimizer,
+        step=step,
+        program=program,  # pyright: ignore[reportArgumentType]: checked above
+    )
+
+
+def batch_shape(config: ConfigDict, program: str, ways: int) -> tuple[int, int]:
+    """(rows, positions of each) of a step or batch, as the mesh's batch axes need them.
+
+    Pairs are taken as rows of `batch.length` positions: how many fit into one is the data's to say.
+    """
+    if program == "score":
+        return round_up(max(1, config.batch_tokens // SHORTEST_ROW), ways), SHORTEST_ROW
+    if program == "lens":
+        return round_up(config.batch_size, ways), PREFIX
+    keys = ("pairs_per_step", "rows_per_step", "length", "packed", "accumulation")
+    layout = BatchLayout(**{key: config.batch[key] for key in keys}, row_multiple=ways)
+    per_micro_batch = (layout.pairs_per_step or layout.rows_per_step) // layout.accumulation
+    return round_up(per_micro_batch, ways) * layout.accumulation, layout.length

@@ -1,0 +1,93 @@
+"""TPU chips and the slices made of them: capacity, and the rates that a program cannot exceed."""
+
+import math
+import re
+from dataclasses import dataclass
+
+from jaxalign.errors import InputError
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One kind of chip. Rates are peaks, as its maker states them for a whole chip."""
+
+    flops: float
+    """bfloat16 FLOP/s"""
+    hbm: float
+    """bytes/s between the chip and its memory"""
+    ici: float
+    """bytes/s over all links to other chips, both directions together"""
+    links: int
+    """links to neighbours: two an axis of the full torus"""
+    ring: int
+    """an axis of a slice closes to a ring where its length is a multiple of this"""
+    devices: int
+    """jax devices that a chip is"""
+    capacity: int
+    """bytes of memory that the compiler grants each device; it keeps the rest of the chip's for itself"""
+
+
+# flops, hbm, ici, links: docs.cloud.google.com/tpu/docs/v5e, /v5p, /v6e, /tpu7x (tables of key specifications, read in
+# November 2026: 197, 459, 918 and 2307 TFLOP/s; 819, 2765, 1638 and 7380 GB/s; bidirectional ICI per chip 400, 1200,
+# 800 and 1200 GB/s; 2D or 3D torus). ring: a v5e or v6e slice is a torus along an axis of 16, the whole pod's; v5p and
+# 7x slices are made of cubes of 4 x 4 x 4 that close to rings (same pages). devices: a 7x chip shows its two chiplets,
+# v5p runs its two cores as one device. capacity: what libtpu 0.0.42 says is available when it refuses a program.
+CHIPS = {
+    "v5e": Chip(197e12, 819e9, 400e9, 4, 16, 1, int(15.75 * GIB)),
+    "v5p": Chip(459e12, 2765e9, 1200e9, 6, 4, 1, int(95.74 * GIB)),
+    "v6e": Chip(918e12, 1638e9, 800e9, 4, 16, 1, int(31.25 * GIB)),
+    "tpu7x": Chip(2307e12, 7380e9, 1200e9, 6, 4, 2, int(94.75 * GIB)),
+}
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Chips in a grid, as `v5e:4x4` names them."""
+
+    name: str
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @property
+    def chips(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def devices(self) -> int:
+        return self.chips * self.chip.devices
+
+    @property
+    def flops(self) -> float:
+        """bfloat16 FLOP/s of one device."""
+        return self.chip.flops / self.chip.devices
+
+    @property
+    def hbm(self) -> float:
+        """Bytes/s of one device's memory."""
+        return self.chip.hbm / self.chip.devices
+
+    @property
+    def ici(self) -> float:
+        """Bytes/s that one device can send while all axes of the slice are busy.
+
+        An axis that closes to a ring has two links a chip. On one that does not, everything for the far end passes the
+        last link, which halves the rate of a collective.
+        """
+        used = sum(0 if size == 1 else 2 if size % self.chip.ring == 0 else 1 for size in self.shape)
+        return self.chip.ici / 2 / self.chip.links * used / self.chip.devices
+
+
+def parse_slice(name: str) -> Slice:
+    """The slice that a name like `v5e:4x4` or `v5p:2x2x1` means; InputError where the name means none."""
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
+    chip = CHIPS.get(match[1]) if match else None
+    if match is None or chip is None:
+        raise InputError(
+            f"--config.topology={name}: give a chip ({', '.join(CHIPS)}) and its grid, as in v5e:4x4 or v5p:2x2x1"
+        )
+    shape = tuple(int(size) for size in match[2].split("x"))
+    if len(shape) != chip.links // 2 or 0 in shape:
+        raise InputError(f"--config.topology={name}: a grid of {match[1]} has {chip.links // 2} sizes above 0")
+    return Slice(name, chip, shape)

@@ -1,0 +1,86 @@
+"""An estimate of a step's memory and time without compiling, by which candidates are sorted before some are compiled.
+
+Arguments are exact; temporaries are the tensors known to live at once. Axis letters as in model/transformer.py.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType
+
+from jaxalign import runtime
+from jaxalign.model.lora import lora_shapes
+from jaxalign.model.quantised import SCHEMES
+from jaxalign.model.sharding import param_shardings
+from jaxalign.planning import flops
+from jaxalign.planning.chips import parse_slice
+from jaxalign.planning.job import Job
+from jaxalign.planning.programs import base_shapes, bytes_per_device, laid_out
+from jaxalign.training.optimizer import cosine_schedule, make_optimizer
+from jaxalign.training.step import new_state
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes on each device, and positions/s of the whole slice."""
+
+    memory: int
+    tokens_per_second: float
+
+
+def estimate(job: Job) -> Estimate:
+    """The estimate for a training step. ValueError where the mesh does not divide a weight."""
+    slice = parse_slice(job.topology)
+    data, fsdp, tensor = runtime.mesh_sizes(*job.mesh, slice.devices)
+    arguments = argument_bytes(job, (data, fsdp, tensor))
+    memory = arguments["state"] + arguments["frozen"] + temporaries(job, data * fsdp, tensor)
+    compute = flops.train_step(job) / slice.devices / slice.flops
+    # Parameters are gathered over fsdp in the forward, the recomputed and the backward pass of every micro-batch.
+    whole = arguments["frozen"] * fsdp
+    gathered = whole * (fsdp - 1) / fsdp * (2 if job.remat == "none" else 3) * job.step.accumulation
+    positions = job.tokens / (data * fsdp)
+    item = jnp.dtype(job.dtype).itemsize
+    # The residual is summed over tensor twice a layer, there and back: an all-reduce sends twice what it sums.
+    summed = 2 * 4 * job.architecture.layers * positions * job.architecture.width * item * (tensor - 1) / tensor
+    interconnect = (gathered + summed) / slice.ici if slice.devices > 1 else 0.0
+    return Estimate(memory, job.tokens / max(compute, interconnect))
+
+
+def argument_bytes(job: Job, sizes: tuple[int, int, int]) -> dict[str, int]:
+    """What state and frozen parameters take on each device of a mesh of these sizes."""
+    mesh = AbstractMesh(sizes, runtime.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    params = base_shapes(job)
+    frozen, trainable = {}, {"params": params}
+    if job.lora is not None:
+        frozen, trainable = {"params": params}, {"lora": lora_shapes(job.architecture, job.lora)}
+    optimizer = make_optimizer(job.optimizer, cosine_schedule(job.optimizer, 1))
+    state = jax.eval_shape(partial(new_state, optimizer=optimizer), trainable)
+
+    def size(tree: Any) -> int:
+        return bytes_per_device(laid_out(tree, param_shardings(tree, mesh)))
+
+    return {"state": size(state), "frozen": size(frozen)}
+
+
+def temporaries(job: Job, batch_ways: int, tensor: int) -> int:
+    """Residuals kept for the backward pass, one layer's work, and the loss's logits and gradients."""
+    config, item = job.architecture, jnp.dtype(job.dtype).itemsize
+    rows = job.rows // job.step.accumulation / batch_ways
+    positions = rows * job.length
+    D, F, V, N = config.width, config.mlp_dim, config.vocab_size, config.heads
+    hidden = positions * D * item
+    scores = rows * N / tensor * job.length**2 * (4 + item)
+    widths = sum(outputs for _, (_, outputs) in flops.projection_sizes(config).values())
+    outputs = positions * widths / tensor * item
+    # Norms keep a float32 copy of their input, the MLP the gate before and after its activation.
+    layer = scores + outputs + positions * (2 * F / tensor * item + 8 * D)
+    kept = {"full": 0.0, "dots": outputs, "none": layer}[job.remat] * config.layers
+    weights = 2 * flops.layer_weights(config) / tensor * item
+    if job.param_dtype in SCHEMES:
+        weights += 4 * max(i * o for _, (i, o) in flops.projection_sizes(config).values()) / tensor
+    chunk = min(job.step.loss_chunk, job.rows // job.step.accumulation * job.length)
+    head = D * V / tensor * item + 3 * 4 * max(1, chunk / batch_ways) * V / tensor
+    return int(config.layers * hidden + kept + layer + weights + head + 2 * hidden)

@@ -1,0 +1,87 @@
+"""Floating-point operations of one optimizer step, counted from the architecture: matrix products alone.
+
+A product [m,k] x [k,n] costs 2 m k n. Attention is counted as it is computed, every query against every key of its
+row. Axis letters as in model/transformer.py; P positions of a step, r an adapter's rank.
+"""
+
+from jaxalign.model.config import ModelConfig
+from jaxalign.model.lora import LoraConfig, projection_sizes
+from jaxalign.planning.job import Job
+
+
+def layer_weights(config: ModelConfig) -> int:
+    """Weights in the projections of one layer."""
+    return sum(inputs * outputs for _, (inputs, outputs) in projection_sizes(config).values())
+
+
+def projections(config: ModelConfig, positions: int) -> int:
+    """All layers' projections, forward."""
+    return 2 * layer_weights(config) * config.layers * positions
+
+
+def attention(config: ModelConfig, queries: int, keys: int) -> int:
+    """All layers' scores and weighted values, forward: so many queries with so many keys each."""
+    return 4 * config.heads * config.head_dim * config.layers * queries * keys
+
+
+def adapters(config: ModelConfig, lora: LoraConfig, positions: int) -> int:
+    """All layers' adapters, forward: x A and (x A) B."""
+    sizes = projection_sizes(config)
+    return sum(2 * lora.rank * sum(sizes[name][1]) for name in lora.targets) * config.layers * positions
+
+
+def norms_of_dora(config: ModelConfig, lora: LoraConfig) -> int:
+    """All layers' `updated_norms`, once: A^T W, A^T A and its product with B."""
+    sizes, r = projection_sizes(config), lora.rank
+    each = (sizes[name][1] for name in lora.targets)
+    return config.layers * sum(2 * r * i * o + 2 * r * r * (i + o) for i, o in each)
+
+
+def head(config: ModelConfig, positions: int) -> int:
+    """The logits of so many positions."""
+    return 2 * config.width * config.vocab_size * positions
+
+
+def train_step(job: Job) -> int:
+    """One step: forward, backward with what it recomputes, and the head on every position (see `lower_train`).
+
+    The backward pass of a product is one product for its input's gradient, and one more where its weights are tuned.
+    """
+    config, lora, P = job.architecture, job.lora, job.tokens
+    weights, scores = projections(config, P), attention(config, P, job.length)
+    total = weights + scores  # forward
+    total += weights + 2 * scores  # gradients of the inputs; of q, k, v and the attention weights
+    total += recomputed(job)
+    total += head(config, head_positions(job)) * (3 if lora is None else 2)
+    if lora is None:
+        return total + weights
+    total += 3 * adapters(config, lora, P)
+    if lora.dora:
+        times = job.step.accumulation * (1 if job.remat == "none" else 2)
+        total += times * norms_of_dora(config, lora)
+    return total
+
+
+def recomputed(job: Job) -> int:
+    """What rematerialisation computes a second time."""
+    config, lora, P = job.architecture, job.lora, job.tokens
+    scores = attention(config, P, job.length)
+    if job.remat == "none":
+        return 0
+    if job.remat == "dots":
+        return scores // 2  # the products without a batch axis are kept, and of the others the scores are asked for
+    total = projections(config, P) + scores + (adapters(config, lora, P) if lora else 0)
+    is_scaled = lora is not None and lora.dora and "down_proj" in lora.targets
+    if not (config.post_norms or is_scaled):
+        # The last product of a layer only adds to the residual: nothing asks for its value again.
+        total -= 2 * config.mlp_dim * config.width * config.layers * P
+        if lora is not None and "down_proj" in lora.targets:
+            total -= 2 * lora.rank * config.width * config.layers * P
+    return total
+
+
+def head_positions(job: Job) -> int:
+    """Positions of a step that meet the head, those that fill up the last chunk among them."""
+    rows = job.rows // job.step.accumulation
+    columns = min(max(1, job.step.loss_chunk // rows), job.length)
+    return job.rows * -(-job.length // columns) * columns
