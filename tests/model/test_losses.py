@@ -1,5 +1,7 @@
 """The chunked loss against torch's cross-entropy, values and gradients."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,12 +9,14 @@ import pytest
 import torch
 
 from jaxalign.model.losses import next_token_loss
+from tests.model.tiny_models import numpy_of
 
 B, T, D, V = 3, 11, 8, 23
 RANDOM = np.random.default_rng(0)
 HIDDEN = RANDOM.normal(size=(B, T, D)).astype(np.float32)
 HEAD = RANDOM.normal(size=(D, V)).astype(np.float32)
-TARGETS = RANDOM.integers(0, V, (B, T), dtype=np.int32)
+TARGETS, TOKENS = RANDOM.integers(0, V, (2, B, T), dtype=np.int32)
+MIX = RANDOM.normal(size=(D, D)).astype(np.float32)
 # Rows of 5 scattered targets, of 7 at the end, and of none.
 MASK = np.zeros((B, T), bool)
 MASK[0, [1, 2, 5, 8, 10]] = True
@@ -56,6 +60,75 @@ def test_sum_count_and_gradients(targets_per_row: int, chunk: int):
     np.testing.assert_allclose(total, reference, rtol=ROUNDING)
     np.testing.assert_allclose(hidden_gradient, hidden_reference, atol=ROUNDING)
     np.testing.assert_allclose(head_gradient, head_reference, atol=ROUNDING)
+
+
+def tied_in_torch(table: np.ndarray, mix: np.ndarray) -> list[np.ndarray]:
+    """Gradients of the mean cross-entropy where one table is both looked up and the head."""
+    leaves = [torch.tensor(array, requires_grad=True) for array in (table, mix)]
+    looked_up = leaves[0][torch.tensor(TOKENS).long()]
+    logits = torch.tanh(looked_up @ leaves[1]) @ leaves[0].T
+    mask = torch.tensor(MASK)
+    torch.nn.functional.cross_entropy(logits[mask], torch.tensor(TARGETS).long()[mask]).backward()
+    return [numpy_of(leaf.grad) for leaf in leaves if leaf.grad is not None]
+
+
+@pytest.mark.parametrize("tuned", [("table", "mix"), ("mix",), ("table",)], ids="-".join)
+def test_a_tied_head_tuned_and_frozen(tuned: tuple[str, ...]):
+    weights = {"table": jnp.asarray(HEAD.T), "mix": jnp.asarray(MIX)}
+
+    def loss(leaves: dict[str, jax.Array], frozen: dict[str, jax.Array]) -> jax.Array:
+        both = frozen | leaves
+        hidden = jnp.tanh(both["table"][TOKENS] @ both["mix"])
+        arguments = (head(both["table"].T), hidden, jnp.asarray(TARGETS), jnp.asarray(MASK))
+        total, count = next_token_loss(*arguments, targets_per_row=7, chunk=6)
+        return total / count
+
+    leaves = {name: weights.pop(name) for name in tuned}
+    gradients = jax.jit(jax.grad(loss))(leaves, weights)
+    expected = dict(zip(("table", "mix"), tied_in_torch(HEAD.T, MIX), strict=True))
+    for name in tuned:
+        np.testing.assert_allclose(gradients[name], expected[name], atol=ROUNDING)
+
+
+@pytest.mark.parametrize("tuned_in", [jnp.float32, jnp.bfloat16])
+def test_a_head_tuned_in_bfloat16(tuned_in: Any):
+    """States in bfloat16, and a head that is computed in it: the gradients of float32 arithmetic, rounded twice."""
+    hidden, kernel = jnp.asarray(HIDDEN, jnp.bfloat16), jnp.asarray(HEAD).astype(jnp.bfloat16)
+
+    def mean(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
+        def logits(states: jax.Array) -> jax.Array:
+            return jnp.einsum("...D,DV->...V", states, kernel.astype(states.dtype), preferred_element_type=jnp.float32)
+
+        total, count = next_token_loss(
+            logits, hidden, jnp.asarray(TARGETS), jnp.asarray(MASK), targets_per_row=7, chunk=6
+        )
+        return total / count
+
+    def dense(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
+        nats = -jax.nn.log_softmax(hidden @ kernel)[np.arange(B)[:, None], np.arange(T)[None], TARGETS]
+        return jnp.where(MASK, nats, 0.0).sum() / MASK.sum().astype(np.float32)
+
+    ours = jax.jit(jax.value_and_grad(mean, argnums=(0, 1)))(hidden, kernel.astype(tuned_in))
+    exact = jax.value_and_grad(dense, argnums=(0, 1))(hidden.astype(jnp.float32), kernel.astype(jnp.float32))
+    np.testing.assert_allclose(ours[0], exact[0], rtol=ROUNDING)
+    assert [gradient.dtype for gradient in ours[1]] == [jnp.bfloat16, tuned_in]
+    for gradient, reference in zip(ours[1], exact[1], strict=True):
+        np.testing.assert_allclose(
+            gradient.astype(jnp.float32), reference, rtol=2**-7, atol=1e-3 * np.abs(reference).max()
+        )
+
+
+def test_every_logit_is_computed_once():
+    """The gradient's program multiplies with the head twice, logits and states; a tuned head's gradient is a third."""
+
+    def loss(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
+        arguments = (head(kernel), hidden, jnp.asarray(TARGETS), jnp.asarray(MASK))
+        return next_token_loss(*arguments, targets_per_row=7, chunk=6)[0]
+
+    def products(argnums: Any) -> int:
+        return str(jax.make_jaxpr(jax.grad(loss, argnums=argnums))(HIDDEN, HEAD)).count("dot_general")
+
+    assert products(0) == 2 and products((0, 1)) == 3
 
 
 def test_large_logits_stay_finite():
