@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.lora import LoraConfig, projection_sizes
+from jaxalign.model.lora import LoraConfig
+from jaxalign.planning.flops import adapters, attention, head, projections
 
 
 def forward(config: ModelConfig, start: int, end: int) -> int:
@@ -23,28 +24,6 @@ def forward(config: ModelConfig, start: int, end: int) -> int:
     local_layers = config.local_layers or (False,) * config.layers
     pairs = sum(int((locally if local else seen).sum()) for local in local_layers)
     return projections(config, end - start) + attention(config, pairs)
-
-
-def projections(config: ModelConfig, positions: int) -> int:
-    """Every layer's projections at so many positions."""
-    weights = sum(size_in * size_out for _, (size_in, size_out) in projection_sizes(config).values())
-    return 2 * weights * config.layers * positions
-
-
-def attention(config: ModelConfig, pairs: int) -> int:
-    """Scores and mixed values for so many (layer, query, key)."""
-    return 4 * config.heads * config.head_dim * pairs
-
-
-def adapters(config: ModelConfig, lora: LoraConfig, positions: int) -> int:
-    """Every layer's low-rank products at so many positions."""
-    sizes = projection_sizes(config)
-    return 2 * lora.rank * sum(sum(sizes[name][1]) for name in lora.targets) * config.layers * positions
-
-
-def head(config: ModelConfig, positions: int) -> int:
-    """The logits of so many positions."""
-    return 2 * config.width * config.vocab_size * positions
 
 
 def one_at_a_time(config: ModelConfig, lengths: Sequence[int], *, full_logits: bool) -> int:

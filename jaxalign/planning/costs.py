@@ -211,7 +211,7 @@ def traffic(instruction: Instruction, computation: Computation, module: Module) 
     Of an array that is only sliced, or written to in part, that part: a loop over layers reads one layer's weights.
     """
     opcode = instruction.opcode
-    if opcode in NO_TRAFFIC or opcode.endswith("-done"):
+    if opcode in NO_TRAFFIC or opcode.endswith("-done") or '"AllocateBuffer"' in instruction.attributes:
         return 0
     if opcode.endswith("-start"):
         return sum(in_memory(shape) for shape in instruction.shapes)  # the tuple holds what is read and written

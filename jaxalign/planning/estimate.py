@@ -3,8 +3,8 @@
 Arguments are exact; temporaries are the tensors known to live at once. Axis letters as in model/transformer.py.
 """
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -35,11 +35,12 @@ def estimate(job: Job) -> Estimate:
     """The estimate for a training step. ValueError where the mesh does not divide a weight."""
     slice = parse_slice(job.topology)
     data, fsdp, tensor = runtime.mesh_sizes(*job.mesh, slice.devices)
-    arguments = argument_bytes(job, (data, fsdp, tensor))
-    memory = arguments["state"] + arguments["frozen"] + temporaries(job, data * fsdp, tensor)
+    # What lies on the devices between steps is the same for every batch.
+    state, frozen = argument_bytes(replace(job, rows=0, length=0, remat="none"), (data, fsdp, tensor))
+    memory = state + frozen + temporaries(job, data * fsdp, tensor)
     compute = flops.train_step(job) / slice.devices / slice.flops
     # Parameters are gathered over fsdp in the forward, the recomputed and the backward pass of every micro-batch.
-    whole = arguments["frozen"] * fsdp
+    whole = (frozen or state) * fsdp
     gathered = whole * (fsdp - 1) / fsdp * (2 if job.remat == "none" else 3) * job.step.accumulation
     positions = job.tokens / (data * fsdp)
     item = jnp.dtype(job.dtype).itemsize
@@ -49,7 +50,8 @@ def estimate(job: Job) -> Estimate:
     return Estimate(memory, job.tokens / max(compute, interconnect))
 
 
-def argument_bytes(job: Job, sizes: tuple[int, int, int]) -> dict[str, int]:
+@lru_cache
+def argument_bytes(job: Job, sizes: tuple[int, int, int]) -> tuple[int, int]:
     """What state and frozen parameters take on each device of a mesh of these sizes."""
     mesh = AbstractMesh(sizes, runtime.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
     params = base_shapes(job)
@@ -62,7 +64,7 @@ def argument_bytes(job: Job, sizes: tuple[int, int, int]) -> dict[str, int]:
     def size(tree: Any) -> int:
         return bytes_per_device(laid_out(tree, param_shardings(tree, mesh)))
 
-    return {"state": size(state), "frozen": size(frozen)}
+    return size(state), size(frozen)
 
 
 def temporaries(job: Job, batch_ways: int, tensor: int) -> int:

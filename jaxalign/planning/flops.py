@@ -19,9 +19,9 @@ def projections(config: ModelConfig, positions: int) -> int:
     return 2 * layer_weights(config) * config.layers * positions
 
 
-def attention(config: ModelConfig, queries: int, keys: int) -> int:
-    """All layers' scores and weighted values, forward: so many queries with so many keys each."""
-    return 4 * config.heads * config.head_dim * config.layers * queries * keys
+def attention(config: ModelConfig, pairs: int) -> int:
+    """Scores and weighted values, forward, for so many (layer, query, key)."""
+    return 4 * config.heads * config.head_dim * pairs
 
 
 def adapters(config: ModelConfig, lora: LoraConfig, positions: int) -> int:
@@ -48,7 +48,7 @@ def train_step(job: Job) -> int:
     The backward pass of a product is one product for its input's gradient, and one more where its weights are tuned.
     """
     config, lora, P = job.architecture, job.lora, job.tokens
-    weights, scores = projections(config, P), attention(config, P, job.length)
+    weights, scores = projections(config, P), attention(config, config.layers * P * job.length)
     total = weights + scores  # forward
     total += weights + 2 * scores  # gradients of the inputs; of q, k, v and the attention weights
     total += recomputed(job)
@@ -65,7 +65,7 @@ def train_step(job: Job) -> int:
 def recomputed(job: Job) -> int:
     """What rematerialisation computes a second time."""
     config, lora, P = job.architecture, job.lora, job.tokens
-    scores = attention(config, P, job.length)
+    scores = attention(config, config.layers * P * job.length)
     if job.remat == "none":
         return 0
     if job.remat == "dots":

@@ -18,6 +18,7 @@ from jaxalign.model.lora import lora_shapes
 from jaxalign.model.next_token import LabelSets
 from jaxalign.model.prompt_batches import PromptRunner
 from jaxalign.model.quantised import SCHEMES, is_projection
+from jaxalign.model.sharding import param_shardings
 from jaxalign.model.transformer import Decoder
 from jaxalign.planning.job import Job
 from jaxalign.probing.logit_lens import lens_function
@@ -41,11 +42,12 @@ class Program:
 
 
 def lower(job: Job, mesh: Mesh) -> Program:
-    """Traces the job's program. InputError where the mesh does not divide a weight or the rows."""
+    """Traces the job's program. InputError where the mesh does not divide a weight."""
     try:
-        return {"train": lower_train, "score": lower_score, "lens": lower_lens}[job.program](job, mesh)
+        param_shardings(base_shapes(job), mesh)
     except ValueError as error:
         raise InputError(f"config.mesh: {error}; choose other sizes") from None
+    return {"train": lower_train, "score": lower_score, "lens": lower_lens}[job.program](job, mesh)
 
 
 def lower_train(job: Job, mesh: Mesh) -> Program:

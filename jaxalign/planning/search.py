@@ -1,6 +1,7 @@
 """The batch, mesh and rematerialisation of most positions/s that fit a slice: estimated for all, compiled for few."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,20 +51,20 @@ def search(job: Job, facts_of: Callable[[Job], dict[str, Any]] = facts_of) -> tu
 
 
 def candidates(job: Job) -> Iterator[Candidate]:
-    """All that are worth an estimate: powers of two on every axis, and no row longer than the job's."""
-    devices = parse_slice(job.topology).devices
+    """An estimate of every batch on every mesh that divides the model's weights."""
+    for mesh in meshes(parse_slice(job.topology).devices, job.architecture.kv_heads):
+        with suppress(ValueError):  # the mesh does not divide a weight
+            yield from (Candidate(other, estimate(other)) for other in batches(replace(job, mesh=mesh)))
+
+
+def batches(job: Job) -> Iterator[Job]:
+    """The job with other batches, all rows at once, none longer than the job's; and with each rematerialisation."""
     lengths = {job.length, *(length for length in LENGTHS if length < job.length)}
     step = replace(job.step, accumulation=1)
-    for mesh in meshes(devices, job.architecture.kv_heads):
-        for length in sorted(lengths):
-            for rows in ROWS_OF_A_DEVICE:
-                for remat in ("none", "dots", "full"):
-                    rows_of_all = rows * mesh[0] * mesh[1]
-                    other = replace(job, mesh=mesh, rows=rows_of_all, length=length, remat=remat, step=step)
-                    try:
-                        yield Candidate(other, estimate(other))
-                    except ValueError:  # the mesh does not divide a weight
-                        break
+    for length in sorted(lengths):
+        for rows in ROWS_OF_A_DEVICE:
+            for remat in ("none", "dots", "full"):
+                yield replace(job, rows=rows * job.mesh[0] * job.mesh[1], length=length, remat=remat, step=step)
 
 
 def meshes(devices: int, most_tensor: int) -> Iterator[tuple[int, int, int]]:

@@ -1,0 +1,59 @@
+"""Every shipped architecture on TPU slices from one Colab chip to a pod, as `jaxalign plan` sees it: a Markdown table.
+
+    python benchmarks/plan_table.py [--out TABLE.md] [--slices v5e:1x1,...] [--stored bfloat16,int8,nf4] [--models ...]
+
+Hundreds of compilations, minutes each for the large slices; each is kept (jaxalign/planning/compiler.py), so that the
+command goes on where it was interrupted and, once through, makes the table again in seconds.
+"""
+
+import argparse
+from pathlib import Path
+
+from tqdm import tqdm
+
+from jaxalign import files
+from jaxalign.cli.configuration import config_from_flags
+from jaxalign.cli.plan import architecture_named, job_of, planned_job
+from jaxalign.errors import InputError
+from jaxalign.model import architectures
+from jaxalign.planning.table import table
+
+SLICES = (
+    *("v5e:1x1", "v5e:2x4", "v5e:4x4", "v5e:16x16", "v5p:2x2x1", "v5p:4x4x4"),
+    *("v6e:1x1", "v6e:2x4", "v6e:16x16", "tpu7x:2x2x1"),
+)
+SETTINGS = ("--config.batch.length=512", "--config.remat=full", "--config.dtype=bfloat16")
+"""Adapters of rank 8 on q and v, 16 rows of 512 positions a step, or one a device where there are more."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="a file for the table, with plan.json's documents beside it")
+    parser.add_argument("--slices", default=",".join(SLICES))
+    parser.add_argument("--stored", default="bfloat16,int8,nf4")
+    parser.add_argument("--models", default=",".join(architectures.names()))
+    arguments = parser.parse_args()
+    cells = [
+        (model, slice, stored)
+        for model in arguments.models.split(",")
+        for slice in arguments.slices.split(",")
+        for stored in arguments.stored.split(",")
+    ]
+    plans = []
+    for model, slice, stored in (bar := tqdm(cells, unit="plan", disable=None)):
+        bar.set_description(f"{model} in {stored} on {slice}")
+        flags = [*SETTINGS, f"--config.model={model}", f"--config.topology={slice}", f"--config.param_dtype={stored}"]
+        config = config_from_flags(flags, "base")
+        try:
+            plans.append(planned_job(job_of(config, architecture_named(model), slice, "train"), config))
+        except InputError as error:  # a mesh that does not divide this model's weights
+            tqdm.write(f"{model} in {stored} on {slice}: {error}")
+    lines = "\n".join(table(plans)) + "\n"
+    print(lines)
+    if arguments.out:
+        files.write_text(arguments.out, lines)
+        files.write_json(arguments.out.with_suffix(".json"), plans)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Plans from facts that are made up: what counts as a fit, times, advice, and the table."""
+
+import json
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+
+from jaxalign.errors import InputError
+from jaxalign.model import architectures
+from jaxalign.planning.advice import advice
+from jaxalign.planning.chips import GIB
+from jaxalign.planning.costs import COLLECTIVES
+from jaxalign.planning.job import from_json
+from jaxalign.planning.plan import lines, make_plan, refused_peak
+from jaxalign.planning.table import smallest_that_fits, table
+from tests.planning.toy import TOY, toy_job
+
+CAPACITY = int(15.75 * GIB)
+
+
+def facts_with(temporaries: int) -> dict[str, Any]:
+    """Of a program that takes 1000 bytes of arguments, 200 of itself, and so many temporaries."""
+    none = {kind: {"count": 0, "bytes": 0, "sent": 0} for kind in COLLECTIVES}
+    return {
+        "mesh": [1, 8, 1],
+        "arguments": {"parameters": 600, "adapters": 100, "optimizer": 200, "batch": 100},
+        "compile_seconds": 1.0,
+        "memory": {"argument": 1000, "output": 300, "alias": 300, "temp": temporaries, "generated_code": 200},
+        "costs": {
+            "flops": 1e12,
+            "bfloat16_flops": 197e9,
+            "bytes": 819_000_000 * 2,
+            "collectives": none | {"all-gather": {"count": 3, "bytes": 400, "sent": 75_000_000 * 4}},
+        },
+    }
+
+
+def test_nothing_beyond_95_percent_is_called_a_fit():
+    limit = int(0.95 * CAPACITY)
+    at_the_limit = make_plan(toy_job(), "toy", facts_with(limit - 1200))
+    above = make_plan(toy_job(), "toy", facts_with(limit - 1199))
+    assert at_the_limit["fits"] and at_the_limit["memory"]["peak"] == limit
+    assert not above["fits"] and above["memory"]["over"] == 1
+
+
+def test_times_are_costs_over_rates():
+    """1 ms of products, 2 ms of memory, 3 ms of links: v5e:2x4 has two axes that are no rings, 100 GB/s."""
+    step = make_plan(toy_job(), "toy", facts_with(0))["step"]
+    assert step["seconds"] == pytest.approx(
+        {"compute": 0.001, "memory": 0.002, "interconnect": 0.003, "roofline": 0.003, "serial": 0.006}
+    )
+    assert step["bound"] == "interconnect"
+    assert step["tokens_per_second"] == pytest.approx(8 * 32 / 0.003)
+
+
+@pytest.mark.parametrize(
+    ("said", "size"),
+    [
+        ("the total memory required for HLO temporaries (18.09G) exceeds available HBM (15.75G).", 18.09),
+        ("Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.", 20.5),
+    ],
+)
+def test_a_refusal_says_how_much_was_needed(said, size):
+    assert refused_peak(f"RESOURCE_EXHAUSTED: {said}") == int(size * GIB)
+    facts = facts_with(0) | {"refused": said}
+    del facts["memory"], facts["costs"]
+    plan = make_plan(toy_job(), "toy", facts)
+    assert not plan["fits"] and "step" not in plan
+    assert f"does not fit: peak {size:.2f} GiB" in "\n".join(lines(plan))
+
+
+def test_another_refusal_is_passed_on():
+    with pytest.raises(InputError, match="of some other kind"):
+        refused_peak("RESOURCE_EXHAUSTED: of some other kind")
+
+
+def test_advice_names_keys_by_what_they_save():
+    mistral = architectures.read("mistral-7b-v0.1")
+    job = toy_job(architecture=mistral, topology="v5e:1x1", mesh=(1, 1, 1), rows=4, length=2048)
+    said = advice(replace(job, dtype="bfloat16"))
+    # All layers' attention weights are the most; of 27 GiB of float32 weights 4 bits leave about an eighth.
+    assert said[0].startswith("--config.remat=full saves about 1")
+    assert any(one.startswith("--config.param_dtype=nf4 saves about 2") for one in said)
+    assert any(one.startswith("--config.batch.accumulation=2 saves") for one in said)
+
+
+def test_the_smallest_slice_is_the_one_of_fewest_chips():
+    def plan(topology: str, temporaries: int) -> dict[str, Any]:
+        return make_plan(toy_job(topology=topology), "toy", facts_with(temporaries))
+
+    plans = [plan("v5e:4x4", 0), plan("v5e:2x4", 16 * GIB), plan("v6e:2x4", 16 * GIB)]
+    assert smallest_that_fits(plans) == "v6e:2x4"
+    assert smallest_that_fits(plans[1:2]) is None
+    assert [line.count("|") for line in table(plans)] == [10] * 5
+
+
+def test_a_job_survives_json():
+    job = toy_job(architecture=replace(TOY, local_layers=(True, False, True, False), window=8))
+    llama = toy_job(architecture=architectures.read("llama-3.1-8b"), lora=None)
+    for one in (job, llama):
+        assert from_json(json.loads(json.dumps(asdict(one)))) == one

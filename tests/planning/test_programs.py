@@ -1,0 +1,44 @@
+"""What is compiled: the arguments by kind, and the programs of scoring and lens."""
+
+import jax
+import pytest
+
+from jaxalign.errors import InputError
+from jaxalign.planning import flops
+from jaxalign.planning.programs import PREFIX, bytes_per_device, lower
+from tests.planning.toy import TOY, costs_on_cpu, toy_job
+from tests.training.tiny_runs import mesh_of
+
+
+def test_arguments_are_counted_by_kind():
+    arguments = lower(toy_job(param_dtype="int8", dtype="bfloat16"), mesh_of(fsdp=8)).arguments
+    sizes = {kind: bytes_per_device(tree) for kind, tree in arguments.items()}
+    # Adapters of rank 4 on q [64, 64] and v [64, 32] in 4 layers, float32: A cut in eight, B whole.
+    factors = 4 * 4 * 4 * (64 / 8 + 64 + 64 / 8 + 32)
+    assert sizes["adapters"] == factors
+    assert sizes["optimizer"] == 2 * factors + 2 * 4  # two moments, two counters
+    assert sizes["batch"] == 32 * (4 * 4 + 1)
+    codes = [leaf for leaf in jax.tree.leaves(arguments["parameters"]) if leaf.dtype.name == "int8"]
+    assert sum(leaf.size for leaf in codes) == TOY.layers * flops.layer_weights(TOY)
+
+
+def test_scoring_computes_rows_behind_the_prefix():
+    job = toy_job(program="score", mesh=(1, 1, 1), rows=4, length=128)
+    pairs = TOY.layers * 4 * 128 * (PREFIX + 128)
+    expected = flops.projections(TOY, 4 * 128) + flops.attention(TOY, pairs)
+    assert costs_on_cpu(job).flops == pytest.approx(expected, rel=0.01)
+
+
+def test_the_lens_reads_every_layer_at_one_position():
+    job = toy_job(program="lens", mesh=(1, 1, 1), rows=4, length=64)
+    expected = flops.projections(TOY, 4 * 64) + flops.attention(TOY, TOY.layers * 4 * 64 * 64)
+    expected += flops.head(TOY, TOY.layers * 4)
+    assert costs_on_cpu(job).flops == pytest.approx(expected, rel=0.01)
+
+
+def test_a_mesh_that_does_not_divide_is_refused():
+    with pytest.raises(InputError, match=r"config\.mesh: .*choose other sizes"):
+        lower(
+            toy_job(mesh=(1, 1, 8), architecture=TOY.__class__(**vars(TOY) | {"kv_heads": 1, "head_dim": 12})),
+            mesh_of(tensor=8),
+        )

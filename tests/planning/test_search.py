@@ -1,0 +1,57 @@
+"""The search with a compiler that is played: what it compiles, how often, and what it returns."""
+
+from dataclasses import replace
+from typing import Any
+
+from jaxalign.model import architectures
+from jaxalign.planning.chips import GIB
+from jaxalign.planning.estimate import estimate
+from jaxalign.planning.job import Job
+from jaxalign.planning.search import COMPILATIONS, candidates, meshes, search
+from tests.planning.test_plan import facts_with
+from tests.planning.toy import toy_job
+
+LIMIT = int(0.95 * 15.75 * GIB)
+
+
+def mistral_job(**changes: Any) -> Job:
+    mistral = architectures.read("mistral-7b-v0.1")
+    job = toy_job(architecture=mistral, topology="v5e:2x4", mesh=(1, -1, 1), rows=16, length=1024, dtype="bfloat16")
+    return replace(job, param_dtype="bfloat16", **changes)
+
+
+def compiler(share: float, asked: list[Job]):
+    """Says that a program takes so much of what is estimated."""
+
+    def facts_of(job: Job) -> dict[str, Any]:
+        asked.append(job)
+        return facts_with(int(share * estimate(job).memory))
+
+    return facts_of
+
+
+def test_it_compiles_three_at_most_and_returns_one_that_fits():
+    asked: list[Job] = []
+    best, facts = search(mistral_job(), compiler(1.0, asked))
+    assert best in asked and len(set(asked)) == len(asked) <= COMPILATIONS
+    assert facts["memory"]["temp"] <= LIMIT
+    assert all(estimate(job).memory <= LIMIT for job in asked)
+
+
+def test_a_larger_program_than_estimated_makes_the_others_larger_too():
+    asked: list[Job] = []
+    _, facts = search(mistral_job(), compiler(1.5, asked))
+    assert estimate(asked[1]).memory * 1.5 <= LIMIT * 1.01
+    assert facts["memory"]["temp"] <= LIMIT
+
+
+def test_where_nothing_fits_the_smallest_is_returned():
+    asked: list[Job] = []
+    job = mistral_job(topology="v5e:1x1")
+    best, facts = search(job, compiler(1.0, asked))
+    assert len(asked) == 1 and facts["memory"]["temp"] > LIMIT
+    assert estimate(best).memory == min(candidate.estimate.memory for candidate in candidates(job))
+
+
+def test_meshes_use_every_device_and_cut_no_head():
+    assert set(meshes(8, 2)) == {(8, 1, 1), (4, 2, 1), (2, 4, 1), (1, 8, 1), (4, 1, 2), (2, 2, 2), (1, 4, 2)}
