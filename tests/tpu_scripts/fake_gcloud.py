@@ -35,6 +35,7 @@ class Scenario(TypedDict, total=False):
     hosts: int
     quota: str  # "asked": refused at once; "granted": refused while provisioning
     waiting: int  # how often a new slice is seen not ready
+    lost: str  # the state that a new slice comes to, in place of ready
     dead: list[int]  # hosts that ssh does not reach
     broken: list[str]  # commands that fail, as on a network that is down
     runs: list[Run]
@@ -82,7 +83,7 @@ def look(slice_: dict[str, Any], scenario: Scenario) -> str:
         return "ACTIVE" if slice_["late"] >= 0 else taken
     if slice_["looks"] <= scenario.get("waiting", 0):
         return "PROVISIONING" if slice_["looks"] > 1 else "WAITING_FOR_RESOURCES"
-    return "FAILED" if scenario.get("quota") == "granted" else "ACTIVE"
+    return "FAILED" if scenario.get("quota") == "granted" else scenario.get("lost", "ACTIVE")
 
 
 def members(name: str, scenario: Scenario) -> list[str]:

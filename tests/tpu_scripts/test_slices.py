@@ -90,6 +90,14 @@ def test_waiting_has_an_end_and_leaves_nothing(cloud: Cloud, road: str):
     assert not cloud.things()
 
 
+@pytest.mark.parametrize(("road", "lost"), [("queued", "SUSPENDED"), ("instances", "TERMINATED")])
+def test_a_slice_taken_before_it_is_ready_leaves_nothing(cloud: Cloud, road: str, lost: str):
+    cloud.play(waiting=1, lost=lost)
+    done = cloud.run("create", *arguments(road))
+    assert done.returncode == 1 and "my-slice was taken before it was ready" in done.stderr
+    assert not cloud.things()
+
+
 @pytest.mark.parametrize("road", ROADS)
 def test_an_interrupted_create_leaves_nothing(cloud: Cloud, road: str):
     cloud.play(waiting=10**6)
