@@ -64,7 +64,7 @@ def load_gguf_params(
     file = open_gguf(path)
     _check_tensors(file, config)
 
-    def read(weight: Weight, layer: int, index: Index) -> np.ndarray:
+    def read(weight: Weight, layer: int, index: Index, out: np.ndarray) -> None:
         array = file.array(_name(weight, layer, config))
         if config.family == "llama" and "q_proj" in weight.path:
             array = _unpermuted(array, config.heads)
@@ -72,7 +72,7 @@ def load_gguf_params(
             array = _unpermuted(array, config.kv_heads)
         if config.norm_offset and weight.path.endswith("/scale"):
             array = array - np.float32(1.0)
-        return (array.T if weight.transposed else array)[index]
+        out[...] = (array.T if weight.transposed else array)[index]
 
     return assemble(config, param_dtype, read, place)
 

@@ -4,6 +4,7 @@ Hugging Face keeps a projection as [out, in] and each layer's tensors apart; her
 lie stacked in one array [L, ...]. `weight_table` is the only place that knows which weights a model has.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -27,9 +28,12 @@ from jaxalign.model.lora import projection_sizes
 from jaxalign.model.sharding import leaf_spec
 
 Index = tuple[slice, ...]
-ReadTensor = Callable[["Weight", int, Index], np.ndarray]
-"""(weight, layer, index) -> that part of one tensor, any float dtype, in the layout of the tree; layer is 0 for what
-is not stacked."""
+ReadTensor = Callable[["Weight", int, Index, np.ndarray], None]
+"""(weight, layer, index, out): writes that part of one tensor into `out`, in the layout of the tree and the type of
+`out`; layer is 0 for what is not stacked."""
+
+PIECE_BYTES = 2**26
+"""How much of a tensor is read at a time: what is read stays in memory until its file is closed."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def bounding_box(indices: Sequence[Index], shape: tuple[int, ...]) -> Index:
 def assemble(
     config: ModelConfig, param_dtype: DTypeLike, read: ReadTensor, place: Place = place_whole
 ) -> dict[str, Any]:
-    """The parameter tree, leaf by leaf: beyond what is placed, the host holds one stacked leaf and one tensor."""
+    """The parameter tree, leaf by leaf: beyond what is placed, the host holds one leaf, and what `read` takes."""
     leaves: dict[str, jax.Array] = {}
     for weight in weight_table(config):
         placed = place(unread_leaf(weight, config.layers, jnp.dtype(param_dtype), read))
@@ -141,38 +145,41 @@ def assemble(
 
 def unread_leaf(weight: Weight, layers: int, dtype: np.dtype, read: ReadTensor) -> Leaf:
     """The leaf that a weight's tensors make, stacked where the layers are."""
-    if not weight.stacked:
-        return Leaf(weight.path, weight.shape, lambda index: read(weight, 0, index).astype(dtype))
+    shape = (layers, *weight.shape) if weight.stacked else weight.shape
 
-    def read_layers(index: Index) -> np.ndarray:
-        numbers = range(layers)[index[0]]
-        parts = (read(weight, layer, index[1:]) for layer in numbers)
-        first = next(parts)
-        stacked = np.empty((len(numbers), *first.shape), dtype)
-        stacked[0] = first
-        for position, part in enumerate(parts, start=1):
-            stacked[position] = part
-        return stacked
+    def read_part(index: Index) -> np.ndarray:
+        ranges = [range(size)[part] for size, part in zip(shape, index, strict=True)]
+        out = np.empty([len(numbers) for numbers in ranges], dtype)
+        if not weight.stacked:
+            read(weight, 0, index, out)
+            return out
+        for position, layer in enumerate(ranges[0]):
+            read(weight, layer, index[1:], out[position])
+        return out
 
-    return Leaf(weight.path, (layers, *weight.shape), read_layers)
+    return Leaf(weight.path, shape, read_part)
 
 
 def load_params(
     folder: Path, config: ModelConfig, param_dtype: DTypeLike, place: Place = place_whole
 ) -> dict[str, Any]:
-    """The parameters of a Hugging Face model folder, read tensor by tensor.
+    """The parameters of a Hugging Face model folder, read piece by piece.
 
     Reads `model.safetensors`, or the shards that `model.safetensors.index.json` names. `place` as in `assemble`.
     InputError where the folder has no safetensors, or its tensors are not exactly those of `config`.
     """
     file_of, names = _checked_tensors(folder, config)
 
-    def read(weight: Weight, layer: int, index: Index) -> np.ndarray:
+    def read(weight: Weight, layer: int, index: Index, out: np.ndarray) -> None:
         name = names[weight.path, layer]
-        # Opened anew for each tensor: an open file keeps all that was read of it in memory.
-        with safe_open(file_of[name], framework="numpy") as file:
-            tensor = file.get_slice(name)
-            return tensor[index[::-1]].T if weight.transposed else tensor[index]
+        (rows, *columns), out = (index[::-1], out.T) if weight.transposed else (index, out)
+        first, stop, _ = rows.indices(weight.stored_shape[0])
+        step = max(1, PIECE_BYTES // (4 * math.prod(weight.stored_shape[1:])))
+        for start in range(first, stop, step):
+            end = min(start + step, stop)
+            # Opened anew for each piece: an open file keeps all that was read of it in memory.
+            with safe_open(file_of[name], framework="numpy") as file:
+                out[start - first : end - first] = file.get_slice(name)[(slice(start, end), *columns)]
 
     return assemble(config, param_dtype, read, place)
 
