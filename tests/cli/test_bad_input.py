@@ -23,7 +23,7 @@ TRAIN = ("train", "--config.tasks=paws", "--config.build.sources=de", "--config.
         ("--config.variants=irelevant", "irrelevant"),
         ("--config.prompts=fixed", "mended"),
         ("--config.dtype=float8", "bfloat16"),
-        ("--config.param_dtype=int8", "param_dtype"),
+        ("--config.param_dtype=int4", "param_dtype"),
         ("--config.mesh.tensor=7", "mesh"),  # of eight devices
         ("--config.mesh.tensor=2", "mesh"),  # a vocabulary of 257
         ("--config.mesh.data=0", "mesh"),

@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from jaxalign.errors import InputError
-from jaxalign.model.lora import LoraConfig, init_lora, projection_sizes
+from jaxalign.model.lora import LoraConfig, lora_shapes, projection_sizes
 from jaxalign.model.peft_adapters import load_adapter, save_adapter
 from jaxalign.model.transformer import Decoder
 from tests.model.tiny_models import FAMILIES, VOCABULARY, tiny_case
@@ -25,9 +25,15 @@ TOKENS = np.arange(2, 2 + 2 * 9).reshape(2, 9) % VOCABULARY
 
 def random_adapter(config, lora):
     """An adapter whose B is not zero, so that it changes every logit."""
-    shapes = jax.eval_shape(lambda key: init_lora(key, config, lora), jax.random.key(0))
     rng = np.random.default_rng(1)
-    return jax.tree.map(lambda leaf: rng.normal(scale=0.2, size=leaf.shape).astype(leaf.dtype), shapes)
+    tree = jax.tree.map(
+        lambda leaf: rng.normal(scale=0.2, size=leaf.shape).astype(leaf.dtype), lora_shapes(config, lora)
+    )
+    for targets in tree["layers"].values():
+        for factors in targets.values():
+            if "magnitude" in factors:
+                factors["magnitude"] = 1 + factors["magnitude"]
+    return tree
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -45,7 +51,15 @@ def torch_logits(model):
         return model(torch.from_numpy(TOKENS)).logits.numpy()
 
 
-@pytest.mark.parametrize(("case", "lora"), [*((case, LoraConfig(4, 8.0)) for case in FAMILIES), ("qwen2", EVERYWHERE)])
+@pytest.mark.parametrize(
+    ("case", "lora"),
+    [
+        *((case, LoraConfig(4, 8.0)) for case in FAMILIES),
+        ("qwen2", EVERYWHERE),
+        ("llama_biases", dataclasses.replace(EVERYWHERE, dora=True)),
+        ("gemma3_text", dataclasses.replace(EVERYWHERE, rslora=True, dora=True)),
+    ],
+)
 def test_peft_loads_our_adapter(case, lora, tmp_path):
     tiny = tiny_case(case)
     unadapted = torch_logits(tiny.torch_model)
@@ -59,30 +73,47 @@ def test_peft_loads_our_adapter(case, lora, tmp_path):
     assert np.abs(theirs - unadapted).max() > 0.1, "the adapter must matter"
 
 
-@pytest.mark.parametrize("case", ["llama_biases", "gemma3_text"])
-def test_we_load_an_adapter_that_peft_saved(case, tmp_path):
+@pytest.mark.parametrize(
+    ("case", "rslora", "dora"),
+    [
+        ("llama_biases", False, False),
+        ("gemma3_text", False, False),
+        ("gemma3_text", True, False),
+        ("qwen2", True, True),
+    ],
+)
+def test_we_load_an_adapter_that_peft_saved(case, rslora, dora, tmp_path):
     tiny = tiny_case(case)
     settings = peft.LoraConfig(
-        r=5, lora_alpha=7, target_modules=["down_proj", "q_proj", "o_proj"], task_type="CAUSAL_LM"
+        r=5,
+        lora_alpha=7,
+        target_modules=["down_proj", "q_proj", "o_proj"],
+        task_type="CAUSAL_LM",
+        use_rslora=rslora,
+        use_dora=dora,
     )
     torch.manual_seed(0)
     adapted = peft.get_peft_model(tiny.torch_model, settings)
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.2)
+        if "magnitude" in name:
+            torch.nn.init.normal_(parameter, mean=1.0, std=0.2)
     adapted.save_pretrained(str(tmp_path))
     lora, tree = load_adapter(tmp_path, tiny.config)
-    assert lora == LoraConfig(5, 7.0, ("q_proj", "o_proj", "down_proj"))
+    assert lora == LoraConfig(5, 7.0, ("q_proj", "o_proj", "down_proj"), rslora, dora)
     ours = our_logits(tiny.config, lora, tiny.params, tree)
     np.testing.assert_allclose(ours, torch_logits(adapted), atol=1e-4, rtol=1e-4)
 
 
-def test_round_trip_is_exact_and_whole(tmp_path):
+@pytest.mark.parametrize(("rslora", "dora"), [(False, False), (True, True)])
+def test_round_trip_is_exact_and_whole(rslora, dora, tmp_path):
     config = tiny_case("gemma3_text").config
-    tree = random_adapter(config, EVERYWHERE)
-    save_adapter(tmp_path, tree, EVERYWHERE, "tiny")
+    wanted = dataclasses.replace(EVERYWHERE, rslora=rslora, dora=dora)
+    tree = random_adapter(config, wanted)
+    save_adapter(tmp_path, tree, wanted, "tiny")
     lora, again = load_adapter(tmp_path, config)
-    assert lora == EVERYWHERE
+    assert lora == wanted
     assert jax.tree.structure(again) == jax.tree.structure(tree)
     assert all(map(np.array_equal, jax.tree.leaves(again), jax.tree.leaves(tree)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
@@ -111,8 +142,9 @@ def test_all_linear_means_every_projection(tmp_path):
         ("peft_type", "IA3"),
         ("rank_pattern", {"q_proj": 4}),
         ("alpha_pattern", {"q_proj": 4}),
-        ("use_rslora", True),
-        ("use_dora", True),
+        ("use_rslora", "yes"),
+        ("use_dora", 1),
+        ("use_qalora", True),
         ("bias", "lora_only"),
         ("lora_bias", True),
         ("fan_in_fan_out", True),
@@ -129,7 +161,7 @@ def test_all_linear_means_every_projection(tmp_path):
         ("a_key_of_next_year", "on"),
     ],
 )
-def test_what_is_not_plain_lora_is_refused_by_name(key, value, tmp_path):
+def test_other_kinds_of_adapters_are_refused_by_name(key, value, tmp_path):
     config = saved(tmp_path, **{key: value})
     with pytest.raises(InputError, match=rf"adapter_config\.json.*{key}"):
         load_adapter(tmp_path, config)
@@ -148,6 +180,8 @@ def test_an_adapter_of_another_model_is_refused_with_names(tmp_path):
         load_adapter(tmp_path, saved(tmp_path, r=3))
     with pytest.raises(InputError, match=r"missing.*k_proj"):
         load_adapter(tmp_path, saved(tmp_path, target_modules=["q_proj", "k_proj"]))
+    with pytest.raises(InputError, match=r"missing.*q_proj\.lora_magnitude_vector"):
+        load_adapter(tmp_path, saved(tmp_path, use_dora=True))
 
 
 def test_folders_without_a_whole_adapter_are_refused(tmp_path):

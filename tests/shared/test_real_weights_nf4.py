@@ -17,7 +17,7 @@ from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.evaluation.score_labels import Scorer
 from jaxalign.model.hf_config import read_config
 from jaxalign.model.hf_weights import load_params
-from jaxalign.model.nf4 import quantise_params
+from jaxalign.model.quantised import quantise_params
 from jaxalign.model.transformer import Decoder
 from tests.training.tiny_runs import mesh_of
 
@@ -34,7 +34,7 @@ def test_masses_in_four_bits(shared: Path, models: Path, name: str):
     label_sets = list(scored_candidates(task, "de", tokenizer, "english", "study").values())
     params = load_params(folder, config, jnp.float32)
     masses = {}
-    for kind, tree in {"exact": params, "nf4": quantise_params(params, mesh)}.items():
+    for kind, tree in {"exact": params, "nf4": quantise_params(params, mesh, "nf4")}.items():
         variables = {"params": tree}
         masses[kind] = Scorer(Decoder(config), variables, mesh).score(variables, queries, label_sets).prefix_mass
 

@@ -1,5 +1,6 @@
 """Whole training runs against transformers, peft and torch: same model, same adapter, same batches."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import torch
 from transformers.optimization import get_cosine_schedule_with_warmup
 
 from jaxalign.data.batches import Batch, BatchPlan
+from jaxalign.model.lora import LoraConfig
 from jaxalign.model.transformer import Decoder
 from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.training.step import StepConfig
@@ -57,18 +59,32 @@ def train_in_torch(model: Any, parameters: list[torch.nn.Parameter], plan: Batch
     return Course(losses, norms, tokens, None)
 
 
+TORCH_NAMES = {
+    "lora_a": "lora_A.default",
+    "lora_b": "lora_B.default",
+    "magnitude": "lora_magnitude_vector.default",
+}
+
+
 class TorchAdapter:
     """PEFT adapters on a model, read and written as our tree; torch's layout is [out, in] layer by layer."""
 
-    def __init__(self, model: TinyModel, tree: Any):
-        config = peft.LoraConfig(r=LORA.rank, lora_alpha=LORA.alpha, target_modules=list(LORA.targets))  # pyright: ignore[reportArgumentType]: its annotation wants int, its code divides
+    def __init__(self, model: TinyModel, tree: Any, lora: LoraConfig):
+        config = peft.LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]: its annotation wants int, its code divides
+            target_modules=list(lora.targets),
+            use_dora=lora.dora,
+        )
         self.model = peft.get_peft_model(model.torch_model, config).eval()
         self._like = tree
         layers: Any = self.model.get_submodule("base_model.model.model.layers")
         self.factors = {
-            (target, name, layer): getattr(getattr(layers[layer].self_attn, target), torch_name)["default"].weight
-            for target in LORA.targets
-            for name, torch_name in (("lora_a", "lora_A"), ("lora_b", "lora_B"))
+            (target, name, layer): getattr(getattr(layers[layer].self_attn, target), TORCH_NAMES[name])[
+                "default"
+            ].weight
+            for target, factors in tree["layers"]["self_attn"].items()
+            for name in factors
             for layer in range(model.config.layers)
         }
         with torch.no_grad():
@@ -99,14 +115,23 @@ def check_same_course(ours: Course, theirs: Course) -> None:
     assert theirs.losses[-1] < theirs.losses[0] - 0.3
 
 
-@pytest.mark.parametrize("reduction", ["token_mean", "micro_batch_mean"])
-@pytest.mark.parametrize("case", ["llama_gqa_llama3_rope", "gemma3_text"])
-def test_tuning_adapters_is_that_of_peft(case, reduction):
+@pytest.mark.parametrize(
+    ("case", "lora", "reduction"),
+    [
+        ("llama_gqa_llama3_rope", LORA, "token_mean"),
+        ("llama_gqa_llama3_rope", LORA, "micro_batch_mean"),
+        ("llama_gqa_llama3_rope", replace(LORA, dora=True), "token_mean"),
+        ("gemma3_text", LORA, "token_mean"),
+        ("gemma3_text", LORA, "micro_batch_mean"),
+    ],
+    ids=["llama", "llama, micro-batches", "llama with DoRA", "gemma", "gemma, micro-batches"],
+)
+def test_tuning_adapters_is_that_of_peft(case, lora, reduction):
     model = tiny_case(case)
     plan = tiny_plan(STEPS, accumulation=ACCUMULATION, packed=False)
-    start = random_adapter(model.config)
-    ours = tiny_run(model, plan, OPTIMIZER, step_config=StepConfig(ACCUMULATION, reduction)).go()
-    adapter = TorchAdapter(model, start)
+    start = random_adapter(model.config, lora, model.params)
+    ours = tiny_run(model, plan, OPTIMIZER, lora, step_config=StepConfig(ACCUMULATION, reduction)).go()
+    adapter = TorchAdapter(model, start, lora)
     theirs = train_in_torch(adapter.model, list(adapter.factors.values()), plan, reduction)
 
     check_same_course(ours, theirs)

@@ -1,0 +1,162 @@
+"""`jaxalign export`: runs of every kind as other libraries read them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+
+from jaxalign.cli.configuration import config_from_flags
+from jaxalign.cli.export import save_tokenizer, token_ids
+from jaxalign.cli.loading import Model, load_model
+from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
+from jaxalign.errors import InputError
+from jaxalign.files import whole_folder
+from jaxalign.model.peft_adapters import load_adapter
+from jaxalign.training.checkpoint import read_adapter
+from tests.cli.conftest import TRAIN
+from tests.data.tiny_tokenizers import byte_level
+
+TOKENS = np.arange(1, 40, dtype=np.int32)[None]
+ALL_TARGETS = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
+KINDS = {
+    "dora": (
+        "--config.lora.dora=true",
+        "--config.lora.rslora=true",
+        f"--config.lora.targets={ALL_TARGETS}",
+        "--config.param_dtype=int8",
+    ),
+    "all": ("--config.tune=all",),
+}
+"""Beside `run`, which is plain LoRA."""
+
+
+@pytest.fixture(scope="module")
+def runs(ok, run, model_folder, tmp_path_factory) -> dict[str, Path]:
+    """A run of each kind on the same model."""
+    folder = tmp_path_factory.mktemp("runs")
+    for kind, flags in KINDS.items():
+        short = ("--config.steps=4", "--config.heldout=0", "--config.loss.chunk=512")
+        ok(*TRAIN, *flags, *short, f"--config.model={model_folder}", f"--config.out={folder / kind}")
+    return {"lora": run} | {kind: folder / kind for kind in KINDS}
+
+
+def our_logits(model_folder: Path, run: Path) -> np.ndarray:
+    """The base model with what the run tuned, unmerged."""
+    flags = [f"--config.model={model_folder}", f"--config.adapter={run}"]
+    model = load_model(config_from_flags(flags, "base"))
+
+    @jax.jit
+    def logits_of(variables, tokens):
+        positions = jnp.arange(tokens.shape[1])[None]
+        output = model.decoder.apply(variables, tokens, positions, jnp.ones_like(tokens))
+        return model.decoder.apply(variables, output.hidden, method="logits")
+
+    return np.asarray(logits_of(model.variables, TOKENS))
+
+
+def torch_logits(model) -> np.ndarray:
+    with torch.no_grad():
+        return model.eval()(torch.from_numpy(TOKENS).long()).logits.numpy()
+
+
+def in_transformers(folder: Path):
+    return transformers.AutoModelForCausalLM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", ["lora", *KINDS])
+def test_the_merged_model_in_transformers_is_base_plus_adapter(ok, model_folder, runs, kind, tmp_path):
+    out = tmp_path / "merged"
+    ok("export", runs[kind], "--config.format=merged", f"--config.model={model_folder}", f"--config.out={out}")
+    merged, base = in_transformers(out), in_transformers(model_folder)
+    assert merged.dtype == torch.float32
+    logits = torch_logits(merged)
+    # Float32 in both; the update is added to the weights here, to their products there. Logits are of order 1.
+    np.testing.assert_allclose(logits, our_logits(model_folder, runs[kind]), atol=1e-4)
+    assert np.abs(logits - torch_logits(base)).max() > 1e-2
+    if kind != "all":  # and without a line of ours
+        ok("export", runs[kind], f"--config.out={tmp_path / 'adapter'}")
+        adapted = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+        np.testing.assert_allclose(logits, torch_logits(adapted), atol=1e-4)
+
+
+def test_the_merged_folder_is_a_whole_model(ok, model_folder, run, tmp_path):
+    command = ("export", run, "--config.format=merged", f"--config.model={model_folder}")
+    ok(*command, "--config.param_dtype=bfloat16", f"--config.out={tmp_path / 'merged'}")
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+    ours, base = tmp_path / "merged", model_folder
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (ours / name).read_bytes() == (base / name).read_bytes()
+    assert load_tokenizer(ours).fingerprint == load_tokenizer(base).fingerprint
+    configs = [json.loads((folder / "config.json").read_text()) for folder in (ours, base)]
+    assert configs[0]["bos_token_id"] == configs[1]["bos_token_id"] == 1
+    assert in_transformers(ours).dtype == torch.bfloat16
+    ok("evaluate", f"--config.model={ours}", "--config.languages=de", "--config.rows=0:2", f"--config.out={tmp_path}")
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_the_exported_adapter_reads_back_bit_for_bit(ok, model_folder, runs, kind, tmp_path):
+    ok("export", runs[kind], f"--config.out={tmp_path}")
+    model = load_model(config_from_flags([f"--config.model={model_folder}"], "base"))
+    (lora, tree), (lora_before, tree_before) = load_adapter(tmp_path, model.config), read_adapter(runs[kind])
+    assert lora == lora_before and lora.dora == (kind == "dora")
+    assert jax.tree.structure(tree) == jax.tree.structure(tree_before)
+    jax.tree.map(np.testing.assert_array_equal, tree, tree_before)
+
+
+def test_what_cannot_be_exported(refused, jaxalign, model_folder, run, runs, tmp_path):
+    merged = ("export", run, "--config.format=merged")
+    assert "peft or merged" in refused("export", run, "--config.format=gguf")
+    assert "--config.model=" in refused(*merged)
+    assert "param_dtype=int8" in refused(*merged, f"--config.model={model_folder}", "--config.param_dtype=int8")
+    assert "absent" in refused(
+        "export", tmp_path / "absent", "--config.format=merged", f"--config.model={model_folder}"
+    )
+    assert "tuned all parameters" in refused("export", runs["all"])
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "notes.txt").write_text("mine")
+    code, _, err = jaxalign(*merged, f"--config.model={model_folder}", f"--config.out={taken}")
+    assert code == 2 and str(taken) in err
+    assert [path.name for path in taken.iterdir()] == ["notes.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_the_tokenizer_of_a_gguf_file_is_written_anew(tmp_path):
+    """Such a model is one file: there is no folder to copy from."""
+    tokenizer = Tokenizer(byte_level(special=("<|pad|>",)))
+    tokenizer.backend.pad_token = "<|pad|>"
+    file = tmp_path / "model.gguf"
+    file.touch()
+    model = Model(file, config=None, tokenizer=tokenizer, mesh=None, params=None, decoder=None)  # pyright: ignore[reportArgumentType]: a tokenizer is all it takes
+    out = tmp_path / "out"
+    out.mkdir()
+    save_tokenizer(model, out)
+    assert load_tokenizer(out).fingerprint == tokenizer.fingerprint
+    assert token_ids(model) == {"eos_token_id": 256, "pad_token_id": 257}
+
+
+def test_a_folder_is_whole_or_absent(tmp_path):
+    out = tmp_path / "deep" / "out"
+    with pytest.raises(RuntimeError), whole_folder(out) as folder:
+        (folder / "half.txt").write_text("half")
+        raise RuntimeError
+    assert list(out.parent.iterdir()) == []
+    out.mkdir()  # an empty one is no loss
+    with whole_folder(out) as folder:
+        (folder / "whole.txt").write_text("whole")
+        assert not any(out.iterdir())
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    assert (out / "whole.txt").read_text() == "whole"
+    with pytest.raises(InputError, match="something already"), whole_folder(out):
+        pass
+    shutil.rmtree(out)
+    out.write_text("a file")
+    with pytest.raises(InputError, match="something already"), whole_folder(out):
+        pass
