@@ -2,7 +2,8 @@
 
 Command: `jaxalign train ZH.json DE.json --config=align_gemma3_1b --config.model=MODEL --config.out=RUN`
 Hardware: meant for v5e:1x1, one chip of a TPU v5e. Nothing of this run has been measured.
-Plan: not yet made.
+Plan: `jaxalign plan --config=align_gemma3_1b --config.model=gemma-3-1b --config.topology=v5e:1x1`:
+not yet measured.
 """
 
 from ml_collections import ConfigDict

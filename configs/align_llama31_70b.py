@@ -2,7 +2,8 @@
 
 Command: `jaxalign train ZH.json DE.json --config=align_llama31_70b --config.model=MODEL --config.out=RUN`
 Hardware: meant for v5e:4x8, 32 chips of a TPU v5e. Nothing of this run has been measured.
-Plan: not yet made.
+Plan: `jaxalign plan --config=align_llama31_70b --config.model=llama-3.1-70b --config.topology=v5e:4x8`:
+not yet measured.
 """
 
 from ml_collections import ConfigDict

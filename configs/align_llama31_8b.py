@@ -2,7 +2,8 @@
 
 Command: `jaxalign train ZH.json DE.json --config=align_llama31_8b --config.model=MODEL --config.out=RUN`
 Hardware: meant for v5e:2x4, eight chips of a TPU v5e. Nothing of this run has been measured.
-Plan: not yet made.
+Plan: `jaxalign plan --config=align_llama31_8b --config.model=llama-3.1-8b --config.topology=v5e:2x4`:
+not yet measured.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,8 @@ Command: `jaxalign train ZH.json DE.json --config=align_qwen15_14b --config.mode
 Hardware: meant for v5e:2x4, eight chips of a TPU v5e. Nothing of this run has been measured. The study
 reports, for emotion questions, a mean accuracy over 20 languages of 92.25 after and 86.27 before (arXiv 2405.13816v1,
 table 2).
-Plan: not yet made.
+Plan: `jaxalign plan --config=align_qwen15_14b --config.model=qwen1.5-14b --config.topology=v5e:2x4`:
+not yet measured.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,8 @@ Command: `jaxalign train ZH.json DE.json --config=align_qwen15_1_8b --config.mod
 Hardware: meant for v5e:1x1, one chip of a TPU v5e. Nothing of this run has been measured. The study
 reports, for emotion questions, a mean accuracy over 20 languages of 74.23 after and 68.35 before (arXiv 2405.13816v1,
 table 2).
-Plan: not yet made.
+Plan: `jaxalign plan --config=align_qwen15_1_8b --config.model=qwen1.5-1.8b --config.topology=v5e:1x1`:
+not yet measured.
 """
 
 from ml_collections import ConfigDict

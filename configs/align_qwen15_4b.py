@@ -4,7 +4,8 @@ Command: `jaxalign train ZH.json DE.json --config=align_qwen15_4b --config.model
 Hardware: meant for v5e:2x2, four chips of a TPU v5e. Nothing of this run has been measured. The study
 reports, for emotion questions, a mean accuracy over 20 languages of 82.64 after and 79.52 before (arXiv 2405.13816v1,
 table 2).
-Plan: not yet made.
+Plan: `jaxalign plan --config=align_qwen15_4b --config.model=qwen1.5-4b --config.topology=v5e:2x2`:
+not yet measured.
 """
 
 from ml_collections import ConfigDict

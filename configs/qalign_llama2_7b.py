@@ -5,7 +5,8 @@ with QUESTIONS the nine files of translated GSM8K questions, joined by commas (s
 METAMATH.json MetaMathQA-395K. The runs are RUN/stage1 and RUN/stage2, the tuned model is the second.
 Hardware: meant for v5e:4x8, 32 chips of a TPU v5e. Nothing of this run has been measured. QAlign reports a mean
 accuracy over ten languages of 49.6 (MGSM) and 57.2 (MSVAMP), and without the first stage 38.4 and 46.2.
-Plan: not yet made.
+Plan: `jaxalign plan --config=qalign_llama2_7b --config.model=llama-2-7b --config.topology=v5e:4x8`:
+not yet measured.
 """
 
 from ml_collections import ConfigDict
