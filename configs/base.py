@@ -46,6 +46,7 @@ def get_config() -> ConfigDict:
     config.batch.too_long = "drop"  # what happens to a longer pair: drop or cut
     config.batch.packed = True  # several pairs share a row; False: one pair a row
     config.batch.accumulation = 1  # micro-batches that a step is divided into; saves memory
+    config.batch.rows_at_once = 0  # rows each device computes at a time, empty ones passed over; 0: all. On a CPU: 1
 
     # train: what is tuned, and how.
     config.tune = "adapter"  # what is tuned: adapter, or all parameters

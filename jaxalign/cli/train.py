@@ -81,7 +81,13 @@ def step_configs(config: ConfigDict) -> tuple[OptimizerConfig, StepConfig, loop.
     """What a step does, what happens between steps, and what is kept."""
     return (
         OptimizerConfig(**config.optimizer),
-        StepConfig(config.batch.accumulation, config.loss.reduction, config.loss.chunk, config.nonfinite),
+        StepConfig(
+            config.batch.accumulation,
+            config.loss.reduction,
+            config.loss.chunk,
+            config.nonfinite,
+            config.batch.rows_at_once,
+        ),
         loop.LoopConfig(config.log_every, config.heldout_every, config.checkpoint_every),
         Kept(config.keep_last, config.keep_best),
     )
@@ -176,7 +182,7 @@ def trainable_parameters(model: Model, lora: LoraConfig | None) -> int:
 
 def plans(config: ConfigDict, pairs: TokenisedPairs, row_multiple: int) -> tuple[BatchPlan, BatchPlan | None]:
     """The plan of the run, and the batches of the pairs held out of it (None where `config.heldout` is 0)."""
-    keys = ("pairs_per_step", "rows_per_step", "length", "packed", "accumulation")
+    keys = ("pairs_per_step", "rows_per_step", "length", "packed", "accumulation", "rows_at_once")
     layout = BatchLayout(**{key: config.batch[key] for key in keys}, row_multiple=row_multiple)
     kept, heldout = split_heldout(len(pairs), config.heldout, config.seed)
     plan = training_plan(pairs.take(kept), layout, epochs=config.epochs, steps=config.steps, seed=config.seed)

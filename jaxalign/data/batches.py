@@ -121,7 +121,8 @@ class BatchLayout:
     `rows_per_step`: that many rows of `length` positions, as many pairs as fit.
     `packed` puts several pairs into a row. `row_multiple`: rows of a micro-batch divide by it (the mesh's batch axes);
     empty rows are added where they do not. It changes the rows, but no pair moves to another micro-batch: a run may go
-    on on another mesh.
+    on on another mesh. `rows_at_once`, if not 0: so many rows, times `row_multiple`, are computed together, and a step
+    has no cost from empty ones beyond them; rows are then no longer than the longest pair, for the cost of attention.
     """
 
     pairs_per_step: int = 16
@@ -130,6 +131,7 @@ class BatchLayout:
     packed: bool = True
     accumulation: int = 1
     row_multiple: int = 1
+    rows_at_once: int = 0
 
     def __post_init__(self) -> None:
         for key in ("length", "accumulation", "row_multiple"):
@@ -139,6 +141,11 @@ class BatchLayout:
             raise InputError("batch: set one of pairs_per_step and rows_per_step, and the other to 0")
         if (self.pairs_per_step or self.rows_per_step) % self.accumulation:
             raise InputError(f"batch: accumulation={self.accumulation} does not divide the pairs or rows of a step")
+
+    @property
+    def rows_computed(self) -> int:
+        """The rows of a micro-batch divide by it."""
+        return self.row_multiple * max(1, self.rows_at_once)
 
 
 @dataclass(frozen=True)
@@ -237,12 +244,12 @@ def rows_by_pairs(pairs: TokenisedPairs, order: np.ndarray, layout: BatchLayout)
     per_micro_batch = layout.pairs_per_step // layout.accumulation
     micro_batches = [order[i : i + per_micro_batch] for i in range(0, len(order), per_micro_batch)]
     longest = min(round_up(int(pairs.lengths.max()), 8), layout.length)
-    most = max(longest, min(4 * longest, layout.length)) if layout.packed else longest
+    most = longest if layout.rows_at_once or not layout.packed else max(longest, min(4 * longest, layout.length))
     lengths = range(longest, most + 1, max(64, longest // 4))
 
     def packed_at(length: int) -> tuple[list[list[list[int]]], int]:
         bins = [bins_of(pairs, members, length, layout.packed) for members in micro_batches]
-        return bins, round_up(max(map(len, bins)), layout.row_multiple)
+        return bins, round_up(max(map(len, bins)), layout.rows_computed)
 
     (bins, rows), length = min(((packed_at(length), length) for length in lengths), key=lambda x: x[0][1] * x[1])
     return steps_of(bins, rows, layout), length
@@ -252,7 +259,7 @@ def rows_by_bins(bins: list[list[int]], layout: BatchLayout) -> list[list[list[i
     """Steps of `rows_per_step` rows, and the empty ones that the mesh needs; the last step may have more of those."""
     per_micro_batch = layout.rows_per_step // layout.accumulation
     micro_batches = [bins[i : i + per_micro_batch] for i in range(0, len(bins), per_micro_batch)]
-    return steps_of(micro_batches, round_up(per_micro_batch, layout.row_multiple), layout)
+    return steps_of(micro_batches, round_up(per_micro_batch, layout.rows_computed), layout)
 
 
 def steps_of(micro_batches: list[list[list[int]]], rows: int, layout: BatchLayout) -> list[list[list[int]]]:

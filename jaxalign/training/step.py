@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxalign.data.batches import Batch
 from jaxalign.errors import InputError
 from jaxalign.model.losses import next_token_loss
-from jaxalign.model.sharding import batch_spec, param_shardings
+from jaxalign.model.sharding import BATCH, batch_spec, param_shardings, ways
 from jaxalign.model.transformer import Decoder
 
 
@@ -65,6 +65,9 @@ class StepConfig:
     """Target positions of which the head's logits are held at a time."""
     nonfinite: Literal["stop", "skip"] = "stop"
     """After a loss or gradient that is not finite: no further update is made, or that one is left out."""
+    rows_at_once: int = 0
+    """Rows that each device computes at a time, of a micro-batch's; 0: all. Where all of those are empty rows, they are
+    passed over: a step costs the rows that it has, not those of the largest step. Less is held in memory, too."""
 
     def __post_init__(self) -> None:
         if self.nonfinite not in ("stop", "skip"):
@@ -74,6 +77,8 @@ class StepConfig:
         for key, number in (("batch.accumulation", self.accumulation), ("loss.chunk", self.loss_chunk)):
             if number < 1:
                 raise InputError(f"{key}={number}: set it to 1 or more")
+        if self.rows_at_once < 0:
+            raise InputError(f"batch.rows_at_once={self.rows_at_once}: set it to 1 or more, or to 0 for all rows")
 
 
 LossSums = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
@@ -97,30 +102,41 @@ def make_loss_sums(decoder: Decoder, targets_per_row: int, chunk: int) -> LossSu
 def update(
     state: TrainState,
     frozen: Any,
-    micro_batches: Batch,
+    blocks: Batch,
     *,
     loss_sums: LossSums,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     config: StepConfig,
 ) -> tuple[TrainState, Metrics]:
-    """One optimizer step on `micro_batches`, arrays [A, b, T]. Sums and counts are added up and divided once."""
+    """One optimizer step on `blocks`, arrays [A, n, b, T]: A micro-batches of n blocks of rows computed at a time.
 
-    def weighted_loss(trainable: Any, micro_batch: Batch) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        loss_sum, count = loss_sums(frozen | trainable, micro_batch)
-        if config.reduction == "token_mean":
-            return loss_sum, (count, count)
+    The loss is a sum over blocks, divided once.
+    """
+    counts = blocks.loss_mask.sum(axis=(1, 2, 3), dtype=jnp.float32)
+    weights, units = jnp.ones_like(counts), counts
+    if config.reduction == "micro_batch_mean":
         # A micro-batch of filler rows has no mean, and does not count as one.
-        return loss_sum / jnp.maximum(count, 1), (jnp.sign(count), count)
+        weights, units = 1 / jnp.maximum(counts, 1), jnp.sign(counts)
+    A, n = blocks.tokens.shape[:2]
+    flat: tuple[Batch, jax.Array] = jax.tree.map(
+        lambda x: x.reshape(A * n, *x.shape[2:]), (blocks, jnp.broadcast_to(weights[:, None], (A, n)))
+    )
 
-    def accumulate(sums: Any, micro_batch: Batch) -> tuple[Any, None]:
-        value = jax.value_and_grad(weighted_loss, has_aux=True)(state.trainable, micro_batch)
-        return jax.tree.map(jnp.add, sums, value), None
+    def weighted_loss(trainable: Any, block: Batch, weight: jax.Array) -> jax.Array:
+        return loss_sums(frozen | trainable, block)[0] * weight
 
-    zero = jnp.zeros((), jnp.float32)
-    nothing = ((zero, (zero, zero)), jax.tree.map(jnp.zeros_like, state.trainable))
-    ((loss, (units, tokens)), gradients), _ = jax.lax.scan(accumulate, nothing, micro_batches)
-    loss, gradients = jax.tree.map(lambda total: total / jnp.maximum(units, 1), (loss, gradients))
+    def accumulate(sums: Any, block: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+        def add(sums: Any) -> Any:
+            return jax.tree.map(jnp.add, sums, jax.value_and_grad(weighted_loss)(state.trainable, *block))
+
+        if n == 1:
+            return add(sums), None
+        return jax.lax.cond(block[0].loss_mask.any(), add, lambda sums: sums, sums), None
+
+    nothing = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, state.trainable))
+    sums, _ = jax.lax.scan(accumulate, nothing, flat)
+    loss, gradients = jax.tree.map(lambda total: total / jnp.maximum(units.sum(), 1), sums)
     norm = optax.tree.norm(gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
     updated = (optax.apply_updates(state.trainable, updates), opt_state)
@@ -133,7 +149,7 @@ def update(
         lambda new, old: jnp.where(is_kept, new, old), updated, (state.trainable, state.opt_state)
     )
     # The optimizer counts the updates that were made.
-    metrics = Metrics(loss, norm, schedule(state.step - state.skipped), tokens, skipped)
+    metrics = Metrics(loss, norm, schedule(state.step - state.skipped), counts.sum(), skipped)
     return TrainState(state.step + 1, skipped, trainable, opt_state), metrics
 
 
@@ -144,19 +160,21 @@ def make_train_step(
     shardings: Shardings,
     config: StepConfig,
 ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]:
-    """The compiled update of (state, frozen, batch [A * b, T]). The given state's buffers are consumed."""
+    """The compiled update of (state, frozen, batch [A * n * b, T]). The given state's buffers are consumed."""
     mesh = shardings.batch.mesh
-    micro_sharding = NamedSharding(mesh, PartitionSpec(None, *batch_spec()))
+    block_sharding = NamedSharding(mesh, PartitionSpec(None, None, *batch_spec()))
 
     def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Metrics]:
-        micro_batches = jax.tree.map(lambda x: x.reshape(config.accumulation, -1, x.shape[-1]), batch)
-        # Each micro-batch is spread over all devices, whichever of its rows they were given.
-        micro_batches = jax.lax.with_sharding_constraint(micro_batches, micro_sharding)
+        rows = batch.tokens.shape[0] // config.accumulation
+        at_once = config.rows_at_once * ways(BATCH, mesh) or rows
+        blocks = jax.tree.map(lambda x: x.reshape(config.accumulation, -1, at_once, x.shape[-1]), batch)
+        # Each block is spread over all devices, whichever of its rows they were given.
+        blocks = jax.lax.with_sharding_constraint(blocks, block_sharding)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return update(
                 state,
                 frozen,
-                micro_batches,
+                blocks,
                 loss_sums=loss_sums,
                 optimizer=optimizer,
                 schedule=schedule,

@@ -132,6 +132,15 @@ def test_no_pair_changes_its_micro_batch_with_the_mesh(kind, packed):
         assert micro_batches(row_multiple) == one
 
 
+def test_rows_computed_at_once_are_as_short_as_the_longest_pair():
+    pairs = random_pairs(64)
+    layout = BatchLayout(pairs_per_step=16, row_multiple=2, rows_at_once=2)
+    plan = training_plan(pairs, layout, epochs=2, steps=0, seed=0)
+    assert plan.length == -(-pairs.lengths.max() // 8) * 8
+    assert plan.rows_per_step % 4 == 0
+    assert all(sum(len(row) for row in step) == 16 for step in plan.rows)
+
+
 def test_heldout_plan_shows_every_pair_once():
     pairs = random_pairs(21)
     plan = heldout_plan(pairs, BatchLayout(pairs_per_step=8, row_multiple=2))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.data.batches import Batch
+from jaxalign.data.batches import Batch, BatchLayout, TokenisedPairs, training_plan
 from jaxalign.errors import InputError
 from jaxalign.model.transformer import Decoder
 from jaxalign.training.optimizer import OptimizerConfig
@@ -92,6 +92,38 @@ def test_accumulation_changes_nothing_under_token_mean():
     np.testing.assert_allclose(parts.gradient_norms, whole.gradient_norms, rtol=1e-5)
 
 
+@pytest.mark.parametrize("reduction", ["token_mean", "micro_batch_mean"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 2, 1)])
+def test_rows_at_once_change_nothing(reduction, shape):
+    model = tiny_case("llama_gqa_llama3_rope")
+    plan = tiny_plan(4, accumulation=2, row_multiple=2, rows_at_once=1)
+    assert any(not row for step in plan.rows for row in step), "some blocks are empty"
+    whole, by_row = (
+        tiny_run(model, plan, OPTIMIZER, mesh=mesh, step_config=StepConfig(2, reduction, rows_at_once=rows)).go()
+        for mesh, rows in ((mesh_of(), 0), (mesh_of(*shape), 1))
+    )
+    np.testing.assert_allclose(by_row.losses, whole.losses, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(by_row.gradient_norms, whole.gradient_norms, rtol=1e-5)
+    assert by_row.tokens == whole.tokens
+
+
+def test_empty_rows_are_passed_over():
+    """What only filler rows hold, the padding's embedding, is not computed with."""
+    model = tiny_case("llama_gqa_llama3_rope")
+    pairs = TokenisedPairs(np.arange(1, 61, dtype=np.int32), np.arange(0, 61, 6), np.full(10, 3))
+    layout = BatchLayout(pairs_per_step=5, packed=False, row_multiple=8)
+    plan = training_plan(pairs, layout, epochs=1, steps=1, seed=0)
+    plan = replace(plan, length=5)  # as long as every pair: no padding beside them
+    table = model.params["embed_tokens"]["embedding"].at[0].set(jnp.nan)
+    params = {**model.params, "embed_tokens": {"embedding": table}}
+    model = SimpleNamespace(config=model.config, params=params)
+    losses = [
+        tiny_run(model, plan, OPTIMIZER, step_config=StepConfig(rows_at_once=rows)).go().gradient_norms[0]
+        for rows in (1, 0)
+    ]
+    assert np.isfinite(losses[0]) and np.isnan(losses[1])
+
+
 def test_filler_micro_batches_do_not_count():
     """The mean over micro-batches is one over those that hold a target."""
     plan = tiny_plan(1, packed=False, accumulation=4)
@@ -128,6 +160,8 @@ def test_first_update_of_a_warm_up_moves_nothing_and_base_is_untouched():
     jax.tree.map(np.testing.assert_array_equal, run.frozen["params"], base)
 
 
-def test_unknown_reduction_is_refused():
+def test_impossible_settings_are_refused():
     with pytest.raises(InputError, match="reduction"):
         StepConfig(reduction="mean")  # pyright: ignore[reportArgumentType]: the point of the test
+    with pytest.raises(InputError, match="rows_at_once=-1"):
+        StepConfig(rows_at_once=-1)
