@@ -121,7 +121,7 @@ def batch_shape(config: ConfigDict, program: str, ways: int) -> tuple[int, int]:
         return round_up(max(1, config.batch_tokens // SHORTEST_ROW), ways), SHORTEST_ROW
     if program == "lens":
         return round_up(config.batch_size, ways), PREFIX
-    keys = ("pairs_per_step", "rows_per_step", "length", "packed", "accumulation")
+    keys = ("pairs_per_step", "rows_per_step", "length", "packed", "accumulation", "rows_at_once")
     layout = BatchLayout(**{key: config.batch[key] for key in keys}, row_multiple=ways)
     per_micro_batch = (layout.pairs_per_step or layout.rows_per_step) // layout.accumulation
-    return round_up(per_micro_batch, ways) * layout.accumulation, layout.length
+    return round_up(per_micro_batch, layout.rows_computed) * layout.accumulation, layout.length

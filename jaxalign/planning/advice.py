@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from jaxalign import runtime
 from jaxalign.planning.chips import parse_slice
 from jaxalign.planning.estimate import estimate
 from jaxalign.planning.job import Job
@@ -25,14 +24,13 @@ def advice(job: Job) -> list[str]:
 def changes(job: Job) -> Iterator[tuple[str, Job]]:
     """(the flags, the job with them): what a user can change on the same slice."""
     devices = parse_slice(job.topology).devices
-    data, fsdp, tensor = runtime.mesh_sizes(*job.mesh, devices)
+    data, fsdp, tensor = job.mesh
     if job.remat != "full":
         yield "--config.remat=full", replace(job, remat="full")
     ways, micro_rows = data * fsdp, job.rows // job.step.accumulation
-    if micro_rows > ways:
-        more = replace(job.step, accumulation=job.step.accumulation * 2)
-        yield f"--config.batch.accumulation={more.accumulation}", replace(job, step=more)
-        yield f"--config.batch.rows_per_step={job.rows // 2} (half the rows)", replace(job, rows=job.rows // 2)
+    if job.rows_at_once > ways:
+        yield "--config.batch.rows_at_once=1", replace(job, step=replace(job.step, rows_at_once=1))
+        yield "half of --config.batch.rows_per_step or pairs_per_step", replace(job, rows=job.rows // 2)
     yield f"--config.batch.length={job.length // 2}", replace(job, length=job.length // 2)
     if data > 1:
         yield "--config.mesh.data=1 --config.mesh.fsdp=-1", replace(job, mesh=(1, devices // tensor, tensor))

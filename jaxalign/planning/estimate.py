@@ -34,14 +34,14 @@ class Estimate:
 def estimate(job: Job) -> Estimate:
     """The estimate for a training step. ValueError where the mesh does not divide a weight."""
     slice = parse_slice(job.topology)
-    data, fsdp, tensor = runtime.mesh_sizes(*job.mesh, slice.devices)
+    data, fsdp, tensor = job.mesh
     # What lies on the devices between steps is the same for every batch.
     state, frozen = argument_bytes(replace(job, rows=0, length=0, remat="none"), (data, fsdp, tensor))
     memory = state + frozen + temporaries(job, data * fsdp, tensor)
     compute = flops.train_step(job) / slice.devices / slice.flops
-    # Parameters are gathered over fsdp in the forward, the recomputed and the backward pass of every micro-batch.
+    # Parameters are gathered over fsdp in every pass (forward, recomputed, backward) over the rows computed at once.
     whole = (frozen or state) * fsdp
-    gathered = whole * (fsdp - 1) / fsdp * (2 if job.remat == "none" else 3) * job.step.accumulation
+    gathered = whole * (fsdp - 1) / fsdp * (2 if job.remat == "none" else 3) * (job.rows // job.rows_at_once)
     positions = job.tokens / (data * fsdp)
     item = jnp.dtype(job.dtype).itemsize
     # The residual is summed over tensor twice a layer, there and back: an all-reduce sends twice what it sums.
@@ -70,7 +70,7 @@ def argument_bytes(job: Job, sizes: tuple[int, int, int]) -> tuple[int, int]:
 def temporaries(job: Job, batch_ways: int, tensor: int) -> int:
     """Residuals kept for the backward pass, one layer's work, and the loss's logits and gradients."""
     config, item = job.architecture, jnp.dtype(job.dtype).itemsize
-    rows = job.rows // job.step.accumulation / batch_ways
+    rows = job.rows_at_once / batch_ways
     positions = rows * job.length
     D, F, V, N = config.width, config.mlp_dim, config.vocab_size, config.heads
     hidden = positions * D * item
@@ -83,6 +83,6 @@ def temporaries(job: Job, batch_ways: int, tensor: int) -> int:
     weights = 2 * flops.layer_weights(config) / tensor * item
     if job.param_dtype in SCHEMES:
         weights += 4 * max(i * o for _, (i, o) in flops.projection_sizes(config).values()) / tensor
-    chunk = min(job.step.loss_chunk, job.rows // job.step.accumulation * job.length)
+    chunk = min(job.step.loss_chunk, job.rows_at_once * job.length)
     head = D * V / tensor * item + 3 * 4 * max(1, chunk / batch_ways) * V / tensor
     return int(config.layers * hidden + kept + layer + weights + head + 2 * hidden)

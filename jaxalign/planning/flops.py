@@ -57,7 +57,7 @@ def train_step(job: Job) -> int:
         return total + weights
     total += 3 * adapters(config, lora, P)
     if lora.dora:
-        times = job.step.accumulation * (1 if job.remat == "none" else 2)
+        times = job.rows // job.rows_at_once * (1 if job.remat == "none" else 2)
         total += times * norms_of_dora(config, lora)
     return total
 
@@ -82,6 +82,5 @@ def recomputed(job: Job) -> int:
 
 def head_positions(job: Job) -> int:
     """Positions of a step that meet the head, those that fill up the last chunk among them."""
-    rows = job.rows // job.step.accumulation
-    columns = min(max(1, job.step.loss_chunk // rows), job.length)
+    columns = min(max(1, job.step.loss_chunk // job.rows_at_once), job.length)
     return job.rows * -(-job.length // columns) * columns

@@ -18,7 +18,7 @@ class Job:
     architecture: ModelConfig
     topology: str
     mesh: tuple[int, int, int]
-    """data, fsdp, tensor; one of them may be -1"""
+    """data, fsdp, tensor"""
     rows: int
     """rows of a step, all micro-batches together; of a batch, in scoring and lens"""
     length: int
@@ -36,6 +36,11 @@ class Job:
     def tokens(self) -> int:
         """Positions of a step, padding among them."""
         return self.rows * self.length
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows that all devices together compute at a time: those of a micro-batch, or `batch.rows_at_once` of each."""
+        return self.step.rows_at_once * self.mesh[0] * self.mesh[1] or self.rows // self.step.accumulation
 
 
 def from_json(document: dict[str, Any]) -> Job:

@@ -60,7 +60,7 @@ def candidates(job: Job) -> Iterator[Candidate]:
 def batches(job: Job) -> Iterator[Job]:
     """The job with other batches, all rows at once, none longer than the job's; and with each rematerialisation."""
     lengths = {job.length, *(length for length in LENGTHS if length < job.length)}
-    step = replace(job.step, accumulation=1)
+    step = replace(job.step, accumulation=1, rows_at_once=0)
     for length in sorted(lengths):
         for rows in ROWS_OF_A_DEVICE:
             for remat in ("none", "dots", "full"):

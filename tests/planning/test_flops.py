@@ -29,13 +29,14 @@ GEMMA = replace(
         {},
         {"remat": "dots"},
         {"remat": "full", "step": StepConfig(accumulation=2, loss_chunk=48)},
+        {"remat": "full", "step": StepConfig(accumulation=2, loss_chunk=48, rows_at_once=2)},
         {"remat": "full", "lora": LoraConfig(4, 8.0, EVERY)},
         {"remat": "full", "lora": LoraConfig(4, 8.0, EVERY, dora=True)},
         {"remat": "full", "lora": None},
         {"remat": "full", "architecture": GEMMA},
         {"param_dtype": "int8", "dtype": "bfloat16"},
     ],
-    ids=["plain", "dots", "accumulation", "every_projection", "dora", "full_tuning", "gemma", "int8"],
+    ids=["plain", "dots", "accumulation", "rows_at_once", "every_projection", "dora", "full_tuning", "gemma", "int8"],
 )
 def test_the_analytic_count_is_that_of_the_compiled_step(changes):
     """Within 5 %: the analytic count leaves out products of a few numbers, such as norms as products with ones."""

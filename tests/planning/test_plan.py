@@ -82,7 +82,7 @@ def test_advice_names_keys_by_what_they_save():
     # All layers' attention weights are the most; of 27 GiB of float32 weights 4 bits leave about an eighth.
     assert said[0].startswith("--config.remat=full saves about 1")
     assert any(one.startswith("--config.param_dtype=nf4 saves about 2") for one in said)
-    assert any(one.startswith("--config.batch.accumulation=2 saves") for one in said)
+    assert any(one.startswith("--config.batch.rows_at_once=1 saves") for one in said)
 
 
 def test_the_smallest_slice_is_the_one_of_fewest_chips():

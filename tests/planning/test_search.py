@@ -16,7 +16,7 @@ LIMIT = int(0.95 * 15.75 * GIB)
 
 def mistral_job(**changes: Any) -> Job:
     mistral = architectures.read("mistral-7b-v0.1")
-    job = toy_job(architecture=mistral, topology="v5e:2x4", mesh=(1, -1, 1), rows=16, length=1024, dtype="bfloat16")
+    job = toy_job(architecture=mistral, topology="v5e:2x4", mesh=(1, 8, 1), rows=16, length=1024, dtype="bfloat16")
     return replace(job, param_dtype="bfloat16", **changes)
 
 
@@ -47,7 +47,7 @@ def test_a_larger_program_than_estimated_makes_the_others_larger_too():
 
 def test_where_nothing_fits_the_smallest_is_returned():
     asked: list[Job] = []
-    job = mistral_job(topology="v5e:1x1")
+    job = replace(mistral_job(topology="v5e:1x1"), param_dtype="float32")
     best, facts = search(job, compiler(1.0, asked))
     assert len(asked) == 1 and facts["memory"]["temp"] > LIMIT
     assert estimate(best).memory == min(candidate.estimate.memory for candidate in candidates(job))
