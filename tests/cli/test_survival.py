@@ -1,0 +1,109 @@
+"""`jaxalign train` told to stop, continued, and refused where it would be another run."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.cli.conftest import TRAIN
+from tests.two_processes import REPOSITORY, end_of, start_two
+
+JAXALIGN = ("-c", "import sys; from jaxalign.cli.main import main; sys.exit(main())")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("seed=7", "seed was 42 and is now 7"),
+        ("batch.length=1024", "batch.length was 2048 and is now 1024"),
+        ("build.sources=zh,sw", "pairs was "),
+        ("lora.rank=4", "lora.rank was 8 and is now 4"),
+    ],
+)
+def test_another_run_s_folder_is_refused_by_name(jaxalign, run, model_folder, change, named):
+    code, _, err = jaxalign(*TRAIN, f"--config.model={model_folder}", f"--config.out={run}", f"--config.{change}")
+    assert code == 2 and "cannot continue this run" in err and named in err
+    assert err.splitlines()[-1].startswith("jaxalign: ")
+
+
+def test_another_data_file_is_refused_by_name(jaxalign, ok, model_folder, tmp_path):
+    pairs = [
+        {"source": f"Frage {i}?", "target": f"Question {i}?", "source_language": "de", "target_language": "en"}
+        for i in range(24)
+    ]
+    file, folder = tmp_path / "pairs.jsonl", tmp_path / "run"
+    flags = ("--config.epochs=1", f"--config.model={model_folder}", f"--config.out={folder}")
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    ok("train", file, *flags)
+    pairs[7]["target"] = "Question seven?"
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    code, _, err = jaxalign("train", file, *flags)
+    assert code == 2 and "cannot continue this run, pairs was " in err
+
+
+def test_another_tokenizer_is_refused_by_name(jaxalign, run, model_folder, tmp_path):
+    other = tmp_path / "model"
+    shutil.copytree(model_folder, other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    ids = tokenizer["model"]["vocab"]
+    ids["Q"], ids["Z"] = ids["Z"], ids["Q"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    code, _, err = jaxalign(*TRAIN, f"--config.model={other}", f"--config.out={run}")
+    assert code == 2 and "tokenizer was " in err and "model was " not in err
+
+
+def test_sigterm_saves_and_ends_with_75(ok, model_folder, tmp_path, run):
+    """Told to stop at any step, and started again, the run ends as the undisturbed one."""
+    stopped = tmp_path / "run"
+    command = [*TRAIN, f"--config.model={model_folder}", f"--config.out={stopped}"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", "XDG_CACHE_HOME": str(tmp_path)}
+    process = subprocess.Popen(
+        [sys.executable, *JAXALIGN, *command],
+        cwd=REPOSITORY,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not (stopped / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 75, said
+    assert "told to stop" in said and "the same command continues" in said
+    ok(*command)
+    assert rows_of(stopped)[-1] == rows_of(run)[-1] and "heldout_loss" in rows_of(run)[-1]
+
+
+def rows_of(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_run(model_folder, tmp_path, run):
+    """The command in two processes: one log, one record, and the losses of eight devices in one process."""
+    together = tmp_path / "run"
+    command = [*TRAIN, f"--config.model={model_folder}", f"--config.out={together}"]
+    codes, said = end_of(start_two(*JAXALIGN, *command))
+    assert codes == [0, 0], said
+    assert "run: " in said[0] and "run: " not in said[1]
+    assert [row["step"] for row in rows_of(together)] == [row["step"] for row in rows_of(run)]
+    for row, expected in zip(rows_of(together), rows_of(run), strict=True):
+        for key in {"loss", "heldout_loss", "gradient_norm"} & set(expected):
+            # The same float32 sums in another order.
+            np.testing.assert_allclose(row[key], expected[key], atol=1e-5)
+    assert json.loads((together / "run.json").read_text())["steps"] == rows_of(run)[-1]["step"]
+
+
+@pytest.mark.slow
+def test_bad_input_ends_two_processes_at_once(model_folder, tmp_path):
+    """Each says so by itself: none waits for the other."""
+    command = [*TRAIN, f"--config.model={model_folder}", f"--config.out={tmp_path / 'run'}", "--config.mesh.data=3"]
+    codes, said = end_of(start_two(*JAXALIGN, *command), seconds=60)
+    assert codes == [2, 2], said
