@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxalign.model.sharding import BATCH, ways
+
 Head = Callable[..., jax.Array]
 """(states [..., D], *weights) -> float32 logits [..., V]."""
 
@@ -69,13 +71,25 @@ def nats_of_chunk(
     return jnp.sum(jnp.where(counted, nats, 0.0))
 
 
+def unless_empty(counted: jax.Array, added: Callable[[], Any], unchanged: Callable[[], Any]) -> Any:
+    """`added()`, or where nothing counts `unchanged()`: rows have fewer targets than they may have.
+
+    Where rows lie on several devices, all do all chunks: they would have to agree first.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and ways(BATCH, mesh) > 1:
+        return added()
+    return lax.cond(counted.any(), added, unchanged)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def summed_nats(head: Head, chunks: Chunks, weights: tuple[Any, ...]) -> jax.Array:
     """The cross-entropies of all chunks, summed."""
 
     def add_chunk(total: jax.Array, chunk: Chunks) -> tuple[jax.Array, None]:
         states, labels, counted = chunk
-        return total + nats_of_chunk(head, states, weights, labels, counted), None
+        nats = partial(nats_of_chunk, head, states, weights, labels, counted)
+        return unless_empty(counted, lambda: total + nats(), lambda: total), None
 
     return lax.scan(add_chunk, jnp.zeros((), jnp.float32), chunks)[0]
 
@@ -93,9 +107,12 @@ def summed_nats_forward(head: Head, chunks: Any, weights: Any) -> tuple[jax.Arra
             weights = tuple(own if own is not None else other for own, other in zip(tuned, frozen, strict=True))
             return nats_of_chunk(head, states, weights, labels, counted)
 
-        value, (of_states, of_tuned) = jax.value_and_grad(nats, argnums=(0, 1))(states, tuned)
-        of_tuned = jax.tree.map(lambda gradient: gradient.astype(jnp.float32), of_tuned)
-        return jax.tree.map(jnp.add, sums, (value, of_tuned)), of_states
+        def added() -> tuple[Any, jax.Array]:
+            value, (of_states, of_tuned) = jax.value_and_grad(nats, argnums=(0, 1))(states, tuned)
+            of_tuned = jax.tree.map(lambda gradient: gradient.astype(jnp.float32), of_tuned)
+            return jax.tree.map(jnp.add, sums, (value, of_tuned)), of_states
+
+        return unless_empty(counted, added, lambda: (sums, jnp.zeros_like(states)))
 
     nothing = (jnp.zeros((), jnp.float32), jax.tree.map(lambda weight: jnp.zeros(weight.shape, jnp.float32), tuned))
     (total, of_tuned), of_states = lax.scan(add_chunk, nothing, (states, labels, counted))

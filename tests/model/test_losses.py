@@ -131,6 +131,18 @@ def test_every_logit_is_computed_once():
     assert products(0) == 2 and products((0, 1)) == 3
 
 
+def test_chunks_without_a_target_are_passed_over():
+    """The states of the second chunk, in which nothing counts, meet no head: they would spoil a gradient."""
+    hidden = jnp.where(jnp.asarray(MASK[:1, :, None]), HIDDEN[:1], jnp.nan)
+
+    def loss(kernel, chunk: int):
+        arguments = (head(kernel), hidden, jnp.asarray(TARGETS[:1]), jnp.asarray(MASK[:1]))
+        return next_token_loss(*arguments, targets_per_row=10, chunk=chunk)[0]
+
+    assert np.isfinite(jax.grad(loss)(HEAD, 5)).all()
+    assert np.isnan(jax.grad(loss)(HEAD, 6)).any()
+
+
 def test_large_logits_stay_finite():
     logits = jnp.asarray([[[0.0, 1e4, -1e4]]])
     mask = jnp.ones((1, 1), bool)
