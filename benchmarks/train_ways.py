@@ -72,11 +72,19 @@ def ours(folder: Path, work: dict[str, Any], start: dict[str, np.ndarray]) -> Ru
 
 
 def we_compute(work: dict[str, Any]) -> dict[str, Any]:
-    """As `peer_computes`: the loss takes its target positions in chunks, `targets_per_row` of them in every row."""
-    rows = [work["length"] for step in work["rows"] for _ in step]
-    width = max(1, work["step"]["loss_chunk"] // len(work["rows"][0]))
-    columns = -(-work["targets_per_row"] // width) * width
-    return {"rows": rows, "head_positions": columns * len(rows), "recomputed": False}
+    """As `peer_computes`: blocks of rows that hold a pair, and the chunks of their target positions that hold one."""
+    rows, head_positions = [], 0
+    pairs = [pair for step in work["steps"] for pair in step]
+    at_once = work["step"]["rows_at_once"] or len(work["rows"][0])
+    columns = min(max(1, work["step"]["loss_chunk"] // at_once), work["targets_per_row"])
+    for step in work["rows"]:
+        for first in range(0, len(step), at_once):
+            block = step[first : first + at_once]
+            most = max(sum(len(pairs[i][0]) - pairs[i][1] for i in row) for row in block)
+            if most:
+                rows += [work["length"]] * len(block)
+                head_positions += -(-most // columns) * columns * len(block)
+    return {"rows": rows, "head_positions": head_positions, "recomputed": False}
 
 
 def main(way: str, folder: Path, work_folder: Path, threads: int) -> None:
