@@ -40,7 +40,8 @@ def rounded(weight: torch.Tensor, scheme: str) -> torch.Tensor:
     if scheme == "nf4":
         return by_bitsandbytes(weight.numpy().T)[2].T
     largest = weight.abs().amax(dim=1, keepdim=True)
-    return (weight * (127 / largest)).round() * (largest / 127)
+    # Of two tensors: a number over a tensor is a product with its reciprocal in torch, and rounded otherwise.
+    return (weight * (torch.tensor(127.0) / largest)).round() * (largest / 127)
 
 
 def with_rounded_projections(model: TinyModel, scheme: str) -> Any:
