@@ -81,7 +81,10 @@ class Cloud:
     def run(self, verb: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Runs a script to its end."""
         process = self.start(verb, *arguments, **environment)
-        output, errors = process.communicate(timeout=120)
+        try:
+            output, errors = process.communicate(timeout=120)
+        finally:
+            process.terminate()
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
     def calls(self, ending: str = "") -> list[dict[str, Any]]:

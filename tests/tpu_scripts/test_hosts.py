@@ -81,7 +81,7 @@ def test_a_run_that_is_told_to_stop_leaves_no_connection(ready: Cloud, road: str
     process = ready.start("run", *arguments(road), "--", "sleep", "100")
     wait_for(lambda: len(ready.calls("ssh")) == before + 2)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
+    process.communicate(timeout=120)
     assert process.returncode == 130
     wait_for(lambda: not ready.processes())
 

@@ -104,7 +104,7 @@ def test_an_interrupted_create_leaves_nothing(cloud: Cloud, road: str):
     process = cloud.start("create", *arguments(road))
     wait_for(lambda: cloud.things() == MADE[road])
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     assert process.returncode == 130
     assert not cloud.things()
 
