@@ -15,7 +15,7 @@ follow with segment 2 and positions from 0; attention never crosses segments, an
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -172,7 +172,7 @@ class BatchPlan:
         filled = sum(int(self.pairs.lengths[pair]) for step in self.rows for row in step for pair in row)
         return 1.0 - filled / (self.steps * self.rows_per_step * self.length)
 
-    def rows_at(self, step: int, held: Sequence[int] | None = None) -> Batch:
+    def rows_at(self, step: int, held: Iterable[int] | None = None) -> Batch:
         """The rows of one step whose numbers are in `held` (those of one process), or all: NumPy arrays [rows, T]."""
         rows = self.rows[step]
         return fill_rows(self.pairs, rows if held is None else [rows[number] for number in held], self.length)

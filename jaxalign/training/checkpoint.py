@@ -223,8 +223,8 @@ def read_state(folder: epath.Path, step: int, like: TrainState, fingerprint: Fin
     arrays = ocp.StandardCheckpointHandler()
     trainable = arrays.restore(folder / "trainable", args=ocp.args.StandardRestore(target.trainable))
     opt_state = arrays.restore(folder / "optimizer", args=ocp.args.StandardRestore(target.opt_state))
-    counts = jax.device_put((np.int32(step), np.int32(record["skipped"])), like.step.sharding)
-    return Start(step, TrainState(*counts, trainable, opt_state), record["evaluated"]), record["sha256"]
+    done, skipped = jax.device_put((np.int32(step), np.int32(record["skipped"])), like.step.sharding)
+    return Start(step, TrainState(done, skipped, trainable, opt_state), record["evaluated"]), record["sha256"]
 
 
 def check_fingerprint(saved: Fingerprint, wanted: Fingerprint, place: Any) -> None:
