@@ -1,6 +1,7 @@
 """Open answers from a config: which cells, which pairs are held out, and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def test_a_run_is_evaluated_on_what_it_held_out(
     config = config_of(tmp_path / "out", model=model_folder, adapter=run, data=data, languages="zh,th", rows="0:2")
     check_open_answers(config)
     model = load_model(config)
-    results = evaluate_open_answers(config, model, SETTINGS, tuned_on=["zh", "th", "en"])
+    results = evaluate_open_answers(config, model, SETTINGS)
     cells = results["open_cells"]
     assert [(cell["task"], cell["language"]) for cell in cells[:2]] == [("mgsm", "zh"), ("mgsm", "th")]
     translations = cells[2:]
@@ -76,13 +77,14 @@ def test_a_run_is_evaluated_on_what_it_held_out(
         source: min(2, held.count(source)) for source in dict.fromkeys(held)
     }
     assert all(cell["held_out"] and cell["seen"] and cell["target"] == "en" for cell in translations)
-    assert results["tuned_on"] == ["zh", "th", "en"] and results["model"] == "tiny" and results["versions"]
+    assert results["tuned_on"] == read_json(run / "run.json")["languages"]["seen"]
+    assert results["model"] == "tiny" and results["versions"]
     printed = capsys.readouterr().out
     assert "mgsm        zh" in printed and "→en  chrF" in printed and "(seen)" in printed
 
     # The base model on the same pairs: the run is named in place of files.
     base = config_of(tmp_path / "base", model=model_folder, tasks="translation", pairs=run, rows="0:2")
-    before = evaluate_open_answers(base, load_model(base), SETTINGS, tuned_on=[])["open_cells"]
+    before = evaluate_open_answers(base, load_model(base), SETTINGS)["open_cells"]
     assert [(c["language"], c["count"], c["held_out"], c["seen"]) for c in before] == [
         (c["language"], c["count"], True, False) for c in translations
     ]
@@ -96,12 +98,13 @@ def test_pairs_of_files_are_not_called_held_out(run: Path, model_folder: Path, t
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = config_of(tmp_path / "out", model=model_folder, adapter=run, tasks="translation", pairs=file)
     check_open_answers(config)
-    (cell,) = evaluate_open_answers(config, load_model(config), SETTINGS, tuned_on=None)["open_cells"]
+    of_unknown_origin = replace(load_model(config), tuned_on=None)
+    (cell,) = evaluate_open_answers(config, of_unknown_origin, SETTINGS)["open_cells"]
     assert (cell["count"], cell["held_out"], cell["seen"]) == (3, False, None)
     assert np.isfinite(cell["chrf"])
     none = config_of(tmp_path / "none", model=model_folder, tasks="translation", pairs=file, languages="de")
     with pytest.raises(InputError, match="has no pair from de"):
-        evaluate_open_answers(none, load_model(none), SETTINGS, tuned_on=None)
+        evaluate_open_answers(none, load_model(none), SETTINGS)
 
 
 @pytest.mark.parametrize(
