@@ -5,7 +5,6 @@ much memory as the model in the compute type.
 """
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -23,17 +22,19 @@ def kernel_of(stored: Stored) -> jax.Array:
     return stored["kernel"] if "kernel" in stored else dequantise(stored["codes"], stored["absmax"])
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def product(x: jax.Array, stored: Stored, dtype: DTypeLike) -> jax.Array:
+def plain_product(x: jax.Array, stored: Stored, dtype: DTypeLike) -> jax.Array:
     """x [..., in] @ kernel [in, out], the kernel in `dtype`. A kernel has a gradient, quantised weights have none."""
     return x @ kernel_of(stored).astype(dtype)
+
+
+product = jax.custom_vjp(plain_product, nondiff_argnums=(2,))
 
 
 def forward(x: Any, stored: Any, dtype: DTypeLike) -> tuple[jax.Array, tuple[Stored, jax.Array | None]]:
     """`x` and the leaves of `stored` come with `perturbed`: whether anything asks for their gradient."""
     is_tuned = "kernel" in stored and stored["kernel"].perturbed
     stored = {name: leaf.value for name, leaf in stored.items()}
-    return product(x.value, stored, dtype), (stored, x.value if is_tuned else None)
+    return plain_product(x.value, stored, dtype), (stored, x.value if is_tuned else None)
 
 
 def backward(

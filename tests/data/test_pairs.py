@@ -173,7 +173,10 @@ def test_bad_aligned_text_is_named(tmp_path):
 def test_english_questions_with_answers(tmp_path):
     gsm8k = {"question": "How many?\u2028 Two", "answer": "1 + 1 = <<1+1=2>>2\n#### 2"}
     metamath = {"query": "How much?", "response": "The answer is: 2", "type": "GSM_Rephrased"}
-    expected = [QuestionPair(*list(row.values())[:2], "en", "en") for row in (gsm8k, metamath)]
+    expected = [
+        QuestionPair(gsm8k["question"], gsm8k["answer"], "en", "en"),
+        QuestionPair(metamath["query"], metamath["response"], "en", "en"),
+    ]
     lines = written(tmp_path / "lines.jsonl", "".join(json.dumps(row) + "\n" for row in (gsm8k, metamath)))
     array = written(tmp_path / "array.json", json.dumps([gsm8k, metamath]))
     # No instruction, wherever it would stand.

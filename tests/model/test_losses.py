@@ -85,7 +85,7 @@ def test_a_tied_head_tuned_and_frozen(tuned: tuple[str, ...]):
 
     leaves = {name: weights.pop(name) for name in tuned}
     gradients = jax.jit(jax.grad(loss))(leaves, weights)
-    expected = dict(zip(("table", "mix"), tied_in_torch(HEAD.T, MIX), strict=True))
+    expected: dict[str, Any] = dict(zip(("table", "mix"), tied_in_torch(HEAD.T, MIX), strict=True))
     for name in tuned:
         np.testing.assert_allclose(gradients[name], expected[name], atol=ROUNDING)
 

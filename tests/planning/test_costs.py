@@ -16,8 +16,15 @@ from tests.planning.toy import TOY, costs_on_cpu, toy_job
 from tests.training.tiny_runs import mesh_of
 
 
+def counted(lowered: jax.stages.Lowered) -> Costs:
+    """The costs of a program once compiled."""
+    text = lowered.compile().as_text()
+    assert text is not None
+    return count(parse(text))
+
+
 def costs_of(function, *shapes: jax.ShapeDtypeStruct) -> Costs:
-    return count(parse(jax.jit(function).lower(*shapes).compile().as_text()))
+    return counted(jax.jit(function).lower(*shapes))
 
 
 def float32(*shape: int) -> jax.ShapeDtypeStruct:
@@ -50,9 +57,8 @@ def test_collectives_by_kind_and_size():
     mesh = mesh_of(fsdp=8)
     rows, whole = NamedSharding(mesh, P("fsdp")), NamedSharding(mesh, P())
     x = jax.ShapeDtypeStruct((64, 16), jnp.float32, sharding=rows)
-    gathered = jax.jit(lambda x: x * 2, out_shardings=whole).lower(x).compile().as_text()
-    reduced = jax.jit(lambda x: x.sum(axis=0), out_shardings=whole).lower(x).compile().as_text()
-    gather, reduction = count(parse(gathered)).collectives, count(parse(reduced)).collectives
+    gather = counted(jax.jit(lambda x: x * 2, out_shardings=whole).lower(x)).collectives
+    reduction = counted(jax.jit(lambda x: x.sum(axis=0), out_shardings=whole).lower(x)).collectives
     assert (gather["all-gather"].count, gather["all-gather"].bytes) == (1, 64 * 16 * 4)
     assert gather["all-gather"].sent == 7 / 8 * 64 * 16 * 4
     assert (reduction["all-reduce"].count, reduction["all-reduce"].bytes) == (1, 16 * 4)
