@@ -105,7 +105,7 @@ def place_whole(leaf: Leaf) -> jax.Array:
     return jnp.asarray(leaf.read((slice(None),) * len(leaf.shape)))
 
 
-def place_on(mesh: Mesh) -> Place:
+def place_on(mesh: Mesh) -> Callable[[Leaf], jax.Array]:
     """Leaves laid out by the sharding table. A process reads only what its own devices hold, once."""
 
     def place(leaf: Leaf) -> jax.Array:
@@ -114,7 +114,7 @@ def place_on(mesh: Mesh) -> Place:
         box = bounding_box([index for index in indices if index is not None], leaf.shape)
         part = leaf.read(box)
 
-        def of_device(index: Index) -> np.ndarray:
+        def of_device(index: Any) -> np.ndarray:
             ends = [axis.indices(size)[:2] for axis, size in zip(index, leaf.shape, strict=True)]
             return part[tuple(slice(a - own.start, b - own.start) for (a, b), own in zip(ends, box, strict=True))]
 

@@ -163,4 +163,4 @@ def merge_lora(params: dict[str, Any], lora_tree: dict[str, Any], lora: LoraConf
 
 def every_layer_merged(kernel: jax.Array, factors: Factors, lora: LoraConfig) -> jax.Array:
     """`merged_kernel` of stacked layers [L, in, out], one after the other: float32 copies of all would be large."""
-    return jax.lax.map(lambda layer: merged_kernel(*layer, lora), (kernel, factors))
+    return jax.lax.map(lambda layer: merged_kernel(layer[0], layer[1], lora), (kernel, factors))
