@@ -18,7 +18,7 @@ from jaxalign.runtime import make_mesh
 from jaxalign.training.optimizer import OptimizerConfig
 from tests.model.test_nf4 import by_bitsandbytes
 from tests.model.tiny_models import TinyModel, tiny_model
-from tests.training.tiny_runs import LORA, TinyRun, random_adapter, tiny_plan
+from tests.training.tiny_runs import LORA, TinyRun, mesh_of, random_adapter, tiny_plan
 
 SCHEMES = ("int8", "nf4")
 EVERYWHERE = tuple(projection_sizes(tiny_model("llama").config))
@@ -32,7 +32,7 @@ def wide_model(family: str) -> TinyModel:
 
 
 def quantised(model: TinyModel, scheme: str) -> Any:
-    return quantise_params(model.params, make_mesh(8, 1, 1), scheme)
+    return quantise_params(model.params, mesh_of(), scheme)
 
 
 def rounded(weight: torch.Tensor, scheme: str) -> torch.Tensor:
