@@ -76,6 +76,7 @@ def test_stages_are_runs_by_hand(tune, ok, settings, stages_file, by_hand, tmp_p
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps_before", [3, 4], ids=["between", "in stage 2"])
 def test_interrupted_stages_go_on(steps_before, jaxalign, ok, settings, stages_file, by_hand, tmp_path, monkeypatch):
     command = ("train", stages_file, *settings, f"--config.out={tmp_path}")

@@ -65,6 +65,7 @@ def test_collectives_by_kind_and_size():
     assert reduction["all-reduce"].sent == 2 * 7 / 8 * 16 * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "flops"),
     [

@@ -23,6 +23,7 @@ GEMMA = replace(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
