@@ -120,7 +120,7 @@ def check_same_course(ours: Course, theirs: Course) -> None:
     [
         ("llama_gqa_llama3_rope", LORA, "token_mean"),
         ("llama_gqa_llama3_rope", LORA, "micro_batch_mean"),
-        ("llama_gqa_llama3_rope", replace(LORA, dora=True), "token_mean"),
+        pytest.param("llama_gqa_llama3_rope", replace(LORA, dora=True), "token_mean", marks=pytest.mark.slow),
         ("gemma3_text", LORA, "token_mean"),
         ("gemma3_text", LORA, "micro_batch_mean"),
     ],
@@ -136,7 +136,8 @@ def test_tuning_adapters_is_that_of_peft(case, lora, reduction):
 
     check_same_course(ours, theirs)
     moved = distance(adapter.tree(), start)
-    assert moved > 0.5 * distance(start, jax.tree.map(np.zeros_like, start))
+    if not lora.dora:  # magnitudes begin as norms of the weights, large beside what they move
+        assert moved > 0.5 * distance(start, jax.tree.map(np.zeros_like, start))
     assert distance(ours.trained["lora"], adapter.tree()) < 1e-3 * moved
 
 
