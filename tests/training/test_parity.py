@@ -59,11 +59,7 @@ def train_in_torch(model: Any, parameters: list[torch.nn.Parameter], plan: Batch
     return Course(losses, norms, tokens, None)
 
 
-TORCH_NAMES = {
-    "lora_a": "lora_A.default",
-    "lora_b": "lora_B.default",
-    "magnitude": "lora_magnitude_vector.default",
-}
+TORCH_NAMES = {"lora_a": "lora_A", "lora_b": "lora_B", "magnitude": "lora_magnitude_vector"}
 
 
 class TorchAdapter:
