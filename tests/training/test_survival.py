@@ -29,8 +29,6 @@ from tests.training.whole_runs import (
     tiny_training,
 )
 
-pytestmark = pytest.mark.slow
-
 RARE, RARE_PAIR = 60, tiny_plan(STEPS, accumulation=2).rows[1][0][0]
 """An id that stands in one pair alone, first shown in step 2: where its embedding is NaN, the steps that show that pair
 fail, and no other."""
@@ -215,6 +213,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_for_the_one_before(tmp_path, f
     assert timeless(metrics(run)) == timeless(metrics(finished[0]))
 
 
+@pytest.mark.slow
 def test_no_damage_to_any_file_goes_unnoticed_or_ends_a_run(tmp_path, finished):
     """Each file of the newest checkpoint, damaged in each way: the state is the saved one, or the one before it."""
     run, _ = finished
