@@ -38,7 +38,7 @@ from jaxalign.model.config import ModelConfig
 from jaxalign.model.hf_config import read_config
 from jaxalign.model.lora import lora_shapes
 
-ON_A_CPU = ("--config.batch.rows_at_once=1", "--config.loss.chunk=32")
+ON_A_CPU = ("--config.batch.rows_at_once=1",)
 """Our settings: small products are as fast as large ones there, and what a step does not hold is not computed."""
 STUDY, FASTEST = "study", "fastest of transformers"
 

@@ -4,15 +4,20 @@ Axis letters as in transformer.py: B batch, T query length, S key length, L laye
 G = N/K query heads to a key/value head, H head width.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from jaxalign.model.config import ModelConfig
+
+ATTENTION = "attention"
+"""What a rematerialisation policy knows the outcome of `grouped_attention` by."""
 
 
 class Cache(NamedTuple):
@@ -109,22 +114,79 @@ def attention(
     K = k.shape[2]
     # Key/value heads lead: the products come out in the order that they are used in.
     q = q.reshape(B, T, K, N // K, H).transpose(2, 0, 3, 1, 4)
-    scores = jnp.einsum("KBGTH,BSKH->KBGTS", q, k, preferred_element_type=jnp.float32)
-    if prefix is not None:
-        before = jnp.einsum("KBGTH,PKH->KBGTP", q, prefix[0], preferred_element_type=jnp.float32)
-        scores = jnp.concatenate([before, scores], axis=-1)
-    scores = jnp.where(mask[None, :, None, :, :], scores * scale, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     if prefix is None:
-        mixed = jnp.einsum("KBGTS,BSKH->KBGTH", weights, v)
+        mixed = grouped_attention(q, k, v, mask, scale)
     else:
+        scores = jnp.concatenate([products(q, prefix[0], "SKH"), products(q, k, "BSKH")], axis=-1)
+        _, _, weights = softmax(scores, mask, scale)
         # Rounded to the compute type once, as one product over all keys would be.
-        behind = jnp.einsum("KBGTS,BSKH->KBGTH", weights[..., -k.shape[1] :], v, preferred_element_type=jnp.float32)
-        before = jnp.einsum(
-            "KBGTP,PKH->KBGTH", weights[..., : -k.shape[1]], prefix[1], preferred_element_type=jnp.float32
-        )
-        mixed = (behind + before).astype(v.dtype)
+        P = len(prefix[0])
+        before = mixture(weights[..., :P].astype(v.dtype), prefix[1], "SKH")
+        mixed = (before + mixture(weights[..., P:].astype(v.dtype), v, "BSKH")).astype(v.dtype)
     return mixed.transpose(1, 3, 0, 2, 4).reshape(B, T, N, H)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def grouped_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float) -> jax.Array:
+    """q [K,B,G,T,H], k and v [B,S,K,H], mask [B,T,S] -> [K,B,G,T,H].
+
+    Its gradient computes the weights again, from the maximum and the sum of each query's: nothing of size T x S is
+    kept for it (FlashAttention's backward pass, Dao et al. 2022, algorithm 4).
+    """
+    return attention_forward(q, k, v, mask, scale)[0]
+
+
+def attention_forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """The attention, and what its gradient needs."""
+    largest, total, weights = softmax(products(q, k, "BSKH"), mask, scale)
+    mixed = checkpoint_name(mixture(weights.astype(v.dtype), v, "BSKH").astype(v.dtype), ATTENTION)
+    return mixed, (q, k, v, mask, mixed, largest, total)
+
+
+def attention_backward(
+    scale: float, kept: tuple[jax.Array, ...], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+    """The gradients of q, k and v. A query that sees no key is taken to be read by nobody, and so to have none."""
+    q, k, v, mask, mixed, largest, total = kept
+    einsum = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    weights = jnp.exp(masked(products(q, k, "BSKH"), mask, scale) - largest) / total
+    # A softmax's gradient subtracts the mean that its own weights take: here the mean of gradient . v, which is this.
+    mean = (gradient.astype(jnp.float32) * mixed.astype(jnp.float32)).sum(axis=-1, keepdims=True)
+    of_scores = (weights * (products(gradient, v, "BSKH") - mean) * scale).astype(q.dtype)
+    of_q = einsum("KBGTS,BSKH->KBGTH", of_scores, k)
+    # The small factor is the one that is laid out anew.
+    of_k = einsum("KBGTH,KBGTS->KBHS", q, of_scores).transpose(1, 3, 0, 2)
+    of_v = einsum("KBGTH,KBGTS->KBHS", gradient, weights.astype(gradient.dtype)).transpose(1, 3, 0, 2)
+    return of_q.astype(q.dtype), of_k.astype(k.dtype), of_v.astype(v.dtype), None
+
+
+grouped_attention.defvjp(attention_forward, attention_backward)
+
+
+def products(q: jax.Array, k: jax.Array, key_axes: str) -> jax.Array:
+    """Every query with every key of its group, float32 [K,B,G,T,S]."""
+    return jnp.einsum(f"KBGTH,{key_axes}->KBGTS", q, k, preferred_element_type=jnp.float32)
+
+
+def mixture(weights: jax.Array, v: jax.Array, value_axes: str) -> jax.Array:
+    """The values of a group mixed by weights [K,B,G,T,S], float32 [K,B,G,T,H]."""
+    return jnp.einsum(f"KBGTS,{value_axes}->KBGTH", weights, v, preferred_element_type=jnp.float32)
+
+
+def masked(scores: jax.Array, mask: jax.Array, scale: float) -> jax.Array:
+    """Scaled scores [K,B,G,T,S], a key out of sight at the least float32 number."""
+    return jnp.where(mask[None, :, None, :, :], scores * scale, jnp.finfo(jnp.float32).min)
+
+
+def softmax(scores: jax.Array, mask: jax.Array, scale: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Over the keys: the largest score and the sum of exponentials of each query [K,B,G,T,1], and the weights."""
+    scores = masked(scores, mask, scale)
+    largest = scores.max(axis=-1, keepdims=True)
+    exponentials = jnp.exp(scores - largest)
+    total = exponentials.sum(axis=-1, keepdims=True)
+    return largest, total, exponentials / total
 
 
 def layer_kinds(config: ModelConfig) -> tuple[tuple[bool, ...], np.ndarray]:

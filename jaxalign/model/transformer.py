@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from jaxalign.model.attention import Cache, Prefix, Sight, attention, layer_kinds, rotate, sights, write
+from jaxalign.model.attention import ATTENTION, Cache, Prefix, Sight, attention, layer_kinds, rotate, sights, write
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.lora import LoraConfig, adapted, init_factors, output_norms, projection_sizes
 from jaxalign.model.product import kernel_of, product
@@ -32,7 +32,13 @@ KeysValues = tuple[jax.Array, jax.Array]
 """One layer's part of a cache, k and v, [B,S,K,H] each; or of a prefix, [P,K,H]."""
 
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": partial(jax.nn.gelu, approximate=True)}
-REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+POLICIES = jax.checkpoint_policies
+REMAT_POLICIES = {
+    "full": None,
+    "dots": POLICIES.save_from_both_policies(
+        POLICIES.dots_with_no_batch_dims_saveable, POLICIES.save_only_these_names(ATTENTION)
+    ),
+}
 
 
 class DecoderOutput(NamedTuple):
@@ -226,7 +232,7 @@ class Decoder(nn.Module):
     """tokens -> hidden states -> logits, a pure function of `{"params": ..., "lora": ...}` (`lora` where configured).
 
     `remat`: what the backward pass recomputes: "none", "full" (everything but the residual at each layer),
-    "dots" (all but the projections' outputs).
+    "dots" (all but the outputs of projections and attention).
     """
 
     config: ModelConfig

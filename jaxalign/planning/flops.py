@@ -63,13 +63,11 @@ def train_step(job: Job) -> int:
 
 
 def recomputed(job: Job) -> int:
-    """What rematerialisation computes a second time."""
+    """What the backward pass computes a second time: the scores in any case (`attention.grouped_attention`)."""
     config, lora, P = job.architecture, job.lora, job.tokens
     scores = attention(config, config.layers * P * job.length)
-    if job.remat == "none":
-        return 0
-    if job.remat == "dots":
-        return scores // 2  # the products without a batch axis are kept, and of the others the scores are asked for
+    if job.remat in ("none", "dots"):
+        return scores // 2
     total = projections(config, P) + scores + (adapters(config, lora, P) if lora else 0)
     is_scaled = lora is not None and lora.dora and "down_proj" in lora.targets
     if not (config.post_norms or is_scaled):

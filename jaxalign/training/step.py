@@ -22,6 +22,9 @@ from jaxalign.model.losses import next_token_loss
 from jaxalign.model.sharding import BATCH, batch_spec, param_shardings, ways
 from jaxalign.model.transformer import Decoder
 
+ON_A_CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+"""Compiler options: of what XLA hands to its library for CPUs, products alone are faster there than its own code."""
+
 
 class TrainState(NamedTuple):
     """All that a step changes. `step` and `skipped`: int32 scalars, steps done and those among them that were left
@@ -186,6 +189,7 @@ def make_train_step(
         in_shardings=tuple(shardings),
         out_shardings=(shardings.state, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,
+        compiler_options=ON_A_CPU if mesh.devices.flat[0].platform == "cpu" else None,
     )
 
 
