@@ -22,7 +22,9 @@ SLICES = (
     *("v5e:1x1", "v5e:2x4", "v5e:4x4", "v5e:16x16", "v5p:2x2x1", "v5p:4x4x4"),
     *("v6e:1x1", "v6e:2x4", "v6e:16x16", "tpu7x:2x2x1"),
 )
-SETTINGS = ("--config.batch.length=512", "--config.remat=full", "--config.dtype=bfloat16")
+SETTINGS = (
+    *("--config.batch.length=512", "--config.loss.chunk=1024", "--config.remat=full", "--config.dtype=bfloat16"),
+)
 """Adapters of rank 8 on q and v, 16 rows of 512 positions a step, or one a device where there are more."""
 
 

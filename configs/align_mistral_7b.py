@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     config.param_dtype = "bfloat16"
     config.template = "mistral"
     config.remat = "full"
+    config.loss.chunk = 1024  # a matrix unit wants many rows
     config.epochs = 3
     config.mesh.fsdp = -1
     config.batch_tokens = 16384

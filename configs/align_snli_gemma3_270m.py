@@ -16,5 +16,6 @@ def get_config() -> ConfigDict:
     config.rows = "0:2000"  # of each file
     config.steps = 100
     config.heldout_every = 25
+    config.batch.rows_at_once = 1
     config.optimizer.learning_rate = 2e-4
     return config

@@ -66,7 +66,7 @@ def get_config() -> ConfigDict:
     config.optimizer.clip_norm = 1.0  # gradients are scaled down to this global norm
     config.loss = ConfigDict()
     config.loss.reduction = "token_mean"  # or micro_batch_mean, the study's mean of micro-batch means
-    config.loss.chunk = 96  # target positions whose logits exist at once
+    config.loss.chunk = 96  # target positions whose logits a device holds at once
     config.remat = "none"  # what is recomputed in the backward pass: none, dots, full
 
     # train: several runs in one.

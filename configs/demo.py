@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
     config.languages = "en,zh,de,fr,ru,hi,th,sw"
     config.build.sources = "zh,de"
     config.epochs = 3
+    config.batch.rows_at_once = 1
     config.optimizer.learning_rate = 2e-4
     config.log_every = 1
     config.heldout_every = 5

@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
-from jaxalign.model.sharding import BATCH, ways
+from jaxalign.model.sharding import BATCH, constrain, ways
 
 Head = Callable[..., jax.Array]
 """(states [..., D], *weights) -> float32 logits [..., V]."""
@@ -35,11 +36,11 @@ def next_token_loss(
     logits_fn: [..., D] -> float32 [..., V]; hidden [B,T,D]; targets int32 [B,T]; loss_mask bool [B,T].
     `targets_per_row` (R) is a promise of the caller: no row of `loss_mask` has more True. It is a shape, so a row
     that breaks the promise cannot be seen here; its positions past the R-th would be left out of sum and count.
-    At most `chunk` positions (one a row at least) have logits at any time.
+    At most `chunk` positions a device (one a row at least) have logits at any time.
     """
     B, T = targets.shape
     R = min(targets_per_row, T)
-    columns = min(max(1, chunk // B), R)
+    columns = chunk_columns(chunk, B, R)
 
     # A stable sort of "not a target" puts each row's targets first, in order.
     chosen = jnp.argsort(~loss_mask, axis=1, stable=True)[:, :R]
@@ -59,6 +60,17 @@ def next_token_loss(
     return summed_nats(head, chunks, tuple(weights)), jnp.sum(counted, dtype=jnp.float32)
 
 
+def chunk_columns(chunk: int, rows: int, targets_per_row: int) -> int:
+    """Positions of each row that are one chunk: of all rows together, `chunk` a device."""
+    return min(max(1, chunk * row_ways() // rows), targets_per_row)
+
+
+def row_ways() -> int:
+    """Over how many devices the rows of a batch are spread."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else ways(BATCH, mesh)
+
+
 def nats_of_chunk(
     head: Head, states: jax.Array, weights: tuple[Any, ...], labels: jax.Array, counted: jax.Array
 ) -> jax.Array:
@@ -76,15 +88,24 @@ def unless_empty(counted: jax.Array, added: Callable[[], Any], unchanged: Callab
 
     Where rows lie on several devices, all do all chunks: they would have to agree first.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and ways(BATCH, mesh) > 1:
+    if row_ways() > 1:
         return added()
     return lax.cond(counted.any(), added, unchanged)
+
+
+def gathered(head: Head, states: jax.Array, weights: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The head's weights, whole but for the vocabulary: gathered over `fsdp` once, and not once a chunk."""
+    V = jax.eval_shape(head, states, *weights).shape[-1]
+    return tuple(
+        constrain(weight, PartitionSpec(*("tensor" if size == V else None for size in weight.shape)))
+        for weight in weights
+    )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def summed_nats(head: Head, chunks: Chunks, weights: tuple[Any, ...]) -> jax.Array:
     """The cross-entropies of all chunks, summed."""
+    weights = gathered(head, chunks[0][0], weights)
 
     def add_chunk(total: jax.Array, chunk: Chunks) -> tuple[jax.Array, None]:
         states, labels, counted = chunk
@@ -97,7 +118,9 @@ def summed_nats(head: Head, chunks: Chunks, weights: tuple[Any, ...]) -> jax.Arr
 def summed_nats_forward(head: Head, chunks: Any, weights: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
     """The sum; and its gradients: of the states, and of those weights that something asks the gradient of."""
     states, labels, counted = (array.value for array in chunks)
-    frozen = tuple(None if weight.perturbed else weight.value for weight in weights)
+    # Weights that are tuned stay where they lie, as the sums of their gradients do.
+    whole = gathered(head, states[0], tuple(weight.value for weight in weights))
+    frozen = tuple(None if weight.perturbed else each for weight, each in zip(weights, whole, strict=True))
     tuned = tuple(weight.value if weight.perturbed else None for weight in weights)
 
     def add_chunk(sums: Any, chunk: Chunks) -> tuple[Any, jax.Array]:

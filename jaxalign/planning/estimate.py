@@ -77,12 +77,12 @@ def temporaries(job: Job, batch_ways: int, tensor: int) -> int:
     scores = rows * N / tensor * job.length**2 * (4 + item)
     widths = sum(outputs for _, (_, outputs) in flops.projection_sizes(config).values())
     outputs = positions * widths / tensor * item
-    # Norms keep a float32 copy of their input, the MLP the gate before and after its activation.
-    layer = scores + outputs + positions * (2 * F / tensor * item + 8 * D)
-    kept = {"full": 0.0, "dots": outputs, "none": layer}[job.remat] * config.layers
+    attended = positions * N * config.head_dim / tensor * item
+    # Norms keep a float32 copy of their input, the MLP the gate before and after its activation; attention no scores.
+    layer = outputs + attended + positions * (2 * F / tensor * item + 8 * D)
+    kept = {"full": 0.0, "dots": outputs + attended, "none": layer}[job.remat] * config.layers
     weights = 2 * flops.layer_weights(config) / tensor * item
     if job.param_dtype in SCHEMES:
         weights += 4 * max(i * o for _, (i, o) in flops.projection_sizes(config).values()) / tensor
-    chunk = min(job.step.loss_chunk, job.rows_at_once * job.length)
-    head = D * V / tensor * item + 3 * 4 * max(1, chunk / batch_ways) * V / tensor
-    return int(config.layers * hidden + kept + layer + weights + head + 2 * hidden)
+    head = D * V / tensor * item + 3 * 4 * min(job.step.loss_chunk, positions) * V / tensor
+    return int(config.layers * hidden + kept + scores + layer + weights + head + 2 * hidden)

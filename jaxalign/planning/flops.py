@@ -80,5 +80,6 @@ def recomputed(job: Job) -> int:
 
 def head_positions(job: Job) -> int:
     """Positions of a step that meet the head, those that fill up the last chunk among them."""
-    columns = min(max(1, job.step.loss_chunk // job.rows_at_once), job.length)
+    rows_of_a_device = job.rows_at_once // (job.mesh[0] * job.mesh[1])
+    columns = min(max(1, job.step.loss_chunk // rows_of_a_device), job.length)
     return job.rows * -(-job.length // columns) * columns

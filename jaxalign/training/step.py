@@ -65,7 +65,7 @@ class StepConfig:
     reduction: Literal["token_mean", "micro_batch_mean"] = "token_mean"
     """Mean over all target tokens of the batch, or the mean of the micro-batches' means (as in the study)."""
     loss_chunk: int = 256
-    """Target positions of which the head's logits are held at a time."""
+    """Target positions of which each device holds the head's logits at a time."""
     nonfinite: Literal["stop", "skip"] = "stop"
     """After a loss or gradient that is not finite: no further update is made, or that one is left out."""
     rows_at_once: int = 0
