@@ -1,8 +1,8 @@
 """Tokens/s a chip at peak rates as a slice grows: `python benchmarks/scaling.py --out TABLE.md`, and a plot beside it.
 
 Mistral-7B-v0.1 with adapters of rank 8 on q and v, everything in bfloat16, parameters over all chips (`fsdp`), as many
-rows of 2,048 positions as there are chips. Every program is compiled for its slice (jaxalign/planning); its rate is what
-the slowest of compute, memory and interconnect allows. What has been compiled once is kept.
+rows of 2,048 positions as there are chips. Every program is compiled for its slice (jaxalign/planning); its rate is
+what the slowest of compute, memory and interconnect allows. What has been compiled once is kept.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def plot(plans: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="the table; the plans (.json) and plot (.svg) beside it")
+    parser.add_argument("--out", type=Path, required=True, help="the table; plans (.json) and plot (.svg) beside it")
     parser.add_argument("--rows", type=int, default=1, help="rows on each chip")
     parser.add_argument("--kinds", default=",".join(SLICES))
     arguments = parser.parse_args()

@@ -8,6 +8,7 @@ import pytest
 from jaxalign.errors import InputError
 from jaxalign.planning import flops
 from jaxalign.planning.programs import PREFIX, bytes_per_device, lower
+from jaxalign.training.step import StepConfig
 from tests.planning.toy import TOY, costs_on_cpu, toy_job
 from tests.training.tiny_runs import mesh_of
 
@@ -41,3 +42,9 @@ def test_the_lens_reads_every_layer_at_one_position():
 def test_a_mesh_that_does_not_divide_is_refused():
     with pytest.raises(InputError, match=r"config\.mesh: .*choose other sizes"):
         lower(toy_job(architecture=replace(TOY, vocab_size=90)), mesh_of(tensor=8))
+
+
+def test_smaller_chunks_of_the_loss_gather_nothing_more():
+    """The head is gathered before the chunks, not for each of them."""
+    one, many = (costs_on_cpu(toy_job(step=StepConfig(loss_chunk=chunk))).collectives for chunk in (32, 4))
+    assert many["all-gather"] == one["all-gather"]
