@@ -2,7 +2,7 @@
 
 A checkpoint takes its final name when all of it is on disk, so a run killed at any moment leaves only whole ones.
 `record` is JSON: the run's config, its adapters' shape (`lora`, null in full tuning), its fingerprint: all that the
-further course of the run depends on; and a digest of the arrays, by which damage on disk is noticed. The batch is a
+further course of the run depends on; and digests of the arrays, by which damage on disk is noticed. The batch is a
 function of the step, so no iterator state is needed.
 """
 
@@ -28,6 +28,9 @@ from jaxalign.training.step import TrainState
 
 Fingerprint = Mapping[str, Any]
 """Flat: key as the user knows it -> JSON value."""
+
+DAMAGE_CODES = ("DATA_LOSS:", "NOT_FOUND:", "OUT_OF_RANGE:", "FAILED_PRECONDITION:")
+"""How a ValueError of tensorstore begins where what it reads is damaged, and not, say, forbidden or unavailable."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +138,9 @@ def save(
     )
 
 
-def state_sha256(state: TrainState) -> str:
-    """A digest of all arrays that a checkpoint holds."""
-    return weights_sha256((state.trainable, state.opt_state))
+def state_sha256(state: TrainState) -> dict[str, str]:
+    """Digests of all arrays that a checkpoint holds, by item."""
+    return {"trainable": weights_sha256(state.trainable), "optimizer": weights_sha256(state.opt_state)}
 
 
 class Start(NamedTuple):
@@ -146,6 +149,32 @@ class Start(NamedTuple):
     step: int
     state: TrainState
     evaluated: bool
+
+
+class Damaged(Exception):
+    """A checkpoint's files are not those that were saved: cut off, missing or garbage."""
+
+
+@contextmanager
+def damage_told() -> Iterator[None]:
+    """Turns what readers raise on damaged files into Damaged. Other errors pass: memory that runs out, a mesh that does
+    not fit or a network that fails says nothing against a checkpoint."""
+    try:
+        yield
+    except Exception as error:
+        if (told := damage_in(error)) is None:
+            raise
+        raise Damaged(" ".join(f"{type(told).__name__}: {told}".split())[:200]) from error
+
+
+def damage_in(error: BaseException | None) -> BaseException | None:
+    """The error that tells of a damaged file: this one, or one that it was raised from; None where there is none."""
+    match error:
+        case None | FileNotFoundError() | json.JSONDecodeError() | UnicodeDecodeError():
+            return error
+        case ValueError() if str(error).startswith(DAMAGE_CODES):
+            return error
+    return damage_in(error.__cause__)
 
 
 def start(checkpoints: Checkpoints, resume: Path | None, initial: TrainState, fingerprint: Fingerprint) -> Start:
@@ -162,22 +191,22 @@ def start(checkpoints: Checkpoints, resume: Path | None, initial: TrainState, fi
     of `initial`, whatever mesh they were saved from.
     """
     while (step := checkpoints.latest_step()) is not None:
-        restored, damage = restore(checkpoints, step, initial, fingerprint)
-        if restored is not None:
-            return restored
-        set_aside(checkpoints, step, damage)
+        try:
+            return restore(checkpoints, step, initial, fingerprint)
+        except Damaged as damage:
+            set_aside(checkpoints, step, damage)
     if resume is None:
         return Start(0, initial, evaluated=False)
     with open_newest(resume) as (other, step):
-        restored, damage = restore(other, step, initial, fingerprint)
-        if restored is None:
+        try:
+            return restore(other, step, initial, fingerprint)._replace(evaluated=False)
+        except Damaged as damage:
             raise InputError(
                 f"{resume}: checkpoint {step} is damaged ({damage}); start that run again to go on before it"
-            )
-        return restored._replace(evaluated=False)
+            ) from None
 
 
-def set_aside(checkpoints: Checkpoints, step: int, damage: str) -> None:
+def set_aside(checkpoints: Checkpoints, step: int, damage: Damaged) -> None:
     """Moves a damaged checkpoint out of the way, into `RUN/damaged/`, and says so."""
     folder = Path(checkpoints.directory) / str(step)
     aside = folder.parent.parent / "damaged" / str(step)
@@ -190,30 +219,30 @@ def set_aside(checkpoints: Checkpoints, step: int, damage: str) -> None:
     checkpoints.reload()
 
 
-def restore(
-    checkpoints: Checkpoints, step: int, like: TrainState, fingerprint: Fingerprint
-) -> tuple[Start | None, str]:
-    """The state saved at `step`, on the shardings of `like`; None, and the reason, where it is damaged.
+def restore(checkpoints: Checkpoints, step: int, like: TrainState, fingerprint: Fingerprint) -> Start:
+    """The state saved at `step`, on the shardings of `like`. Raises Damaged.
 
     Refuses where the fingerprint differs. Every process comes to the same end: a file that is damaged for one is so
     for all.
     """
-    restored, sha256, damage = None, "", "another process could not read it"
+    restored, sha256, damage = None, {}, Damaged("another process could not read it")
     try:
-        restored, sha256 = read_state(checkpoints.directory / str(step), step, like, fingerprint)
-    except InputError:
-        raise
-    except Exception as error:  # whatever a reader raises on a file that is cut off, missing or garbage
-        damage = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    if not multihost_utils.process_allgather(np.array(restored is not None)).all():
-        return None, damage
-    if restored is not None and state_sha256(restored.state) != sha256:
-        return None, "its arrays are not those that were saved"
-    return restored, ""
+        with damage_told():
+            restored, sha256 = read_state(checkpoints.directory / str(step), step, like, fingerprint)
+    except Damaged as own:
+        damage = own
+    read_by_all = multihost_utils.process_allgather(np.array(restored is not None)).all()
+    if restored is None or not read_by_all:
+        raise damage
+    if state_sha256(restored.state) != sha256:
+        raise Damaged("its arrays are not those that were saved")
+    return restored
 
 
-def read_state(folder: epath.Path, step: int, like: TrainState, fingerprint: Fingerprint) -> tuple[Start, str]:
-    """The state of one checkpoint, and the digest that it should have; only the fingerprint is checked.
+def read_state(
+    folder: epath.Path, step: int, like: TrainState, fingerprint: Fingerprint
+) -> tuple[Start, dict[str, str]]:
+    """The state of one checkpoint, and the digests that it should have; only the fingerprint is checked.
 
     Each process reads for itself, what its devices hold: none waits for one that has met a damaged file.
     """
@@ -221,6 +250,8 @@ def read_state(folder: epath.Path, step: int, like: TrainState, fingerprint: Fin
     check_fingerprint(record["fingerprint"], fingerprint, folder.parent)
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     arrays = ocp.StandardCheckpointHandler()
+    # Where the file that this reads is missing, restoring would report a tree of another structure.
+    arrays.metadata(folder / "optimizer")
     trainable = arrays.restore(folder / "trainable", args=ocp.args.StandardRestore(target.trainable))
     opt_state = arrays.restore(folder / "optimizer", args=ocp.args.StandardRestore(target.opt_state))
     done, skipped = jax.device_put((np.int32(step), np.int32(record["skipped"])), like.step.sharding)
@@ -254,18 +285,25 @@ def open_newest(run: Path) -> Iterator[tuple[Checkpoints, int]]:
 
 
 def read_trained(run: Path) -> Trained:
-    """The newest parameters of a run as NumPy arrays, whatever devices it ran on."""
+    """The newest parameters of a run as NumPy arrays, whatever devices it ran on; InputError if they are damaged."""
     with open_newest(run) as (checkpoints, step):
-        shapes = checkpoints.item_metadata(step)["trainable"].tree
-        target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
-        saved = checkpoints.restore(
-            step,
-            args=ocp.args.Composite(trainable=ocp.args.StandardRestore(target), record=ocp.args.JsonRestore()),
-        )
-    lora = saved["record"]["lora"]
+        folder = checkpoints.directory / str(step)
+    try:
+        with damage_told():
+            record, arrays = ocp.JsonCheckpointHandler().restore(folder / "record"), ocp.StandardCheckpointHandler()
+            shapes = arrays.metadata(folder / "trainable").tree
+            target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
+            collections = arrays.restore(folder / "trainable", args=ocp.args.StandardRestore(target))
+        if weights_sha256(collections) != record["sha256"]["trainable"]:
+            raise Damaged("its arrays are not those that were saved")
+    except Damaged as damage:
+        raise InputError(
+            f"{folder} is damaged ({damage}); start the run again, which sets it aside and goes on from the one before"
+        ) from None
+    lora = record["lora"]
     if lora is not None:
         lora = LoraConfig(**{**lora, "targets": tuple(lora["targets"])})
-    return Trained(step, Record(saved["record"]["config"], saved["record"]["fingerprint"], lora), saved["trainable"])
+    return Trained(step, Record(record["config"], record["fingerprint"], lora), collections)
 
 
 def read_adapter(run: Path) -> tuple[LoraConfig, Any]:
