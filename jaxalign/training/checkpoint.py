@@ -24,13 +24,11 @@ from jaxalign.errors import InputError
 from jaxalign.metrics_log import say
 from jaxalign.model.fingerprint import weights_sha256
 from jaxalign.model.lora import LoraConfig
+from jaxalign.training.damage import Damaged, damage_told
 from jaxalign.training.step import TrainState
 
 Fingerprint = Mapping[str, Any]
 """Flat: key as the user knows it -> JSON value."""
-
-DAMAGE_CODES = ("DATA_LOSS:", "NOT_FOUND:", "OUT_OF_RANGE:", "FAILED_PRECONDITION:")
-"""How a ValueError of tensorstore begins where what it reads is damaged, and not, say, forbidden or unavailable."""
 
 
 @dataclass(frozen=True)
@@ -149,32 +147,6 @@ class Start(NamedTuple):
     step: int
     state: TrainState
     evaluated: bool
-
-
-class Damaged(Exception):
-    """A checkpoint's files are not those that were saved: cut off, missing or garbage."""
-
-
-@contextmanager
-def damage_told() -> Iterator[None]:
-    """Turns what readers raise on damaged files into Damaged. Other errors pass: memory that runs out, a mesh that does
-    not fit or a network that fails says nothing against a checkpoint."""
-    try:
-        yield
-    except Exception as error:
-        if (told := damage_in(error)) is None:
-            raise
-        raise Damaged(" ".join(f"{type(told).__name__}: {told}".split())[:200]) from error
-
-
-def damage_in(error: BaseException | None) -> BaseException | None:
-    """The error that tells of a damaged file: this one, or one that it was raised from; None where there is none."""
-    match error:
-        case None | FileNotFoundError() | json.JSONDecodeError() | UnicodeDecodeError():
-            return error
-        case ValueError() if str(error).startswith(DAMAGE_CODES):
-            return error
-    return damage_in(error.__cause__)
 
 
 def start(checkpoints: Checkpoints, resume: Path | None, initial: TrainState, fingerprint: Fingerprint) -> Start:
