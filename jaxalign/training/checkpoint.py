@@ -4,14 +4,15 @@ A checkpoint takes its final name when all of it is on disk, so a run killed at 
 `record` is JSON: the run's config, its adapters' shape (`lora`, null in full tuning), its fingerprint: all that the
 further course of the run depends on; and digests of the arrays, by which damage on disk is noticed. The batch is a
 function of the step, so no iterator state is needed.
+
+A run's folder may be on gs://, where nothing can be renamed: there Orbax writes a file into it, last of all, by which a
+checkpoint is whole.
 """
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from jaxalign import files
 from jaxalign.errors import InputError
+from jaxalign.files import AnyPath
 from jaxalign.metrics_log import say
 from jaxalign.model.fingerprint import weights_sha256
 from jaxalign.model.lora import LoraConfig
@@ -77,14 +80,15 @@ class Checkpoints(ocp.CheckpointManager):
         return False
 
 
-def open_checkpoints(run: Path, *, create: bool, kept: Kept | None = None) -> Checkpoints:
+def open_checkpoints(run: AnyPath, *, create: bool, kept: Kept | None = None) -> Checkpoints:
     """The run's checkpoints. With `create`, left-overs of interrupted saves are removed."""
     kept = kept or Kept()
+    folder = run / "checkpoints"
     best = ocp.checkpoint_managers.BestN(
         get_metric_fn=heldout_loss_of, reverse=True, n=kept.best, keep_checkpoints_without_metrics=False
     )
     return Checkpoints(
-        (run / "checkpoints").absolute(),
+        folder if files.is_remote(folder) else folder.absolute(),
         options=ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(
                 [ocp.checkpoint_managers.LatestN(kept.last), best]
@@ -149,7 +153,7 @@ class Start(NamedTuple):
     evaluated: bool
 
 
-def start(checkpoints: Checkpoints, resume: Path | None, initial: TrainState, fingerprint: Fingerprint) -> Start:
+def start(checkpoints: Checkpoints, resume: AnyPath | None, initial: TrainState, fingerprint: Fingerprint) -> Start:
     """What a run begins with. The first of these that exists:
 
     1. the run's own newest checkpoint: the same command again continues; a damaged one is set aside, with a warning,
@@ -179,13 +183,17 @@ def start(checkpoints: Checkpoints, resume: Path | None, initial: TrainState, fi
 
 
 def set_aside(checkpoints: Checkpoints, step: int, damage: Damaged) -> None:
-    """Moves a damaged checkpoint out of the way, into `RUN/damaged/`, and says so."""
-    folder = Path(checkpoints.directory) / str(step)
+    """Moves a damaged checkpoint out of the way, into `RUN/damaged/`, and says so, there too.
+
+    On gs:// its files move one by one; what an interruption leaves behind is damaged still, and moves the next time.
+    """
+    folder = checkpoints.directory / str(step)
     aside = folder.parent.parent / "damaged" / str(step)
     say(f"warning: {folder} is damaged ({damage}); it is kept as {aside}, and the checkpoint before it is used")
     if jax.process_index() == 0:
-        aside.parent.mkdir(exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
+        # The reason also makes `damaged` a folder on gs://, where there are none without a file.
+        files.write_text(aside.with_name(f"{step}.txt"), f"{damage}\n")
+        aside.rmtree(missing_ok=True)
         folder.rename(aside)
     multihost_utils.sync_global_devices(f"checkpoint {step} set aside")
     checkpoints.reload()
@@ -246,7 +254,7 @@ def check_fingerprint(saved: Fingerprint, wanted: Fingerprint, place: Any) -> No
 
 
 @contextmanager
-def open_newest(run: Path) -> Iterator[tuple[Checkpoints, int]]:
+def open_newest(run: AnyPath) -> Iterator[tuple[Checkpoints, int]]:
     """The checkpoints of a run and its newest step; InputError if it has none."""
     if not (run / "checkpoints").is_dir():
         raise InputError(f"{run}: not a run folder (no checkpoints/ in it); name a folder that train wrote")
@@ -256,7 +264,7 @@ def open_newest(run: Path) -> Iterator[tuple[Checkpoints, int]]:
         yield checkpoints, step
 
 
-def read_trained(run: Path) -> Trained:
+def read_trained(run: AnyPath) -> Trained:
     """The newest parameters of a run as NumPy arrays, whatever devices it ran on; InputError if they are damaged."""
     with open_newest(run) as (checkpoints, step):
         folder = checkpoints.directory / str(step)
@@ -278,7 +286,7 @@ def read_trained(run: Path) -> Trained:
     return Trained(step, Record(record["config"], record["fingerprint"], lora), collections)
 
 
-def read_adapter(run: Path) -> tuple[LoraConfig, Any]:
+def read_adapter(run: AnyPath) -> tuple[LoraConfig, Any]:
     """The newest adapters of a run: their config and the float32 tree, ready for `merge_lora` or `apply`."""
     trained = read_trained(run)
     if trained.record.lora is None:
