@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.tasks = "emotion"  # emotion, snli, paws; comma-separated, or all
     config.languages = "all"  # codes, comma-separated, or all
     config.rows = "all"  # START:STOP, or all: of test files; of each train file or file of pairs
-    config.out = ""  # the folder that results go to
+    config.out = ""  # the folder that results go to; that of a training run may be gs://BUCKET/FOLDER
     config.seed = 42  # of the adapter, the split, the order of batches, and ties
     config.mesh = ConfigDict()
     config.mesh.data = 1  # devices along this axis: copies of the weights

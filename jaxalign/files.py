@@ -1,17 +1,51 @@
-"""Reading and writing files: errors that name the place, and writes that are whole or absent."""
+"""Reading and writing files: errors that name the place, and writes that are whole or absent.
+
+What a training run writes may lie in a bucket of Google Cloud Storage, `gs://BUCKET/...`; all else is on this machine.
+"""
 
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import fsspec.config
+from etils import epath
+
 from jaxalign.errors import InputError
 
+AnyPath = Path | epath.Path
+"""A path on this machine or, always an `epath.Path`, one in a bucket."""
 
-def read_text(path: Path) -> str:
+
+def is_remote(path: str | AnyPath) -> bool:
+    """Whether a path lies in a bucket."""
+    return str(path).startswith("gs://")
+
+
+def path_of(text: str) -> AnyPath:
+    """The path that a user names, on this machine or in a bucket."""
+    if not is_remote(text):
+        return Path(text)
+    if find_spec("gcsfs") is None:
+        raise InputError(f"{text}: gs:// needs more packages; pip install 'jaxalign[gs]'")
+    # A listing that is kept goes stale: other processes, and Orbax past fsspec, write and delete there too.
+    fsspec.config.conf["gcs"] = {"use_listings_cache": False}
+    return epath.Path(text)
+
+
+def local_path(text: str) -> Path:
+    """The path that a user names for what is written on this machine only; gs:// raises InputError."""
+    if is_remote(text):
+        raise InputError(f"{text}: only training runs are written to gs://; name a folder on this machine")
+    return Path(text)
+
+
+def read_text(path: AnyPath) -> str:
     """The file's text, UTF-8, with its newlines as they are."""
     try:
         return path.read_bytes().decode("utf-8")
@@ -23,7 +57,7 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: AnyPath) -> Any:
     """The JSON document of a file; an empty or broken one raises InputError with line and column."""
     text = read_text(path)
     if not text.strip():
@@ -47,10 +81,19 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yields a path beside `path` to write to; it takes the name `path` only if the block ends without an error."""
+def whole_file(path: AnyPath) -> Iterator[Path]:
+    """Yields a path beside `path` to write to; it takes the name `path` only if the block ends without an error.
+
+    For a `path` in a bucket it yields one on this machine. What is uploaded appears there whole, or not at all.
+    """
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as folder:
+            partial = Path(folder) / path.name
+            yield partial
+            path.write_bytes(partial.read_bytes())
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = Path(path.with_name(f".{path.name}.{os.getpid()}.partial"))
     try:
         yield partial
         os.replace(partial, path)
@@ -77,17 +120,17 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: AnyPath, text: str) -> None:
     """Writes UTF-8 text whole or not at all."""
     with whole_file(path) as partial:
         partial.write_bytes(text.encode("utf-8"))
 
 
-def write_json(path: Path, document: Any) -> None:
+def write_json(path: AnyPath, document: Any) -> None:
     """Writes one JSON document, readable: indented, native script as it is."""
     write_text(path, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
 
 
-def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
+def write_json_lines(path: AnyPath, rows: Iterable[Any]) -> None:
     """Writes one JSON object per line."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

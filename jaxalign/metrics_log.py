@@ -1,8 +1,9 @@
 """What a run reports while it goes on: `metrics.jsonl`, one object per line, and a progress bar. Process 0 only."""
 
+import io
 import json
 import sys
-from pathlib import Path
+import time
 from types import TracebackType
 from typing import Any
 
@@ -11,35 +12,54 @@ from tqdm import tqdm
 
 from jaxalign import files
 
+UPLOAD_SECONDS = 10.0
+"""A bucket takes about one write of the same file per second, and each is a wait for the loop."""
+
 
 class MetricsLog:
     """Appends rows to a JSON-lines file, each whole on disk before the next.
 
     `keep_through`: rows of later steps, which an interrupted run wrote after its last checkpoint, are dropped on
     opening; -1 starts the file anew.
+
+    Nothing is appended to what lies in a bucket: there the file is uploaded whole, every so many seconds and by
+    `upload`.
     """
 
-    def __init__(self, path: Path, keep_through: int):
-        self._file = None
+    def __init__(self, path: files.AnyPath, keep_through: int):
+        self._path, self._file, self._uploaded_at = path, None, time.monotonic()
         if jax.process_index() == 0:
             files.write_json_lines(path, [row for row in whole_rows(path) if row["step"] <= keep_through])
-            self._file = path.open("a", encoding="utf-8")
+            if files.is_remote(path):
+                self._file = io.StringIO(files.read_text(path))
+                self._file.seek(0, io.SEEK_END)
+            else:
+                self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, **numbers: Any) -> None:
         """One row: the step and what is known of it."""
         if self._file is not None:
             self._file.write(json.dumps({"step": step, **numbers}) + "\n")
             self._file.flush()
+            if time.monotonic() - self._uploaded_at > UPLOAD_SECONDS:
+                self.upload()
+
+    def upload(self) -> None:
+        """From here on the rows so far outlast this process; on disk every row does so when it is written."""
+        if isinstance(self._file, io.StringIO):
+            files.write_text(self._path, self._file.getvalue())
+            self._uploaded_at = time.monotonic()
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         if self._file is not None:
+            self.upload()
             self._file.close()
 
 
-def whole_rows(path: Path) -> list[dict[str, Any]]:
+def whole_rows(path: files.AnyPath) -> list[dict[str, Any]]:
     """The rows of a metrics file; a last line that was cut off (its writer was killed) is left out."""
     if not path.exists():
         return []

@@ -7,6 +7,8 @@ import jax
 import pytest
 import torch
 
+from tests.fake_storage import FakeStorage, served
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -32,3 +34,16 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the released data in {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def storage() -> Iterator[FakeStorage]:
+    """A stand-in for Google Cloud Storage, which gs:// means to this process and to those that a test starts."""
+    with served() as storage, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", storage.url)
+        patch.setenv("TENSORSTORE_GCS_HTTP_URL", storage.url)
+        patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "token")
+        patch.setenv("NO_GCE_CHECK", "true")
+        # What kind of bucket it is, gcsfs asks by gRPC.
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        yield storage

@@ -2,6 +2,8 @@ import json
 
 import pytest
 
+from jaxalign import metrics_log
+from jaxalign.files import path_of
 from jaxalign.metrics_log import MetricsLog, Progress
 
 
@@ -41,6 +43,23 @@ def test_the_file_is_closed_after_an_error(tmp_path):
         raise ZeroDivisionError
     with pytest.raises(ValueError, match="closed"):
         log.write(1)
+
+
+def test_rows_in_a_bucket_go_up_all_at_once(storage, monkeypatch):
+    path = path_of("gs://bucket/test_metrics_log/metrics.jsonl")
+    with MetricsLog(path, keep_through=-1) as log:
+        log.write(1, loss=1.0)
+        assert rows(path) == []
+        log.upload()
+        assert [row["step"] for row in rows(path)] == [1]
+        log.write(2, loss=2.0)
+        log.write(3, loss=3.0)
+        assert [row["step"] for row in rows(path)] == [1]
+    assert [row["step"] for row in rows(path)] == [1, 2, 3]
+    monkeypatch.setattr(metrics_log, "UPLOAD_SECONDS", 0.0)
+    with MetricsLog(path, keep_through=2) as log:
+        log.write(3, loss=30.0)
+        assert [(row["step"], row["loss"]) for row in rows(path)] == [(1, 1.0), (2, 2.0), (3, 30.0)]
 
 
 def test_the_bar_shows_steps_rate_and_time_left(monkeypatch, capsys):

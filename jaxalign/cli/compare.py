@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from jaxalign.cli.provenance import command
 from jaxalign.errors import InputError
+from jaxalign.files import local_path
 from jaxalign.reporting.gain_files import plain_text, write_files
 from jaxalign.reporting.gains import measure_gains
 from jaxalign.reporting.tables import compare as pair
@@ -18,6 +19,6 @@ def compare(config: ConfigDict, paths: Sequence[str]) -> None:
         raise InputError("compare takes two arguments or more: the result folders BEFORE and AFTER, and more AFTER")
     before, *afters = map(Path, paths)
     gains = measure_gains(pair(before, *afters))
-    written = write_files(gains, Path(config.out) if config.out else afters[0], command())
+    written = write_files(gains, local_path(config.out) if config.out else afters[0], command())
     print(plain_text(gains))
     print(f"\nwritten: {', '.join(map(str, written))}")

@@ -12,6 +12,7 @@ from jaxalign.data.pairs import QuestionPair
 from jaxalign.data.study_import import import_study
 from jaxalign.data.tasks import parse_rows
 from jaxalign.errors import InputError
+from jaxalign.files import local_path
 
 
 def build(config: ConfigDict, paths: Sequence[str]) -> None:
@@ -50,6 +51,6 @@ def import_clone(config: ConfigDict, paths: Sequence[str]) -> None:
     """Makes a data folder of a clone of the study's repository."""
     if len(paths) != 2:
         raise InputError("data import takes two arguments: the clone, and the folder to write")
-    clone, out = map(Path, paths)
+    clone, out = Path(paths[0]), local_path(paths[1])
     import_study(clone, out)
     print(f"{out}: use it with --config.data={out}")

@@ -14,6 +14,7 @@ from jaxalign.cli.probe import probe_model, probes_of
 from jaxalign.cli.report import report
 from jaxalign.cli.train import check_train_settings, train_model
 from jaxalign.errors import InputError
+from jaxalign.files import local_path
 from jaxalign.reporting.tables import compare, plain_text_table
 
 PROBED = "0:12"
@@ -26,7 +27,7 @@ def demo(config: ConfigDict, paths: Sequence[str]) -> None:
     if config.stages:
         raise InputError("config.stages: demo tunes once; train runs several stages")
     started = time.monotonic()
-    out = Path(config.out)
+    out = local_path(config.out)
     before, run, after, adapter = (str(out / name) for name in ("before", "run", "after", "adapter"))
 
     def title(text: str) -> None:

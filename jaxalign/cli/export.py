@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from jaxalign.cli.loading import Model, load_model, merged, out_folder, with_adapter
 from jaxalign.errors import InputError
-from jaxalign.files import read_json, whole_folder
+from jaxalign.files import AnyPath, path_of, read_json, whole_folder
 from jaxalign.model.hf_weights import save_params
 from jaxalign.model.peft_adapters import save_adapter
 from jaxalign.model.quantised import SCHEMES
@@ -32,7 +32,7 @@ def export(config: ConfigDict, paths: Sequence[str]) -> None:
     """Writes the newest state of a run to `config.out`, in `config.format`."""
     if len(paths) != 1:
         raise InputError("export takes one argument: the run that train wrote")
-    run, out = Path(paths[0]), out_folder(config)
+    run, out = path_of(paths[0]), out_folder(config)
     match config.format:
         case "peft":
             export_adapter(run, out)
@@ -42,14 +42,14 @@ def export(config: ConfigDict, paths: Sequence[str]) -> None:
             raise InputError(f"--config.format={other}: choose peft or merged")
 
 
-def export_adapter(run: Path, out: Path) -> None:
+def export_adapter(run: AnyPath, out: Path) -> None:
     """The adapter as a PEFT folder."""
     lora, tree = read_adapter(run)
     save_adapter(out, tree, lora, read_json(run / "run.json")["model"])
     print(f"adapter: {out}")
 
 
-def export_model(config: ConfigDict, run: Path, out: Path) -> None:
+def export_model(config: ConfigDict, run: AnyPath, out: Path) -> None:
     """The model of `config.model` with the run's adapter merged into it, or the run's own parameters, as a Hugging Face
     folder; weights in `config.param_dtype`."""
     if config.param_dtype in SCHEMES:

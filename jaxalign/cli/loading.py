@@ -19,7 +19,7 @@ from jaxalign.data.prompts import Exemplars, read_exemplars
 from jaxalign.data.tasks import TASKS, Task, task_named
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
 from jaxalign.errors import InputError
-from jaxalign.files import read_json
+from jaxalign.files import AnyPath, local_path, path_of, read_json
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.gguf import load_gguf_params, read_gguf_config, read_gguf_tokenizer
 from jaxalign.model.hf_config import read_config
@@ -82,7 +82,7 @@ def load_model(config: ConfigDict, *, quantised: bool = False) -> Model:
     else:
         raise InputError(f"model={config.model}: no such folder or file")
     model = Model(path, model_config, tokenizer, mesh, params, Decoder(model_config, dtype=dtype))
-    return with_adapter(model, Path(config.adapter)) if config.adapter else model
+    return with_adapter(model, path_of(config.adapter)) if config.adapter else model
 
 
 def place_leaf(mesh: Mesh, scheme: str) -> Place:
@@ -101,9 +101,11 @@ def place_leaf(mesh: Mesh, scheme: str) -> Place:
     return place
 
 
-def with_adapter(model: Model, path: Path) -> Model:
+def with_adapter(model: Model, path: AnyPath) -> Model:
     """The model as a PEFT folder or a training run has tuned it: with an adapter, or with parameters of its own."""
     if not (path / "checkpoints").is_dir():
+        if not isinstance(path, Path):
+            raise InputError(f"{path}: no training run (no checkpoints/ in it), and on gs:// only runs are read")
         lora, tree = load_adapter(path, model.config)
         return replace(adapted(model, Adapter(lora, tree)), tuned_on=None)
     trained = read_trained(path)
@@ -121,7 +123,7 @@ def adapted(model: Model, adapter: Adapter) -> Model:
     return replace(model, adapter=adapter, decoder=replace(model.decoder, lora=adapter.lora))
 
 
-def tuned_params(model: Model, params: Any, path: Path) -> Any:
+def tuned_params(model: Model, params: Any, path: AnyPath) -> Any:
     """The parameters of a run that tuned all of them, in the place and type of the model's own."""
     if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, model.params):
         raise InputError(f"{path}: tuned parameters of another model than {model.path}")
@@ -174,10 +176,20 @@ def evaluation_data(config: ConfigDict) -> tuple[Path, Exemplars]:
 
 
 def out_folder(config: ConfigDict) -> Path:
+    """`config.out`, which must be set, as a place for results."""
+    return local_path(given_out(config))
+
+
+def run_folder(config: ConfigDict) -> AnyPath:
+    """`config.out`, which must be set, as the place of a training run."""
+    return path_of(given_out(config))
+
+
+def given_out(config: ConfigDict) -> str:
     """`config.out`, which must be set."""
     if not config.out:
         raise InputError("--config.out= is needed: where the results go")
-    return Path(config.out)
+    return config.out
 
 
 def refuse_paths(verb: str, paths: Sequence[str]) -> None:

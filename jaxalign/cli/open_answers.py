@@ -20,7 +20,7 @@ from jaxalign.errors import InputError
 from jaxalign.evaluation.generate import Generator
 from jaxalign.evaluation.open_answers import evaluate_open
 from jaxalign.evaluation.open_cells import TRANSLATION, OpenCell, math_cell, translation_cells
-from jaxalign.files import read_json
+from jaxalign.files import AnyPath, path_of, read_json
 from jaxalign.training.checkpoint import read_trained
 
 OPEN_TASKS = (*MATH_TASKS, TRANSLATION)
@@ -114,11 +114,11 @@ def math_languages(config: ConfigDict) -> Sequence[str]:
     return MATH_LANGUAGES if config.languages.strip() == "all" else chosen_languages(config)
 
 
-def pairs_run(config: ConfigDict) -> Path | None:
+def pairs_run(config: ConfigDict) -> AnyPath | None:
     """The training run whose held-out pairs are translated; None where `config.pairs` names files."""
     for name in (config.pairs, config.adapter):
-        if name and (Path(name) / "run.json").is_file():
-            return Path(name)
+        if name and (path_of(name) / "run.json").is_file():
+            return path_of(name)
         if name == config.pairs and name:
             return None
     raise InputError(
@@ -131,7 +131,7 @@ def pair_paths(config: ConfigDict) -> list[Path]:
     return [Path(name) for name in split_list(config.pairs)]
 
 
-def heldout_pairs(run: Path, tokenizer: Tokenizer) -> list[QuestionPair]:
+def heldout_pairs(run: AnyPath, tokenizer: Tokenizer) -> list[QuestionPair]:
     """The pairs that a training run kept aside, told again from its config and its files.
 
     Those left over must be, token for token, what it was trained on; otherwise InputError: held out or not could not

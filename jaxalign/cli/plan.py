@@ -34,6 +34,7 @@ def plan(config: ConfigDict, paths: Sequence[str]) -> None:
     refuse_paths("plan", paths)
     if not config.topology:
         raise InputError("--config.topology= is needed: TPU slices, comma-separated, as in v5e:4x4")
+    written = files.local_path(config.out) / "plan.json" if config.out else None
     if config.stages:  # all of them are of one model
         config = config.copy_and_resolve_references()
         config.stages = ()
@@ -53,9 +54,9 @@ def plan(config: ConfigDict, paths: Sequence[str]) -> None:
         document["smallest_that_fits"] = smallest_that_fits(plans)
         print("\n".join(table(plans)))
         print(f"smallest that fits: {document['smallest_that_fits'] or 'none of them'}")
-    if config.out:
-        files.write_json(Path(config.out) / "plan.json", document)
-        say(f"written: {Path(config.out) / 'plan.json'}")
+    if written:
+        files.write_json(written, document)
+        say(f"written: {written}")
 
 
 def planned_job(job: Job, config: ConfigDict) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from jaxalign.cli.provenance import command
 from jaxalign.errors import InputError
+from jaxalign.files import local_path
 from jaxalign.reporting.html import write_report
 
 
@@ -15,7 +16,7 @@ def report(config: ConfigDict, paths: Sequence[str]) -> None:
     if len(paths) < 2:
         raise InputError("report takes two arguments or more: the result folders BEFORE and AFTER, and more AFTER")
     before, *afters = map(Path, paths)
-    out = Path(config.out) if config.out else afters[0]
+    out = local_path(config.out) if config.out else afters[0]
     file = out if out.suffix == ".html" else out / "report.html"
     write_report(before, afters, file, command())
     print(f"report: {file}")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from jaxalign.cli.loading import out_folder, split_list
+from jaxalign.cli.loading import run_folder, split_list
 from jaxalign.errors import InputError
 
 
@@ -16,7 +16,7 @@ def stage_configs(config: ConfigDict) -> list[ConfigDict]:
     """
     if not config.stages:
         return [config]
-    out, adapter, stages = out_folder(config), config.adapter, []
+    out, adapter, stages = run_folder(config), config.adapter, []
     for number, changes in enumerate(config.stages, start=1):
         stage = config.copy_and_resolve_references()
         stage.update_from_flattened_dict(changes)

@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxalign.cli.data import build_pairs
-from jaxalign.cli.loading import Model, load_model, merged, out_folder, split_list, with_adapter
+from jaxalign.cli.loading import Model, load_model, merged, run_folder, split_list, with_adapter
 from jaxalign.cli.provenance import provenance
 from jaxalign.cli.stages import files_of_stages, stage_configs
 from jaxalign.data.batches import (
@@ -26,6 +26,7 @@ from jaxalign.data.pairs import QuestionPair, languages_of, read_pairs
 from jaxalign.data.tasks import parse_rows
 from jaxalign.data.templates import render, resolve_template
 from jaxalign.errors import InputError
+from jaxalign.files import path_of
 from jaxalign.metrics_log import say
 from jaxalign.model.fingerprint import weights_sha256
 from jaxalign.model.lora import LoraConfig, lora_shapes
@@ -46,7 +47,7 @@ def train(config: ConfigDict, paths: Sequence[str]) -> None:
     stages = stage_configs(config)
     files = files_of_stages(stages, paths)
     for stage in stages:
-        out_folder(stage)
+        run_folder(stage)
         check_train_settings(stage)
     pairs = [gather_pairs(stage, named) for stage, named in zip(stages, files, strict=True)]
     model = load_model(stages[0], quantised=True)
@@ -54,7 +55,7 @@ def train(config: ConfigDict, paths: Sequence[str]) -> None:
         if len(stages) > 1:
             say(f"stage {number + 1} of {len(stages)}: {stage.out}")
         if number:
-            model = with_adapter(model, Path(stage.adapter))
+            model = with_adapter(model, path_of(stage.adapter))
         train_model(stage, model, pairs[number], files[number])
 
 
@@ -95,7 +96,7 @@ def step_configs(config: ConfigDict) -> tuple[OptimizerConfig, StepConfig, loop.
 
 def train_model(config: ConfigDict, model: Model, pairs: Sequence[QuestionPair], paths: Sequence[str]) -> None:
     """`train` with a model and the pairs at hand."""
-    run = out_folder(config)
+    run = run_folder(config)
     template = resolve_template(config.template, model.config.family)
     rendered = [render(pair, template, model.tokenizer) for pair in pairs]
     fitted = fit_pairs(rendered, config.batch.length, config.batch.too_long)

@@ -1,7 +1,5 @@
 """A step whose loss or gradient is not finite: what is known of it, and its rows on disk, to look at and to replay."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 
@@ -17,7 +15,7 @@ class NonFiniteStep(Exception):
         self.step, self.loss, self.gradient_norm = step, loss, gradient_norm
 
 
-def dump_bad_step(run: Path, plan: BatchPlan, bad: NonFiniteStep) -> Path:
+def dump_bad_step(run: files.AnyPath, plan: BatchPlan, bad: NonFiniteStep) -> files.AnyPath:
     """Writes the step's global batch, and which pairs stand in its rows: `RUN/nonfinite/STEP.npz` and `.json`."""
     folder = run / "nonfinite"
     if jax.process_index() == 0:

@@ -2,16 +2,17 @@
 
 A checkpoint takes its final name when all of it is on disk, so a run killed at any moment leaves only whole ones.
 `record` is JSON: the run's config, its adapters' shape (`lora`, null in full tuning), its fingerprint: all that the
-further course of the run depends on; and a digest of the arrays, by which damage on disk is noticed. The batch is a
+further course of the run depends on; and digests of the arrays, by which damage on disk is noticed. The batch is a
 function of the step, so no iterator state is needed.
+
+A run's folder may be on gs://, where nothing can be renamed: there Orbax writes a file into it, last of all, by which a
+checkpoint is whole.
 """
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,10 +21,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from jaxalign import files
 from jaxalign.errors import InputError
+from jaxalign.files import AnyPath
 from jaxalign.metrics_log import say
 from jaxalign.model.fingerprint import weights_sha256
 from jaxalign.model.lora import LoraConfig
+from jaxalign.training.damage import Damaged, damage_told
 from jaxalign.training.step import TrainState
 
 Fingerprint = Mapping[str, Any]
@@ -76,14 +80,15 @@ class Checkpoints(ocp.CheckpointManager):
         return False
 
 
-def open_checkpoints(run: Path, *, create: bool, kept: Kept | None = None) -> Checkpoints:
+def open_checkpoints(run: AnyPath, *, create: bool, kept: Kept | None = None) -> Checkpoints:
     """The run's checkpoints. With `create`, left-overs of interrupted saves are removed."""
     kept = kept or Kept()
+    folder = run / "checkpoints"
     best = ocp.checkpoint_managers.BestN(
         get_metric_fn=heldout_loss_of, reverse=True, n=kept.best, keep_checkpoints_without_metrics=False
     )
     return Checkpoints(
-        (run / "checkpoints").absolute(),
+        folder if files.is_remote(folder) else folder.absolute(),
         options=ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(
                 [ocp.checkpoint_managers.LatestN(kept.last), best]
@@ -135,9 +140,9 @@ def save(
     )
 
 
-def state_sha256(state: TrainState) -> str:
-    """A digest of all arrays that a checkpoint holds."""
-    return weights_sha256((state.trainable, state.opt_state))
+def state_sha256(state: TrainState) -> dict[str, str]:
+    """Digests of all arrays that a checkpoint holds, by item."""
+    return {"trainable": weights_sha256(state.trainable), "optimizer": weights_sha256(state.opt_state)}
 
 
 class Start(NamedTuple):
@@ -148,7 +153,7 @@ class Start(NamedTuple):
     evaluated: bool
 
 
-def start(checkpoints: Checkpoints, resume: Path | None, initial: TrainState, fingerprint: Fingerprint) -> Start:
+def start(checkpoints: Checkpoints, resume: AnyPath | None, initial: TrainState, fingerprint: Fingerprint) -> Start:
     """What a run begins with. The first of these that exists:
 
     1. the run's own newest checkpoint: the same command again continues; a damaged one is set aside, with a warning,
@@ -162,58 +167,62 @@ def start(checkpoints: Checkpoints, resume: Path | None, initial: TrainState, fi
     of `initial`, whatever mesh they were saved from.
     """
     while (step := checkpoints.latest_step()) is not None:
-        restored, damage = restore(checkpoints, step, initial, fingerprint)
-        if restored is not None:
-            return restored
-        set_aside(checkpoints, step, damage)
+        try:
+            return restore(checkpoints, step, initial, fingerprint)
+        except Damaged as damage:
+            set_aside(checkpoints, step, damage)
     if resume is None:
         return Start(0, initial, evaluated=False)
     with open_newest(resume) as (other, step):
-        restored, damage = restore(other, step, initial, fingerprint)
-        if restored is None:
+        try:
+            return restore(other, step, initial, fingerprint)._replace(evaluated=False)
+        except Damaged as damage:
             raise InputError(
                 f"{resume}: checkpoint {step} is damaged ({damage}); start that run again to go on before it"
-            )
-        return restored._replace(evaluated=False)
+            ) from None
 
 
-def set_aside(checkpoints: Checkpoints, step: int, damage: str) -> None:
-    """Moves a damaged checkpoint out of the way, into `RUN/damaged/`, and says so."""
-    folder = Path(checkpoints.directory) / str(step)
+def set_aside(checkpoints: Checkpoints, step: int, damage: Damaged) -> None:
+    """Moves a damaged checkpoint out of the way, into `RUN/damaged/`, and says so, there too.
+
+    On gs:// its files move one by one; what an interruption leaves behind is damaged still, and moves the next time.
+    """
+    folder = checkpoints.directory / str(step)
     aside = folder.parent.parent / "damaged" / str(step)
     say(f"warning: {folder} is damaged ({damage}); it is kept as {aside}, and the checkpoint before it is used")
     if jax.process_index() == 0:
-        aside.parent.mkdir(exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
+        # The reason also makes `damaged` a folder on gs://, where there are none without a file.
+        files.write_text(aside.with_name(f"{step}.txt"), f"{damage}\n")
+        aside.rmtree(missing_ok=True)
         folder.rename(aside)
     multihost_utils.sync_global_devices(f"checkpoint {step} set aside")
     checkpoints.reload()
 
 
-def restore(
-    checkpoints: Checkpoints, step: int, like: TrainState, fingerprint: Fingerprint
-) -> tuple[Start | None, str]:
-    """The state saved at `step`, on the shardings of `like`; None, and the reason, where it is damaged.
+def restore(checkpoints: Checkpoints, step: int, like: TrainState, fingerprint: Fingerprint) -> Start:
+    """The state saved at `step`, on the shardings of `like`. Raises Damaged.
 
     Refuses where the fingerprint differs. Every process comes to the same end: a file that is damaged for one is so
     for all.
     """
-    restored, sha256, damage = None, "", "another process could not read it"
+    restored, sha256, damage = None, {}, Damaged("another process could not read it")
     try:
-        restored, sha256 = read_state(checkpoints.directory / str(step), step, like, fingerprint)
-    except InputError:
-        raise
-    except Exception as error:  # whatever a reader raises on a file that is cut off, missing or garbage
-        damage = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    if not multihost_utils.process_allgather(np.array(restored is not None)).all():
-        return None, damage
-    if restored is not None and state_sha256(restored.state) != sha256:
-        return None, "its arrays are not those that were saved"
-    return restored, ""
+        with damage_told():
+            restored, sha256 = read_state(checkpoints.directory / str(step), step, like, fingerprint)
+    except Damaged as own:
+        damage = own
+    read_by_all = multihost_utils.process_allgather(np.array(restored is not None)).all()
+    if restored is None or not read_by_all:
+        raise damage
+    if state_sha256(restored.state) != sha256:
+        raise Damaged("its arrays are not those that were saved")
+    return restored
 
 
-def read_state(folder: epath.Path, step: int, like: TrainState, fingerprint: Fingerprint) -> tuple[Start, str]:
-    """The state of one checkpoint, and the digest that it should have; only the fingerprint is checked.
+def read_state(
+    folder: epath.Path, step: int, like: TrainState, fingerprint: Fingerprint
+) -> tuple[Start, dict[str, str]]:
+    """The state of one checkpoint, and the digests that it should have; only the fingerprint is checked.
 
     Each process reads for itself, what its devices hold: none waits for one that has met a damaged file.
     """
@@ -221,6 +230,8 @@ def read_state(folder: epath.Path, step: int, like: TrainState, fingerprint: Fin
     check_fingerprint(record["fingerprint"], fingerprint, folder.parent)
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     arrays = ocp.StandardCheckpointHandler()
+    # Where the file that this reads is missing, restoring would report a tree of another structure.
+    arrays.metadata(folder / "optimizer")
     trainable = arrays.restore(folder / "trainable", args=ocp.args.StandardRestore(target.trainable))
     opt_state = arrays.restore(folder / "optimizer", args=ocp.args.StandardRestore(target.opt_state))
     done, skipped = jax.device_put((np.int32(step), np.int32(record["skipped"])), like.step.sharding)
@@ -243,7 +254,7 @@ def check_fingerprint(saved: Fingerprint, wanted: Fingerprint, place: Any) -> No
 
 
 @contextmanager
-def open_newest(run: Path) -> Iterator[tuple[Checkpoints, int]]:
+def open_newest(run: AnyPath) -> Iterator[tuple[Checkpoints, int]]:
     """The checkpoints of a run and its newest step; InputError if it has none."""
     if not (run / "checkpoints").is_dir():
         raise InputError(f"{run}: not a run folder (no checkpoints/ in it); name a folder that train wrote")
@@ -253,22 +264,29 @@ def open_newest(run: Path) -> Iterator[tuple[Checkpoints, int]]:
         yield checkpoints, step
 
 
-def read_trained(run: Path) -> Trained:
-    """The newest parameters of a run as NumPy arrays, whatever devices it ran on."""
+def read_trained(run: AnyPath) -> Trained:
+    """The newest parameters of a run as NumPy arrays, whatever devices it ran on; InputError if they are damaged."""
     with open_newest(run) as (checkpoints, step):
-        shapes = checkpoints.item_metadata(step)["trainable"].tree
-        target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
-        saved = checkpoints.restore(
-            step,
-            args=ocp.args.Composite(trainable=ocp.args.StandardRestore(target), record=ocp.args.JsonRestore()),
-        )
-    lora = saved["record"]["lora"]
+        folder = checkpoints.directory / str(step)
+    try:
+        with damage_told():
+            record, arrays = ocp.JsonCheckpointHandler().restore(folder / "record"), ocp.StandardCheckpointHandler()
+            shapes = arrays.metadata(folder / "trainable").tree
+            target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
+            collections = arrays.restore(folder / "trainable", args=ocp.args.StandardRestore(target))
+        if weights_sha256(collections) != record["sha256"]["trainable"]:
+            raise Damaged("its arrays are not those that were saved")
+    except Damaged as damage:
+        raise InputError(
+            f"{folder} is damaged ({damage}); start the run again, which sets it aside and goes on from the one before"
+        ) from None
+    lora = record["lora"]
     if lora is not None:
         lora = LoraConfig(**{**lora, "targets": tuple(lora["targets"])})
-    return Trained(step, Record(saved["record"]["config"], saved["record"]["fingerprint"], lora), saved["trainable"])
+    return Trained(step, Record(record["config"], record["fingerprint"], lora), collections)
 
 
-def read_adapter(run: Path) -> tuple[LoraConfig, Any]:
+def read_adapter(run: AnyPath) -> tuple[LoraConfig, Any]:
     """The newest adapters of a run: their config and the float32 tree, ready for `merge_lora` or `apply`."""
     trained = read_trained(run)
     if trained.record.lora is None:

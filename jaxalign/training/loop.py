@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -61,7 +60,7 @@ def train(
     plan: BatchPlan,
     held_out: BatchPlan | None,
     *,
-    run: Path,
+    run: files.AnyPath,
     mesh: Mesh,
     optimizer_config: OptimizerConfig,
     step_config: StepConfig,
@@ -70,7 +69,7 @@ def train(
     seed: int,
     document: Mapping[str, Any],
     fingerprint: checkpoint.Fingerprint,
-    resume: Path | None = None,
+    resume: files.AnyPath | None = None,
     initial_adapter: Any = None,
     hooks: Sequence[Hook] = (),
 ) -> dict[str, Any]:
@@ -173,12 +172,14 @@ def train(
                     if evaluation_due and not postponed:
                         loss = evaluate(step, state.trainable)
                     if checkpoint_due:
+                        log.upload()
                         checkpoint.save(checkpoints, step, state, record, loss, evaluated=not postponed)
                     if stopping and not last:
                         raise Preempted(f"{run}: told to stop; step {step} is saved, the same command continues")
             except NonFiniteStep as bad:
                 # Nothing was updated since: this is the state that the bad step began with, and will begin with again.
                 if checkpoints.latest_step() != bad.step - 1:
+                    log.upload()
                     checkpoint.save(checkpoints, bad.step - 1, none_skipped(state), record)
                 place = dump_bad_step(run, plan, bad)
                 raise InputError(

@@ -4,10 +4,11 @@ import importlib
 import os
 import signal
 import sys
-from pathlib import Path
+
+from jaxalign.files import AnyPath, path_of
 
 
-def main(run: Path, kill_at: int) -> None:
+def main(run: AnyPath, kill_at: int) -> None:
     # The settings of tests/conftest.py come first: pytest has not loaded it here.
     importlib.import_module("tests.conftest")
     whole_runs = importlib.import_module("tests.training.whole_runs")
@@ -21,4 +22,4 @@ def main(run: Path, kill_at: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(path_of(sys.argv[1]), int(sys.argv[2]))

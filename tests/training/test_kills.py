@@ -6,15 +6,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
-from jaxalign.training.checkpoint import open_checkpoints
-from tests.training.whole_runs import assert_equal_bits, metrics, timeless
+from tests.training.whole_runs import assert_same_run
 
 REPOSITORY = Path(__file__).parents[2]
 KILLS = 20
@@ -38,16 +33,6 @@ def start(*command: object) -> subprocess.Popen[str]:
     )
 
 
-def end_state(run: Path) -> tuple[int, Any]:
-    """The newest checkpoint: its step, and parameters and optimizer state as NumPy arrays."""
-    with open_checkpoints(run, create=False) as checkpoints:
-        step = checkpoints.latest_step()
-        assert step is not None
-        folder, reader = checkpoints.directory / str(step), ocp.StandardCheckpointHandler()
-        arrays = [reader.restore(folder / item) for item in ("trainable", "optimizer")]
-    return step, jax.tree.map(np.asarray, arrays)
-
-
 def unfinished_writes(run: Path) -> int:
     return len(list((run / "checkpoints").glob("*orbax-checkpoint-tmp*")))
 
@@ -56,15 +41,6 @@ def wait_for_a_write(process: subprocess.Popen[str], run: Path) -> None:
     """Returns when a checkpoint is being written, or the process has ended."""
     while process.poll() is None and not unfinished_writes(run):
         time.sleep(0.001)
-
-
-def assert_same_run(run: Path, undisturbed: Path) -> None:
-    step, state = end_state(run)
-    expected_step, expected = end_state(undisturbed)
-    assert step == expected_step
-    assert len(jax.tree.leaves(state)) > 12
-    assert_equal_bits(state, expected)
-    assert timeless(metrics(run)) == timeless(metrics(undisturbed))
 
 
 @pytest.mark.slow

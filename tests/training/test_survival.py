@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from jaxalign.data.batches import Batch, BatchLayout, TokenisedPairs, training_plan
@@ -213,9 +214,63 @@ def test_a_damaged_newest_checkpoint_is_set_aside_for_the_one_before(tmp_path, f
     assert timeless(metrics(run)) == timeless(metrics(finished[0]))
 
 
+def caused(error: Exception, cause: Exception) -> Exception:
+    """An error as `raise error from cause` leaves it."""
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes"),
+        PermissionError(13, "Permission denied"),
+        ConnectionResetError(104, "Connection reset by peer"),
+        ValueError("UNAVAILABLE: Error reading gs://bucket/run: 503"),
+        ValueError("One of device_put args was given a sharding whose sizes do not divide it"),
+        caused(Exception("Encountered error while reading array index"), ValueError("PERMISSION_DENIED: 403")),
+    ],
+)
+def test_errors_that_say_nothing_against_a_checkpoint_end_the_run(tmp_path, finished, monkeypatch, error):
+    def fail(*_: Any, **__: Any):
+        raise error
+
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.StandardCheckpointHandler, "restore", fail)
+        for read in (tiny_training, read_trained):
+            with pytest.raises(type(error)) as caught:
+                read(run)
+            assert caught.value is error
+    assert kept_steps(run) == [8, 9] and not (run / "damaged").exists()
+    assert_equal_bits(tiny_training(run), finished[1])
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, "another's"])
+def test_damaged_parameters_are_not_read(tmp_path, finished, damage):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    assert_equal_bits(read_trained(run).collections, finished[1])
+    trainable = run / "checkpoints" / "9" / "trainable"
+    if damage in DAMAGE:
+        DAMAGE[damage](largest_file(trainable))
+    else:
+        # Whole files with other numbers in them, which only their digest tells.
+        shutil.rmtree(trainable)
+        shutil.copytree(run / "checkpoints" / "8" / "trainable", trainable)
+    with pytest.raises(InputError, match=r"checkpoints/9 is damaged \(.*\); start the run again"):
+        read_trained(run)
+    # That advice helps.
+    tiny_training(run)
+    assert_equal_bits(read_trained(run).collections, finished[1])
+
+
 @pytest.mark.slow
 def test_no_damage_to_any_file_goes_unnoticed_or_ends_a_run(tmp_path, finished):
-    """Each file of the newest checkpoint, damaged in each way: the state is the saved one, or the one before it."""
+    """Each file of the newest checkpoint, damaged in each way: the state is the saved one, or the one before it; the
+    parameters alone are the saved ones, or refused."""
     run, _ = finished
     like = tiny_run(MODEL, PLAN, OptimizerConfig(learning_rate=1e-2)).state
     fingerprint = read_trained(run).record.fingerprint
@@ -235,6 +290,10 @@ def test_no_damage_to_any_file_goes_unnoticed_or_ends_a_run(tmp_path, finished):
             copy = tmp_path / "copy"
             shutil.copytree(run, copy)
             damage(copy / file.relative_to(run))
+            try:
+                assert_equal_bits(read_trained(copy).collections, finished[1])
+            except InputError as refusal:
+                assert "checkpoints/9 is damaged" in str(refusal)
             step, state = state_in(copy)
             assert_equal_bits(state, saved[step])
             begun_with[name, str(file.relative_to(run / "checkpoints" / "9"))] = step

@@ -1,15 +1,16 @@
 """Whole runs of the training loop on a tiny model, for the tests of what a run leaves and survives."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 
 from jaxalign.data.batches import BatchLayout, heldout_plan
+from jaxalign.files import AnyPath
 from jaxalign.model.transformer import Decoder
-from jaxalign.training.checkpoint import Kept
+from jaxalign.training.checkpoint import Kept, open_checkpoints
 from jaxalign.training.loop import LoopConfig, train
 from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.training.step import StepConfig
@@ -25,7 +26,7 @@ class Interruption(Exception):
     """Stands for whatever ends a process."""
 
 
-def tiny_training(run: Path, **changes: Any) -> dict[str, Any]:
+def tiny_training(run: AnyPath, **changes: Any) -> dict[str, Any]:
     """Nine steps on the tiny Llama: evaluation every step, a checkpoint every second one."""
     settings: dict[str, Any] = {
         "run": run,
@@ -57,7 +58,7 @@ def interrupt_at(stop: int):
     return hook
 
 
-def metrics(run: Path) -> list[dict[str, Any]]:
+def metrics(run: AnyPath) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -67,3 +68,23 @@ def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def assert_equal_bits(tree: Any, other: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, tree, other)
+
+
+def end_state(run: AnyPath) -> tuple[int, Any]:
+    """The newest checkpoint: its step, and parameters and optimizer state as NumPy arrays."""
+    with open_checkpoints(run, create=False) as checkpoints:
+        step = checkpoints.latest_step()
+        assert step is not None
+        folder, reader = checkpoints.directory / str(step), ocp.StandardCheckpointHandler()
+        arrays = [reader.restore(folder / item) for item in ("trainable", "optimizer")]
+    return step, jax.tree.map(np.asarray, arrays)
+
+
+def assert_same_run(run: AnyPath, undisturbed: AnyPath) -> None:
+    """Both end with the same bits, and have the same metrics."""
+    step, state = end_state(run)
+    expected_step, expected = end_state(undisturbed)
+    assert step == expected_step
+    assert len(jax.tree.leaves(state)) > 12
+    assert_equal_bits(state, expected)
+    assert timeless(metrics(run)) == timeless(metrics(undisturbed))
