@@ -79,7 +79,7 @@ def test_advice_names_keys_by_what_they_save():
     mistral = architectures.read("mistral-7b-v0.1")
     job = toy_job(architecture=mistral, topology="v5e:1x1", mesh=(1, 1, 1), rows=4, length=2048)
     said = advice(replace(job, dtype="bfloat16"))
-    # In 32 layers 184 kB of each of 8,192 positions are the most; of 27 GiB of float32 weights 4 bits leave about an eighth.
+    # 184 kB a position and layer, 8,192 x 32 of them; of 27 GiB of float32 weights 4 bits leave about an eighth.
     assert said[0].startswith("--config.remat=full saves about 45")
     assert any(one.startswith("--config.param_dtype=nf4 saves about 2") for one in said)
     assert any(one.startswith("--config.batch.rows_at_once=1 saves") for one in said)
