@@ -115,7 +115,7 @@ def attention(
     # Key/value heads lead: the products come out in the order that they are used in.
     q = q.reshape(B, T, K, N // K, H).transpose(2, 0, 3, 1, 4)
     if prefix is None:
-        mixed = grouped_attention(q, k, v, mask, scale)
+        mixed: jax.Array = grouped_attention(q, k, v, mask, scale)
     else:
         scores = jnp.concatenate([products(q, prefix[0], "SKH"), products(q, k, "BSKH")], axis=-1)
         _, _, weights = softmax(scores, mask, scale)

@@ -22,7 +22,7 @@ from jaxalign.model.losses import next_token_loss
 from jaxalign.model.sharding import BATCH, batch_spec, param_shardings, ways
 from jaxalign.model.transformer import Decoder
 
-ON_A_CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+ON_A_CPU: dict[str, bool | str] = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 """Compiler options: of what XLA hands to its library for CPUs, products alone are faster there than its own code."""
 
 

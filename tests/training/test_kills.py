@@ -48,7 +48,9 @@ def test_twenty_kills_at_random_moments(tmp_path):
     def begin(run: Path) -> subprocess.Popen[str]:
         process = start("-m", "tests.training.killed_run", run)
         assert process.stdout is not None and process.stderr is not None
-        assert process.stdout.readline() == "ready\n", process.stderr.read()
+        said = process.stdout.readline()
+        # A run that was killed after its last checkpoint has nothing left to do.
+        assert said == "ready\n" or "finished" in said, process.stderr.read()
         return process
 
     undisturbed = tmp_path / "undisturbed"
