@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,13 @@ def leave(exit_code: int) -> None:
         os._exit(exit_code)
 
 
+def pass_over_libtpu() -> None:
+    """Keeps a libtpu that is here to plan with from looking for a chip, and complaining, where there is none."""
+    has_no_chip = os.environ.get("TPU_SKIP_MDS_QUERY") == "1"  # jax sets it when it finds none
+    if has_no_chip and not jax.config.jax_platforms and not metadata.entry_points(group="jax_plugins"):
+        jax.config.update("jax_platforms", "cpu")
+
+
 def start() -> None:
     """What every command does first.
 
@@ -90,6 +98,7 @@ def start() -> None:
     programs kept between runs; and no word from transformers about torch, which is not needed.
     """
     join_processes()
+    pass_over_libtpu()
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     jax.config.update("jax_default_matmul_precision", "highest")
     jax.config.update("jax_numpy_dtype_promotion", "strict")
