@@ -15,6 +15,7 @@ from tqdm import tqdm
 from jaxalign import files
 from jaxalign.cli.configuration import config_from_flags
 from jaxalign.cli.plan import architecture_named, job_of, planned_job
+from jaxalign.planning.chips import parse_slice
 
 SLICES = {
     "v5e": ("2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
@@ -27,10 +28,7 @@ SETTINGS = ("--config=align_mistral_7b", "--config.model=mistral-7b-v0.1", "--co
 
 def plan_of(topology: str, rows_of_a_chip: int) -> dict[str, Any]:
     """The plan of a step with so many rows on each chip."""
-    chips = 1
-    for size in topology.split(":")[1].split("x"):
-        chips *= int(size)
-    rows = f"--config.batch.rows_per_step={chips * rows_of_a_chip}"
+    rows = f"--config.batch.rows_per_step={parse_slice(topology).chips * rows_of_a_chip}"
     flags = (*SETTINGS, rows, "--config.batch.pairs_per_step=0", f"--config.topology={topology}")
     config = config_from_flags(flags, "base")
     return planned_job(job_of(config, architecture_named(config.model), topology, "train"), config)
@@ -51,7 +49,7 @@ def table(plans: dict[str, list[dict[str, Any]]]) -> str:
 def plot(plans: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Tokens/s a chip over the number of chips, a line a kind of chip."""
     figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
-    for (kind, of_kind), marker in zip(plans.items(), "osD", strict=True):
+    for (kind, of_kind), marker in zip(plans.items(), "osD", strict=False):
         rates = [plan["step"]["tokens_per_second_per_chip"] for plan in of_kind]
         axes.plot([plan["chips"] for plan in of_kind], rates, marker=marker, label=kind)
     axes.set_xscale("log", base=2)

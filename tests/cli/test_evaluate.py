@@ -52,6 +52,7 @@ def wide_model(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("wide"), width=64, mlp=128)
 
 
+@pytest.mark.slow
 def test_four_bits_with_an_adapter_and_without(ok, refused, wide_model, model_folder, tmp_path):
     model, nf4 = f"--config.model={wide_model}", "--config.param_dtype=nf4"
     run = tmp_path / "run"

@@ -97,7 +97,11 @@ def dequantised(params: Any) -> Any:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize(
-    ("family", "dora"), [("qwen2", False), ("gemma3_text", True)], ids=["qwen2 with LoRA", "gemma3 with DoRA"]
+    ("family", "dora"),
+    [
+        pytest.param("qwen2", False, id="qwen2 with LoRA"),
+        pytest.param("gemma3_text", True, id="gemma3 with DoRA", marks=pytest.mark.slow),
+    ],
 )
 def test_logits_and_adapter_gradients_are_those_of_the_dequantised_model(family: str, dora: bool, scheme: str):
     model = wide_model(family)
