@@ -87,7 +87,7 @@ def leave(exit_code: int) -> None:
 def pass_over_libtpu() -> None:
     """Keeps a libtpu that is here to plan with from looking for a chip, and complaining, where there is none."""
     has_no_chip = os.environ.get("TPU_SKIP_MDS_QUERY") == "1"  # jax sets it when it finds none
-    if has_no_chip and not jax.config.jax_platforms and not metadata.entry_points(group="jax_plugins"):
+    if has_no_chip and "JAX_PLATFORMS" not in os.environ and not metadata.entry_points(group="jax_plugins"):
         jax.config.update("jax_platforms", "cpu")
 
 

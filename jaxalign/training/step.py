@@ -166,6 +166,7 @@ def make_train_step(
     """The compiled update of (state, frozen, batch [A * n * b, T]). The given state's buffers are consumed."""
     mesh = shardings.batch.mesh
     block_sharding = NamedSharding(mesh, PartitionSpec(None, None, *batch_spec()))
+    is_on_a_cpu = all(device.platform == "cpu" for device in block_sharding.device_set)
 
     def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Metrics]:
         rows = batch.tokens.shape[0] // config.accumulation
@@ -189,7 +190,7 @@ def make_train_step(
         in_shardings=tuple(shardings),
         out_shardings=(shardings.state, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,
-        compiler_options=ON_A_CPU if mesh.devices.flat[0].platform == "cpu" else None,
+        compiler_options=ON_A_CPU if is_on_a_cpu else None,
     )
 
 
