@@ -49,6 +49,7 @@ def model_config(gigabytes: int) -> Any:
         norm_eps=1e-5,
         query_scale=head_dim**-0.5,
         rope_base=500_000.0,
+        max_positions=8192,
         tied_head=False,
     )
 
