@@ -59,6 +59,7 @@ def largest(storage: FakeStorage, folder: AnyPath) -> str:
     )
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_one_on_this_machine(storage, local, tmp_path):
     run = path_of(f"gs://bucket/{tmp_path.name}")
     command = [sys.executable, "-m", "tests.training.kill_at_step", str(run), "5"]

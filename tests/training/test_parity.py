@@ -115,9 +115,9 @@ def check_same_course(ours: Course, theirs: Course) -> None:
     ("case", "lora", "reduction"),
     [
         ("llama_gqa_llama3_rope", LORA, "token_mean"),
-        ("llama_gqa_llama3_rope", LORA, "micro_batch_mean"),
+        pytest.param("llama_gqa_llama3_rope", LORA, "micro_batch_mean", marks=pytest.mark.slow),
         pytest.param("llama_gqa_llama3_rope", replace(LORA, dora=True), "token_mean", marks=pytest.mark.slow),
-        ("gemma3_text", LORA, "token_mean"),
+        pytest.param("gemma3_text", LORA, "token_mean", marks=pytest.mark.slow),
         ("gemma3_text", LORA, "micro_batch_mean"),
     ],
     ids=["llama", "llama, micro-batches", "llama with DoRA", "gemma", "gemma, micro-batches"],

@@ -28,7 +28,7 @@ def loss_and_gradients(run: TinyRun) -> Any:
     return jax.jit(jax.value_and_grad(loss))(run.state.trainable)
 
 
-@pytest.mark.parametrize("case", ["llama_gqa_llama3_rope", "gemma3_text"])
+@pytest.mark.parametrize("case", [pytest.param("llama_gqa_llama3_rope", marks=pytest.mark.slow), "gemma3_text"])
 def test_packing_changes_neither_loss_nor_gradients(case):
     model = tiny_case(case)
     alone, packed = tiny_plan(1, packed=False), tiny_plan(1, packed=True)
