@@ -5,7 +5,8 @@ Hardware: meant for v5e:2x4, eight chips of a TPU v5e. Nothing of this run has b
 reports, for emotion questions, a mean accuracy over 20 languages of 90.81 after and 87.07 before (arXiv 2405.13816v1,
 table 2).
 Plan: `jaxalign plan --config=align_mistral_7b --config.model=mistral-7b-v0.1 --config.topology=v5e:2x4`:
-not yet measured.
+fits, 6.71 of 15.75 GiB a device for 16 rows of 2,048 positions; at peak rates at least 904 ms a step
+(compute).
 """
 
 from ml_collections import ConfigDict
