@@ -23,7 +23,10 @@ SLICES = (
     *("v6e:1x1", "v6e:2x4", "v6e:16x16", "tpu7x:2x2x1"),
 )
 SETTINGS = (
-    *("--config.batch.length=512", "--config.loss.chunk=1024", "--config.remat=full", "--config.dtype=bfloat16"),
+    "--config.batch.length=512",
+    "--config.loss.chunk=1024",
+    "--config.remat=full",
+    "--config.dtype=bfloat16",
 )
 """Adapters of rank 8 on q and v, 16 rows of 512 positions a step, or one a device where there are more."""
 
