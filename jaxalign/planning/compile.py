@@ -4,6 +4,8 @@ A process of its own, since libtpu takes hold of the one that it is loaded into,
 """
 
 import dataclasses
+import gzip
+import hashlib
 import json
 import sys
 import time
@@ -12,9 +14,10 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from jaxalign import runtime
+from jaxalign import files, runtime
 from jaxalign.errors import InputError
 from jaxalign.planning.chips import parse_slice
+from jaxalign.planning.compiler import versions
 from jaxalign.planning.costs import count
 from jaxalign.planning.hlo import parse
 from jaxalign.planning.job import Job, from_json
@@ -31,24 +34,45 @@ def compiled_facts(job: Job) -> dict[str, Any]:
     mesh = runtime.make_mesh(*job.mesh, devices=topology_devices(job.topology))
     started = time.perf_counter()
     program = lower(job, mesh)
-    traced = time.perf_counter()
     facts: dict[str, Any] = {
         "mesh": list(mesh.shape.values()),
         "arguments": {kind: bytes_per_device(tree) for kind, tree in program.arguments.items() if tree is not None},
-        "trace_seconds": round(traced - started, 2),
+        "trace_seconds": round(time.perf_counter() - started, 2),
     }
+    said = said_by_compiler(program.lowered, job.topology)
+    if "text" in said:
+        facts["costs"] = dataclasses.asdict(count(parse(said.pop("text"))))
+    return facts | said
+
+
+def said_by_compiler(lowered: Any, topology: str) -> dict[str, Any]:
+    """`compiled` of the program, kept by its text: a change of this package that leaves a program as it was, or counts
+    it in another way, compiles nothing again.
+    """
+    document = json.dumps([lowered.as_text(), topology, versions()])
+    path = runtime.cache_folder() / "programs" / f"{hashlib.sha256(document.encode()).hexdigest()}.json.gz"
+    if path.is_file():
+        return json.loads(gzip.decompress(path.read_bytes()))
+    said = compiled(lowered)
+    with files.whole_file(path) as partial:
+        partial.write_bytes(gzip.compress(json.dumps(said).encode()))
+    return said
+
+
+def compiled(lowered: Any) -> dict[str, Any]:
+    """Compiles: the program's memory and its compiled text, or that the compiler refused it."""
+    started = time.perf_counter()
     try:
-        compiled = program.lowered.compile()
+        program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return facts | {"refused": str(error), "compile_seconds": round(time.perf_counter() - traced, 2)}
-    facts["compile_seconds"] = round(time.perf_counter() - traced, 2)
-    memory = compiled.memory_analysis()
+        return {"refused": str(error), "compile_seconds": round(time.perf_counter() - started, 2)}
+    seconds = round(time.perf_counter() - started, 2)
+    memory = program.memory_analysis()
     names = ("argument", "output", "alias", "temp", "generated_code")
-    facts["memory"] = {name: getattr(memory, f"{name}_size_in_bytes") for name in names}
-    facts["costs"] = dataclasses.asdict(count(parse(compiled.as_text())))
-    return facts
+    sizes = {name: getattr(memory, f"{name}_size_in_bytes") for name in names}
+    return {"memory": sizes, "text": program.as_text(), "compile_seconds": seconds}
 
 
 def topology_devices(name: str) -> list[Any]:

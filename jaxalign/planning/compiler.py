@@ -44,11 +44,6 @@ def facts_of(job: Job) -> dict[str, Any]:
     return facts
 
 
-def is_cached(job: Job) -> bool:
-    """Whether `facts_of` will not compile."""
-    return (runtime.cache_folder() / "plans" / f"{key_of(job)}.json").is_file()
-
-
 def key_of(job: Job) -> str:
     """A digest of all that the facts depend on."""
     document = {"job": dataclasses.asdict(job), "versions": versions(), "source": source_digest()}

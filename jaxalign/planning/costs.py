@@ -220,7 +220,10 @@ def traffic(instruction: Instruction, computation: Computation, module: Module) 
         passed_on, given = aliases(instruction), zip(called.parameters, computation.operands(instruction), strict=True)
         read = [read_of(parameter, operand, called, module) for parameter, operand in given]
         put = written_by_fusion(instruction, called)
-        return sum(read) + sum(put) - sum(read[operand] + put[output] for output, operand in passed_on)
+        outputs, operands = map(set, zip(*passed_on, strict=True)) if passed_on else ((), ())
+        return sum(bytes for i, bytes in enumerate(read) if i not in operands) + sum(
+            bytes for i, bytes in enumerate(put) if i not in outputs
+        )
     if opcode in ("dynamic-slice", "slice", "gather"):
         source = next(computation.operands(instruction)).shapes[0]
         return sum(in_memory(shape, source.on_chip) for shape in instruction.shapes) + written(instruction, computation)
@@ -265,7 +268,7 @@ def uses_of(instruction: Instruction, called: Computation, module: Module) -> li
 
 
 def aliases(fusion: Instruction) -> list[tuple[int, int]]:
-    """(output, operand) that are one buffer, which a collective under way fills meanwhile."""
+    """(output, operand) that are one buffer, which a collective under way fills meanwhile; some operands are several."""
     listed = re.search(r"output_to_operand_aliasing=\{(.*?\)\})", fusion.attributes)
     pairs = re.findall(r"\{(\d*)\}: \((\d+), \{\}\)", fusion.attributes) if listed else []
     return [(int(output or 0), int(operand)) for output, operand in pairs]

@@ -148,6 +148,27 @@ def test_the_tpu_compiler_s_text():
     assert costs.bytes == 4 * (2 * 2 * 32 * 64 + 4 * 128 * 64 + 12) + 2 * 256 * 64
 
 
+def test_an_operand_that_is_several_outputs_is_passed_over_once():
+    """What a collective under way fills is handed through a fusion as two of its outputs; the fusion reads the rest."""
+    text = """HloModule passed
+
+%beside (under_way: bf16[256,64], rows: bf16[8,64]) -> (bf16[256,64], bf16[256,64], bf16[8,64]) {
+  %under_way = bf16[256,64]{1,0} parameter(0)
+  %rows = bf16[8,64]{1,0} parameter(1)
+  %doubled = bf16[8,64]{1,0} add(%rows, %rows)
+  ROOT %three = (bf16[256,64]{1,0}, bf16[256,64]{1,0}, bf16[8,64]{1,0}) tuple(%under_way, %under_way, %doubled)
+}
+
+ENTRY %main (under_way.1: bf16[256,64], rows.1: bf16[8,64]) -> (bf16[256,64], bf16[256,64], bf16[8,64]) {
+  %under_way.1 = bf16[256,64]{1,0} parameter(0)
+  %rows.1 = bf16[8,64]{1,0} parameter(1)
+  ROOT %passed = (bf16[256,64]{1,0}, bf16[256,64]{1,0}, bf16[8,64]{1,0}) fusion(%under_way.1, %rows.1), kind=kOutput, \
+output_to_operand_aliasing={{0}: (0, {}), {1}: (0, {})}, calls=%beside
+}
+"""
+    assert count(parse(text)).bytes == 2 * 2 * 8 * 64
+
+
 def test_float32_takes_six_passes_and_a_mixed_product_three():
     text = TPU_LOOP.replace("dim_labels=b0f_0io->bf0", "dim_labels=b0f_0io->bf0, operand_precision={highest,highest}")
     mixed = text.replace("%rows = bf16", "%rows = f32")
