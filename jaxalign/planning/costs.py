@@ -268,7 +268,7 @@ def uses_of(instruction: Instruction, called: Computation, module: Module) -> li
 
 
 def aliases(fusion: Instruction) -> list[tuple[int, int]]:
-    """(output, operand) that are one buffer, which a collective under way fills meanwhile; some operands are several."""
+    """(output, operand) that are one buffer, which a collective under way fills meanwhile; an operand may be two."""
     listed = re.search(r"output_to_operand_aliasing=\{(.*?\)\})", fusion.attributes)
     pairs = re.findall(r"\{(\d*)\}: \((\d+), \{\}\)", fusion.attributes) if listed else []
     return [(int(output or 0), int(operand)) for output, operand in pairs]
