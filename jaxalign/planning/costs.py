@@ -252,19 +252,28 @@ def read_of(parameter: Instruction, operand: Instruction, called: Computation, m
 
 
 def uses_of(instruction: Instruction, called: Computation, module: Module) -> list[tuple[Instruction, int]]:
-    """Who takes an instruction's value, and as which operand; seen through bitcasts, and into fusions of a fusion."""
+    """Who takes an instruction's value, and as which operand; seen through copies, and into fusions of a fusion."""
     uses: list[tuple[Instruction, int]] = []
     for user in called.users(instruction.name):
-        if user.opcode == "bitcast":
+        if user.opcode in ("bitcast", "copy"):
             uses += uses_of(user, called, module)
             continue
         for place in (place for place, name in enumerate(user.operands) if name == instruction.name):
             if user.opcode == "fusion":
                 inner = module.computations[user.called("calls") or ""]
                 uses += uses_of(inner.parameters[place], inner, module)
+                if source_of(inner.root, inner) is inner.parameters[place]:  # it only lays the value out anew
+                    uses += uses_of(user, called, module)
             else:
                 uses.append((user, place))
     return uses
+
+
+def source_of(instruction: Instruction, computation: Computation) -> Instruction:
+    """What an instruction is a copy of, or the instruction itself."""
+    while instruction.opcode in ("bitcast", "copy"):
+        instruction = next(computation.operands(instruction))
+    return instruction
 
 
 def aliases(fusion: Instruction) -> list[tuple[int, int]]:
