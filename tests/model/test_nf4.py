@@ -38,8 +38,8 @@ def test_every_bit_is_that_of_bitsandbytes(kernel: np.ndarray):
     kernel = kernel.astype(np.float32)
     codes, absmax, restored = by_bitsandbytes(kernel)
     ours = jax.jit(quantise)(kernel)
-    packed = np.asarray(ours["codes"])
-    np.testing.assert_array_equal(np.stack([packed >> 4, packed & 15], axis=1).reshape(kernel.shape), codes)
+    packed = np.asarray(ours["codes"]).reshape(-1, 32, kernel.shape[1])  # of each block, inputs i and i + 32 a byte
+    np.testing.assert_array_equal(np.concatenate([packed >> 4, packed & 15], axis=1).reshape(kernel.shape), codes)
     np.testing.assert_array_equal(ours["absmax"], absmax)
     np.testing.assert_array_equal(jax.jit(dequantise)(**ours), restored.numpy())
 
