@@ -1,5 +1,8 @@
 """Every shipped architecture on TPU slices from one Colab chip to a pod, as `jaxalign plan` sees it: a Markdown table.
 
+A row for each model and stored form, a column for each slice. A cell gives GiB a device and positions/s a chip at peak
+rates; or how many GiB a device lacks of 95 % of its memory; or a dash where the mesh does not divide the weights.
+
     python benchmarks/plan_table.py [--out TABLE.md] [--slices v5e:1x1,...] [--stored bfloat16,int8,nf4] [--models ...]
 
 Hundreds of compilations, minutes each for the large slices; each is kept (jaxalign/planning/compiler.py), so that the
@@ -7,7 +10,9 @@ command goes on where it was interrupted and, once through, makes the table agai
 """
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -16,7 +21,7 @@ from jaxalign.cli.configuration import config_from_flags
 from jaxalign.cli.plan import architecture_named, job_of, planned_job
 from jaxalign.errors import InputError
 from jaxalign.model import architectures
-from jaxalign.planning.table import table
+from jaxalign.planning.chips import GIB
 
 SLICES = (
     *("v5e:1x1", "v5e:2x4", "v5e:4x4", "v5e:16x16", "v5p:2x2x1", "v5p:4x4x4"),
@@ -30,6 +35,24 @@ SETTINGS = (
     "--config.dtype=bfloat16",
 )
 """Adapters of rank 8 on q and v, 16 rows of 512 positions a step, one at a time on each device: the least memory."""
+
+
+def table(plans: Iterable[dict[str, Any]]) -> str:
+    """The Markdown table, its slices and rows in the order of their first plans."""
+    cells = {(plan["architecture"], plan["param_dtype"], plan["topology"]): cell(plan) for plan in plans}
+    slices = list(dict.fromkeys(slice for _, _, slice in cells))
+    lines = [f"| model | stored in | {' | '.join(slices)} |", f"|---|---{'|---' * len(slices)}|"]
+    for model, stored in dict.fromkeys((model, stored) for model, stored, _ in cells):
+        row = (cells.get((model, stored, slice), "–") for slice in slices)
+        lines.append(f"| {model} | {stored} | {' | '.join(row)} |")
+    return "\n".join(lines) + "\n"
+
+
+def cell(plan: dict[str, Any]) -> str:
+    """What one plan says, in short."""
+    if not plan["fits"]:
+        return f"lacks {plan['memory']['over'] / GIB:.1f}"
+    return f"{plan['memory']['peak'] / GIB:.1f}, {plan['step']['tokens_per_second_per_chip']:,.0f}"
 
 
 def main() -> None:
@@ -54,7 +77,7 @@ def main() -> None:
             plans.append(planned_job(job_of(config, architecture_named(model), slice, "train"), config))
         except InputError as error:  # a mesh that does not divide this model's weights
             tqdm.write(f"{model} in {stored} on {slice}: {error}")
-    lines = "\n".join(table(plans)) + "\n"
+    lines = table(plans)
     print(lines)
     if arguments.out:
         files.write_text(arguments.out, lines)

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from jaxalign.errors import InputError
 from jaxalign.planning.job import Job
 
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax")
-SOURCES = ("data/batches.py", "model", "training", "evaluation", "probing", "planning")
-"""What of this package decides what a program is and how it is counted."""
+SOURCES = ("data/batches.py", "model", "training", "planning")
+"""What of this package decides what a training step is and how it is counted."""
+MORE_SOURCES = {"train": (), "score": ("evaluation",), "lens": ("probing",)}
+"""And what decides another program."""
 
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -46,7 +49,11 @@ def facts_of(job: Job) -> dict[str, Any]:
 
 def key_of(job: Job) -> str:
     """A digest of all that the facts depend on."""
-    document = {"job": dataclasses.asdict(job), "versions": versions(), "source": source_digest()}
+    document = {
+        "job": dataclasses.asdict(job),
+        "versions": versions(),
+        "source": source_digest(SOURCES + MORE_SOURCES[job.program]),
+    }
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
@@ -57,10 +64,10 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in PACKAGES}
 
 
-def source_digest() -> str:
-    """A digest of the source files in SOURCES."""
+def source_digest(names: Sequence[str]) -> str:
+    """A digest of the package's source files of these names, or in folders of them."""
     package, digest = Path(jaxalign.__file__).parent, hashlib.sha256()
-    for name in SOURCES:
+    for name in names:
         place = package / name
         for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
             digest.update(file.read_bytes())
