@@ -23,11 +23,12 @@ from jaxalign.files import AnyPath, local_path, path_of, read_json
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.gguf import load_gguf_params, read_gguf_config, read_gguf_tokenizer
 from jaxalign.model.hf_config import read_config
-from jaxalign.model.hf_weights import Leaf, Place, load_params, place_on
+from jaxalign.model.hf_weights import load_params
 from jaxalign.model.lora import LoraConfig, check_adapter, merge_lora
 from jaxalign.model.peft_adapters import load_adapter
 from jaxalign.model.quantised import SCHEMES, is_projection, quantise_params, quantise_stacked
 from jaxalign.model.transformer import Decoder
+from jaxalign.model.weights import Leaf, Place, place_on
 from jaxalign.training.checkpoint import read_trained
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}

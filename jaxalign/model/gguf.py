@@ -16,7 +16,8 @@ from jaxalign.model.config import Family, ModelConfig, RopeScaling
 from jaxalign.model.gguf_file import GgufFile, open_gguf
 from jaxalign.model.gguf_tokenizer import read_gguf_tokenizer
 from jaxalign.model.hf_config import Keys
-from jaxalign.model.hf_weights import Index, Place, Weight, assemble, listed, place_whole, weight_table
+from jaxalign.model.hf_weights import listed
+from jaxalign.model.weights import Index, Place, Weight, assemble, place_whole, weight_table
 
 __all__ = ["load_gguf_params", "read_gguf_config", "read_gguf_tokenizer"]
 
@@ -60,7 +61,7 @@ def read_gguf_config(path: Path) -> ModelConfig:
 def load_gguf_params(
     path: Path, config: ModelConfig, param_dtype: DTypeLike, place: Place = place_whole
 ) -> dict[str, Any]:
-    """The parameters of a GGUF file, dequantised tensor by tensor; `place` as in `hf_weights.assemble`."""
+    """The parameters of a GGUF file, dequantised tensor by tensor; `place` as in `weights.assemble`."""
     file = open_gguf(path)
     _check_tensors(file, config)
 

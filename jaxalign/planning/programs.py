@@ -13,13 +13,13 @@ from jaxalign.data.batches import Batch
 from jaxalign.errors import InputError
 from jaxalign.evaluation.score_labels import Scorer
 from jaxalign.model.attention import Prefix
-from jaxalign.model.hf_weights import Leaf, assemble
 from jaxalign.model.lora import lora_shapes
 from jaxalign.model.next_token import LabelSets
 from jaxalign.model.prompt_batches import PromptRunner
 from jaxalign.model.quantised import SCHEMES, is_projection
 from jaxalign.model.sharding import param_shardings
 from jaxalign.model.transformer import Decoder
+from jaxalign.model.weights import Leaf, assemble
 from jaxalign.planning.job import Job
 from jaxalign.probing.logit_lens import lens_function
 from jaxalign.training.optimizer import cosine_schedule, make_optimizer

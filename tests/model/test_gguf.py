@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from jaxalign.errors import InputError
 from jaxalign.model.config import RopeScaling
 from jaxalign.model.gguf import load_gguf_params, read_gguf_config
-from jaxalign.model.hf_weights import place_whole
+from jaxalign.model.weights import place_whole
 from tests.model.tiny_models import TinyModel, numpy_of, params_of, tiny_model
 
 ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "gemma3_text": "gemma3"}

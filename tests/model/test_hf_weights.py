@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from jaxalign.errors import InputError
 from jaxalign.model.hf_config import config_from_hf, read_config
-from jaxalign.model.hf_weights import config_to_hf, load_params, place_whole, save_params
+from jaxalign.model.hf_weights import config_to_hf, load_params, save_params
+from jaxalign.model.weights import place_whole
 from tests.model.tiny_models import CASES, FAMILIES, tiny_case
 
 
