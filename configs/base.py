@@ -80,6 +80,12 @@ def get_config() -> ConfigDict:
     config.keep_best = 0  # checkpoints of least held-out loss that are kept beside them
     config.nonfinite = "stop"  # a loss or gradient that is not finite: stop the run, or skip that update
 
+    # train: what is watched on a few test rows of `data` meanwhile, beside the loss in metrics.jsonl.
+    config.watch = ""  # accuracy (of `tasks` and `variants`), logit_lens, pca; comma-separated, or none
+    config.watch_every = 50  # steps between looks
+    config.watch_rows = "0:20"  # START:STOP of each test file
+    config.watch_languages = "all"  # codes, comma-separated, or all
+
     # evaluate.
     config.variants = "english"  # which words answer: english, in_language, irrelevant (emotion only), or all
     config.prompts = "study"  # few-shot texts with the study's slips; or mended

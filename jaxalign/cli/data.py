@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from jaxalign.cli.loading import chosen_tasks, out_folder, split_list
 from jaxalign.data.build import build_examples, write_pairs
 from jaxalign.data.folders import data_folder
-from jaxalign.data.pairs import QuestionPair
+from jaxalign.data.pairs import QuestionPair, read_pairs
 from jaxalign.data.study_import import import_study
 from jaxalign.data.tasks import parse_rows
 from jaxalign.errors import InputError
@@ -45,6 +45,21 @@ def build_pairs(config: ConfigDict) -> list[QuestionPair]:
             seed=config.seed,
         )
     ]
+
+
+def gather_pairs(config: ConfigDict, paths: Sequence[str]) -> list[QuestionPair]:
+    """The rows `config.rows` of each file; without files, the pairs that `data build` would make."""
+    if not paths:
+        return build_pairs(config)
+    return [pair for path in paths for pair in pairs_of_file(Path(path), config)]
+
+
+def pairs_of_file(path: Path, config: ConfigDict) -> list[QuestionPair]:
+    """The rows `config.rows` of one file."""
+    pairs, rows = read_pairs([path], config.build.instruction), parse_rows(config.rows)
+    if rows.stop is not None and rows.stop > len(pairs):
+        raise InputError(f"--config.rows={config.rows}: {path} has {len(pairs)} rows")
+    return pairs[rows]
 
 
 def import_clone(config: ConfigDict, paths: Sequence[str]) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxalign.cli.data import gather_pairs
 from jaxalign.cli.loading import Model, chosen_languages, out_folder, split_list
 from jaxalign.cli.provenance import provenance
-from jaxalign.cli.train import gather_pairs
 from jaxalign.data.batches import fit_pairs, round_up, split_heldout
 from jaxalign.data.folders import data_folder
 from jaxalign.data.math_problems import MATH_LANGUAGES, MATH_TASKS, read_problems

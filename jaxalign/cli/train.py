@@ -3,16 +3,16 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from jaxalign.cli.data import build_pairs
+from jaxalign.cli.data import gather_pairs
 from jaxalign.cli.loading import Model, load_model, merged, run_folder, split_list, with_adapter
 from jaxalign.cli.provenance import provenance
 from jaxalign.cli.stages import files_of_stages, stage_configs
+from jaxalign.cli.watch import check_watch_settings, watch_hooks
 from jaxalign.data.batches import (
     BatchLayout,
     BatchPlan,
@@ -22,8 +22,7 @@ from jaxalign.data.batches import (
     split_heldout,
     training_plan,
 )
-from jaxalign.data.pairs import QuestionPair, languages_of, read_pairs
-from jaxalign.data.tasks import parse_rows
+from jaxalign.data.pairs import QuestionPair, languages_of
 from jaxalign.data.templates import render, resolve_template
 from jaxalign.errors import InputError
 from jaxalign.files import path_of
@@ -49,6 +48,7 @@ def train(config: ConfigDict, paths: Sequence[str]) -> None:
     for stage in stages:
         run_folder(stage)
         check_train_settings(stage)
+        check_watch_settings(stage)
     pairs = [gather_pairs(stage, named) for stage, named in zip(stages, files, strict=True)]
     model = load_model(stages[0], quantised=True)
     for number, stage in enumerate(stages):
@@ -89,7 +89,7 @@ def step_configs(config: ConfigDict) -> tuple[OptimizerConfig, StepConfig, loop.
             config.nonfinite,
             config.batch.rows_at_once,
         ),
-        loop.LoopConfig(config.log_every, config.heldout_every, config.checkpoint_every),
+        loop.LoopConfig(config.log_every, config.heldout_every, config.checkpoint_every, config.watch_every),
         Kept(config.keep_last, config.keep_best),
     )
 
@@ -128,8 +128,11 @@ def train_model(config: ConfigDict, model: Model, pairs: Sequence[QuestionPair],
     }
     describe(document, pairs)
     optimizer_config, step_config, loop_config, kept = step_configs(config)
+    decoder, shapes = replace(model.decoder, lora=lora), {"params": model.params}
+    if lora is not None:
+        shapes |= {"lora": lora_shapes(model.config, lora)}
     loop.train(
-        replace(model.decoder, lora=lora, remat=config.remat),
+        replace(decoder, remat=config.remat),
         model.params,
         plan,
         heldout,
@@ -151,22 +154,8 @@ def train_model(config: ConfigDict, model: Model, pairs: Sequence[QuestionPair],
             "param_dtype": config.param_dtype,
         },
         initial_adapter=model.adapter.tree if model.adapter else None,
+        hooks=watch_hooks(config, model, decoder, shapes),
     )
-
-
-def gather_pairs(config: ConfigDict, paths: Sequence[str]) -> list[QuestionPair]:
-    """The rows `config.rows` of each file; without files, the pairs that `data build` would make."""
-    if not paths:
-        return build_pairs(config)
-    return [pair for path in paths for pair in pairs_of_file(Path(path), config)]
-
-
-def pairs_of_file(path: Path, config: ConfigDict) -> list[QuestionPair]:
-    """The rows `config.rows` of one file."""
-    pairs, rows = read_pairs([path], config.build.instruction), parse_rows(config.rows)
-    if rows.stop is not None and rows.stop > len(pairs):
-        raise InputError(f"--config.rows={config.rows}: {path} has {len(pairs)} rows")
-    return pairs[rows]
 
 
 def lora_config(config: ConfigDict) -> LoraConfig:

@@ -31,7 +31,7 @@ def load_params(
 ) -> dict[str, Any]:
     """The parameters of a Hugging Face model folder, read piece by piece.
 
-    Reads `model.safetensors`, or the shards that `model.safetensors.index.json` names. `place` as in `weights.assemble`.
+    Reads `model.safetensors`, or the shards that `model.safetensors.index.json` names. `place` as `assemble` has it.
     InputError where the folder has no safetensors, or its tensors are not exactly those of `config`.
     """
     file_of, names = _checked_tensors(folder, config)

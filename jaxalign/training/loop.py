@@ -42,11 +42,13 @@ collections' buffers: a hook keeps none of them."""
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How often the loop reports, evaluates and saves, in steps. The last step is always evaluated and saved."""
+    """How often the loop reports, evaluates and saves, in steps. Start and end are evaluated, the end is saved."""
 
     log_every: int = 10
     heldout_every: int = 50
     checkpoint_every: int = 100
+    watch_every: int = 50
+    """between calls of the hooks"""
 
     def __post_init__(self) -> None:
         for key, every in asdict(self).items():
@@ -88,7 +90,8 @@ def train(
       fingerprint: what the result depends on beyond the arguments above (the base model's name, say); flat JSON.
       resume: another run, whose newest checkpoint is the start if this one has none yet.
       initial_adapter: tree to start from in place of a fresh adapter.
-      hooks: called whenever the held-out loss is due; their numbers go into the same row.
+      hooks: called at step 0, every `watch_every` steps and at the end; their numbers go into a row of metrics.jsonl,
+        that of the held-out loss where both are due.
 
     Raises:
       InputError: the run was started with another fingerprint, or the loss or gradient is no longer finite.
@@ -144,9 +147,14 @@ def train(
                 log, progress, loop_config.log_every, plan.steps, step_config.nonfinite, int(state.skipped)
             )
 
+            def due(step: int, every: int) -> bool:
+                return step == plan.steps or step % every == 0 or (own is None and step == first)
+
             def evaluate(step: int, trainable: Any) -> float | None:
-                numbers = {} if heldout_loss is None else {"heldout_loss": heldout_loss(trainable, frozen)}
-                for hook in hooks:
+                numbers: dict[str, float] = {}
+                if heldout_loss is not None and due(step, loop_config.heldout_every):
+                    numbers["heldout_loss"] = heldout_loss(trainable, frozen)
+                for hook in hooks if due(step, loop_config.watch_every) else ():
                     numbers |= hook(step, frozen | trainable)
                 if numbers:
                     log.write(step, **numbers)
@@ -163,8 +171,8 @@ def train(
                     report.settle()  # of the step before, while this one runs
                     report.hold(step, metrics, started)
                     last, stopping, loss = step == plan.steps, preempted(step), None
-                    evaluation_due = last or step % loop_config.heldout_every == 0
-                    checkpoint_due = last or step % loop_config.checkpoint_every == 0 or stopping
+                    evaluation_due = due(step, loop_config.heldout_every) or due(step, loop_config.watch_every)
+                    checkpoint_due = due(step, loop_config.checkpoint_every) or stopping
                     if evaluation_due or checkpoint_due:
                         # A checkpoint is saved after all rows of its step are written and its loss is known.
                         report.settle()

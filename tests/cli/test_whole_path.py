@@ -84,6 +84,39 @@ def test_the_adapter_changes_what_the_model_says(before, after):
     assert first["prefix_mass"] != second["prefix_mass"]
 
 
+def test_what_is_watched_at_the_end_is_what_the_finished_run_shows(before, after, run):
+    """Of the same rows and languages: the adapter is applied beside the weights there and merged into them here."""
+    watched = {row["step"]: row for row in lines(run / "metrics.jsonl") if "watch_seconds" in row}
+    assert list(watched) == [0, 5, 10]
+    for folder, numbers in ((before, watched[0]), (after, watched[10])):
+        cells = json.loads((folder / "results.json").read_text())["cells"]
+        accuracies = {f"accuracy/emotion_{c['language']}_english": c["accuracy_corrected"] for c in cells[:3]}
+        assert accuracies.items() <= numbers.items()
+        lens, pca = np.load(folder / "logit_lens.npz"), np.load(folder / "pca.npz")
+        for quantity in ("latent", "out"):
+            largest = dict(zip(("en", "zh", "th"), lens[f"{quantity}_mean"].max(axis=1), strict=True))
+            expected = {f"lens_{quantity}/{code}": mass for code, mass in largest.items() if not np.isnan(mass)}
+            assert {name for name in numbers if name.startswith(f"lens_{quantity}")} == expected.keys()
+            # Float32 sums in another order.
+            np.testing.assert_allclose([numbers[name] for name in expected], list(expected.values()), rtol=1e-4)
+        r = pca["correlations"].mean(axis=0)[0, 1:]
+        np.testing.assert_allclose([numbers[f"pca_correlation/{code}"] for code in ("zh", "th")], r, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--config.watch=accuracy,loss", "cannot watch 'loss'; choose accuracy, logit_lens, pca"),
+        ("--config.watch_languages=zh", "pca compares with en"),
+        ("--config.watch_every=0", "watch_every=0: set it to 1 or more"),
+    ],
+)
+def test_what_cannot_be_watched_is_refused(jaxalign, tmp_path, flag, said):
+    code, _, err = jaxalign(*TRAIN, "--config.model=nowhere", f"--config.out={tmp_path / 'run'}", flag)
+    assert code == 2 and said in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_report(ok, before, after, tmp_path):
     ok("report", before, after, f"--config.out={tmp_path / 'report.html'}")
     page = (tmp_path / "report.html").read_text()

@@ -83,7 +83,7 @@ def train_job(
         mesh=mesh,
         optimizer_config=OptimizerConfig(learning_rate=1e-3 if tune == "all" else 1e-2),
         step_config=StepConfig(accumulation=2),
-        loop_config=LoopConfig(log_every=1, heldout_every=1, checkpoint_every=checkpoint_every),
+        loop_config=LoopConfig(log_every=1, heldout_every=1, checkpoint_every=checkpoint_every, watch_every=1),
         kept=Kept(),
         seed=0,
         document={"config": {"model": "tiny"}},

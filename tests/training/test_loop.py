@@ -135,10 +135,15 @@ def test_full_tuning_trains_the_parameters(tmp_path):
 
 
 def test_rows_are_written_every_so_many_steps(tmp_path):
-    tiny_training(tmp_path, loop_config=LoopConfig(log_every=4, heldout_every=3, checkpoint_every=5))
+    tiny_training(
+        tmp_path,
+        loop_config=LoopConfig(log_every=4, heldout_every=3, checkpoint_every=5, watch_every=2),
+        hooks=[interrupt_at(-1)],
+    )
     rows = metrics(tmp_path)
     assert [row["step"] for row in rows if "loss" in row] == [1, 4, 8, 9]
     assert [row["step"] for row in rows if "heldout_loss" in row] == [0, 3, 6, 9]
+    assert [row["step"] for row in rows if "square" in row] == [0, 2, 4, 6, 8, 9]
     with open_checkpoints(tmp_path, create=False) as checkpoints:
         assert list(checkpoints.all_steps()) == [5, 9]
 
@@ -156,7 +161,7 @@ def test_without_held_out_batches_and_hooks_only_steps_are_logged(tmp_path):
     assert [row["step"] for row in metrics(tmp_path)] == list(range(1, STEPS + 1))
 
 
-@pytest.mark.parametrize("key", ["log_every", "heldout_every", "checkpoint_every"])
+@pytest.mark.parametrize("key", ["log_every", "heldout_every", "checkpoint_every", "watch_every"])
 def test_impossible_intervals_are_refused(key):
     with pytest.raises(InputError, match=key):
         LoopConfig(**{key: 0})

@@ -61,7 +61,7 @@ def kept_steps(run: Path) -> list[int]:
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_rows_on_disk(tmp_path, capsys):
     bad = BAD_STEPS[0]
     assert 1 < bad < STEPS
-    settings: dict[str, Any] = {"plan": RARE_PLAN, "held_out": None, "loop_config": LoopConfig(1, 9, 9)}
+    settings: dict[str, Any] = {"plan": RARE_PLAN, "held_out": None, "loop_config": LoopConfig(1, 9, 9, 9)}
     undisturbed = tiny_training(tmp_path / "undisturbed", **settings)
 
     run = tmp_path / "run"
@@ -141,7 +141,7 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
     run = tmp_path / "run"
     settings: dict[str, Any] = {
         "kept": Kept(last=2, best=2),
-        "loop_config": LoopConfig(1, heldout_every=1, checkpoint_every=1),
+        "loop_config": LoopConfig(1, heldout_every=1, checkpoint_every=1, watch_every=1),
         "held_out": None,
         "hooks": [lambda step, collections: {"heldout_loss": heights[step]}],
     }

@@ -33,7 +33,7 @@ def tiny_training(run: AnyPath, **changes: Any) -> dict[str, Any]:
         "mesh": mesh_of(),
         "optimizer_config": OptimizerConfig(learning_rate=1e-2),
         "step_config": StepConfig(accumulation=2),
-        "loop_config": LoopConfig(log_every=1, heldout_every=1, checkpoint_every=2),
+        "loop_config": LoopConfig(log_every=1, heldout_every=1, checkpoint_every=2, watch_every=1),
         "kept": Kept(),
         "seed": 0,
         "document": {"config": {"model": "tiny", "seed": 0}},
