@@ -26,6 +26,7 @@ from jaxalign.files import write_text
 from jaxalign.probing.logit_lens import write_logit_lens
 from jaxalign.probing.prompts import TASK, VARIANT, ProbeData
 from jaxalign.probing.representation import write_representation
+from jaxalign.probing.run import ProbeRun
 from jaxalign.reporting import plots
 from jaxalign.reporting.figures import chosen_layers
 from jaxalign.reporting.results import PCA_AXES, read_lens, read_probe
@@ -74,18 +75,28 @@ def probe_model(config: ConfigDict, model: Model) -> None:
     description = settings(config, model) | {"tuned_on": model.tuned_on} | provenance(config)
     batch_size = round_up(config.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
     ready = merged(model, config.param_dtype)
-    common = (out, ready.decoder, ready.variables, ready.mesh, data, languages)
     prompts = sum(len(read_task_rows(folder, TASK, language, "test", rows)) for language in languages)
     with tqdm(total=prompts * len(probes), unit="prompt", disable=None) as progress:
+        run = ProbeRun(
+            out,
+            ready.decoder,
+            ready.variables,
+            ready.mesh,
+            data,
+            languages,
+            batch_size,
+            description,
+            on_rows=progress.update,
+        )
         if "logit_lens" in probes:
             progress.set_description("logit lens")
-            lens = write_logit_lens(*common, batch_size, description, progress.update)
+            lens = write_logit_lens(run)
             surviving = ", ".join(f"{code} {count}" for code, count in lens["surviving_rows"].items())
             tqdm.write(f"rows whose English and in-language label words share no token: {surviving}")
         if "pca" in probes:
             progress.set_description("pca")
             scattered = [code for code in SCATTERED if code in languages] or languages[:4]
-            write_representation(*common, scattered, batch_size, description, progress.update)
+            write_representation(run, scattered)
     write_plots(out, Path(config.adapter).name or "base model")
     print(f"probes: {out}")
 

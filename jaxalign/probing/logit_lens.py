@@ -6,14 +6,12 @@ At the last prompt position, after each block: how much probability lies on the 
 Axis letters: B batch, L layers, C labels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from jaxalign.data.label_sets import label_candidates
 from jaxalign.data.prompts import label_words
@@ -23,6 +21,7 @@ from jaxalign.model.prompt_batches import PromptFunction, PromptRunner, decode_p
 from jaxalign.model.transformer import Decoder
 from jaxalign.probing.prompts import TASK, VARIANT, ProbeData, probe_prompts
 from jaxalign.probing.records import write_probe
+from jaxalign.probing.run import ProbeRun
 from jaxalign.statistics import mean_and_half_width
 
 
@@ -153,29 +152,17 @@ def lens_document(lens: Mapping[str, LensRows]) -> dict[str, Any]:
     }
 
 
-def write_logit_lens(
-    out: Path,
-    decoder: Decoder,
-    variables: Any,
-    mesh: Mesh,
-    data: ProbeData,
-    languages: Sequence[str],
-    batch_size: int,
-    description: Mapping[str, Any],
-    on_rows: Callable[[int], object] = lambda rows: None,
-) -> dict[str, Any]:
-    """Runs the lens on every language; writes `out/logit_lens.npz` and, naming its axes, `out/logit_lens.json`.
-
-    Args:
-      description: what the JSON file says besides: model, adapter, config, versions.
-      on_rows: told after each batch how many prompts it held.
+def write_logit_lens(run: ProbeRun) -> dict[str, Any]:
+    """Runs the lens on every language; writes `logit_lens.npz` and, naming its axes, `logit_lens.json`, to `run.out`.
 
     Returns:
       The content of the JSON file.
     """
-    runner = PromptRunner(lens_function(decoder), variables, mesh, batch_size, decoder.config.max_positions)
-    variables = runner.place(variables)
-    lens = {language: lens_of_language(runner, variables, data, language, on_rows) for language in languages}
-    document = {**lens_document(lens), **description}
-    write_probe(out, "logit_lens", lens_arrays(lens), document)
+    runner = run.runner(lens_function(run.decoder))
+    variables = runner.place(run.variables)
+    lens = {
+        language: lens_of_language(runner, variables, run.data, language, run.on_rows) for language in run.languages
+    }
+    document = {**lens_document(lens), **run.description}
+    write_probe(run.out, "logit_lens", lens_arrays(lens), document)
     return document

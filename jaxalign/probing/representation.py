@@ -4,22 +4,21 @@ Layers are counted as transformers' `hidden_states`: k = 0 the embeddings, k = 1
 L and the final norm. Axis letters: B batch, T positions, L layers, D width.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
-from jax.sharding import Mesh
 
 from jaxalign.errors import InputError
 from jaxalign.model.prompt_batches import PromptFunction, PromptRunner, decode_prompts
 from jaxalign.model.transformer import Decoder
 from jaxalign.probing.prompts import TASK, VARIANT, ProbeData, probe_prompts
 from jaxalign.probing.records import write_probe
+from jaxalign.probing.run import ProbeRun
 
 
 def mean_states_function(decoder: Decoder) -> PromptFunction:
@@ -120,35 +119,24 @@ def pca_arrays(states: np.ndarray, scatter: Sequence[int]) -> dict[str, np.ndarr
     return {name: array.astype(np.float32) for name, array in arrays.items()}
 
 
-def write_representation(
-    out: Path,
-    decoder: Decoder,
-    variables: Any,
-    mesh: Mesh,
-    data: ProbeData,
-    languages: Sequence[str],
-    scatter_languages: Sequence[str],
-    batch_size: int,
-    description: Mapping[str, Any],
-    on_rows: Callable[[int], object] = lambda rows: None,
-) -> dict[str, Any]:
-    """Mean states of every language, and their PCA: writes `out/pca.npz` and, naming its axes, `out/pca.json`.
+def write_representation(run: ProbeRun, scatter_languages: Sequence[str]) -> dict[str, Any]:
+    """Mean states of every language, and their PCA: writes `pca.npz` and, naming its axes, `pca.json`, to `run.out`.
+
+    All of `run.languages` are correlated with each other in one joint fit per layer.
 
     Args:
-      languages: correlated with each other in one joint fit per layer.
       scatter_languages: some of them, fitted together in two components per layer (the study: en, de, fr, hi).
-      description: what the JSON file says besides: model, adapter, config, versions.
-      on_rows: told after each batch how many prompts it held.
 
     Returns:
       The content of the JSON file.
     """
+    languages = run.languages
     missing = [language for language in scatter_languages if language not in languages]
     if missing or not scatter_languages:
         raise InputError(f"pca: scatter languages {', '.join(missing) or '(none)'} are not among the probed")
-    runner = PromptRunner(mean_states_function(decoder), variables, mesh, batch_size, decoder.config.max_positions)
-    variables = runner.place(variables)
-    probed = {language: language_states(runner, variables, data, language, on_rows) for language in languages}
+    runner = run.runner(mean_states_function(run.decoder))
+    variables = runner.place(run.variables)
+    probed = {language: language_states(runner, variables, run.data, language, run.on_rows) for language in languages}
     for (first, (first_rows, _)), (second, (second_rows, _)) in pairwise(probed.items()):
         if first_rows != second_rows:
             raise InputError(f"pca: {first} and {second} have different rows; PCA compares the same rows")
@@ -169,7 +157,7 @@ def write_representation(
         "row": rows,
         "task": TASK.name,
         "variant": VARIANT,
-        **description,
+        **run.description,
     }
-    write_probe(out, "pca", arrays, document)
+    write_probe(run.out, "pca", arrays, document)
     return document

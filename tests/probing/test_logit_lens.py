@@ -25,6 +25,7 @@ from jaxalign.probing.logit_lens import (
     write_logit_lens,
 )
 from jaxalign.probing.prompts import ProbeData
+from jaxalign.probing.run import ProbeRun
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
 from tests.model.tiny_models import FAMILIES, VOCABULARY, numpy_of, tiny_case
@@ -111,7 +112,7 @@ def test_files_of_the_lens(tmp_path: Path):
     data = ProbeData(tmp_path, exemplars, tiny_world.byte_tokenizer(), slice(0, 5))
     variables, mesh = tiny_world.variables(), make_mesh(8, 1, 1)
     document = write_logit_lens(
-        tmp_path / "out", tiny_world.DECODER, variables, mesh, data, ["en", "de", "zh"], 8, {"model": "tiny"}
+        ProbeRun(tmp_path / "out", tiny_world.DECODER, variables, mesh, data, ["en", "de", "zh"], 8, {"model": "tiny"})
     )
     assert json.loads((tmp_path / "out/logit_lens.json").read_text()) == document
     # In bytes, German words begin as the English ones do; Chinese shares nothing.

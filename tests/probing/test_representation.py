@@ -19,6 +19,7 @@ from jaxalign.probing.representation import (
     pca_arrays,
     write_representation,
 )
+from jaxalign.probing.run import ProbeRun
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
 from tests.model.tiny_models import FAMILIES, VOCABULARY, numpy_of, tiny_case
@@ -70,9 +71,8 @@ def test_files_of_the_pca(tmp_path: Path):
     exemplars = tiny_world.write_data(tmp_path)
     data = ProbeData(tmp_path, exemplars, tiny_world.byte_tokenizer(), slice(1, 6))
     variables, mesh, decoder = tiny_world.variables(), make_mesh(8, 1, 1), tiny_world.DECODER
-    document = write_representation(
-        tmp_path / "out", decoder, variables, mesh, data, ["en", "de", "zh"], ["zh", "en"], 8, {"model": "tiny"}
-    )
+    run = ProbeRun(tmp_path / "out", decoder, variables, mesh, data, ["en", "de", "zh"], 8, {"model": "tiny"})
+    document = write_representation(run, ["zh", "en"])
     assert json.loads((tmp_path / "out/pca.json").read_text()) == document
     assert document["row"] == [1, 2, 3, 4, 5] and document["layer"] == [0, 1, 2, 3]
     runner = PromptRunner(mean_states_function(decoder), variables, mesh, 8)
@@ -95,7 +95,6 @@ def test_files_of_the_pca(tmp_path: Path):
 )
 def test_what_cannot_be_correlated_is_refused(tmp_path: Path, rows: slice, scatter: list[str], message: str):
     data = ProbeData(tmp_path, tiny_world.write_data(tmp_path), tiny_world.byte_tokenizer(), rows)
+    decoder, variables, mesh = tiny_world.DECODER, tiny_world.variables(), make_mesh(8, 1, 1)
     with pytest.raises(InputError, match=message):
-        write_representation(
-            tmp_path, tiny_world.DECODER, tiny_world.variables(), make_mesh(8, 1, 1), data, ["en", "de"], scatter, 8, {}
-        )
+        write_representation(ProbeRun(tmp_path, decoder, variables, mesh, data, ["en", "de"], 8, {}), scatter)
