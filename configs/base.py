@@ -101,6 +101,11 @@ def get_config() -> ConfigDict:
     config.probes = "logit_lens,pca"  # which probes run
     config.batch_size = 8  # prompts that run at once
 
+    # neurons.
+    config.neurons = ConfigDict()
+    config.neurons.score = "code"  # the follow-up's score as in its code, as in its paper, or of lape (no lambda)
+    config.neurons.top_rate = 0.01  # share of all neurons that is selected
+
     # plan.
     config.topology = ""  # TPU slices, comma-separated: v5e:4x4, v5p:2x2x1, ...
     config.fit = False  # search batch, mesh and remat for the most positions/s that fit

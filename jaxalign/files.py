@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec.config
+import numpy as np
 from etils import epath
 
 from jaxalign.errors import InputError
@@ -78,6 +81,22 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             yield row, json.loads(line)
         except json.JSONDecodeError as error:
             raise InputError(f"{path}, row {row}: not JSON at column {error.colno} ({error.msg})") from None
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an .npz file; what is no such file, cut off, or pickled raises InputError."""
+    try:
+        with path.open("rb") as file:
+            stored = np.load(file, allow_pickle=False)
+            if isinstance(stored, np.ndarray):
+                raise InputError(f"{path}: one array (.npy), where an .npz file of named arrays is needed")
+            return dict(stored)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: a folder, where an .npz file is needed") from None
+    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error):
+        raise InputError(f"{path}: not a whole .npz file of plain arrays (pickled objects are never read)") from None
 
 
 @contextmanager

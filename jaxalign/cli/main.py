@@ -23,6 +23,11 @@ VERBS = {
     ),
     "evaluate": ("evaluate.evaluate", "", "score labels on the tasks' test rows into --config.out"),
     "probe": ("probe.probe", "", "logit lens and PCA of the emotion task's test rows into --config.out"),
+    "neurons": (
+        "neurons.neurons",
+        "FILE",
+        "language neurons from counts (of `probe --config.probes=neurons`) into --config.out",
+    ),
     "compare": (
         "compare.compare",
         "BEFORE AFTER...",

@@ -1,0 +1,48 @@
+"""`jaxalign neurons FILE`: the language neurons of counts that the probe `neurons` (or another program) has written."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxalign.cli.loading import out_folder
+from jaxalign.cli.provenance import provenance
+from jaxalign.errors import InputError
+from jaxalign.probing.neuron_counts import read_counts
+from jaxalign.probing.neurons import (
+    SCORES,
+    activation_probabilities,
+    language_neurons,
+    select_neurons,
+    selection_document,
+)
+from jaxalign.probing.records import write_probe
+
+
+def neurons(config: ConfigDict, paths: Sequence[str]) -> None:
+    """Selects the neurons into `config.out`: selection.npz and selection.json."""
+    if len(paths) != 1:
+        raise InputError("neurons takes one argument: the .npz file of counts")
+    out, form, rate = out_folder(config), config.neurons.score, config.neurons.top_rate
+    if form not in SCORES:
+        raise InputError(f"--config.neurons.score={form}: choose {', '.join(SCORES)}")
+    if not 0 < rate <= 1:
+        raise InputError(f"--config.neurons.top_rate={rate}: set it above 0, and to 1 at most")
+    counts = read_counts(Path(paths[0]))
+    neurons = counts.active[0].size
+    if not round(rate * neurons):
+        raise InputError(f"--config.neurons.top_rate={rate}: none of {neurons} neurons; set at least {1 / neurons:.2g}")
+    probabilities = activation_probabilities(counts)
+    selection = select_neurons(probabilities, form, rate)
+    document = {
+        **selection_document(selection, probabilities, counts.languages, form, rate),
+        "tokens": dict(zip(counts.languages, counts.tokens.tolist(), strict=True)),
+        "counts": paths[0],
+        **provenance(config),
+    }
+    own = {code: language_neurons(selection, index) for index, code in enumerate(counts.languages)}
+    write_probe(out, "selection", own, document)
+    print(f"lambda {selection.weight}, tau {selection.threshold:.7f}; {document['selected']} neurons selected")
+    print(f"active in 0, 1, ... languages: {' '.join(map(str, document['histogram']))}")
+    print(f"of a language: {', '.join(f'{code} {number}' for code, number in document['neurons'].items())}")
+    print(f"selection: {out}")

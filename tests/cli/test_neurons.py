@@ -1,0 +1,122 @@
+"""`jaxalign neurons`: files of counts, good and bad."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+COUNTS = {
+    "languages": np.array(["en", "de", "zh"]),
+    "active": np.arange(3 * 2 * 40, dtype=np.int32).reshape(3, 2, 40) % 7,
+    "tokens": np.array([9, 8, 7]),
+    "prefix_active": np.ones((3, 2, 40), np.int32),
+    "prefix_tokens": np.array([2, 1, 1]),
+}
+
+
+def write(folder: Path, **changes: np.ndarray | None) -> Path:
+    """A file of COUNTS, some arrays changed or (None) left out."""
+    arrays = {name: array for name, array in {**COUNTS, **changes}.items() if array is not None}
+    np.savez(folder / "counts.npz", **arrays)  # pyright: ignore[reportArgumentType]
+    return folder / "counts.npz"
+
+
+def test_files_of_a_selection(ok, tmp_path):
+    out = ok("neurons", write(tmp_path), f"--config.out={tmp_path / 'out'}", "--config.neurons.top_rate=0.25")
+    document = json.loads((tmp_path / "out/selection.json").read_text())
+    assert document["language"] == ["en", "de", "zh"] and document["tokens"] == {"en": 7, "de": 7, "zh": 6}
+    assert document["selected"] == sum(document["histogram"]) == 20 and document["top_rate"] == 0.25
+    assert f"lambda {document['lambda_star']}" in out
+    with np.load(tmp_path / "out/selection.npz") as own:
+        assert {code: len(own[code]) for code in own} == document["neurons"]
+
+
+def test_a_prefix_need_not_be_there(ok, tmp_path):
+    file = write(tmp_path, prefix_active=None, prefix_tokens=None)
+    ok("neurons", file, f"--config.out={tmp_path / 'out'}", "--config.neurons.top_rate=0.25")
+    assert json.loads((tmp_path / "out/selection.json").read_text())["tokens"] == {"en": 9, "de": 8, "zh": 7}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"languages": None}, "no array 'languages'"),
+        ({"active": None}, "no array 'active'"),
+        ({"tokens": None}, "no array 'tokens'"),
+        ({"prefix_tokens": None}, "no array 'prefix_tokens'"),
+        ({"prefix_active": None}, "no array 'prefix_active'"),
+        ({"languages": np.array([1, 2, 3])}, "languages is int64"),
+        ({"languages": np.array(["en", "de", "file"])}, "'file'"),
+        ({"languages": np.array(["en", "de", "en"])}, "each once"),
+        ({"languages": np.array(["en", "de"])}, "active is (3, 2, 40)"),
+        ({"active": np.zeros((3, 80), np.int32)}, "active is (3, 80)"),
+        ({"active": np.zeros((3, 0, 40), np.int32)}, "active is (3, 0, 40)"),
+        ({"active": np.zeros((3, 2, 40))}, "active is float64"),
+        ({"active": np.full((3, 2, 40), -1)}, "active of en holds negative"),
+        ({"active": np.full((3, 2, 40), 8)}, "active of zh reaches 8, above the 7"),
+        ({"tokens": np.array([9, 8])}, "tokens is (2,)"),
+        ({"tokens": np.array([9, -8, 7])}, "tokens of de holds negative"),
+        ({"prefix_active": np.ones((3, 2, 39), np.int32)}, "prefix_active is (3, 2, 39)"),
+        ({"prefix_active": np.full((3, 2, 40), 2)}, "prefix_active of de reaches 2"),
+        ({"prefix_tokens": np.array([2, 8, 1])}, "no tokens of de"),
+        ({"active": np.array([{}, {}, {}])}, "pickled"),
+    ],
+)
+def test_what_cannot_be_counts(refused, tmp_path, changes, named):
+    message = refused("neurons", write(tmp_path, **changes))
+    assert "counts.npz" in message and named in message
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:2000])
+
+
+def spoil(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[600:700] = bytes(100)
+    file.write_bytes(content)
+
+
+def one_array(file: Path) -> None:
+    with file.open("wb") as stream:
+        np.save(stream, COUNTS["active"])
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (cut, "not a whole"),
+        (spoil, "not a whole"),
+        (one_array, "one array"),
+        (lambda file: file.write_text("{}"), "not a whole"),
+        (lambda file: file.write_bytes(b""), "not a whole"),
+        (lambda file: file.unlink(), "no such file"),
+        (lambda file: (file.unlink(), file.mkdir()), "a folder"),
+    ],
+)
+def test_what_is_no_npz_file(refused, tmp_path, change: Callable[[Path], object], named: str):
+    file = write(tmp_path)
+    change(file)
+    message = refused("neurons", file)
+    assert "counts.npz" in message and named in message
+
+
+@pytest.mark.parametrize(
+    ("flag", "named"),
+    [
+        ("--config.neurons.score=papper", "papper"),
+        ("--config.neurons.top_rate=0", "top_rate"),
+        ("--config.neurons.top_rate=1.5", "top_rate"),
+        ("--config.neurons.top_rate=nan", "top_rate"),
+        ("--config.neurons.top_rate=0.001", "none of 80"),
+    ],
+)
+def test_wrong_settings(refused, tmp_path, flag, named):
+    assert named in refused("neurons", write(tmp_path), flag)
+
+
+def test_one_file_is_needed(refused, tmp_path):
+    assert "one argument" in refused("neurons")
+    assert "one argument" in refused("neurons", write(tmp_path), write(tmp_path))
