@@ -98,13 +98,15 @@ def get_config() -> ConfigDict:
     config.generate.max_tokens = 0  # tokens an answer takes at most; 0: mgsm 600, msvamp 300, translation 256
 
     # probe.
-    config.probes = "logit_lens,pca"  # which probes run
+    config.probes = "logit_lens,pca"  # which probes run: these, neurons (counts), masking; comma-separated
     config.batch_size = 8  # prompts that run at once
 
-    # neurons.
+    # neurons, and the probe masking.
     config.neurons = ConfigDict()
     config.neurons.score = "code"  # the follow-up's score as in its code, as in its paper, or of lape (no lambda)
     config.neurons.top_rate = 0.01  # share of all neurons that is selected
+    config.neurons.selection = ""  # masking: the selection.npz whose neurons are switched off
+    config.neurons.masked = "related"  # masking: specific ones only, or those related to several languages too
 
     # plan.
     config.topology = ""  # TPU slices, comma-separated: v5e:4x4, v5p:2x2x1, ...

@@ -22,7 +22,7 @@ VERBS = {
         "tune on question pairs (files, or built from --config.data) into --config.out",
     ),
     "evaluate": ("evaluate.evaluate", "", "score labels on the tasks' test rows into --config.out"),
-    "probe": ("probe.probe", "", "logit lens and PCA of the emotion task's test rows into --config.out"),
+    "probe": ("probe.probe", "", "logit lens, PCA, neurons on the emotion task's test rows into --config.out"),
     "neurons": (
         "neurons.neurons",
         "FILE",

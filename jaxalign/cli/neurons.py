@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 
-from jaxalign.cli.loading import out_folder
+from jaxalign.cli.loading import chosen_languages, out_folder
 from jaxalign.cli.provenance import provenance
 from jaxalign.errors import InputError
 from jaxalign.probing.neuron_counts import read_counts
@@ -13,8 +14,10 @@ from jaxalign.probing.neurons import (
     SCORES,
     activation_probabilities,
     language_neurons,
+    read_selection,
     select_neurons,
     selection_document,
+    specific_neurons,
 )
 from jaxalign.probing.records import write_probe
 
@@ -46,3 +49,14 @@ def neurons(config: ConfigDict, paths: Sequence[str]) -> None:
     print(f"active in 0, 1, ... languages: {' '.join(map(str, document['histogram']))}")
     print(f"of a language: {', '.join(f'{code} {number}' for code, number in document['neurons'].items())}")
     print(f"selection: {out}")
+
+
+def neurons_to_mask(config: ConfigDict) -> dict[str, np.ndarray]:
+    """(layer, index) of the neurons of each language that the probe masking switches off."""
+    chosen = config.neurons
+    if chosen.masked not in ("specific", "related"):
+        raise InputError(f"--config.neurons.masked={chosen.masked}: choose specific or related")
+    if not chosen.selection:
+        raise InputError("--config.neurons.selection= is needed: the selection.npz that `jaxalign neurons` wrote")
+    own = read_selection(Path(chosen.selection), chosen_languages(config))
+    return specific_neurons(own) if chosen.masked == "specific" else own

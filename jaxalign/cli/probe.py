@@ -17,13 +17,17 @@ from jaxalign.cli.loading import (
     refuse_paths,
     split_list,
 )
+from jaxalign.cli.neurons import neurons_to_mask
 from jaxalign.cli.provenance import provenance
 from jaxalign.data.batches import round_up
 from jaxalign.data.tasks import parse_rows, read_task_rows
 from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import cell_keys
 from jaxalign.files import write_text
+from jaxalign.probing.activation_counts import write_neuron_counts
 from jaxalign.probing.logit_lens import write_logit_lens
+from jaxalign.probing.masking import passes, write_masking
+from jaxalign.probing.neurons import check_fits
 from jaxalign.probing.prompts import TASK, VARIANT, ProbeData
 from jaxalign.probing.representation import write_representation
 from jaxalign.probing.run import ProbeRun
@@ -31,7 +35,7 @@ from jaxalign.reporting import plots
 from jaxalign.reporting.figures import chosen_layers
 from jaxalign.reporting.results import PCA_AXES, read_lens, read_probe
 
-PROBES = ("logit_lens", "pca")
+PROBES = ("logit_lens", "pca", "neurons", "masking")
 SCATTERED = ("en", "de", "fr", "hi")
 """The languages of the study's PCA figure; those of them that are probed are drawn, or else the first four."""
 
@@ -56,6 +60,8 @@ def check_probe_settings(config: ConfigDict) -> None:
     rows = read_task_rows(folder, TASK, chosen_languages(config)[0], "test", parse_rows(config.rows))
     if "pca" in probes_of(config) and len(rows) < 3:
         raise InputError(f"--config.rows={config.rows}: pca needs at least 3 rows")
+    if "masking" in probes_of(config):
+        neurons_to_mask(config)
 
 
 def probes_of(config: ConfigDict) -> list[str]:
@@ -76,7 +82,10 @@ def probe_model(config: ConfigDict, model: Model) -> None:
     batch_size = round_up(config.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
     ready = merged(model, config.param_dtype)
     prompts = sum(len(read_task_rows(folder, TASK, language, "test", rows)) for language in languages)
-    with tqdm(total=prompts * len(probes), unit="prompt", disable=None) as progress:
+    times = {"masking": passes(len(languages))}
+    own = neurons_to_mask(config) if "masking" in probes else {}
+    check_fits(own, model.config.layers, model.config.mlp_dim)
+    with tqdm(total=prompts * sum(times.get(name, 1) for name in probes), unit="prompt", disable=None) as progress:
         run = ProbeRun(
             out,
             ready.decoder,
@@ -97,6 +106,12 @@ def probe_model(config: ConfigDict, model: Model) -> None:
             progress.set_description("pca")
             scattered = [code for code in SCATTERED if code in languages] or languages[:4]
             write_representation(run, scattered)
+        if "neurons" in probes:
+            progress.set_description("neuron counts")
+            write_neuron_counts(run)
+        if "masking" in probes:
+            progress.set_description("masking")
+            write_masking(run, own, config.seed)
     write_plots(out, Path(config.adapter).name or "base model")
     print(f"probes: {out}")
 

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 
 from jaxalign.errors import InputError
 from jaxalign.model.attention import Cache, init_cache, write
-from jaxalign.model.prompt_batches import PromptRunner, RunCounts, last_position
+from jaxalign.model.prompt_batches import EmptyFillerRunner, RunCounts, last_position
 from jaxalign.model.sharding import cache_shardings
 from jaxalign.model.transformer import Decoder
 
@@ -166,15 +166,6 @@ def with_room(cache: Cache, slots: int, mesh: Mesh) -> Cache:
     return lax.with_sharding_constraint(grown, cache_shardings({"cache": grown}, mesh)["cache"])
 
 
-class GenerationRunner(PromptRunner):
-    """A runner whose filler rows are finished from the start: they must not hold up a batch that has ended."""
-
-    def fill(self, prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-        tokens, lengths = super().fill(prompts)
-        lengths[len(prompts) :] = 0
-        return tokens, lengths
-
-
 class Generator:
     """Decodes prompts with one decoder: one program for each (rows, prompt bucket, most tokens) met."""
 
@@ -187,13 +178,16 @@ class Generator:
         """
         self.decoder, self.variables, self.mesh, self.batch_size = decoder, variables, mesh, batch_size
         self.counts = GenerationCounts()
-        self.runners: dict[int, GenerationRunner] = {}
+        self.runners: dict[int, EmptyFillerRunner] = {}
 
-    def runner(self, max_tokens: int) -> GenerationRunner:
-        """The runner of answers of at most so many tokens; all runners count together."""
+    def runner(self, max_tokens: int) -> EmptyFillerRunner:
+        """The runner of answers of at most so many tokens; all runners count together.
+
+        Filler rows are finished from the start: they must not hold up a batch that has ended.
+        """
         if max_tokens not in self.runners:
             function = partial(generate, self.decoder, max_tokens=max_tokens, mesh=self.mesh)
-            runner = GenerationRunner(function, self.variables, self.mesh, self.batch_size)
+            runner = EmptyFillerRunner(function, self.variables, self.mesh, self.batch_size)
             runner.counts = self.counts
             self.runners[max_tokens] = runner
         return self.runners[max_tokens]

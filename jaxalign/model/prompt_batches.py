@@ -9,7 +9,7 @@ Axis letters: B batch, T positions, D width.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,18 +27,23 @@ PromptFunction = Callable[[Any, jax.Array, jax.Array, Any], Any]
 
 
 def decode_prompts(
-    decoder: Decoder, variables: Any, tokens: jax.Array, lengths: jax.Array, tap: Callable[..., Any] | None = None
+    decoder: Decoder,
+    variables: Any,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    tap: Callable[..., Any] | None = None,
+    neuron_mask: jax.Array | None = None,
 ) -> DecoderOutput:
     """One forward pass over right-padded prompts.
 
     Args:
       tokens: int32 [B, T]; row b holds a prompt in its first `lengths[b]` positions.
       lengths: int32 [B], at least 1.
-      tap: as `Decoder.__call__` takes it.
+      tap, neuron_mask: as `Decoder.__call__` takes them.
     """
     positions = jax.lax.broadcasted_iota(jnp.int32, tokens.shape, 1)
     segment_ids = (positions < lengths[:, None]).astype(jnp.int32)
-    return decoder.apply(variables, tokens, positions, segment_ids, tap=tap)  # pyright: ignore[reportReturnType]
+    return decoder.apply(variables, tokens, positions, segment_ids, tap=tap, neuron_mask=neuron_mask)
 
 
 def last_position(states: jax.Array, lengths: jax.Array) -> jax.Array:
@@ -120,24 +125,32 @@ class PromptRunner:
         Raises:
           InputError: there is no prompt, or one is empty or longer than the model's positions.
         """
+        order, parts = [], []
+        for members, outputs in self.outputs(variables, prompts, extra):
+            parts.append(jax.device_get(outputs))
+            order += members
+            on_rows(len(members))
+        # Filler rows stand behind the last prompt, and batches are full before the last.
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays)[np.argsort(order)], *parts)
+
+    def outputs(
+        self, variables: Any, prompts: Sequence[Sequence[int]], extra: Any = ()
+    ) -> Iterator[tuple[list[int], Any]]:
+        """Per batch, the indices of its prompts and what the function returned, filler rows too, on the devices."""
         check_lengths([len(prompt) for prompt in prompts], self.max_positions)
         start = time.perf_counter()
         variables = self.place(variables)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
-        parts = []
         for first in range(0, len(order), self.batch_size):
             members = order[first : first + self.batch_size]
             tokens, lengths = self.fill([prompts[i] for i in members])
             with jax.set_mesh(self.mesh):
                 outputs = self.step(variables, *jax.device_put((tokens, lengths), self.by_row), extra)
-            parts.append(jax.device_get(outputs))
             self.counts.computed_positions += tokens.size
-            on_rows(len(members))
+            yield members, outputs
         self.counts.prompts += len(prompts)
         self.counts.prompt_tokens += sum(map(len, prompts))
         self.counts.seconds += time.perf_counter() - start
-        # Filler rows stand behind the last prompt, and batches are full before the last.
-        return jax.tree.map(lambda *arrays: np.concatenate(arrays)[np.argsort(order)], *parts)
 
     def place(self, variables: Any) -> Any:
         """The variables as the mesh holds them; those that lie there already are not copied."""
@@ -152,6 +165,15 @@ class PromptRunner:
         lengths = np.ones(rows, np.int32)
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
+        return tokens, lengths
+
+
+class EmptyFillerRunner(PromptRunner):
+    """A runner whose filler rows have length 0, for functions to which they must not be like prompts."""
+
+    def fill(self, prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+        tokens, lengths = super().fill(prompts)
+        lengths[len(prompts) :] = 0
         return tokens, lengths
 
 

@@ -15,12 +15,15 @@ is active in all languages.
 Axis letters: K languages, L layers, F feed-forward width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxalign.errors import InputError
+from jaxalign.files import read_npz
 from jaxalign.probing.neuron_counts import ActivationCounts
 
 SCORES = ("code", "paper", "lape")
@@ -141,6 +144,35 @@ def language_neurons(selection: Selection, language: int) -> np.ndarray:
     """
     of_some = selection.languages_active < len(selection.active)
     return np.argwhere(selection.selected & selection.active[language] & of_some).astype(np.int32)
+
+
+def read_selection(path: Path, languages: Sequence[str]) -> dict[str, np.ndarray]:
+    """The arrays of `selection.npz`, int [n, 2] each; one that is not, or a language without one, raises InputError."""
+    own = read_npz(path)
+    for code, pairs in own.items():
+        if pairs.dtype.kind not in "iu" or pairs.ndim != 2 or pairs.shape[1] != 2 or (pairs < 0).any():
+            raise InputError(f"{path}: {code} is {pairs.dtype} {pairs.shape}; pairs of (layer, index) are needed")
+    if missing := [code for code in languages if code not in own]:
+        raise InputError(f"{path}: no neurons of {', '.join(missing)}; it has {', '.join(own) or 'none'}")
+    return own
+
+
+def check_fits(own: Mapping[str, np.ndarray], layers: int, width: int) -> None:
+    """Refuses neurons that a model of so many layers and feed-forward units has not."""
+    for code, pairs in own.items():
+        if len(pairs) and (pairs.max(axis=0) >= [layers, width]).any():
+            layer, index = pairs.max(axis=0)
+            raise InputError(
+                f"selection of {code}: neurons up to layer {layer} and index {index}, the model has {layers} layers of "
+                f"{width}; take the selection of this model"
+            )
+
+
+def specific_neurons(own: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Of the arrays of a selection, the neurons that one language alone has."""
+    pairs, count = np.unique(np.concatenate(list(own.values())), axis=0, return_counts=True)
+    single = {tuple(pair) for pair in pairs[count == 1].tolist()}
+    return {code: array[[tuple(pair) in single for pair in array.tolist()]] for code, array in own.items()}
 
 
 def class_of(languages_active: np.ndarray, languages: int) -> np.ndarray:

@@ -26,3 +26,9 @@ def probe_prompts(data: ProbeData, language: str) -> tuple[list[TaskRow], list[l
     """The chosen rows of one language and the token ids of their prompts."""
     rows = read_task_rows(data.folder, TASK, language, "test", data.rows)
     return rows, [data.tokenizer.prompt_ids(few_shot_prompt(row, data.exemplars, VARIANT)) for row in rows]
+
+
+def probe_texts(data: ProbeData, language: str) -> tuple[list[TaskRow], list[list[int]]]:
+    """The chosen rows of one language and the token ids of their texts alone: no examples, no cue words."""
+    rows = read_task_rows(data.folder, TASK, language, "test", data.rows)
+    return rows, [data.tokenizer.prompt_ids("\n".join(row.fields)) for row in rows]

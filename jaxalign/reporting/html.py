@@ -19,6 +19,7 @@ from jaxalign.reporting.escaping import visible
 from jaxalign.reporting.figures import accuracy_plot, gain_plot, lens_section, representation_section, training_plot
 from jaxalign.reporting.gain_files import interval_text, notes, number_text, p_text
 from jaxalign.reporting.gains import CellGain, Gains, MeanGain, measure_gains
+from jaxalign.reporting.neurons import neuron_changes
 from jaxalign.reporting.results import Prediction, Results
 from jaxalign.reporting.runs import TrainingRun
 from jaxalign.reporting.tables import Comparison, block_title, cells_text, compare, language_title, percent, signed
@@ -111,6 +112,7 @@ def render(gains: Gains, command: str) -> str:
         training=training_plot(run) if run and (run.training or run.held_out) else None,
         lens=lens_section(comparison),
         representation=representation_section(comparison),
+        neurons=neuron_changes(comparison.before.folder, comparison.after.folder),
         sides=sides,
         timings={label: timing_facts(each) for label, each in sides.items()},
         versions=versions(comparison, sides),

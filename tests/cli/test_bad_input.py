@@ -45,6 +45,7 @@ def test_wrong_settings(refused, model_folder, flag, named):
         ("--config.tasks=snli", "emotion"),
         ("--config.rows=0:1", "rows"),
         ("--config.batch_size=0", "batch_size"),
+        ("--config.probes=masking", "--config.neurons.selection"),
     ],
 )
 def test_wrong_probe_settings(refused, model_folder, flag, named):

@@ -120,3 +120,49 @@ def test_wrong_settings(refused, tmp_path, flag, named):
 def test_one_file_is_needed(refused, tmp_path):
     assert "one argument" in refused("neurons")
     assert "one argument" in refused("neurons", write(tmp_path), write(tmp_path))
+
+
+CELLS = ("--config.languages=en,zh,th", "--config.rows=0:4")
+
+
+@pytest.fixture(scope="module")
+def probed(ok, model_folder, tmp_path_factory) -> Path:
+    """Counts, selection and masking of a tiny model on the mini set, as a user makes them."""
+    folder = tmp_path_factory.mktemp("neurons")
+    probe = ("probe", f"--config.model={model_folder}", *CELLS, f"--config.out={folder}")
+    ok(*probe, "--config.probes=neurons")
+    ok("neurons", folder / "neuron_counts.npz", f"--config.out={folder}", "--config.neurons.top_rate=0.5")
+    ok(*probe, "--config.probes=masking", f"--config.neurons.selection={folder / 'selection.npz'}")
+    return folder
+
+
+def test_counts_selection_and_masking(probed):
+    selection, masking = (json.loads((probed / f"{name}.json").read_text()) for name in ("selection", "masking"))
+    assert selection["selected"] == 24 and selection["language"] == masking["language"] == ["en", "zh", "th"]
+    assert masking["neurons"] == selection["neurons"] and sum(selection["neurons"].values()) > 0
+    with np.load(probed / "masking.npz") as arrays:
+        assert set(arrays) == set(masking["axes"])
+        assert arrays["log_perplexity_change"].shape == (3, 3, 3, 3) and np.isfinite(arrays["perplexity"]).all()
+
+
+@pytest.mark.parametrize(
+    ("own", "flag", "named"),
+    [
+        ({"en": [[0, 1]], "zh": [[0, 1]]}, "", "no neurons of th"),
+        ({"en": [[0, 1]], "zh": [[0, 1]], "th": [0, 1]}, "", "th is int64 (2,)"),
+        ({"en": [[0, 1]], "zh": [[0, 1]], "th": [[0, -1]]}, "", "pairs of (layer, index)"),
+        ({"en": [[0, 1]], "zh": [[0, 1]], "th": [[2, 1]]}, "", "the model has 2 layers of 24"),
+        ({"en": [[0, 24]], "zh": [[0, 1]], "th": [[0, 1]]}, "", "index 24, the model has 2 layers of 24"),
+        ({"en": [[0, 1]], "zh": [[0, 1]], "th": [[0, 1]]}, "--config.neurons.masked=all", "specific or related"),
+    ],
+)
+def test_what_cannot_be_masked(refused, model_folder, tmp_path, own, flag, named):
+    np.savez(tmp_path / "selection.npz", **{code: np.array(pairs) for code, pairs in own.items()})
+    chosen = ("--config.probes=masking", f"--config.neurons.selection={tmp_path / 'selection.npz'}")
+    message = refused("probe", f"--config.model={model_folder}", *CELLS, *chosen, flag or "--config.seed=1")
+    assert named in message
+
+
+def test_a_selection_that_is_not_there(refused, model_folder, tmp_path):
+    chosen = ("--config.probes=masking", f"--config.neurons.selection={tmp_path / 'selection.npz'}")
+    assert "no such file" in refused("probe", f"--config.model={model_folder}", *CELLS, *chosen)

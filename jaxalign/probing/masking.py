@@ -1,0 +1,199 @@
+"""What a language's neurons do: the perplexity of every language's texts with the neurons of each switched off.
+
+    selection ──► neuron mask [L, F] ──► decoder ──► nats per text ──► change of log perplexity [masked, measured]
+             └──► as many random others in each layer, the control
+
+Perplexity is exp(nats / tokens) over all tokens of the texts but each one's first. The follow-up (arXiv 2505.21505)
+measures another quantity, which is kept beside it; see `reference_perplexity`.
+
+Axis letters: K languages, R rows, B batch, T positions, L layers, F feed-forward width, V vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.errors import InputError
+from jaxalign.model.prompt_batches import PromptFunction, PromptRunner, decode_prompts
+from jaxalign.model.transformer import Decoder
+from jaxalign.probing.prompts import TASK, probe_texts
+from jaxalign.probing.records import write_probe
+from jaxalign.probing.run import ProbeRun
+from jaxalign.statistics import times_drawn
+
+POSITIONS = 8
+"""Of each row, that have logits at a time; every padded length is a multiple."""
+EFFECTS = ("language_neurons", "random_neurons", "difference")
+
+
+class TextNats(NamedTuple):
+    """Sums over the predicted tokens of each text, arrays [B] or [rows]."""
+
+    nats: Any
+    """float32: of the tokens themselves"""
+    likeliest_nats: Any
+    """float32: of the likeliest token, where that is another"""
+    mistaken: Any
+    """int32: how often it is another"""
+
+
+def nats_function(decoder: Decoder) -> PromptFunction:
+    """`TextNats` of a batch; `extra` is the neuron mask, float32 [L, F], 1 where a neuron stays."""
+
+    def nats(variables: Any, tokens: jax.Array, lengths: jax.Array, neuron_mask: jax.Array) -> TextNats:
+        hidden = decode_prompts(decoder, variables, tokens, lengths, neuron_mask=neuron_mask).hidden
+        predicted = jax.lax.broadcasted_iota(jnp.int32, tokens.shape, 1) < lengths[:, None] - 1
+
+        def by_chunk(array: jax.Array) -> jax.Array:
+            """[B, T, ...] -> [chunks, B, POSITIONS, ...]"""
+            return jnp.moveaxis(array.reshape(len(array), -1, POSITIONS, *array.shape[2:]), 1, 0)
+
+        def chunk_nats(chunk: tuple[jax.Array, jax.Array, jax.Array]) -> TextNats:
+            states, targets, counted = chunk
+            logits: Any = decoder.apply(variables, states, method="logits")
+            normaliser = jax.nn.logsumexp(logits, axis=-1)
+            own = normaliser - jnp.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0]
+            likeliest = normaliser - logits.max(axis=-1)
+            mistaken = counted & (logits.argmax(axis=-1) != targets)
+            return TextNats(
+                jnp.where(counted, own, 0.0).sum(axis=1),
+                jnp.where(mistaken, likeliest, 0.0).sum(axis=1),
+                mistaken.sum(axis=1, dtype=jnp.int32),
+            )
+
+        chunks = tuple(map(by_chunk, (hidden, jnp.roll(tokens, -1, axis=1), predicted)))
+        return jax.tree.map(lambda sums: sums.sum(axis=0), jax.lax.map(chunk_nats, chunks))
+
+    return nats
+
+
+def neuron_mask(pairs: np.ndarray, layers: int, width: int) -> np.ndarray:
+    """float32 [L, F], 0 at the (layer, index) of `pairs` int [n, 2], 1 elsewhere."""
+    mask = np.ones((layers, width), np.float32)
+    mask[pairs[:, 0], pairs[:, 1]] = 0
+    return mask
+
+
+def random_control(mask: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """A mask of as many neurons in each layer, drawn from those that the given one leaves (from all, if too few)."""
+    control = np.ones_like(mask)
+    for layer, row in enumerate(mask):
+        number, others = int((row == 0).sum()), np.flatnonzero(row)
+        pool = others if len(others) >= number else np.arange(len(row))
+        control[layer, random.choice(pool, number, replace=False)] = 0
+    return control
+
+
+def reference_perplexity(sums: TextNats, tokens: np.ndarray) -> float:
+    """The follow-up's "PPL": each text's mean over its tokens and, where that is another, the likeliest; then exp.
+
+    The likeliest token's nats are few, so it is lower than the perplexity, and may fall as that rises.
+    """
+    return float(np.exp(np.mean((sums.nats + sums.likeliest_nats) / (tokens + sums.mistaken))))
+
+
+def change_with_interval(differences: np.ndarray, tokens: np.ndarray, seed: int, resamples: int = 2000) -> np.ndarray:
+    """Change of the nats per token, and its 95 % percentile bootstrap interval over rows: float64 [3].
+
+    Args:
+      differences: nats of each row with a mask less those without, float [R].
+      tokens: predicted in each row, int [R].
+    """
+    drawn = times_drawn(np.random.default_rng(seed), len(tokens), resamples)
+    resampled = (drawn @ differences) / (drawn @ tokens)
+    return np.array([differences.sum() / tokens.sum(), *np.quantile(resampled, [0.025, 0.975])])
+
+
+def effects(nats: np.ndarray, tokens: np.ndarray, seed: int) -> np.ndarray:
+    """float64 [3, K, K, 3]: effect (see EFFECTS), masked language, measured language, (change, low, high).
+
+    Args:
+      nats: float [1 + 2K, K, R]: without a mask, with each language's, with each one's control.
+      tokens: int [K, R].
+    """
+    K = len(tokens)
+    own, control = nats[1 : K + 1] - nats[0], nats[K + 1 :] - nats[0]
+    return np.array(
+        [
+            [
+                [change_with_interval(differences[k, m], tokens[m], seed) for m in range(K)]
+                for k in range(len(differences))
+            ]
+            for differences in (own, control, own - control)
+        ]
+    )
+
+
+def passes(languages: int) -> int:
+    """How often every text is run: without a mask, with each language's, with each one's control."""
+    return 1 + 2 * languages
+
+
+def measure(
+    run: ProbeRun, runner: PromptRunner, variables: Any, language: str, masks: Sequence[np.ndarray]
+) -> tuple[list[TextNats], np.ndarray]:
+    """The sums of one language's texts under each mask, and how many tokens are predicted in each: int [R]."""
+    rows, prompts = probe_texts(run.data, language)
+    tokens = np.array([len(prompt) - 1 for prompt in prompts])
+    if not tokens.all():
+        raise InputError(
+            f"{language}, row {rows[int(np.argmin(tokens))].row}: a text of one token predicts nothing; leave it out"
+        )
+    sums = [runner(variables, prompts, jnp.asarray(mask), run.on_rows) for mask in masks]
+    if not np.isfinite([each.nats for each in sums]).all():
+        raise InputError(f"{language}: logits are not finite; check the weights, or compute in float32")
+    return sums, tokens
+
+
+def write_masking(run: ProbeRun, own: Mapping[str, np.ndarray], seed: int) -> dict[str, Any]:
+    """Masks each language's neurons in turn; writes `masking.npz` and, naming its axes, `masking.json`.
+
+    Args:
+      own: language -> (layer, index) of its neurons, int [n, 2], as `jaxalign neurons` writes them.
+      seed: of the random controls and of the bootstrap.
+
+    Returns:
+      The content of the JSON file.
+    """
+    config, languages = run.decoder.config, list(run.languages)
+    masked = [neuron_mask(own[language], config.layers, config.mlp_dim) for language in languages]
+    random = np.random.default_rng(seed)
+    controls = [random_control(mask, random) for mask in masked]
+    masks = [np.ones_like(masked[0]), *masked, *controls]
+    runner = run.runner(nats_function(run.decoder))
+    variables = runner.place(run.variables)
+    measured = [measure(run, runner, variables, language, masks) for language in languages]
+    nats = np.stack([[each.nats for each in sums] for sums, _ in measured], axis=1)
+    tokens = np.stack([tokens for _, tokens in measured])
+    reference = [[reference_perplexity(each, own_tokens) for each in sums] for sums, own_tokens in measured]
+    arrays = {
+        "nats": nats.astype(np.float32),
+        "tokens": tokens,
+        "perplexity": np.exp(nats.sum(axis=2, dtype=np.float64) / tokens.sum(axis=1)),
+        "reference_perplexity": np.array(reference).T,
+        "log_perplexity_change": effects(nats.astype(np.float64), tokens, seed),
+    }
+    document = {
+        "axes": {
+            "nats": ["mask", "language", "row"],
+            "tokens": ["language", "row"],
+            "perplexity": ["mask", "language"],
+            "reference_perplexity": ["mask", "language"],
+            "log_perplexity_change": ["effect", "masked_language", "language", "estimate"],
+        },
+        "language": languages,
+        "masked_language": languages,
+        "mask": ["none", *languages, *(f"random, as {language}" for language in languages)],
+        "effect": list(EFFECTS),
+        "estimate": ["change", "low", "high"],
+        "interval": "95 %, percentile bootstrap over rows",
+        "units": {"nats": "nats of a row's tokens together", "log_perplexity_change": "nats per token"},
+        "neurons": {language: len(own[language]) for language in languages},
+        "task": TASK.name,
+        **run.description,
+    }
+    write_probe(run.out, "masking", arrays, document)
+    return document
