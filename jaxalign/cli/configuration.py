@@ -110,6 +110,21 @@ def nearest_key(key: str, keys: Iterable[str]) -> str:
     return f"did you mean config.{near[0]}?" if near else "jaxalign VERB --help lists the keys"
 
 
+def config_with(settings: Mapping[str, Any]) -> ConfigDict:
+    """The base config with other values, given as {key: value} with groups as dicts, locked."""
+    config = load_config("base")
+    base, given = dict(leaves(config)), dict(leaves(ConfigDict(settings)))
+    for key, value in given.items():
+        if key not in base:
+            raise InputError(f"{key}: no such setting; {nearest_key(key, base)}")
+        if isinstance(base[key], float) and type(value) is int:
+            given[key] = float(value)
+        else:
+            check_type(key, value, base[key], "settings")
+    config.update_from_flattened_dict(given)
+    return config.lock()
+
+
 def override(config: ConfigDict, key: str, text: str) -> None:
     """Sets one dotted key to a value of the type it has; an unknown key is refused with the nearest one."""
     keys = dict(leaves(config))

@@ -1,0 +1,122 @@
+"""What the verbs do, from Python: `import jaxalign as ja`.
+
+    base = ja.load("MODEL")
+    ja.evaluate(base, "before", tasks="emotion", languages="en,de,sw")
+    ja.train(base, ["my_pairs.csv"], "run", epochs=1, batch={"length": 512})
+    ja.evaluate(ja.load("MODEL", adapter="run"), "after", tasks="emotion", languages="en,de,sw")
+    ja.compare("before", "after").means
+
+Settings are the keys of configs/base.py, groups as dicts; a wrong one raises InputError. Paths are str or Path. What is
+written is what the verbs write.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxalign import runtime
+from jaxalign.cli.configuration import config_with
+from jaxalign.cli.data import gather_pairs
+from jaxalign.cli.evaluate import check_settings, evaluate_model
+from jaxalign.cli.export import export as export_run
+from jaxalign.cli.loading import Model, load_model, run_folder
+from jaxalign.cli.probe import check_probe_settings, probe_model, probes_of
+from jaxalign.cli.provenance import command
+from jaxalign.cli.train import check_train_settings, train_model
+from jaxalign.cli.watch import check_watch_settings
+from jaxalign.data.pairs import QuestionPair
+from jaxalign.errors import InputError
+from jaxalign.files import local_path, read_json, read_npz
+from jaxalign.reporting.gains import Gains, measure_gains
+from jaxalign.reporting.html import write_report
+from jaxalign.reporting.results import Probe, Results, read_results
+from jaxalign.reporting.runs import TrainingRun, read_run
+from jaxalign.reporting.tables import compare as pair
+
+PathLike = str | Path
+FILE_OF = {"neurons": "neuron_counts"}
+"""The files of a probe that are not called as it is."""
+LOADED_WITH = ("model", "adapter", "dtype", "param_dtype", "mesh")
+"""Settings of `load`; the model that it returns keeps them."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model on its devices, and the settings that it was loaded with."""
+
+    model: Model
+    settings: Mapping[str, Any]
+
+    def config(self, out: PathLike, settings: Mapping[str, Any]) -> ConfigDict:
+        """The config of what is done with it; how a model is loaded was settled by `load`."""
+        if fixed := sorted(settings.keys() & set(LOADED_WITH)):
+            raise InputError(f"{fixed[0]} is a setting of ja.load")
+        return config_with({**self.settings, **settings, "out": str(out)})
+
+
+def load(model: PathLike, adapter: PathLike = "", **settings: Any) -> LoadedModel:
+    """A model folder, GGUF file or whatever else `--config.model` takes, tuned by an adapter or a training run.
+
+    Settings: dtype, param_dtype, mesh.
+    """
+    if others := sorted(settings.keys() - set(LOADED_WITH)):
+        raise InputError(f"{others[0]} is no setting of ja.load; it takes {', '.join(LOADED_WITH)}")
+    runtime.start()
+    loaded_with = {**settings, "model": str(model), "adapter": str(adapter)}
+    return LoadedModel(load_model(config_with(loaded_with)), loaded_with)
+
+
+def train(base: LoadedModel, pairs: Sequence[PathLike | QuestionPair], out: PathLike, **settings: Any) -> TrainingRun:
+    """Tunes on pairs, given as files or as records, into the run `out`; the same call again continues it."""
+    config = base.config(out, settings)
+    check_train_settings(config)
+    check_watch_settings(config)
+    records = [item for item in pairs if isinstance(item, QuestionPair)]
+    files = [str(item) for item in pairs if not isinstance(item, QuestionPair)]
+    train_model(config, base.model, records + (gather_pairs(config, files) if files else []), files)
+    return read_run(Path(run_folder(config)))
+
+
+def evaluate(model: LoadedModel, out: PathLike, **settings: Any) -> Results:
+    """Label scores of the tasks' test rows, and open answers, into the folder `out`."""
+    config = model.config(out, settings)
+    check_settings(config)
+    evaluate_model(config, model.model)
+    return read_results(Path(out))
+
+
+def probe(model: LoadedModel, out: PathLike, **settings: Any) -> dict[str, Probe]:
+    """The probes of the setting `probes` into the folder `out`: by name, their arrays and what these mean."""
+    config = model.config(out, settings)
+    check_probe_settings(config)
+    probe_model(config, model.model)
+    return {name: written_probe(Path(out), FILE_OF.get(name, name)) for name in probes_of(config)}
+
+
+def written_probe(folder: Path, name: str) -> Probe:
+    """What a probe has just written."""
+    return Probe(read_npz(folder / f"{name}.npz"), read_json(folder / f"{name}.json"))
+
+
+def compare(before: PathLike, *afters: PathLike) -> Gains:
+    """Gains of one or more evaluations over another, with tests and intervals."""
+    if not afters:
+        raise InputError("ja.compare takes two folders or more")
+    return measure_gains(pair(Path(before), *map(Path, afters)))
+
+
+def report(before: PathLike, *afters: PathLike, out: PathLike) -> Path:
+    """One HTML file of evaluations and probes before and after; its path."""
+    file = local_path(str(out))
+    write_report(Path(before), [Path(after) for after in afters], file, command())
+    return file
+
+
+def export(run: PathLike, out: PathLike, **settings: Any) -> Path:
+    """A run's adapter as a PEFT folder, or with format="merged" and model=... the whole model; its path."""
+    runtime.start()
+    export_run(config_with({**settings, "out": str(out)}), [str(run)])
+    return Path(out)

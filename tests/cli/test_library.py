@@ -1,0 +1,86 @@
+"""`import jaxalign as ja`: the verbs from Python, on a tiny model and the mini set."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import jaxalign as ja
+from jaxalign.data.pairs import QuestionPair, read_pairs
+from jaxalign.errors import InputError
+
+CELLS: dict[str, Any] = {"tasks": "emotion", "languages": "en,de,zh", "rows": "0:6"}
+TUNING: dict[str, Any] = {"steps": 3, "optimizer": {"learning_rate": 1e-2}, "batch": {"length": 64}}
+PAIRS = [QuestionPair(f"Frage {number}, bitte übersetzen", f"question {number}", "de", "en") for number in range(20)]
+
+
+@pytest.fixture(scope="module")
+def base(model_folder: Path) -> ja.LoadedModel:
+    return ja.load(model_folder)
+
+
+@pytest.fixture(scope="module")
+def folder(base: ja.LoadedModel, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """before/, run/ and after/."""
+    folder = tmp_path_factory.mktemp("library")
+    ja.evaluate(base, folder / "before", **CELLS)
+    ja.train(base, PAIRS, folder / "run", **TUNING)
+    ja.evaluate(ja.load(model_folder, adapter=folder / "run"), folder / "after", **CELLS)
+    return folder
+
+
+def test_import_loads_nothing_heavy():
+    code = "import sys, jaxalign; print(sorted({'jax', 'flax', 'transformers', 'numpy'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_what_is_written_is_what_the_verb_writes(ok, model_folder, folder, tmp_path):
+    flags = [f"--config.{key}={value}" for key, value in CELLS.items()]
+    ok("evaluate", f"--config.model={model_folder}", *flags, f"--config.out={tmp_path}")
+    assert (tmp_path / "predictions.jsonl").read_bytes() == (folder / "before" / "predictions.jsonl").read_bytes()
+
+
+def test_a_run_is_returned_as_it_was_recorded(base, folder):
+    assert json.loads((folder / "run" / "run.json").read_text())["steps"] == 3
+    again = ja.train(base, PAIRS, folder / "run", **TUNING)
+    assert [step for step, _ in again.training] == [1, 3] and set(again.languages) == {"de", "en"}
+
+
+def test_before_and_after_compare(folder):
+    gains = ja.compare(folder / "before", folder / "after")
+    assert [cell.row.key.language for cell in gains.cells] == ["en", "de", "zh"]
+    page = ja.report(folder / "before", folder / "after", out=folder / "report.html")
+    assert "Chinese" in page.read_text()
+
+
+def test_probes_come_back_as_arrays(base, tmp_path):
+    probes = ja.probe(base, tmp_path, probes="pca", languages="en,de", rows="0:4")
+    assert list(probes) == ["pca"] and probes["pca"].languages == ["en", "de"]
+    assert np.isfinite(probes["pca"].arrays["correlations"]).all()
+
+
+def test_files_are_read_as_pairs_are(tmp_path, base, folder):
+    languages = {"source_language": "de", "target_language": "en"}
+    rows = [{"source": pair.prompt, "target": pair.response, **languages} for pair in PAIRS]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert len(read_pairs([tmp_path / "pairs.jsonl"], "after")) == len(PAIRS)
+    run = ja.train(base, [tmp_path / "pairs.jsonl"], tmp_path / "run", steps=1, batch={"length": 128})
+    assert run.document["pairs"] > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"lenguages": "en"}, "lenguages: no such setting; did you mean config.languages"),
+        ({"batch": {"length": "long"}}, "batch.length = 'long': int is needed"),
+        ({"dtype": "bfloat16"}, "dtype is a setting of ja.load"),
+    ],
+)
+def test_wrong_settings_are_refused(base, tmp_path, settings, said):
+    with pytest.raises(InputError, match=said):
+        ja.evaluate(base, tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()
