@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +19,8 @@ COUNTS = {
 
 def write(folder: Path, **changes: np.ndarray | None) -> Path:
     """A file of COUNTS, some arrays changed or (None) left out."""
-    arrays = {name: array for name, array in {**COUNTS, **changes}.items() if array is not None}
-    np.savez(folder / "counts.npz", **arrays)  # pyright: ignore[reportArgumentType]
+    arrays: dict[str, Any] = {name: array for name, array in {**COUNTS, **changes}.items() if array is not None}
+    np.savez(folder / "counts.npz", **arrays)
     return folder / "counts.npz"
 
 
@@ -157,7 +158,8 @@ def test_counts_selection_and_masking(probed):
     ],
 )
 def test_what_cannot_be_masked(refused, model_folder, tmp_path, own, flag, named):
-    np.savez(tmp_path / "selection.npz", **{code: np.array(pairs) for code, pairs in own.items()})
+    arrays: dict[str, Any] = {code: np.array(pairs) for code, pairs in own.items()}
+    np.savez(tmp_path / "selection.npz", **arrays)
     chosen = ("--config.probes=masking", f"--config.neurons.selection={tmp_path / 'selection.npz'}")
     message = refused("probe", f"--config.model={model_folder}", *CELLS, *chosen, flag or "--config.seed=1")
     assert named in message
