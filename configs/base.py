@@ -98,7 +98,7 @@ def get_config() -> ConfigDict:
     config.generate.max_tokens = 0  # tokens an answer takes at most; 0: mgsm 600, msvamp 300, translation 256
 
     # probe.
-    config.probes = "logit_lens,pca"  # which probes run: these, neurons (counts), masking; comma-separated
+    config.probes = "logit_lens,pca"  # which probes run: these, neurons, masking, masked_accuracy; comma-separated
     config.batch_size = 8  # prompts that run at once
 
     # neurons, and the probe masking.

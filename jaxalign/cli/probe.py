@@ -6,7 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxalign.cli.evaluate import check_settings, settings, unreadable
+from jaxalign.cli.evaluate import check_settings, prompt_style, settings, unreadable
 from jaxalign.cli.loading import (
     Model,
     chosen_languages,
@@ -17,16 +17,18 @@ from jaxalign.cli.loading import (
     refuse_paths,
     split_list,
 )
+from jaxalign.cli.masked_accuracy import write_masked_accuracy
 from jaxalign.cli.neurons import neurons_to_mask
 from jaxalign.cli.provenance import provenance
 from jaxalign.data.batches import round_up
 from jaxalign.data.tasks import parse_rows, read_task_rows
 from jaxalign.errors import InputError
-from jaxalign.evaluation.cells import cell_keys
+from jaxalign.evaluation.cells import GridData, cell_keys
 from jaxalign.files import write_text
+from jaxalign.model.quantised import SCHEMES
 from jaxalign.probing.activation_counts import write_neuron_counts
 from jaxalign.probing.logit_lens import write_logit_lens
-from jaxalign.probing.masking import passes, write_masking
+from jaxalign.probing.masking import mask_names, write_masking
 from jaxalign.probing.neurons import check_fits
 from jaxalign.probing.prompts import TASK, VARIANT, ProbeData
 from jaxalign.probing.representation import write_representation
@@ -35,7 +37,9 @@ from jaxalign.reporting import plots
 from jaxalign.reporting.figures import chosen_layers
 from jaxalign.reporting.results import PCA_AXES, read_lens, read_probe
 
-PROBES = ("logit_lens", "pca", "neurons", "masking")
+PROBES = ("logit_lens", "pca", "neurons", "masking", "masked_accuracy")
+MASKING = {"masking", "masked_accuracy"}
+"""Those that read a selection of neurons."""
 SCATTERED = ("en", "de", "fr", "hi")
 """The languages of the study's PCA figure; those of them that are probed are drawn, or else the first four."""
 
@@ -60,8 +64,12 @@ def check_probe_settings(config: ConfigDict) -> None:
     rows = read_task_rows(folder, TASK, chosen_languages(config)[0], "test", parse_rows(config.rows))
     if "pca" in probes_of(config) and len(rows) < 3:
         raise InputError(f"--config.rows={config.rows}: pca needs at least 3 rows")
-    if "masking" in probes_of(config):
+    if MASKING.intersection(probes_of(config)):
         neurons_to_mask(config)
+    if "masked_accuracy" in probes_of(config) and config.param_dtype in SCHEMES:
+        raise InputError(
+            f"--config.param_dtype={config.param_dtype}: masked_accuracy needs weights as numbers; float32"
+        )
 
 
 def probes_of(config: ConfigDict) -> list[str]:
@@ -82,8 +90,8 @@ def probe_model(config: ConfigDict, model: Model) -> None:
     batch_size = round_up(config.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
     ready = merged(model, config.param_dtype)
     prompts = sum(len(read_task_rows(folder, TASK, language, "test", rows)) for language in languages)
-    times = {"masking": passes(len(languages))}
-    own = neurons_to_mask(config) if "masking" in probes else {}
+    times = dict.fromkeys(MASKING, len(mask_names(languages)))
+    own = neurons_to_mask(config) if MASKING.intersection(probes) else {}
     check_fits(own, model.config.layers, model.config.mlp_dim)
     with tqdm(total=prompts * sum(times.get(name, 1) for name in probes), unit="prompt", disable=None) as progress:
         run = ProbeRun(
@@ -112,6 +120,10 @@ def probe_model(config: ConfigDict, model: Model) -> None:
         if "masking" in probes:
             progress.set_description("masking")
             write_masking(run, own, config.seed)
+        if "masked_accuracy" in probes:
+            progress.set_description("masked accuracy")
+            asked = GridData(folder, exemplars, model.tokenizer, rows, prompt_style(config), config.seed)
+            write_masked_accuracy(run, own, asked, config.batch_tokens)
     write_plots(out, Path(config.adapter).name or "base model")
     print(f"probes: {out}")
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import InputError
+from jaxalign.model.config import ModelConfig
 from jaxalign.model.prompt_batches import PromptFunction, PromptRunner, decode_prompts
 from jaxalign.model.transformer import Decoder
 from jaxalign.probing.prompts import TASK, probe_texts
@@ -95,31 +96,31 @@ def reference_perplexity(sums: TextNats, tokens: np.ndarray) -> float:
     return float(np.exp(np.mean((sums.nats + sums.likeliest_nats) / (tokens + sums.mistaken))))
 
 
-def change_with_interval(differences: np.ndarray, tokens: np.ndarray, seed: int, resamples: int = 2000) -> np.ndarray:
-    """Change of the nats per token, and its 95 % percentile bootstrap interval over rows: float64 [3].
+def change_with_interval(differences: np.ndarray, counts: np.ndarray, seed: int, resamples: int = 2000) -> np.ndarray:
+    """Change of sum / count, and its 95 % percentile bootstrap interval over rows: float64 [3].
 
     Args:
-      differences: nats of each row with a mask less those without, float [R].
-      tokens: predicted in each row, int [R].
+      differences: the sum of each row with a mask less that without, float [R].
+      counts: of each row, int [R].
     """
-    drawn = times_drawn(np.random.default_rng(seed), len(tokens), resamples)
-    resampled = (drawn @ differences) / (drawn @ tokens)
-    return np.array([differences.sum() / tokens.sum(), *np.quantile(resampled, [0.025, 0.975])])
+    drawn = times_drawn(np.random.default_rng(seed), len(counts), resamples)
+    resampled = (drawn @ differences) / (drawn @ counts)
+    return np.array([differences.sum() / counts.sum(), *np.quantile(resampled, [0.025, 0.975])])
 
 
-def effects(nats: np.ndarray, tokens: np.ndarray, seed: int) -> np.ndarray:
+def effects(sums: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
     """float64 [3, K, K, 3]: effect (see EFFECTS), masked language, measured language, (change, low, high).
 
     Args:
-      nats: float [1 + 2K, K, R]: without a mask, with each language's, with each one's control.
-      tokens: int [K, R].
+      sums: float [1 + 2K, K, R], of each row with each mask of `mask_names`: nats, say, or right answers.
+      counts: int [K, R], of what they are sums: a row's predicted tokens, or 1.
     """
-    K = len(tokens)
-    own, control = nats[1 : K + 1] - nats[0], nats[K + 1 :] - nats[0]
+    K = len(counts)
+    own, control = sums[1 : K + 1] - sums[0], sums[K + 1 :] - sums[0]
     return np.array(
         [
             [
-                [change_with_interval(differences[k, m], tokens[m], seed) for m in range(K)]
+                [change_with_interval(differences[k, m], counts[m], seed) for m in range(K)]
                 for k in range(len(differences))
             ]
             for differences in (own, control, own - control)
@@ -127,9 +128,18 @@ def effects(nats: np.ndarray, tokens: np.ndarray, seed: int) -> np.ndarray:
     )
 
 
-def passes(languages: int) -> int:
-    """How often every text is run: without a mask, with each language's, with each one's control."""
-    return 1 + 2 * languages
+def mask_names(languages: Sequence[str]) -> list[str]:
+    """What every text is run with: no mask, each language's, each one's control."""
+    return ["none", *languages, *(f"random, as {language}" for language in languages)]
+
+
+def language_masks(
+    own: Mapping[str, np.ndarray], languages: Sequence[str], config: ModelConfig, seed: int
+) -> list[np.ndarray]:
+    """The masks of `mask_names`, float32 [L, F]; the controls depend on the seed alone."""
+    masked = [neuron_mask(own[language], config.layers, config.mlp_dim) for language in languages]
+    random = np.random.default_rng(seed)
+    return [np.ones_like(masked[0]), *masked, *(random_control(mask, random) for mask in masked)]
 
 
 def measure(
@@ -158,11 +168,8 @@ def write_masking(run: ProbeRun, own: Mapping[str, np.ndarray], seed: int) -> di
     Returns:
       The content of the JSON file.
     """
-    config, languages = run.decoder.config, list(run.languages)
-    masked = [neuron_mask(own[language], config.layers, config.mlp_dim) for language in languages]
-    random = np.random.default_rng(seed)
-    controls = [random_control(mask, random) for mask in masked]
-    masks = [np.ones_like(masked[0]), *masked, *controls]
+    languages = list(run.languages)
+    masks = language_masks(own, languages, run.decoder.config, seed)
     runner = run.runner(nats_function(run.decoder))
     variables = runner.place(run.variables)
     measured = [measure(run, runner, variables, language, masks) for language in languages]
@@ -186,7 +193,7 @@ def write_masking(run: ProbeRun, own: Mapping[str, np.ndarray], seed: int) -> di
         },
         "language": languages,
         "masked_language": languages,
-        "mask": ["none", *languages, *(f"random, as {language}" for language in languages)],
+        "mask": mask_names(languages),
         "effect": list(EFFECTS),
         "estimate": ["change", "low", "high"],
         "interval": "95 %, percentile bootstrap over rows",

@@ -5,8 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from jaxalign.cli.masked_accuracy import masked_params
+from tests import tiny_world
 
 COUNTS = {
     "languages": np.array(["en", "de", "zh"]),
@@ -123,7 +128,7 @@ def test_one_file_is_needed(refused, tmp_path):
     assert "one argument" in refused("neurons", write(tmp_path), write(tmp_path))
 
 
-CELLS = ("--config.languages=en,zh,th", "--config.rows=0:4")
+CELLS = ("--config.languages=en,de,fr", "--config.rows=0:4")
 
 
 @pytest.fixture(scope="module")
@@ -133,28 +138,54 @@ def probed(ok, model_folder, tmp_path_factory) -> Path:
     probe = ("probe", f"--config.model={model_folder}", *CELLS, f"--config.out={folder}")
     ok(*probe, "--config.probes=neurons")
     ok("neurons", folder / "neuron_counts.npz", f"--config.out={folder}", "--config.neurons.top_rate=0.5")
-    ok(*probe, "--config.probes=masking", f"--config.neurons.selection={folder / 'selection.npz'}")
+    ok(*probe, "--config.probes=masking,masked_accuracy", f"--config.neurons.selection={folder / 'selection.npz'}")
     return folder
 
 
 def test_counts_selection_and_masking(probed):
     selection, masking = (json.loads((probed / f"{name}.json").read_text()) for name in ("selection", "masking"))
-    assert selection["selected"] == 24 and selection["language"] == masking["language"] == ["en", "zh", "th"]
+    assert selection["selected"] == 24 and selection["language"] == masking["language"] == ["en", "de", "fr"]
     assert masking["neurons"] == selection["neurons"] and sum(selection["neurons"].values()) > 0
     with np.load(probed / "masking.npz") as arrays:
         assert set(arrays) == set(masking["axes"])
         assert arrays["log_perplexity_change"].shape == (3, 3, 3, 3) and np.isfinite(arrays["perplexity"]).all()
 
 
+def test_accuracy_without_a_mask_is_that_of_evaluate(ok, probed, model_folder, tmp_path):
+    document = json.loads((probed / "masked_accuracy.json").read_text())
+    with np.load(probed / "masked_accuracy.npz") as stored:
+        arrays = dict(stored)
+    assert set(arrays) == set(document["axes"]) and arrays["right"].shape == (7, 3, 4)
+    np.testing.assert_allclose(
+        arrays["accuracy_change"][0, ..., 0], arrays["accuracy"][1:4] - arrays["accuracy"][0], atol=1e-12
+    )
+    ok("evaluate", f"--config.model={model_folder}", *CELLS, f"--config.out={tmp_path}")
+    cells = json.loads((tmp_path / "results.json").read_text())["cells"]
+    assert arrays["accuracy"][0].tolist() == [cell["accuracy_corrected"] for cell in cells]
+
+
+def test_masked_parameters_are_a_mask_in_the_forward_pass():
+    decoder, variables = tiny_world.DECODER, jax.tree.map(jnp.asarray, tiny_world.variables())
+    mask = (np.random.default_rng(0).random((3, 24)) > 0.4).astype(np.float32)
+    tokens, positions = jnp.arange(1, 17)[None], jnp.arange(16)[None]
+    inputs = tokens, positions, jnp.ones_like(tokens)
+    apply = jax.jit(lambda variables, mask: decoder.apply(variables, *inputs, neuron_mask=mask).hidden)
+    whole = jnp.ones((3, 24))
+    expected = apply(variables, jnp.asarray(mask))
+    # The same sums, float32; without the mask they differ by some tenths.
+    np.testing.assert_allclose(apply({"params": masked_params(variables["params"], mask)}, whole), expected, atol=1e-5)
+    assert np.abs(apply(variables, whole) - expected).max() > 1e-2
+
+
 @pytest.mark.parametrize(
     ("own", "flag", "named"),
     [
-        ({"en": [[0, 1]], "zh": [[0, 1]]}, "", "no neurons of th"),
-        ({"en": [[0, 1]], "zh": [[0, 1]], "th": [0, 1]}, "", "th is int64 (2,)"),
-        ({"en": [[0, 1]], "zh": [[0, 1]], "th": [[0, -1]]}, "", "pairs of (layer, index)"),
-        ({"en": [[0, 1]], "zh": [[0, 1]], "th": [[2, 1]]}, "", "the model has 2 layers of 24"),
-        ({"en": [[0, 24]], "zh": [[0, 1]], "th": [[0, 1]]}, "", "index 24, the model has 2 layers of 24"),
-        ({"en": [[0, 1]], "zh": [[0, 1]], "th": [[0, 1]]}, "--config.neurons.masked=all", "specific or related"),
+        ({"en": [[0, 1]], "de": [[0, 1]]}, "", "no neurons of fr"),
+        ({"en": [[0, 1]], "de": [[0, 1]], "fr": [0, 1]}, "", "fr is int64 (2,)"),
+        ({"en": [[0, 1]], "de": [[0, 1]], "fr": [[0, -1]]}, "", "pairs of (layer, index)"),
+        ({"en": [[0, 1]], "de": [[0, 1]], "fr": [[2, 1]]}, "", "the model has 2 layers of 24"),
+        ({"en": [[0, 24]], "de": [[0, 1]], "fr": [[0, 1]]}, "", "index 24, the model has 2 layers of 24"),
+        ({"en": [[0, 1]], "de": [[0, 1]], "fr": [[0, 1]]}, "--config.neurons.masked=all", "specific or related"),
     ],
 )
 def test_what_cannot_be_masked(refused, model_folder, tmp_path, own, flag, named):
@@ -163,6 +194,13 @@ def test_what_cannot_be_masked(refused, model_folder, tmp_path, own, flag, named
     chosen = ("--config.probes=masking", f"--config.neurons.selection={tmp_path / 'selection.npz'}")
     message = refused("probe", f"--config.model={model_folder}", *CELLS, *chosen, flag or "--config.seed=1")
     assert named in message
+
+
+def test_quantised_weights_are_not_masked(refused, model_folder, tmp_path):
+    np.savez(tmp_path / "selection.npz", en=np.array([[0, 1]]), de=np.array([[0, 1]]), fr=np.array([[0, 1]]))
+    chosen = ("--config.probes=masked_accuracy", f"--config.neurons.selection={tmp_path / 'selection.npz'}")
+    message = refused("probe", f"--config.model={model_folder}", *CELLS, *chosen, "--config.param_dtype=nf4")
+    assert "param_dtype=nf4" in message
 
 
 def test_a_selection_that_is_not_there(refused, model_folder, tmp_path):

@@ -126,3 +126,8 @@ def test_general_neurons_belong_to_no_language():
 def test_counts_below_zero_are_zero():
     counts = ActivationCounts(["en", "de"], np.array([[[-3, 5]], [[11, 0]]], np.int32), np.array([10, 10]))
     np.testing.assert_allclose(activation_probabilities(counts), [[[0, 0.5]], [[1.1, 0]]], rtol=1e-6)
+
+
+def test_a_probability_at_the_threshold_is_not_active():
+    selection = select_neurons(np.full((2, 1, 20), 0.5, np.float32), "lape", rate=1.0)
+    assert selection.threshold == 0.5 and not selection.active.any()

@@ -1,0 +1,86 @@
+"""The accuracy of every language with the neurons of each switched off: where evaluation and probing meet."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.data.tasks import read_task_rows
+from jaxalign.evaluation.cells import CellKey, GridData, render_cell
+from jaxalign.evaluation.score_labels import Scorer
+from jaxalign.probing.masking import EFFECTS, effects, language_masks, mask_names
+from jaxalign.probing.prompts import TASK
+from jaxalign.probing.records import write_probe
+from jaxalign.probing.run import ProbeRun
+
+
+def masked_params(params: Any, mask: np.ndarray) -> Any:
+    """Parameters of a model in which the neurons at 0 in `mask` [L, F] do nothing: what they write is 0.
+
+    The same as a neuron mask in the forward pass, for programs that know of none. The projection is not quantised.
+    """
+
+    def masked(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        if not jax.tree_util.keystr(path, simple=True, separator="/").endswith("mlp/down_proj/kernel"):
+            return leaf
+        return leaf * jnp.asarray(mask, leaf.dtype)[:, :, None]
+
+    return jax.tree_util.tree_map_with_path(masked, params)
+
+
+def right_answers(run: ProbeRun, scorer: Scorer, data: GridData, masks: Sequence[np.ndarray]) -> np.ndarray:
+    """bool [masks, K, R]: rows that `prefix_mass` answers right, English answer words, corrected scoring."""
+    answers = []
+    for mask in masks:
+        variables = scorer.place({**run.variables, "params": masked_params(run.variables["params"], mask)})
+        right = []
+        for language in run.languages:
+            rows = read_task_rows(data.folder, TASK, language, "test", data.rows)
+            cell = render_cell(data, CellKey(TASK.name, language, "english"), rows)
+            scores = scorer.score(variables, cell.queries, list(cell.candidates.values()), run.on_rows)
+            gold = [TASK.classes.index(row.gold_class) for row in rows]
+            right.append(scores.prefix_mass.argmax(axis=1) == gold)
+        answers.append(right)
+    return np.array(answers)
+
+
+def write_masked_accuracy(
+    run: ProbeRun, own: Mapping[str, np.ndarray], data: GridData, batch_tokens: int
+) -> dict[str, Any]:
+    """Masks each language's neurons in turn; writes `masked_accuracy.npz` and, naming its axes, `masked_accuracy.json`.
+
+    Args:
+      own: language -> (layer, index) of its neurons, int [n, 2].
+      data: the rows; its seed is that of the random controls and of the bootstrap.
+      batch_tokens: as `Scorer` takes it.
+
+    Returns:
+      The content of the JSON file.
+    """
+    languages = list(run.languages)
+    masks = language_masks(own, languages, run.decoder.config, data.seed)
+    scorer = Scorer(run.decoder, run.variables, run.mesh, batch_tokens)
+    right = right_answers(run, scorer, data, masks)
+    change = effects(right.astype(np.float64), np.ones(right.shape[1:], np.int64), data.seed)
+    document = {
+        "axes": {
+            "right": ["mask", "language", "row"],
+            "accuracy": ["mask", "language"],
+            "accuracy_change": ["effect", "masked_language", "language", "estimate"],
+        },
+        "language": languages,
+        "masked_language": languages,
+        "mask": mask_names(languages),
+        "effect": list(EFFECTS),
+        "estimate": ["change", "low", "high"],
+        "interval": "95 %, percentile bootstrap over rows",
+        "neurons": {language: len(own[language]) for language in languages},
+        "task": TASK.name,
+        "variant": "english",
+        **run.description,
+    }
+    arrays = {"right": right, "accuracy": right.mean(axis=2), "accuracy_change": change}
+    write_probe(run.out, "masked_accuracy", arrays, document)
+    return document
