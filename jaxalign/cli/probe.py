@@ -35,6 +35,7 @@ from jaxalign.probing.representation import write_representation
 from jaxalign.probing.run import ProbeRun
 from jaxalign.reporting import plots
 from jaxalign.reporting.figures import chosen_layers
+from jaxalign.reporting.neuron_plots import MASKING_AXES, masking_heat_map
 from jaxalign.reporting.results import PCA_AXES, read_lens, read_probe
 
 PROBES = ("logit_lens", "pca", "neurons", "masking", "masked_accuracy")
@@ -129,7 +130,7 @@ def probe_model(config: ConfigDict, model: Model) -> None:
 
 
 def write_plots(out: Path, label: str) -> None:
-    """Draws what the probes left in `out`: logit_lens.svg, pca.svg and pca_correlations.svg."""
+    """Draws what the probes left in `out`: logit_lens.svg, pca.svg, pca_correlations.svg, masking.svg."""
     figures = {}
     if lens := read_lens(out):
         figures["logit_lens"] = plots.logit_lens({label: lens.arrays}, lens.languages)
@@ -138,5 +139,7 @@ def write_plots(out: Path, label: str) -> None:
         figures["pca"] = plots.pca_scatter({label: pca.arrays["points"]}, pca.document["scatter_language"], layers)
         if "en" in pca.languages and len(pca.languages) > 1:
             figures["pca_correlations"] = plots.correlation_heat_map({label: pca.arrays["correlations"]}, pca.languages)
+    if masking := read_probe(out, "masking", MASKING_AXES):
+        figures["masking"] = masking_heat_map(masking.arrays["log_perplexity_change"], masking.languages)
     for name, figure in figures.items():
         write_text(out / f"{name}.svg", plots.svg(figure, name))

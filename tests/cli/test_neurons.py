@@ -144,6 +144,7 @@ def probed(ok, model_folder, tmp_path_factory) -> Path:
 
 def test_counts_selection_and_masking(probed):
     selection, masking = (json.loads((probed / f"{name}.json").read_text()) for name in ("selection", "masking"))
+    assert (probed / "masking.svg").read_text().count("<svg") == 1
     assert selection["selected"] == 24 and selection["language"] == masking["language"] == ["en", "de", "fr"]
     assert masking["neurons"] == selection["neurons"] and sum(selection["neurons"].values()) > 0
     with np.load(probed / "masking.npz") as arrays:

@@ -1,0 +1,18 @@
+import numpy as np
+
+from jaxalign.reporting import plots
+from jaxalign.reporting.neuron_plots import masking_heat_map
+
+
+def test_masking_heat_map():
+    change = np.zeros((3, 2, 2, 3))
+    change[0, ..., 0] = [[0.4, -0.1], [0.0, 0.2]]
+    change[2, ..., 1:] = [[[0.1, 0.7], [-0.2, 0.1]], [[-0.1, 0.1], [-0.3, -0.1]]]
+    figure = masking_heat_map(change, ["en", "sw"])
+    own, control, _ = figure.axes
+    np.testing.assert_allclose(np.ravel(own.collections[0].get_array()), [0.4, -0.1, 0.0, 0.2])
+    assert not np.any(control.collections[0].get_array())
+    # Dots where the interval of the difference leaves out 0: (row, column) as (y, x).
+    assert own.collections[1].get_offsets().tolist() == [[0.5, 0.5], [1.5, 1.5]]
+    text = plots.svg(figure, "masking")
+    assert "sw Swahili" in text and "random neurons" in text
