@@ -1,46 +1,24 @@
 """Where languages lie in each layer: mean states of parallel prompts, joint PCA, correlations along its first axis.
 
-Layers are counted as transformers' `hidden_states`: k = 0 the embeddings, k = 1..L-1 after block k, k = L after block
-L and the final norm. Axis letters: B batch, T positions, L layers, D width.
+Layers are counted as in `capture`, 0 to L. Axis letters: L layers, D width.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 from jax.sharding import Mesh
 
 from jaxalign.errors import InputError
-from jaxalign.model.prompt_batches import PromptFunction, PromptRunner, decode_prompts
 from jaxalign.model.transformer import Decoder
-from jaxalign.probing.prompts import TASK, VARIANT, ProbeData, probe_prompts
+from jaxalign.probing.capture import Capture, capture_languages
+from jaxalign.probing.prompts import TASK, VARIANT, ProbeData
 from jaxalign.probing.records import write_probe
 
-
-def mean_states_function(decoder: Decoder) -> PromptFunction:
-    """States averaged over all positions of each prompt, BOS included: float32 [B, L + 1, D]."""
-
-    def mean_states(variables: Any, tokens: jax.Array, lengths: jax.Array, extra: Any) -> jax.Array:
-        real = jax.lax.broadcasted_iota(jnp.int32, tokens.shape, 1) < lengths[:, None]
-
-        def mean(states: jax.Array) -> jax.Array:
-            kept = jnp.where(real[:, :, None], states.astype(jnp.float32), 0.0)
-            return kept.sum(axis=1) / lengths[:, None].astype(jnp.float32)
-
-        def tap(layer: jax.Array, hidden: jax.Array, gate: jax.Array) -> jax.Array:
-            return mean(hidden)
-
-        output = decode_prompts(decoder, variables, tokens, lengths, tap)
-        embeddings: Any = decoder.apply(variables, tokens, method="embed")
-        states = [mean(embeddings)[None], output.taps[:-1], mean(output.hidden)[None]]
-        return jnp.moveaxis(jnp.concatenate(states), 0, 1)
-
-    return mean_states
+WHOLE_PROMPTS = Capture(layers=None, position="prompt_mean")
+"""What the study analyses: every layer, averaged over all positions of a prompt, BOS included."""
 
 
 class Projection(NamedTuple):
@@ -85,25 +63,6 @@ def language_correlations(states: np.ndarray) -> np.ndarray:
     return np.corrcoef(first).reshape(languages, languages)
 
 
-def language_states(
-    runner: PromptRunner,
-    variables: Any,
-    data: ProbeData,
-    language: str,
-    on_rows: Callable[[int], object] = lambda rows: None,
-) -> tuple[list[int], np.ndarray]:
-    """Row numbers and mean states [rows, L + 1, D] of one language; `runner` holds `mean_states_function`."""
-    rows, prompts = probe_prompts(data, language)
-    states = runner(variables, prompts, (), on_rows)
-    finite = np.isfinite(states).all(axis=(1, 2))
-    if not finite.all():
-        raise InputError(
-            f"{language}, row {rows[int(np.argmin(finite))].row}: hidden states are not finite; "
-            "check the weights, or compute in float32"
-        )
-    return [row.row for row in rows], states
-
-
 def pca_arrays(states: np.ndarray, scatter: Sequence[int]) -> dict[str, np.ndarray]:
     """All that `pca.npz` holds, float32.
 
@@ -146,16 +105,12 @@ def write_representation(
     missing = [language for language in scatter_languages if language not in languages]
     if missing or not scatter_languages:
         raise InputError(f"pca: scatter languages {', '.join(missing) or '(none)'} are not among the probed")
-    runner = PromptRunner(mean_states_function(decoder), variables, mesh, batch_size, decoder.config.max_positions)
-    variables = runner.place(variables)
-    probed = {language: language_states(runner, variables, data, language, on_rows) for language in languages}
-    for (first, (first_rows, _)), (second, (second_rows, _)) in pairwise(probed.items()):
-        if first_rows != second_rows:
-            raise InputError(f"pca: {first} and {second} have different rows; PCA compares the same rows")
-    rows = next(iter(probed.values()))[0]
+    captured = capture_languages(decoder, variables, mesh, data, languages, WHOLE_PROMPTS, batch_size, on_rows)
+    probed = list(captured)
+    rows = probed[0].rows
     if len(rows) < 3:
         raise InputError(f"pca: {len(rows)} rows of each language are too few to correlate; take at least 3")
-    states = np.stack([states for _, states in probed.values()])
+    states = np.stack([each.states for each in probed])
     arrays = pca_arrays(states, [list(languages).index(language) for language in scatter_languages])
     document = {
         "axes": {
