@@ -92,8 +92,11 @@ def get_config() -> ConfigDict:
     config.generate.max_tokens = 0  # tokens an answer takes at most; 0: mgsm 600, msvamp 300, translation 256
 
     # probe.
-    config.probes = "logit_lens,pca"  # which probes run
+    config.probes = "logit_lens,pca"  # which probes run: logit_lens, pca, geometry; comma-separated
     config.batch_size = 8  # prompts that run at once
+    config.capture = ConfigDict()  # which hidden states geometry compares
+    config.capture.layers = "all"  # numbers, 0 (embeddings) to the number of blocks, comma-separated; or all
+    config.capture.position = "query_mean"  # last, prompt_mean, query_mean, or a number (-2: the last but one)
 
     # plan.
     config.topology = ""  # TPU slices, comma-separated: v5e:4x4, v5p:2x2x1, ...

@@ -23,14 +23,16 @@ from jaxalign.data.tasks import parse_rows, read_task_rows
 from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import cell_keys
 from jaxalign.files import write_text
+from jaxalign.probing.capture import Capture, captured_layers, parse_capture
+from jaxalign.probing.geometry import check_languages, write_geometry
 from jaxalign.probing.logit_lens import write_logit_lens
 from jaxalign.probing.prompts import TASK, VARIANT, ProbeData
 from jaxalign.probing.representation import write_representation
 from jaxalign.reporting import plots
 from jaxalign.reporting.figures import chosen_layers
-from jaxalign.reporting.results import PCA_AXES, read_lens, read_probe
+from jaxalign.reporting.results import PCA_AXES, read_geometry, read_lens, read_probe
 
-PROBES = ("logit_lens", "pca")
+PROBES = ("logit_lens", "pca", "geometry")
 SCATTERED = ("en", "de", "fr", "hi")
 """The languages of the study's PCA figure; those of them that are probed are drawn, or else the first four."""
 
@@ -53,8 +55,12 @@ def check_probe_settings(config: ConfigDict) -> None:
         raise errors[0]
     folder, _ = evaluation_data(config)
     rows = read_task_rows(folder, TASK, chosen_languages(config)[0], "test", parse_rows(config.rows))
-    if "pca" in probes_of(config) and len(rows) < 3:
-        raise InputError(f"--config.rows={config.rows}: pca needs at least 3 rows")
+    compared = {"pca", "geometry"}.intersection(probes_of(config))
+    if compared and len(rows) < 3:
+        raise InputError(f"--config.rows={config.rows}: {' and '.join(sorted(compared))}: at least 3 rows are needed")
+    capture_of(config)
+    if "geometry" in compared:
+        check_languages(chosen_languages(config))
 
 
 def probes_of(config: ConfigDict) -> list[str]:
@@ -65,10 +71,21 @@ def probes_of(config: ConfigDict) -> list[str]:
     return probes
 
 
+def capture_of(config: ConfigDict) -> Capture:
+    """`config.capture`; whether the model has its layers is not known here."""
+    try:
+        return parse_capture(config.capture.layers, config.capture.position)
+    except InputError as error:
+        raise InputError(f"--config.capture: {error}") from None
+
+
 def probe_model(config: ConfigDict, model: Model) -> None:
     """`probe` with a model at hand."""
     out, probes, languages = out_folder(config), probes_of(config), chosen_languages(config)
     folder, exemplars = evaluation_data(config)
+    capture = capture_of(config)
+    if "geometry" in probes:
+        captured_layers(capture, model.config.layers)
     rows = parse_rows(config.rows)
     data = ProbeData(folder, exemplars, model.tokenizer, rows)
     description = settings(config, model) | {"tuned_on": model.tuned_on} | provenance(config)
@@ -86,12 +103,15 @@ def probe_model(config: ConfigDict, model: Model) -> None:
             progress.set_description("pca")
             scattered = [code for code in SCATTERED if code in languages] or languages[:4]
             write_representation(*common, scattered, batch_size, description, progress.update)
+        if "geometry" in probes:
+            progress.set_description("geometry")
+            write_geometry(*common, capture, batch_size, description, progress.update)
     write_plots(out, Path(config.adapter).name or "base model")
     print(f"probes: {out}")
 
 
 def write_plots(out: Path, label: str) -> None:
-    """Draws what the probes left in `out`: logit_lens.svg, pca.svg and pca_correlations.svg."""
+    """Draws what the probes left in `out`: logit_lens.svg, pca.svg, pca_correlations.svg and geometry.svg."""
     figures = {}
     if lens := read_lens(out):
         figures["logit_lens"] = plots.logit_lens({label: lens.arrays}, lens.languages)
@@ -100,5 +120,7 @@ def write_plots(out: Path, label: str) -> None:
         figures["pca"] = plots.pca_scatter({label: pca.arrays["points"]}, pca.document["scatter_language"], layers)
         if "en" in pca.languages and len(pca.languages) > 1:
             figures["pca_correlations"] = plots.correlation_heat_map({label: pca.arrays["correlations"]}, pca.languages)
+    if geometry := read_geometry(out):
+        figures["geometry"] = plots.geometry({label: geometry.arrays}, geometry.languages, geometry.document["layer"])
     for name, figure in figures.items():
         write_text(out / f"{name}.svg", plots.svg(figure, name))
