@@ -29,9 +29,8 @@ GEOMETRY_AXES = {
 
 
 def centred(states: np.ndarray) -> np.ndarray:
-    """Rows minus their mean, float64 [n, D]; exactly 0 where they differ by rounding alone."""
-    rest = states.astype(np.float64) - states.mean(axis=0, dtype=np.float64)
-    return rest if np.abs(rest).max() > 1e-12 * np.abs(states).max() else np.zeros_like(rest)
+    """Rows minus their mean, float64 [n, D]; exactly 0 where float32 rows are equal, whose sum float64 holds."""
+    return states.astype(np.float64) - states.mean(axis=0, dtype=np.float64)
 
 
 class Cka(NamedTuple):
