@@ -112,19 +112,20 @@ def ours(folder: Path, probe: str, size: int) -> Way:
     from jaxalign.model.prompt_batches import PromptRunner
     from jaxalign.model.transformer import Decoder
     from jaxalign.model.weights import place_on
+    from jaxalign.probing.capture import capture_function
     from jaxalign.probing.logit_lens import lens_function
-    from jaxalign.probing.representation import mean_states_function
     from jaxalign.runtime import make_mesh
 
     config, mesh = read_config(folder), make_mesh(1, -1, 1)
     variables = {"params": load_params(folder, config, jnp.float32, place_on(mesh))}
     decoder = Decoder(config)
-    function = {"lens": lens_function, "states": mean_states_function}[probe](decoder)
+    every = range(config.layers + 1)
+    function = lens_function(decoder) if probe == "lens" else capture_function(decoder, every, "prompt_mean")
     runner = PromptRunner(function, variables, mesh, size)
 
     def run(cell: Cell) -> np.ndarray:
         if probe == "states":
-            return runner(variables, cell["prompts"])
+            return runner(variables, cell["prompts"], np.zeros(0, np.int32))
         masses, entropy, _ = runner(variables, cell["prompts"], pad_label_sets(cell["label_sets"]))
         return np.concatenate([masses[:, :, : len(cell["label_sets"])], entropy[:, :, None]], axis=2)
 

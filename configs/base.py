@@ -81,7 +81,7 @@ def get_config() -> ConfigDict:
     config.nonfinite = "stop"  # a loss or gradient that is not finite: stop the run, or skip that update
 
     # train: what is watched on a few test rows of `data` meanwhile, beside the loss in metrics.jsonl.
-    config.watch = ""  # accuracy (of `tasks` and `variants`), logit_lens, pca; comma-separated, or none
+    config.watch = ""  # accuracy (of `tasks` and `variants`), logit_lens, pca, geometry; comma-separated
     config.watch_every = 50  # steps between looks
     config.watch_rows = "0:20"  # START:STOP of each test file
     config.watch_languages = "all"  # codes, comma-separated, or all
@@ -98,8 +98,11 @@ def get_config() -> ConfigDict:
     config.generate.max_tokens = 0  # tokens an answer takes at most; 0: mgsm 600, msvamp 300, translation 256
 
     # probe.
-    config.probes = "logit_lens,pca"  # which probes run: these, neurons, masking, masked_accuracy; comma-separated
+    config.probes = "logit_lens,pca"  # which run: these, geometry, neurons, masking, masked_accuracy; comma-separated
     config.batch_size = 8  # prompts that run at once
+    config.capture = ConfigDict()  # which hidden states geometry compares
+    config.capture.layers = "all"  # numbers, 0 (embeddings) to the number of blocks, comma-separated; or all
+    config.capture.position = "query_mean"  # last, prompt_mean, query_mean, or a number (-2: the last but one)
 
     # neurons, and the probe masking.
     config.neurons = ConfigDict()

@@ -62,11 +62,46 @@ def bootstrap_interval(
     Returns:
       (low, high).
     """
-    if values.ndim != 1 or values.size == 0:
+    if values.ndim != 1:
         raise ValueError(f"values of shape {values.shape}")
-    means = resampled_means(values.astype(np.float64), resamples, seed)
-    low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
-    return float(low), float(high)
+    low, high = bootstrap_intervals(values, resamples=resamples, seed=seed, level=level).tolist()
+    return low, high
+
+
+def bootstrap_intervals(values: np.ndarray, *, resamples: int = 2000, seed: int = 0, level: float = 0.95) -> np.ndarray:
+    """`bootstrap_interval` of many means over the same rows, which are drawn together.
+
+    Args:
+      values: bool or float [..., n], n >= 1.
+
+    Returns:
+      float64 [..., 2], low and high.
+    """
+    if values.size == 0:
+        raise ValueError(f"values of shape {values.shape}")
+    counts = times_drawn(np.random.default_rng(seed), values.shape[-1], resamples)
+    means = values.astype(np.float64) @ counts.T / values.shape[-1]
+    return np.moveaxis(np.quantile(means, [0.5 - level / 2, 0.5 + level / 2], axis=-1), 0, -1)
+
+
+def sign_flip_p_values(differences: np.ndarray, *, flips: int = 4999, seed: int = 0) -> np.ndarray:
+    """Two-sided p-values of paired means: could before and after be exchanged in every row (Fisher 1935)?
+
+    Where they could, each row's difference has either sign with equal chance. The p-value is the share of random flips
+    whose mean is as far from 0 as the one found, which counts among them (so it is at least 1 / (flips + 1)).
+
+    Args:
+      differences: float [..., n], after minus before; the same flips for all means.
+
+    Returns:
+      float64 [...]; 1 where all differences are 0.
+    """
+    count = differences.shape[-1]
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(count, flips))
+    found = np.abs(differences.astype(np.float64).sum(axis=-1, keepdims=True))
+    # Sums that are equal on paper differ in their last digits.
+    as_far = np.abs(differences @ signs) >= found * (1 - 1e-9) - 1e-12
+    return (1 + as_far.sum(axis=-1)) / (flips + 1)
 
 
 class McNemar(NamedTuple):

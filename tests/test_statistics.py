@@ -4,7 +4,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import binomtest, bootstrap, false_discovery_control, ttest_1samp
+from scipy.stats import binomtest, bootstrap, false_discovery_control, permutation_test, ttest_1samp
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.contingency_tables import mcnemar
@@ -14,12 +14,14 @@ from statsmodels.stats.proportion import proportion_confint
 from jaxalign.statistics import (
     benjamini_hochberg,
     bootstrap_interval,
+    bootstrap_intervals,
     crossed_bootstrap,
     holm,
     mcnemar_exact,
     mean_and_half_width,
     resampled_means,
     seed_deviation,
+    sign_flip_p_values,
     smallest_detectable_difference,
     variance_parts,
     wilson_interval,
@@ -74,6 +76,31 @@ def test_bootstrap_interval_is_scipys_percentile_interval(level: float):
         step = 1 / len(values) if values.dtype == bool else 0
         expected = scipys.confidence_interval.low, scipys.confidence_interval.high
         assert found == pytest.approx(expected, abs=0.1 * scipys.standard_error + step)
+
+
+def test_many_bootstrap_intervals_are_those_of_each():
+    values = np.random.default_rng(3).normal(size=(2, 3, 25))
+    found = bootstrap_intervals(values, resamples=300, seed=4)
+    each = [[bootstrap_interval(row, resamples=300, seed=4) for row in rows] for rows in values]
+    np.testing.assert_allclose(found, each, rtol=1e-12)
+    with pytest.raises(ValueError):
+        bootstrap_intervals(np.zeros((2, 0)))
+
+
+def test_sign_flips_are_scipys_exact_permutation_test():
+    differences = np.random.default_rng(5).normal([[0.0], [0.5], [1.0], [1.5]], size=(4, 9))
+    # All 512 ways to flip nine signs.
+    exact = [permutation_test((row,), np.mean, permutation_type="samples").pvalue for row in differences]
+    # Of 20,000 random flips: three standard errors are 0.011 at most.
+    np.testing.assert_allclose(sign_flip_p_values(differences, flips=20_000), exact, atol=0.011)
+    assert min(exact) < 0.05 and max(exact) > 0.2
+
+
+def test_sign_flips_of_equal_and_of_no_differences():
+    np.testing.assert_array_equal(sign_flip_p_values(np.zeros((2, 6))), [1, 1])
+    # Only the two flips that turn all or none of ten reach the mean: 2 of 1,024.
+    assert sign_flip_p_values(np.full(10, 0.1), flips=20_000) == pytest.approx(2 / 1024, abs=0.001)
+    assert sign_flip_p_values(np.ones(40), flips=99) == pytest.approx(0.01)
 
 
 def test_bootstrap_interval_follows_its_seed():

@@ -27,6 +27,8 @@ from jaxalign.evaluation.cells import GridData, cell_keys
 from jaxalign.files import write_text
 from jaxalign.model.quantised import SCHEMES
 from jaxalign.probing.activation_counts import write_neuron_counts
+from jaxalign.probing.capture import Capture, captured_layers, parse_capture
+from jaxalign.probing.geometry import check_languages, write_geometry
 from jaxalign.probing.logit_lens import write_logit_lens
 from jaxalign.probing.masking import mask_names, write_masking
 from jaxalign.probing.neurons import check_fits
@@ -36,9 +38,9 @@ from jaxalign.probing.run import ProbeRun
 from jaxalign.reporting import plots
 from jaxalign.reporting.figures import chosen_layers
 from jaxalign.reporting.neuron_plots import MASKING_AXES, masking_heat_map
-from jaxalign.reporting.results import PCA_AXES, read_lens, read_probe
+from jaxalign.reporting.results import PCA_AXES, read_geometry, read_lens, read_probe
 
-PROBES = ("logit_lens", "pca", "neurons", "masking", "masked_accuracy")
+PROBES = ("logit_lens", "pca", "geometry", "neurons", "masking", "masked_accuracy")
 MASKING = {"masking", "masked_accuracy"}
 """Those that read a selection of neurons."""
 SCATTERED = ("en", "de", "fr", "hi")
@@ -63,14 +65,18 @@ def check_probe_settings(config: ConfigDict) -> None:
         raise errors[0]
     folder, _ = evaluation_data(config)
     rows = read_task_rows(folder, TASK, chosen_languages(config)[0], "test", parse_rows(config.rows))
-    if "pca" in probes_of(config) and len(rows) < 3:
-        raise InputError(f"--config.rows={config.rows}: pca needs at least 3 rows")
     if MASKING.intersection(probes_of(config)):
         neurons_to_mask(config)
     if "masked_accuracy" in probes_of(config) and config.param_dtype in SCHEMES:
         raise InputError(
             f"--config.param_dtype={config.param_dtype}: masked_accuracy needs weights as numbers; float32"
         )
+    compared = {"pca", "geometry"}.intersection(probes_of(config))
+    if compared and len(rows) < 3:
+        raise InputError(f"--config.rows={config.rows}: {' and '.join(sorted(compared))}: at least 3 rows are needed")
+    capture_of(config)
+    if "geometry" in compared:
+        check_languages(chosen_languages(config))
 
 
 def probes_of(config: ConfigDict) -> list[str]:
@@ -81,10 +87,21 @@ def probes_of(config: ConfigDict) -> list[str]:
     return probes
 
 
+def capture_of(config: ConfigDict) -> Capture:
+    """`config.capture`; whether the model has its layers is not known here."""
+    try:
+        return parse_capture(config.capture.layers, config.capture.position)
+    except InputError as error:
+        raise InputError(f"--config.capture: {error}") from None
+
+
 def probe_model(config: ConfigDict, model: Model) -> None:
     """`probe` with a model at hand."""
     out, probes, languages = out_folder(config), probes_of(config), chosen_languages(config)
     folder, exemplars = evaluation_data(config)
+    capture = capture_of(config)
+    if "geometry" in probes:
+        captured_layers(capture, model.config.layers)
     rows = parse_rows(config.rows)
     data = ProbeData(folder, exemplars, model.tokenizer, rows)
     description = settings(config, model) | {"tuned_on": model.tuned_on} | provenance(config)
@@ -115,6 +132,9 @@ def probe_model(config: ConfigDict, model: Model) -> None:
             progress.set_description("pca")
             scattered = [code for code in SCATTERED if code in languages] or languages[:4]
             write_representation(run, scattered)
+        if "geometry" in probes:
+            progress.set_description("geometry")
+            write_geometry(run, capture)
         if "neurons" in probes:
             progress.set_description("neuron counts")
             write_neuron_counts(run)
@@ -130,7 +150,7 @@ def probe_model(config: ConfigDict, model: Model) -> None:
 
 
 def write_plots(out: Path, label: str) -> None:
-    """Draws what the probes left in `out`: logit_lens.svg, pca.svg, pca_correlations.svg, masking.svg."""
+    """Draws what the probes left in `out`, each as NAME.svg."""
     figures = {}
     if lens := read_lens(out):
         figures["logit_lens"] = plots.logit_lens({label: lens.arrays}, lens.languages)
@@ -141,5 +161,7 @@ def write_plots(out: Path, label: str) -> None:
             figures["pca_correlations"] = plots.correlation_heat_map({label: pca.arrays["correlations"]}, pca.languages)
     if masking := read_probe(out, "masking", MASKING_AXES):
         figures["masking"] = masking_heat_map(masking.arrays["log_perplexity_change"], masking.languages)
+    if geometry := read_geometry(out):
+        figures["geometry"] = plots.geometry({label: geometry.arrays}, geometry.languages, geometry.document["layer"])
     for name, figure in figures.items():
         write_text(out / f"{name}.svg", plots.svg(figure, name))

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,17 +11,21 @@ from ml_collections import ConfigDict
 
 from jaxalign.cli.evaluate import chosen_cells, prompt_style, unreadable
 from jaxalign.cli.loading import Model, chosen_languages, evaluation_data, split_list
+from jaxalign.cli.probe import capture_of
 from jaxalign.data.batches import round_up
 from jaxalign.data.tasks import TASKS, parse_rows, read_task_rows
 from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import GridData, cell_keys, render_cell
 from jaxalign.evaluation.records import best_class
 from jaxalign.evaluation.score_labels import Scorer
-from jaxalign.model.prompt_batches import PromptRunner
 from jaxalign.model.transformer import Decoder
+from jaxalign.probing.capture import prepared_capture
+from jaxalign.probing.geometry import ENGLISH
+from jaxalign.probing.likeness import geometry_arrays, language_geometry
 from jaxalign.probing.logit_lens import lens_function, lens_of_language
 from jaxalign.probing.prompts import TASK, VARIANT, ProbeData
-from jaxalign.probing.representation import language_correlations, language_states, mean_states_function
+from jaxalign.probing.representation import WHOLE_PROMPTS, language_correlations
+from jaxalign.probing.run import ProbeRun
 from jaxalign.training.loop import Hook
 
 Measure = Callable[[Any], Mapping[str, float]]
@@ -67,12 +72,14 @@ def check_watch_settings(config: ConfigDict) -> None:
     """Refuses what would only fail once the model is loaded."""
     names, watched = watch_names(config), watch_config(config)
     keys = chosen_cells(watched) if "accuracy" in names else []
-    if {"logit_lens", "pca"} & set(names):
+    if PROBES & set(names):
         keys += cell_keys([TASK], chosen_languages(watched), [VARIANT])
     if errors := unreadable(watched, keys):
         raise errors[0]
-    if "pca" in names and "en" not in chosen_languages(watched):
-        raise InputError(f"--config.watch_languages={config.watch_languages}: pca compares with en; add it")
+    compared = [name for name in names if name in ("pca", "geometry")]
+    if compared and ENGLISH not in chosen_languages(watched):
+        raise InputError(f"--config.watch_languages={config.watch_languages}: {compared[0]} compares with en; add it")
+    capture_of(config)
 
 
 def accuracy(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) -> Measure:
@@ -105,13 +112,13 @@ def logit_lens(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) 
 
     A language of which no row survives the study's filter is left out.
     """
-    data, languages = probe_data(config, model), chosen_languages(config)
-    runner = prompt_runner(lens_function(decoder), config, model, shapes)
+    run = probe_run(config, model, decoder, shapes)
+    runner = run.runner(lens_function(decoder))
 
     def measure(variables: Any) -> dict[str, float]:
         numbers = {}
-        for language in languages:
-            lens = lens_of_language(runner, variables, data, language)
+        for language in run.languages:
+            lens = lens_of_language(runner, variables, run.data, language)
             if lens.survives.any():
                 numbers[f"lens_latent/{language}"] = float(lens.latent[lens.survives].mean(axis=0).max())
                 numbers[f"lens_out/{language}"] = float(lens.out[lens.survives].mean(axis=0).max())
@@ -122,36 +129,49 @@ def logit_lens(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) 
 
 def pca(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) -> Measure:
     """`pca_correlation/{language}`: Pearson's r with English along the first joint component, mean over layers."""
-    data, languages = probe_data(config, model), chosen_languages(config)
-    runner = prompt_runner(mean_states_function(decoder), config, model, shapes)
+    run = probe_run(config, model, decoder, shapes)
+    capture = prepared_capture(run, WHOLE_PROMPTS, run.languages)
 
     def measure(variables: Any) -> dict[str, float]:
-        states = np.stack([language_states(runner, variables, data, language)[1] for language in languages])
+        states = np.stack([each.states for each in capture(variables)])
         correlations = [language_correlations(states[:, :, layer]) for layer in range(states.shape[2])]
-        with_english = np.mean(correlations, axis=0)[languages.index("en")]
-        return {
-            f"pca_correlation/{language}": float(r)
-            for language, r in zip(languages, with_english, strict=True)
-            if language != "en"
-        }
+        with_english = np.mean(correlations, axis=0)[run.languages.index(ENGLISH)]
+        found = zip(run.languages, with_english, strict=True)
+        return {f"pca_correlation/{language}": float(r) for language, r in found if language != ENGLISH}
 
     return measure
 
 
-def probe_data(config: ConfigDict, model: Model) -> ProbeData:
-    """The prompts that the probes watch."""
+def geometry(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) -> Measure:
+    """`cka/{language}` and `retrieval_centred/{language}`: with English, mean over the layers of `config.capture`."""
+    run = probe_run(config, model, decoder, shapes)
+    english_first = [ENGLISH, *(language for language in run.languages if language != ENGLISH)]
+    capture = prepared_capture(run, capture_of(config), english_first)
+
+    def measure(variables: Any) -> dict[str, float]:
+        english, *others = capture(variables)
+        numbers = {}
+        for each in others:
+            found = geometry_arrays([language_geometry(each.states, english.states)])
+            for name in ("cka", "retrieval_centred"):
+                numbers[f"{name}/{each.language}"] = float(found[name].mean())
+        return numbers
+
+    return measure
+
+
+def probe_run(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) -> ProbeRun:
+    """What the probes watch; nothing is written."""
     folder, exemplars = evaluation_data(config)
-    return ProbeData(folder, exemplars, model.tokenizer, parse_rows(config.rows))
-
-
-def prompt_runner(function: Any, config: ConfigDict, model: Model, shapes: Any) -> PromptRunner:
-    """A probe's function on batches of `config.batch_size` prompts."""
+    data = ProbeData(folder, exemplars, model.tokenizer, parse_rows(config.rows))
     batch_size = round_up(config.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
-    return PromptRunner(function, shapes, model.mesh, batch_size, model.config.max_positions)
+    return ProbeRun(Path(), decoder, shapes, model.mesh, data, chosen_languages(config), batch_size, {})
 
 
 MEASURES: dict[str, Callable[[ConfigDict, Model, Decoder, Any], Measure]] = {
     "accuracy": accuracy,
     "logit_lens": logit_lens,
     "pca": pca,
+    "geometry": geometry,
 }
+PROBES = {"logit_lens", "pca", "geometry"}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxalign.data.prompts import Exemplars, few_shot_prompt
+from jaxalign.data.prompts import Exemplars, few_shot_prefix, few_shot_prompt
 from jaxalign.data.tasks import TASKS, TaskRow, read_task_rows
 from jaxalign.data.tokenizer import Tokenizer
 
@@ -32,3 +32,11 @@ def probe_texts(data: ProbeData, language: str) -> tuple[list[TaskRow], list[lis
     """The chosen rows of one language and the token ids of their texts alone: no examples, no cue words."""
     rows = read_task_rows(data.folder, TASK, language, "test", data.rows)
     return rows, [data.tokenizer.prompt_ids("\n".join(row.fields)) for row in rows]
+
+
+def probe_prefix(data: ProbeData, language: str) -> list[int]:
+    """The token ids of what all prompts of a language begin with, up to the newline before the query.
+
+    Where the tokenizer merges that newline with the query, a prompt shares all but the last of them.
+    """
+    return data.tokenizer.prompt_ids(few_shot_prefix(TASK, language, data.exemplars, VARIANT) + "\n")

@@ -39,6 +39,14 @@ def texts(document: Mapping[str, Any], name: str, where: str) -> list[str]:
     return values
 
 
+def whole_numbers(document: Mapping[str, Any], name: str, where: str) -> list[int]:
+    """document[name], which must be an array of whole numbers."""
+    values = field(document, name, list, where)
+    if not all(type(value) is int for value in values):
+        raise InputError(f"{where}, field {name!r}: whole numbers are needed, found {json.dumps(values)[:60]}")
+    return values
+
+
 def share(value: Any, where: str) -> float:
     """A number between 0 and 1, a rounding error above 1 allowed."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1 + 1e-4:

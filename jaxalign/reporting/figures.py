@@ -163,6 +163,26 @@ def representation_section(comparison: Comparison) -> ProbeSection:
     return ProbeSection(tuple(runs), notes, figures, folded, facts)
 
 
+def geometry_section(comparison: Comparison) -> ProbeSection:
+    """Likeness to English over the layers: centred measures, and on request the uncentred ones."""
+    runs, notes = probes(comparison.before.geometry, comparison.after.geometry, "cka", 1)
+    if not runs:
+        return ProbeSection((), notes)
+    languages = common_languages(runs, "language")
+    arrays = {label: select(probe, languages, "language") for label, probe in runs.items()}
+    layers = next(iter(runs.values())).document["layer"]
+    caption = (
+        "Of each row's states (by language, against the same row in English); dotted: what rows in any order have on "
+        "average. Layer 0: embeddings; the last: after the final norm. States: "
+    ) + ", ".join(f"{label} {probe.document['position']}" for label, probe in runs.items())
+    figures = []
+    for name, measures in (("geometry", plots.CENTRED_GEOMETRY), ("geometry-uncentred", plots.UNCENTRED_GEOMETRY)):
+        figure = plots.geometry(arrays, languages, layers, measures)
+        titles = ", ".join(plots.GEOMETRY_TITLES[measure].replace("\n", " ") for measure in measures)
+        figures.append(inline(figure, name, f"{titles} over the layers", f"{caption}."))
+    return ProbeSection(tuple(runs), notes, figures[:1], figures[1:])
+
+
 def scatter_plot(points: Mapping[str, np.ndarray], languages: Sequence[str], layers: Sequence[int]) -> Plot:
     """PCA of the runs at some layers."""
     caption = (

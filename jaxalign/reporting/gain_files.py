@@ -12,6 +12,7 @@ from jaxalign.errors import InputError
 from jaxalign.files import write_text
 from jaxalign.reporting.escaping import code_span, one_line
 from jaxalign.reporting.gains import LEVEL, POWER, RESAMPLES, SEED, CellGain, Gains, MeanGain, MeanScore, Score
+from jaxalign.reporting.geometry import geometry_lines, geometry_note
 from jaxalign.reporting.results import Key, Results
 from jaxalign.reporting.tables import aligned, block_title, cells_text, language_title, percent, seen_text, signed
 
@@ -50,6 +51,7 @@ def document(gains: Gains, command: str) -> dict[str, Any]:
             for folder, failure in comparison.failures
         ],
         "method": {"level": LEVEL, "power": POWER, "resamples": RESAMPLES, "seed": SEED, "notes": notes(gains)},
+        "geometry": gains.geometry.document() if gains.geometry else None,
         "command": command,
     }
 
@@ -149,6 +151,8 @@ def plain_text(gains: Gains) -> str:
             aligned([[block_title(*block), *cell_columns(gains)], *(cell_line(gains, each) for each in cells)])
         )
         blocks.append(aligned([["mean over", *mean_columns(gains)], *(mean_line(gains, each) for each in shown)]))
+    if gains.geometry:
+        blocks.append(aligned(geometry_lines(gains.geometry)))
     failures = [
         one_line(f"Failed in {folder}: {cells_text([failure.key])}: {failure.error}")
         for folder, failure in gains.comparison.failures
@@ -165,6 +169,8 @@ def markdown(gains: Gains, command: str) -> str:
         parts.append(f"### {block_title(*block)}")
         parts.append(pipe_table([["language", *cell_columns(gains)], *(cell_line(gains, each) for each in cells)]))
         parts.append(pipe_table([["mean over", *mean_columns(gains)], *(mean_line(gains, each) for each in means)]))
+    if gains.geometry:
+        parts += ["### geometry", pipe_table(geometry_lines(gains.geometry))]
     if comparison.failures:
         parts.append(
             "\n".join(
@@ -281,6 +287,8 @@ def notes(gains: Gains) -> list[str]:
                 f"Means of {block_title(*block)} are over the {counted(means[0].count, 'row')} that all its languages "
                 "have; the others were left out."
             )
+    if gains.geometry:
+        texts.append(geometry_note(gains.geometry))
     texts += left_over("before", gains.comparison.only_before) + left_over("after", gains.comparison.only_after)
     return texts
 

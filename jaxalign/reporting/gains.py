@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.errors import InputError
+from jaxalign.reporting.geometry import GeometryChange, geometry_change
 from jaxalign.reporting.results import Cell, Prediction
 from jaxalign.reporting.tables import AccuracyRow, Comparison, block_title
 from jaxalign.statistics import (
@@ -142,6 +143,8 @@ class Gains:
     comparison: Comparison
     cells: Sequence[CellGain]
     means: Sequence[MeanGain]
+    geometry: GeometryChange | None
+    """of the first AFTER; None where there is nothing to pair"""
 
     @property
     def by_block(self) -> Mapping[tuple[str, str], tuple[list[CellGain], list[MeanGain]]]:
@@ -166,7 +169,8 @@ def measure_gains(comparison: Comparison) -> Gains:
     )
     cells = [CellGain(*parts) for parts in zip(comparison.rows, corrected, reference, strict=True)]
     means = [mean for block, rows in comparison.by_block.items() for mean in mean_gains(*block, rows)]
-    return Gains(comparison, cells, means)
+    geometry = geometry_change(comparison.before.geometry, comparison.after.geometry)
+    return Gains(comparison, cells, means, geometry)
 
 
 def correct(row: AccuracyRow, numbers: Sequence[int], is_correct: Callable[[Prediction], bool]) -> np.ndarray:

@@ -16,9 +16,17 @@ from jinja2 import Environment, StrictUndefined
 from jaxalign.errors import InputError
 from jaxalign.files import write_text
 from jaxalign.reporting.escaping import visible
-from jaxalign.reporting.figures import accuracy_plot, gain_plot, lens_section, representation_section, training_plot
+from jaxalign.reporting.figures import (
+    accuracy_plot,
+    gain_plot,
+    geometry_section,
+    lens_section,
+    representation_section,
+    training_plot,
+)
 from jaxalign.reporting.gain_files import interval_text, notes, number_text, p_text
 from jaxalign.reporting.gains import CellGain, Gains, MeanGain, measure_gains
+from jaxalign.reporting.geometry import geometry_lines, geometry_note
 from jaxalign.reporting.neurons import neuron_changes
 from jaxalign.reporting.results import Prediction, Results
 from jaxalign.reporting.runs import TrainingRun
@@ -113,6 +121,9 @@ def render(gains: Gains, command: str) -> str:
         lens=lens_section(comparison),
         representation=representation_section(comparison),
         neurons=neuron_changes(comparison.before.folder, comparison.after.folder),
+        geometry=geometry_section(comparison),
+        geometry_lines=geometry_lines(gains.geometry) if gains.geometry else [],
+        geometry_note=geometry_note(gains.geometry) if gains.geometry else "",
         sides=sides,
         timings={label: timing_facts(each) for label, each in sides.items()},
         versions=versions(comparison, sides),

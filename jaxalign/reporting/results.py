@@ -17,7 +17,8 @@ from jaxalign.data.languages import language_of
 from jaxalign.data.tasks import task_named
 from jaxalign.errors import InputError
 from jaxalign.files import read_json_lines
-from jaxalign.reporting.fields import field, read_object, share, texts
+from jaxalign.probing.likeness import GEOMETRY_AXES
+from jaxalign.reporting.fields import field, read_object, share, texts, whole_numbers
 
 LENS_AXES = {
     f"{quantity}_{statistic}": ["language", "layer"]
@@ -135,6 +136,7 @@ class Results:
     timing: Mapping[str, Any]
     lens: Probe | None
     pca: Probe | None
+    geometry: Probe | None
 
     @property
     def model(self) -> str:
@@ -189,6 +191,7 @@ def read_results(folder: Path) -> Results:
         timing=read_object(timing) if timing.is_file() else {},
         lens=read_lens(folder),
         pca=read_probe(folder, "pca", PCA_AXES),
+        geometry=read_geometry(folder),
     )
 
 
@@ -281,6 +284,17 @@ def read_lens(folder: Path) -> Probe | None:
         counts = field(probe.document, name, dict, where)
         for language in probe.languages:
             field(counts, language, int, f"{where}, {name}")
+    return probe
+
+
+def read_geometry(folder: Path) -> Probe | None:
+    """`geometry.npz` and `.json`, or None where neither is."""
+    probe = read_probe(folder, "geometry", GEOMETRY_AXES)
+    if probe is not None:
+        where = str(folder / "geometry.json")
+        field(probe.document, "position", str, where)
+        for axis in ("layer", "row"):
+            whole_numbers(probe.document, axis, where)
     return probe
 
 

@@ -46,10 +46,25 @@ def test_wrong_settings(refused, model_folder, flag, named):
         ("--config.rows=0:1", "rows"),
         ("--config.batch_size=0", "batch_size"),
         ("--config.probes=masking", "--config.neurons.selection"),
+        ("--config.capture.position=first", "query_mean"),
+        ("--config.capture.layers=0,x", "layers 0,x"),
     ],
 )
 def test_wrong_probe_settings(refused, model_folder, flag, named):
     assert named in refused(*PROBE, f"--config.model={model_folder}", flag)
+
+
+@pytest.mark.parametrize(
+    ("flag", "named"),
+    [
+        ("--config.capture.layers=0,3", "layer 3: the model has 0 (the embeddings) to 2"),
+        ("--config.capture.position=5000", "no position 5000"),
+        ("--config.languages=de,zh", "compared with en"),
+        ("--config.rows=0:2", "geometry: at least 3 rows"),
+    ],
+)
+def test_what_geometry_cannot_compare(refused, model_folder, flag, named):
+    assert named in refused(*PROBE, "--config.probes=geometry", f"--config.model={model_folder}", flag)
 
 
 @pytest.mark.parametrize(

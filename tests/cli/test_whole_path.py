@@ -15,6 +15,7 @@ from jaxalign.cli.loading import load_model
 from tests.cli.conftest import TRAIN
 
 CELLS = ("--config.languages=en,zh,th", "--config.rows=0:6")
+PROBES = "--config.probes=logit_lens,pca,geometry"
 TASKS = "--config.tasks=emotion,paws"
 
 
@@ -27,7 +28,7 @@ def before(ok, model_folder, tmp_path_factory):
     """Evaluation and probes of the base model."""
     folder = tmp_path_factory.mktemp("results") / "before"
     ok("evaluate", f"--config.model={model_folder}", *CELLS, TASKS, f"--config.out={folder}")
-    ok("probe", f"--config.model={model_folder}", *CELLS, f"--config.out={folder}")
+    ok("probe", f"--config.model={model_folder}", *CELLS, PROBES, f"--config.out={folder}")
     return folder
 
 
@@ -36,7 +37,7 @@ def after(ok, model_folder, run, before):
     """Evaluation and probes with the run's adapter."""
     folder, tuned = before.parent / "after", (f"--config.model={model_folder}", f"--config.adapter={run}")
     ok("evaluate", *tuned, *CELLS, TASKS, f"--config.out={folder}")
-    ok("probe", *tuned, *CELLS, f"--config.out={folder}")
+    ok("probe", *tuned, *CELLS, PROBES, f"--config.out={folder}")
     return folder
 
 
@@ -47,9 +48,9 @@ def test_evaluate_and_probe_leave_their_records(before):
     ]
     results = json.loads((before / "results.json").read_text())
     assert results["tuned_on"] == [] and len(results["cells"]) == 6
-    for probe in ("logit_lens", "pca"):
+    for probe in ("logit_lens", "pca", "geometry"):
         document = json.loads((before / f"{probe}.json").read_text())
-        assert document["language"] == ["en", "zh", "th"]
+        assert document["language"] == (["zh", "th"] if probe == "geometry" else ["en", "zh", "th"])
         with np.load(before / f"{probe}.npz") as arrays:
             assert set(arrays) == set(document["axes"])
         assert (before / f"{probe}.svg").read_text().count("<svg") == 1
@@ -106,7 +107,7 @@ def test_what_is_watched_at_the_end_is_what_the_finished_run_shows(before, after
 @pytest.mark.parametrize(
     ("flag", "said"),
     [
-        ("--config.watch=accuracy,loss", "cannot watch 'loss'; choose accuracy, logit_lens, pca"),
+        ("--config.watch=accuracy,loss", "cannot watch 'loss'; choose accuracy, logit_lens, pca, geometry"),
         ("--config.watch_languages=zh", "pca compares with en"),
         ("--config.watch_every=0", "watch_every=0: set it to 1 or more"),
     ],

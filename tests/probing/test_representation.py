@@ -4,44 +4,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
-import torch
 from sklearn.decomposition import PCA
 
 from jaxalign.errors import InputError
-from jaxalign.model.prompt_batches import PromptRunner
-from jaxalign.model.transformer import Decoder
+from jaxalign.probing.capture import capture_languages
 from jaxalign.probing.prompts import ProbeData
 from jaxalign.probing.representation import (
+    WHOLE_PROMPTS,
     joint_pca,
     language_correlations,
-    language_states,
-    mean_states_function,
     pca_arrays,
     write_representation,
 )
 from jaxalign.probing.run import ProbeRun
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
-from tests.model.tiny_models import FAMILIES, VOCABULARY, numpy_of, tiny_case
 
 RNG = np.random.default_rng(0)
-PROMPTS = [RNG.integers(1, VOCABULARY, n).tolist() for n in (3, 70, 20, 1)]
-
-
-@pytest.mark.parametrize("case", FAMILIES)
-def test_mean_states_are_those_of_transformers(case: str):
-    tiny = tiny_case(case)
-    variables = {"params": tiny.params}
-    states = PromptRunner(mean_states_function(Decoder(tiny.config)), variables, make_mesh(8, 1, 1), 8)(
-        variables, PROMPTS
-    )
-    assert states.shape == (len(PROMPTS), tiny.config.layers + 1, tiny.config.width)
-    for i, prompt in enumerate(PROMPTS):
-        with torch.no_grad():
-            hidden = tiny.torch_model(torch.tensor([prompt]), output_hidden_states=True).hidden_states
-        expected = np.stack([numpy_of(state)[0].astype(np.float64).mean(0) for state in hidden])
-        # Float32 on both sides; residuals reach the tens in seven layers.
-        np.testing.assert_allclose(states[i], expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(40, 12), (12, 40), (15, 15)])
@@ -75,8 +54,8 @@ def test_files_of_the_pca(tmp_path: Path):
     document = write_representation(run, ["zh", "en"])
     assert json.loads((tmp_path / "out/pca.json").read_text()) == document
     assert document["row"] == [1, 2, 3, 4, 5] and document["layer"] == [0, 1, 2, 3]
-    runner = PromptRunner(mean_states_function(decoder), variables, mesh, 8)
-    states = np.stack([language_states(runner, variables, data, code)[1] for code in ("en", "de", "zh")])
+    captured = capture_languages(run, WHOLE_PROMPTS, run.languages)
+    states = np.stack([each.states for each in captured])
     expected = pca_arrays(states, [2, 0])
     with np.load(tmp_path / "out/pca.npz") as arrays:
         assert set(arrays) == set(document["axes"]) == set(expected)

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxalign.data.tasks import TASKS
 from jaxalign.files import write_json, write_json_lines
+from jaxalign.probing.likeness import GEOMETRY_AXES, geometry_arrays, language_geometry
 from jaxalign.probing.logit_lens import LensRows, lens_arrays, lens_document
 from jaxalign.probing.records import write_probe
 from jaxalign.probing.representation import pca_arrays
@@ -192,3 +193,21 @@ def write_pca(
         "versions": VERSIONS,
     }
     write_probe(folder, "pca", pca_arrays(states, [languages.index(code) for code in scatter]), document)
+
+
+def write_geometry(folder: Path, languages: Sequence[str], layers: int = 4, shared: float = 1.0) -> None:
+    """A geometry probe as `probe` writes it; `shared` says how much languages share of an item."""
+    generator = np.random.default_rng(4)
+    others, rows, width = [code for code in languages if code != "en"], 20, 8
+    items = generator.normal(size=(rows, layers + 1, width))
+    english, *states = shared * items + generator.normal(size=(1 + len(others), rows, layers + 1, width))
+    document = {
+        "axes": GEOMETRY_AXES,
+        "layer": list(range(layers + 1)),
+        "language": others,
+        "row": list(range(rows)),
+        "bound": ["low", "high"],
+        "position": "query_mean",
+        "versions": VERSIONS,
+    }
+    write_probe(folder, "geometry", geometry_arrays([language_geometry(each, english) for each in states]), document)

@@ -12,10 +12,11 @@ from jaxalign.errors import InputError
 from jaxalign.files import read_json, write_json
 from jaxalign.reporting.gain_files import interval_text, p_text
 from jaxalign.reporting.gains import measure_gains
+from jaxalign.reporting.geometry import geometry_lines, geometry_note
 from jaxalign.reporting.html import write_report
 from jaxalign.reporting.results import VARIANTS
 from jaxalign.reporting.tables import compare, signed
-from tests.reporting.folders import write_evaluation, write_lens, write_pca, write_run
+from tests.reporting.folders import write_evaluation, write_geometry, write_lens, write_pca, write_run
 
 LANGUAGES = ["en", "de", "zh", "sw"]
 CELLS = {("emotion", language): 0.55 for language in LANGUAGES} | {("snli", "no"): 0.5}
@@ -62,13 +63,14 @@ def report(before: Path, *afters: Path, command: str = "jaxalign report before a
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """Everything a report can hold: two tasks, both probes on both sides, and the run behind the adapter."""
+    """Everything a report can hold: two tasks, all probes on both sides, and the run behind the adapter."""
     write_run(tmp_path / "run")
     before = write_evaluation(tmp_path / "before", CELLS)
     after = write_evaluation(tmp_path / "after", CELLS, seed=9, adapter="run", tuned_on=["de", "zh", "en"])
     for folder in (before, after):
         write_lens(folder, LANGUAGES, layers=6)
         write_pca(folder, LANGUAGES, ["en", "de"], layers=6)
+        write_geometry(folder, LANGUAGES, shared=0.5 if folder == before else 1.5)
     return before, after
 
 
@@ -124,8 +126,8 @@ def test_what_was_measured_is_said(folders: tuple[Path, Path]) -> None:
         "pairs dropped as too long",
     ):
         assert words in page.text, words
-    # Gains, two tasks, the training curve, the lens, two depths of PCA, the correlations.
-    assert page.count("svg") == 8
+    # Gains, two tasks, the training curve, the lens, two depths of PCA, the correlations, the geometry twice.
+    assert page.count("svg") == 10
 
 
 def test_the_same_files_give_the_same_bytes(folders: tuple[Path, Path]) -> None:
@@ -187,6 +189,20 @@ def test_a_probe_on_one_side_is_drawn_alone(tmp_path: Path) -> None:
     page = Page(report(before, after))
     assert "The before folder holds no such probe." in page.text
     assert "zh Chinese, after" in page.text and "zh Chinese, before" not in page.text
+
+
+def test_the_geometry_is_drawn_and_its_changes_said(folders: tuple[Path, Path]) -> None:
+    page = Page(report(*folders))
+    gains = measure_gains(compare(*folders))
+    assert gains.geometry is not None
+    for line in geometry_lines(gains.geometry):
+        for text in line:
+            assert text.strip() in page.text
+    assert geometry_note(gains.geometry) in page.text
+    assert "linear CKA" in page.text and "geometry, layer 2" in page.text and "**" in page.text
+    document = read_json(folders[0] / "geometry.json")
+    write_json(folders[1] / "geometry.json", document | {"position": "last"})
+    assert "their changes are not paired" in Page(report(*folders)).text
 
 
 def test_probes_of_other_depths_or_languages_are_not_drawn_together(folders: tuple[Path, Path]) -> None:

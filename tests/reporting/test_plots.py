@@ -33,10 +33,19 @@ INTERVALS = {run: [(value - 0.05, value + 0.04) for value in values] for run, va
 GAINS = np.array([[12.5, -3.0, 0.02, 8.0], [np.nan, 1.0, -12.6, 0.0]])
 MARKS = {index: "" for index in np.ndindex(GAINS.shape)} | {(0, 0): "**", (0, 3): "*"}
 
+
+def geometry_arrays() -> dict[str, np.ndarray]:
+    arrays = {name: RNG.uniform(0, 1, (len(LANGUAGES), LAYERS)) for name in (*plots.GEOMETRY_TITLES, "cka_chance")}
+    return {**arrays, "rank": RNG.integers(1, 10, (len(LANGUAGES), LAYERS, 10))}
+
+
+GEOMETRY = {"before": geometry_arrays(), "after": geometry_arrays()}
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     "lens": lambda: plots.logit_lens(LENS, LANGUAGES),
     "pca": lambda: plots.pca_scatter(POINTS, LANGUAGES, [0, 3]),
     "correlations": lambda: plots.correlation_heat_map(CORRELATIONS, LANGUAGES),
+    "geometry": lambda: plots.geometry(GEOMETRY, LANGUAGES, range(LAYERS)),
     "training": lambda: plots.training_curves([1, 2, 3], [3.0, 2.0, 1.5], [0, 3], [3.1, 1.9]),
     "gains": lambda: plots.gain_heat_map(["emotion", "snli"], LANGUAGES, GAINS, MARKS),
     "accuracy": lambda: plots.accuracy_dots(LANGUAGES, ACCURACIES, INTERVALS, 0.5),
@@ -56,7 +65,7 @@ def test_svg_is_deterministic_text_with_ids_of_its_own(name: str):
     assert "<text" in element and "<dc:date>" not in element
 
 
-@pytest.mark.parametrize("name", ["lens", "pca", "correlations", "gains", "accuracy"])
+@pytest.mark.parametrize("name", ["lens", "pca", "correlations", "geometry", "gains", "accuracy"])
 def test_languages_are_named_by_code_and_english_name(name: str):
     element = plots.svg(FIGURES[name](), name)
     assert "zh Chinese" in element and "sw Swahili" in element
@@ -79,6 +88,19 @@ def test_heat_map_holds_the_correlations_with_english():
     mesh = figure.axes[1].collections[0].get_array()
     assert mesh is not None
     np.testing.assert_array_equal(np.asarray(mesh), CORRELATIONS["after"][:, 0, 1:].T)
+
+
+def test_geometry_has_a_line_for_each_language_and_chance():
+    figure = plots.geometry(GEOMETRY, LANGUAGES, [0, 2, 3, 4, 5, 9], plots.UNCENTRED_GEOMETRY)
+    assert len(figure.axes) == 4
+    *languages, chance = figure.axes[3].get_lines()
+    assert len({(line.get_color(), line.get_marker()) for line in languages}) == len(LANGUAGES)
+    for line, values in zip(languages, GEOMETRY["after"]["reciprocal_rank"], strict=True):
+        np.testing.assert_array_equal(line.get_xdata(), [0, 2, 3, 4, 5, 9])
+        np.testing.assert_array_equal(line.get_ydata(), values)
+    # 1 + 1/2 + ... + 1/10 = 2.92897, in ten rows.
+    np.testing.assert_allclose(np.asarray(chance.get_ydata()), 0.292897, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(figure.axes[1].get_lines()[-1].get_ydata()), 0.1)
 
 
 def test_gains_stand_in_their_cells_on_a_scale_around_zero():

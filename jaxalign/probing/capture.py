@@ -1,0 +1,182 @@
+"""Capture: hidden states at chosen layers, averaged over chosen positions inside the layer scan.
+
+Layers are counted as transformers' `hidden_states`: k = 0 the embeddings, k = 1..L-1 after block k, k = L after block
+L and the final norm. Which positions of a prompt count, where its first three tokens are its language's few-shot
+examples (`e`) and the others its query (`q`):
+
+    tokens       e e e q q 0 0
+    last         . . . . x . .       an average over one position: the state itself
+    prompt_mean  x x x x x . .
+    query_mean   . . . x x . .
+    2            . . x . . . .       counted from 0
+    -2           . . . x . . .       counted from the prompt's end
+
+Axis letters: B batch, T positions, L layers, K chosen layers, D width.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, cast, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.data.label_queries import common_length
+from jaxalign.errors import InputError
+from jaxalign.model.prompt_batches import PromptFunction, decode_prompts
+from jaxalign.model.transformer import Decoder
+from jaxalign.probing.prompts import probe_prefix, probe_prompts
+from jaxalign.probing.run import ProbeRun
+
+Average = Literal["last", "prompt_mean", "query_mean"]
+Position = Average | int
+"""What is averaged over, or one position counted from the prompt's start or (negative) its end."""
+
+NO_TOKEN = -1
+"""Fills prefixes up to one length; equal to no token."""
+
+
+class Capture(NamedTuple):
+    """What is kept of each prompt."""
+
+    layers: tuple[int, ...] | None
+    """of 0..L; None: all of them"""
+    position: Position
+
+
+def parse_capture(layers: str, position: str) -> Capture:
+    """Layers as numbers separated by commas, or `all`; a position as the module's drawing names it."""
+    try:
+        numbers = None if layers == "all" else tuple(int(word) for word in layers.split(","))
+    except ValueError:
+        numbers = ()
+    if numbers is not None and (not numbers or min(numbers) < 0 or list(numbers) != sorted(set(numbers))):
+        raise InputError(f"layers {layers}: name them by ascending numbers separated by commas, as 0,6,12, or all")
+    if position in get_args(Average):
+        return Capture(numbers, cast(Average, position))
+    try:
+        return Capture(numbers, int(position))
+    except ValueError:
+        raise InputError(
+            f"position {position}: choose {', '.join(get_args(Average))}, or a number (-2: the last but one)"
+        ) from None
+
+
+def captured_layers(capture: Capture, layers: int) -> tuple[int, ...]:
+    """The layers that are kept of a model of so many blocks; one that it lacks raises InputError."""
+    if capture.layers is None:
+        return tuple(range(layers + 1))
+    if beyond := [layer for layer in capture.layers if layer > layers]:
+        raise InputError(
+            f"layer {beyond[0]}: the model has 0 (the embeddings) to {layers} (its output); choose of these"
+        )
+    return capture.layers
+
+
+def position_mask(position: Position, tokens: jax.Array, lengths: jax.Array, prefix: jax.Array) -> jax.Array:
+    """Which positions are averaged over: bool [B, T].
+
+    Args:
+      tokens, lengths: as a `PromptFunction` takes them.
+      prefix: int32 [P], tokens of the few-shot examples, filled up with NO_TOKEN; read for `query_mean` alone. The
+        query is what follows the longest start that a prompt shares with it: a tokenizer may merge tokens at the seam.
+    """
+    places, ends = jax.lax.broadcasted_iota(jnp.int32, tokens.shape, 1), lengths[:, None]
+    if position == "prompt_mean":
+        return places < ends
+    if position == "query_mean":
+        width = min(tokens.shape[1], prefix.shape[0])
+        same = tokens[:, :width] == jnp.broadcast_to(prefix[:width], (len(tokens), width))
+        starts = jnp.cumprod(same.astype(jnp.int32), axis=1).sum(axis=1, keepdims=True)
+        return (starts <= places) & (places < ends)
+    place = -1 if position == "last" else position
+    return places == (place if place >= 0 else ends + place)
+
+
+def capture_function(decoder: Decoder, layers: Sequence[int], position: Position) -> PromptFunction:
+    """States of the layers, averaged over the position's tokens: float32 [B, K, D].
+
+    The function's `extra` is the `prefix` of `position_mask`. The scan over layers reduces each block's states over T,
+    so that memory grows with L x B x D beyond what one layer takes, not with T.
+    """
+
+    def capture(variables: Any, tokens: jax.Array, lengths: jax.Array, extra: Any) -> jax.Array:
+        chosen = position_mask(position, tokens, lengths, extra)
+        # Filler rows may have no such position.
+        counts = jnp.maximum(chosen.sum(axis=1), 1).astype(jnp.float32)
+
+        def mean(states: jax.Array) -> jax.Array:
+            return jnp.where(chosen[:, :, None], states.astype(jnp.float32), 0.0).sum(axis=1) / counts[:, None]
+
+        def tap(layer: jax.Array, hidden: jax.Array, gate: jax.Array) -> jax.Array:
+            return mean(hidden)
+
+        output = decode_prompts(decoder, variables, tokens, lengths, tap)
+        embeddings = decoder.apply(variables, tokens, method="embed")
+        states = jnp.concatenate([mean(embeddings)[None], output.taps[:-1], mean(output.hidden)[None]])
+        return jnp.moveaxis(states[jnp.asarray(layers)], 0, 1)
+
+    return capture
+
+
+class LanguageStates(NamedTuple):
+    """What was captured of one language's prompts."""
+
+    language: str
+    rows: list[int]
+    states: np.ndarray
+    """float32 [rows, K, D]"""
+
+
+def capture_languages(run: ProbeRun, capture: Capture, languages: Sequence[str]) -> Iterator[LanguageStates]:
+    """Captures one language after the other, so that a reader need not hold all of them; row i is the same item in all.
+
+    Raises:
+      InputError: before anything runs, for a layer that the model lacks or a prompt without the position; and for
+        states that are not finite.
+    """
+    return prepared_capture(run, capture, languages)(run.variables)
+
+
+def prepared_capture(
+    run: ProbeRun, capture: Capture, languages: Sequence[str]
+) -> Callable[[Any], Iterator[LanguageStates]]:
+    """Reads and checks the prompts: `capture_languages` of whatever variables, of the structure of the run's."""
+    layers = captured_layers(capture, run.decoder.config.layers)
+    prompts, prefixes = {}, {language: probe_prefix(run.data, language) for language in languages}
+    for language in languages:
+        rows, token_ids = probe_prompts(run.data, language)
+        prompts[language] = dict(zip((row.row for row in rows), token_ids, strict=True))
+        check_position(capture.position, language, prompts[language], prefixes[language])
+    longest = max(map(len, prefixes.values()))
+    runner = run.runner(capture_function(run.decoder, layers, capture.position))
+
+    def states_of(variables: Any) -> Iterator[LanguageStates]:
+        variables = runner.place(variables)
+        for language, of_language in prompts.items():
+            prefix = np.full(longest, NO_TOKEN, np.int32)
+            prefix[: len(prefixes[language])] = prefixes[language]
+            states = runner(variables, list(of_language.values()), prefix, run.on_rows)
+            rows, finite = list(of_language), np.isfinite(states).all(axis=(1, 2))
+            if not finite.all():
+                raise InputError(
+                    f"{language}, row {rows[int(np.argmin(finite))]}: hidden states are not finite; "
+                    "check the weights, or compute in float32"
+                )
+            yield LanguageStates(language, rows, states)
+
+    return states_of
+
+
+def check_position(position: Position, language: str, prompts: Mapping[int, list[int]], prefix: list[int]) -> None:
+    """Refuses a prompt (row -> token ids) that has no such position."""
+    for row, prompt in prompts.items():
+        if isinstance(position, int):
+            present = -len(prompt) <= position < len(prompt)
+        else:
+            present = position != "query_mean" or common_length(prompt, prefix) < len(prompt)
+        if not present:
+            raise InputError(
+                f"{language}, row {row}: its prompt of {len(prompt)} tokens has no position {position}; "
+                "choose another position, or leave the row out"
+            )

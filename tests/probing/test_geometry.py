@@ -1,0 +1,158 @@
+"""Geometry against the definitions in NumPy, and what a row's value is worth in simulations."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from jaxalign.errors import InputError
+from jaxalign.model.prompt_batches import PromptRunner
+from jaxalign.model.transformer import Decoder
+from jaxalign.probing.capture import Capture, capture_function
+from jaxalign.probing.geometry import write_geometry
+from jaxalign.probing.likeness import (
+    GEOMETRY_AXES,
+    MEASURES,
+    geometry_arrays,
+    language_geometry,
+    linear_cka,
+    ranks,
+    row_values,
+)
+from jaxalign.probing.prompts import ProbeData
+from jaxalign.probing.run import ProbeRun
+from jaxalign.runtime import make_mesh
+from jaxalign.statistics import bootstrap_intervals
+from tests import tiny_world
+from tests.model.tiny_models import VOCABULARY, numpy_of, tiny_case
+
+RNG = np.random.default_rng(0)
+
+
+def cka_by_definition(first: np.ndarray, second: np.ndarray) -> float:
+    x, y = (states - states.mean(axis=0) for states in (first, second))
+    return float(np.sum((y.T @ x) ** 2) / np.sqrt(np.sum((x.T @ x) ** 2)) / np.sqrt(np.sum((y.T @ y) ** 2)))
+
+
+def related(rows: int, widths: tuple[int, int], shared: int = 3) -> list[np.ndarray]:
+    """Two sets of states that share some directions, far from the origin."""
+    items = RNG.normal(size=(rows, shared))
+    return [items @ RNG.normal(size=(shared, width)) + RNG.normal(size=(rows, width)) + 9 for width in widths]
+
+
+@pytest.mark.parametrize(("rows", "widths"), [(30, (5, 7)), (8, (40, 40)), (3, (6, 4))])
+def test_cka_is_its_definition_and_rows_are_its_jackknife(rows: int, widths: tuple[int, int]):
+    first, second = related(rows, widths)
+    cka = cka_by_definition(first, second)
+    pairs = [[np.delete(states, i, axis=0) for states in (first, second)] for i in range(rows)]
+    without = np.array([cka_by_definition(*pair) for pair in pairs])
+    found = linear_cka(first, second)
+    # Float64 on both sides.
+    assert found.rows.mean() == pytest.approx(cka, rel=1e-12)
+    np.testing.assert_allclose(found.rows, cka + (rows - 1) * (without.mean() - without), atol=1e-10)
+
+
+def test_chance_of_cka_is_its_mean_over_orders():
+    first, second = related(9, (12, 12))
+    shuffled = [cka_by_definition(first, second[RNG.permutation(9)]) for _ in range(4000)]
+    error = np.std(shuffled) / np.sqrt(len(shuffled))
+    assert linear_cka(first, second).chance == pytest.approx(np.mean(shuffled), abs=4 * error) and error < 0.003
+
+
+def test_cka_is_one_for_turned_and_zero_for_constant_states():
+    states = RNG.normal(size=(10, 4)).astype(np.float32)
+    turn, _ = np.linalg.qr(RNG.normal(size=(4, 4)))
+    np.testing.assert_allclose(linear_cka(states, 3 * states @ turn + 1).rows, 1.0, atol=1e-6)
+    constant = linear_cka(states, np.full((10, 4), 0.1, np.float32))
+    assert (constant.rows == 0).all() and constant.chance == 0
+
+
+def test_ranks_by_hand():
+    candidates = np.array([[1, 0], [0, 2], [-1, 0]], np.float32)
+    queries = np.array([[5, 1], [1, 0.5], [0, 0]], np.float32)
+    # The second query is nearest to the first candidate; zeros are equally near to all, and ties count against.
+    np.testing.assert_array_equal(ranks(queries, candidates), [1, 2, 3])
+    # States that are all equal find nothing, nor do they once their mean is off.
+    equal = np.full((4, 1, 3), 0.3, np.float32)
+    geometry = language_geometry(equal, equal)
+    assert (geometry.rank == 4).all() and (geometry.rank_centred == 4).all()
+
+
+def test_retrieval_is_brute_force_over_transformers_states():
+    tiny = tiny_case("gemma3_text")
+    prompts = [[RNG.integers(1, VOCABULARY, n).tolist() for n in (9, 4, 12, 7, 30)] for _ in range(2)]
+    # Half of a prompt is its translation's, so that some but not all rows are found.
+    prompts[1] = [other[: len(own) // 2] + own[len(own) // 2 :] for own, other in zip(*prompts, strict=True)]
+    variables, layers = {"params": tiny.params}, tuple(range(tiny.config.layers + 1))
+    runner = PromptRunner(
+        capture_function(Decoder(tiny.config), layers, "prompt_mean"), variables, make_mesh(8, 1, 1), 8
+    )
+    english, language = (runner(variables, texts, np.zeros(0, np.int32)) for texts in prompts)
+    found = geometry_arrays([language_geometry(language, english)])
+    with torch.no_grad():
+        states = [
+            np.stack(
+                [
+                    [numpy_of(layer)[0].astype(np.float64).mean(axis=0) for layer in output.hidden_states]
+                    for prompt in texts
+                    for output in [tiny.torch_model(torch.tensor([prompt]), output_hidden_states=True)]
+                ]
+            )
+            for texts in prompts
+        ]
+    assert 0 < found["retrieval_centred"].mean() < 1
+    for k in layers:
+        for suffix, shift in (("", 0), ("_centred", 1)):
+            first, second = (each[:, k] - shift * each[:, k].mean(axis=0) for each in states)
+            places = []
+            for i, query in enumerate(second):
+                cosines = [query @ other / np.sqrt((query @ query) * (other @ other)) for other in first]
+                places.append(1 + sorted(range(5), key=lambda j: -cosines[j]).index(i))
+            assert found[f"rank{suffix}"][0, k].tolist() == places
+            assert found[f"retrieval{suffix}"][0, k] == pytest.approx(np.mean([place == 1 for place in places]))
+            assert found[f"reciprocal_rank{suffix}"][0, k] == pytest.approx(np.mean([1 / place for place in places]))
+        # Float32 states against float64 ones.
+        expected = cka_by_definition(states[1][:, k], states[0][:, k])
+        assert found["cka"][0, k] == pytest.approx(expected, abs=1e-4)
+
+
+def run_on(out: Path, data: ProbeData, languages: list[str], description: dict[str, str]) -> ProbeRun:
+    mesh = make_mesh(8, 1, 1)
+    return ProbeRun(out, tiny_world.DECODER, tiny_world.variables(), mesh, data, languages, 8, description)
+
+
+def test_files_of_the_geometry(tmp_path: Path):
+    data = ProbeData(tmp_path, tiny_world.write_data(tmp_path), tiny_world.byte_tokenizer(), slice(1, 6))
+    run = run_on(tmp_path / "out", data, ["de", "en", "zh"], {"model": "tiny"})
+    document = write_geometry(run, Capture((0, 3), "query_mean"))
+    assert json.loads((tmp_path / "out/geometry.json").read_text()) == document
+    assert document["language"] == ["de", "zh"] and document["layer"] == [0, 3] and document["row"] == [1, 2, 3, 4, 5]
+    assert document["position"] == "query_mean" and document["compared_with"] == "en" and document["model"] == "tiny"
+    sizes = {"language": 2, "layer": 2, "row": 5, "bound": 2}
+    with np.load(tmp_path / "out/geometry.npz", allow_pickle=False) as stored:
+        arrays = dict(stored)
+    assert arrays.keys() == document["axes"].keys() == GEOMETRY_AXES.keys()
+    for name, array in arrays.items():
+        assert array.shape == tuple(sizes[axis] for axis in document["axes"][name])
+    for measure, values in row_values(arrays).items():
+        np.testing.assert_allclose(arrays[measure], values.mean(axis=-1), atol=1e-6)
+        bounds = np.clip(bootstrap_intervals(values), 0, 1)
+        np.testing.assert_allclose(arrays[f"{measure}_interval"], bounds, atol=1e-6)
+    assert set(row_values(arrays)) == set(MEASURES)
+
+
+@pytest.mark.parametrize(
+    ("rows", "languages", "message"),
+    [
+        (slice(0, 2), ["en", "de"], "2 rows of each language are too few"),
+        (slice(0, 4), ["de", "zh"], "compared with en"),
+        (slice(0, 4), ["en"], "one more"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(tmp_path: Path, rows: slice, languages: list[str], message: str):
+    data = ProbeData(tmp_path, tiny_world.write_data(tmp_path), tiny_world.byte_tokenizer(), rows)
+    with pytest.raises(InputError, match=message):
+        write_geometry(run_on(tmp_path / "out", data, languages, {}), Capture(None, "last"))
+    assert not (tmp_path / "out").exists()
