@@ -109,24 +109,32 @@ def ours(folder: Path, probe: str, size: int) -> Way:
     from jaxalign.model.hf_config import read_config
     from jaxalign.model.hf_weights import load_params
     from jaxalign.model.next_token import pad_label_sets
+    from jaxalign.model.prefix_cache import PrefixRunner, shared_length
     from jaxalign.model.prompt_batches import PromptRunner
     from jaxalign.model.transformer import Decoder
+    from jaxalign.model.vocabulary import head_gram
     from jaxalign.model.weights import place_on
     from jaxalign.probing.capture import capture_function
-    from jaxalign.probing.logit_lens import lens_function
+    from jaxalign.probing.logit_lens import LensInputs, lens_function
     from jaxalign.runtime import make_mesh
 
     config, mesh = read_config(folder), make_mesh(1, -1, 1)
     variables = {"params": load_params(folder, config, jnp.float32, place_on(mesh))}
     decoder = Decoder(config)
-    every = range(config.layers + 1)
-    function = lens_function(decoder) if probe == "lens" else capture_function(decoder, every, "prompt_mean")
-    runner = PromptRunner(function, variables, mesh, size)
+    if probe == "states":
+        capture = capture_function(decoder, range(config.layers + 1), "prompt_mean")
+        states = PromptRunner(capture, variables, mesh, size)
+        return lambda cell: states(variables, cell["prompts"], np.zeros(0, np.int32))
+    lens = PromptRunner(lens_function(decoder), variables, mesh, size)
+    run_prefix = PrefixRunner(decoder, variables, mesh)
+    gram = head_gram(decoder, variables)
 
     def run(cell: Cell) -> np.ndarray:
-        if probe == "states":
-            return runner(variables, cell["prompts"], np.zeros(0, np.int32))
-        masses, entropy, _ = runner(variables, cell["prompts"], pad_label_sets(cell["label_sets"]))
+        prompts = cell["prompts"]
+        shared = shared_length(prompts)
+        prefix = run_prefix(variables, prompts[0][:shared])
+        inputs = LensInputs(pad_label_sets(cell["label_sets"]), gram, prefix)
+        masses, entropy, *_ = lens(variables, [prompt[shared:] for prompt in prompts], inputs)
         return np.concatenate([masses[:, :, : len(cell["label_sets"])], entropy[:, :, None]], axis=2)
 
     return run

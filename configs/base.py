@@ -98,7 +98,8 @@ def get_config() -> ConfigDict:
     config.generate.max_tokens = 0  # tokens an answer takes at most; 0: mgsm 600, msvamp 300, translation 256
 
     # probe.
-    config.probes = "logit_lens,pca"  # which run: these, geometry, neurons, masking, masked_accuracy; comma-separated
+    config.probes = "logit_lens,pca"  # also attribution, geometry, neurons, masking, masked_accuracy
+    config.attribution_positions = 1  # last positions of each prompt that attribution reads, each on its own
     config.batch_size = 8  # prompts that run at once
     config.capture = ConfigDict()  # which hidden states geometry compares
     config.capture.layers = "all"  # numbers, 0 (embeddings) to the number of blocks, comma-separated; or all

@@ -1,7 +1,8 @@
 """`jaxalign probe`: what the layers hold."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -24,9 +25,10 @@ from jaxalign.data.batches import round_up
 from jaxalign.data.tasks import parse_rows, read_task_rows
 from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import GridData, cell_keys
-from jaxalign.files import write_text
+from jaxalign.files import whole_file, write_text
 from jaxalign.model.quantised import SCHEMES
 from jaxalign.probing.activation_counts import write_neuron_counts
+from jaxalign.probing.attribution import write_attribution
 from jaxalign.probing.capture import Capture, captured_layers, parse_capture
 from jaxalign.probing.geometry import check_languages, write_geometry
 from jaxalign.probing.logit_lens import write_logit_lens
@@ -35,14 +37,18 @@ from jaxalign.probing.neurons import check_fits
 from jaxalign.probing.prompts import TASK, VARIANT, ProbeData
 from jaxalign.probing.representation import write_representation
 from jaxalign.probing.run import ProbeRun
-from jaxalign.reporting import plots
+from jaxalign.reporting import language_pages, plots
 from jaxalign.reporting.figures import chosen_layers
 from jaxalign.reporting.neuron_plots import MASKING_AXES, masking_heat_map
-from jaxalign.reporting.results import PCA_AXES, read_geometry, read_lens, read_probe
+from jaxalign.reporting.results import ATTRIBUTION_AXES, PCA_AXES, read_geometry, read_lens, read_probe
 
-PROBES = ("logit_lens", "pca", "geometry", "neurons", "masking", "masked_accuracy")
+PROBES = ("logit_lens", "attribution", "pca", "geometry", "neurons", "masking", "masked_accuracy")
 MASKING = {"masking", "masked_accuracy"}
 """Those that read a selection of neurons."""
+SURVIVING = {
+    "rows whose English and in-language label words share no token": "surviving_rows",
+    "rows whose label words keep a token each without the shared ones": "unshared_surviving_rows",
+}
 SCATTERED = ("en", "de", "fr", "hi")
 """The languages of the study's PCA figure; those of them that are probed are drawn, or else the first four."""
 
@@ -64,6 +70,8 @@ def check_probe_settings(config: ConfigDict) -> None:
     if errors := unreadable(config, cell_keys([TASK], chosen_languages(config), [VARIANT])):
         raise errors[0]
     folder, _ = evaluation_data(config)
+    if config.attribution_positions < 1:
+        raise InputError(f"--config.attribution_positions={config.attribution_positions}: set it to 1 or more")
     rows = read_task_rows(folder, TASK, chosen_languages(config)[0], "test", parse_rows(config.rows))
     if MASKING.intersection(probes_of(config)):
         neurons_to_mask(config)
@@ -126,8 +134,13 @@ def probe_model(config: ConfigDict, model: Model) -> None:
         if "logit_lens" in probes:
             progress.set_description("logit lens")
             lens = write_logit_lens(run)
-            surviving = ", ".join(f"{code} {count}" for code, count in lens["surviving_rows"].items())
-            tqdm.write(f"rows whose English and in-language label words share no token: {surviving}")
+            for rows_named, key in SURVIVING.items():
+                counts = ", ".join(f"{code} {count}" for code, count in lens[key].items())
+                tqdm.write(f"{rows_named}: {counts}")
+        if "attribution" in probes:
+            progress.set_description("attribution")
+            attribution = write_attribution(run, config.attribution_positions)
+            tqdm.write(held_out_text(attribution["token_map"]["held_out"]["all"]))
         if "pca" in probes:
             progress.set_description("pca")
             scattered = [code for code in SCATTERED if code in languages] or languages[:4]
@@ -149,11 +162,23 @@ def probe_model(config: ConfigDict, model: Model) -> None:
     print(f"probes: {out}")
 
 
+def held_out_text(held_out: Mapping[str, Any]) -> str:
+    """How good the map from tokens to languages is."""
+    decided, accuracy = held_out["decided"], held_out["accuracy"]
+    if not accuracy:
+        return "no token of the held-out texts has a language of its own"
+    return (
+        f"tokens of held-out texts: {decided:.0%} have a language of their own, for {accuracy:.0%} it is the right one"
+    )
+
+
 def write_plots(out: Path, label: str) -> None:
-    """Draws what the probes left in `out`, each as NAME.svg."""
+    """Draws what the probes left in `out`, each figure as SVG and as PDF."""
     figures = {}
     if lens := read_lens(out):
-        figures["logit_lens"] = plots.logit_lens({label: lens.arrays}, lens.languages)
+        figures |= language_pages.lens_pages(lens, label)
+    if attribution := read_probe(out, "attribution", ATTRIBUTION_AXES):
+        figures |= language_pages.attribution_pages(attribution, label)
     if pca := read_probe(out, "pca", PCA_AXES):
         layers = chosen_layers(len(pca.arrays["points"]) - 1)
         figures["pca"] = plots.pca_scatter({label: pca.arrays["points"]}, pca.document["scatter_language"], layers)
@@ -165,3 +190,5 @@ def write_plots(out: Path, label: str) -> None:
         figures["geometry"] = plots.geometry({label: geometry.arrays}, geometry.languages, geometry.document["layer"])
     for name, figure in figures.items():
         write_text(out / f"{name}.svg", plots.svg(figure, name))
+        with whole_file(out / f"{name}.pdf") as partial:
+            partial.write_bytes(plots.pdf(figure))

@@ -22,7 +22,7 @@ from jaxalign.model.transformer import Decoder
 from jaxalign.probing.capture import prepared_capture
 from jaxalign.probing.geometry import ENGLISH
 from jaxalign.probing.likeness import geometry_arrays, language_geometry
-from jaxalign.probing.logit_lens import lens_function, lens_of_language
+from jaxalign.probing.logit_lens import LensProgram
 from jaxalign.probing.prompts import TASK, VARIANT, ProbeData
 from jaxalign.probing.representation import WHOLE_PROMPTS, language_correlations
 from jaxalign.probing.run import ProbeRun
@@ -110,18 +110,17 @@ def accuracy(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) ->
 def logit_lens(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) -> Measure:
     """`lens_latent/{language}` and `lens_out/{language}`: the largest of the layers' mean masses, over surviving rows.
 
-    A language of which no row survives the study's filter is left out.
+    Read without the tokens that two languages' words share. A language of which no row survives is left out.
     """
-    run = probe_run(config, model, decoder, shapes)
-    runner = run.runner(lens_function(decoder))
+    lens_of = LensProgram(probe_run(config, model, decoder, shapes))
 
     def measure(variables: Any) -> dict[str, float]:
         numbers = {}
-        for language in run.languages:
-            lens = lens_of_language(runner, variables, run.data, language)
-            if lens.survives.any():
-                numbers[f"lens_latent/{language}"] = float(lens.latent[lens.survives].mean(axis=0).max())
-                numbers[f"lens_out/{language}"] = float(lens.out[lens.survives].mean(axis=0).max())
+        for language, both in lens_of(variables).items():
+            rows = both.unshared
+            if rows.survives.any():
+                numbers[f"lens_latent/{language}"] = float(rows.latent[rows.survives].mean(axis=0).max())
+                numbers[f"lens_out/{language}"] = float(rows.out[rows.survives].mean(axis=0).max())
         return numbers
 
     return measure

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -56,6 +57,16 @@ class Tokenizer:
         """Whether tokens are spelt in the byte alphabet of GPT-2 (Ġ for a space) and not as text with ▁ and <0xHH>."""
         return _has_type([self._serialised["decoder"], self._serialised["pre_tokenizer"]], "ByteLevel")
 
+    def token_bytes(self, token: str) -> bytes:
+        """The UTF-8 bytes, perhaps a part of a character's, that a vocabulary entry stands for."""
+        if self.is_byte_level:
+            # An added token is spelt as it is.
+            known = all(character in _BYTE_OF for character in token)
+            return bytes(_BYTE_OF[character] for character in token) if known else token.encode("utf-8")
+        if match := re.fullmatch(r"<0x([0-9A-F]{2})>", token):
+            return bytes([int(match[1], 16)])
+        return token.replace("▁", " ").encode("utf-8")
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the serialised tokenizer, without the padding and truncation that calls may set."""
@@ -82,6 +93,16 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if not backend.is_fast:
         raise InputError(f"{folder}: only fast tokenizers are read; save this one with its tokenizer.json")
     return Tokenizer(backend)
+
+
+def _byte_of() -> dict[str, int]:
+    """GPT-2's byte alphabet: printable Latin-1 stands for itself, the other bytes for U+0100 onwards, in order."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_of()
 
 
 def _has_type(part: Any, name: str) -> bool:

@@ -3,12 +3,17 @@
 Axis letters as in transformer.py: L layers, P prefix positions, K key/value heads, H head width.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.model.attention import Prefix, init_cache
+from jaxalign.model.sharding import param_shardings
 from jaxalign.model.transformer import Decoder
 
 
@@ -33,3 +38,28 @@ def prefix_bucket(length: int) -> int:
     """The fixed length that a prefix is padded to: a multiple of 64 up to 512, of 128 beyond; at least 64."""
     step = 64 if length <= 512 else 128
     return max(1, -(-length // step)) * step
+
+
+def shared_length(prompts: Sequence[Sequence[int]], keep: int = 1) -> int:
+    """How many tokens all prompts begin with; of the shortest, `keep` are left at least."""
+    shortest = min(map(len, prompts))
+    columns = enumerate(zip(*prompts, strict=False))
+    common = next((place for place, tokens in columns if len(set(tokens)) > 1), shortest)
+    return max(0, min(common, shortest - keep))
+
+
+class PrefixRunner:
+    """Runs what prompts begin with, once: one program for each padded length."""
+
+    def __init__(self, decoder: Decoder, variables: Any, mesh: Mesh):
+        """`variables`: the decoder's collections, or their shapes; they settle structure and sharding."""
+        whole = NamedSharding(mesh, PartitionSpec())
+        shardings = (param_shardings(variables, mesh), whole, whole)
+        self.mesh, self.step = mesh, jax.jit(partial(prefill, decoder), in_shardings=shardings, out_shardings=whole)
+
+    def __call__(self, variables: Any, tokens: Sequence[int]) -> Prefix:
+        """The keys and values of the tokens, of which there may be none; whole on every device."""
+        padded = np.zeros(prefix_bucket(len(tokens)), np.int32)
+        padded[: len(tokens)] = tokens
+        with jax.set_mesh(self.mesh):
+            return self.step(variables, padded, np.array(len(tokens), np.int32))

@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.errors import InputError
+from jaxalign.model.attention import Prefix
 from jaxalign.model.sharding import BATCH, param_shardings
 from jaxalign.model.transformer import Decoder, DecoderOutput
 
@@ -33,6 +34,7 @@ def decode_prompts(
     lengths: jax.Array,
     tap: Callable[..., Any] | None = None,
     neuron_mask: jax.Array | None = None,
+    prefix: Prefix | None = None,
 ) -> DecoderOutput:
     """One forward pass over right-padded prompts.
 
@@ -40,10 +42,12 @@ def decode_prompts(
       tokens: int32 [B, T]; row b holds a prompt in its first `lengths[b]` positions.
       lengths: int32 [B], at least 1.
       tap, neuron_mask: as `Decoder.__call__` takes them.
+      prefix: what all prompts begin with, where `tokens` holds the rest of them alone.
     """
-    positions = jax.lax.broadcasted_iota(jnp.int32, tokens.shape, 1)
-    segment_ids = (positions < lengths[:, None]).astype(jnp.int32)
-    return decoder.apply(variables, tokens, positions, segment_ids, tap=tap, neuron_mask=neuron_mask)
+    places = jax.lax.broadcasted_iota(jnp.int32, tokens.shape, 1)
+    segment_ids = (places < lengths[:, None]).astype(jnp.int32)
+    positions = places if prefix is None else places + prefix.length
+    return decoder.apply(variables, tokens, positions, segment_ids, prefix=prefix, tap=tap, neuron_mask=neuron_mask)
 
 
 def last_position(states: jax.Array, lengths: jax.Array) -> jax.Array:

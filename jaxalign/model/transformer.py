@@ -327,3 +327,11 @@ class Decoder(nn.Module):
         else:
             table, equation = self.lm_head.kernel, "...D,DV->...V"
         return jnp.einsum(equation, hidden, table.astype(self.dtype), preferred_element_type=jnp.float32)
+
+    def head_rows(self, start: jax.Array, size: int) -> jax.Array:
+        """The head's rows for `size` tokens from `start` on: [size,D] in the compute type."""
+        if self.config.tied_head:
+            rows = lax.dynamic_slice_in_dim(self.embed_tokens.embedding, start, size)
+        else:
+            rows = lax.dynamic_slice_in_dim(self.lm_head.kernel, start, size, axis=1).T
+        return rows.astype(self.dtype)

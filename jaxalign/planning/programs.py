@@ -21,7 +21,7 @@ from jaxalign.model.sharding import param_shardings
 from jaxalign.model.transformer import Decoder
 from jaxalign.model.weights import Leaf, assemble
 from jaxalign.planning.job import Job
-from jaxalign.probing.logit_lens import lens_function
+from jaxalign.probing.logit_lens import LensInputs, lens_function
 from jaxalign.training.optimizer import cosine_schedule, make_optimizer
 from jaxalign.training.step import make_loss_sums, make_shardings, make_train_step, new_state
 
@@ -98,8 +98,9 @@ def lower_lens(job: Job, mesh: Mesh) -> Program:
     variables = laid_out(shapes, runner.variable_shardings)
     tokens = jax.ShapeDtypeStruct((job.rows, job.length), jnp.int32, sharding=runner.by_row)
     lengths = jax.ShapeDtypeStruct((job.rows,), jnp.int32, sharding=runner.by_row)
+    gram = jax.ShapeDtypeStruct((job.architecture.width,) * 2, jnp.float32)
     with jax.set_mesh(mesh):
-        lowered = runner.step.lower(variables, tokens, lengths, LABELS)
+        lowered = runner.step.lower(variables, tokens, lengths, LensInputs(LABELS, gram))
     return Program(lowered, {"parameters": variables, "batch": (tokens, lengths)})
 
 

@@ -1,24 +1,35 @@
 """Logit lens (nostalgebraist 2020; Wendler et al. 2024): each layer's residual read by the final norm and the head.
 
 At the last prompt position, after each block: how much probability lies on the English word of the gold class
-(`latent`), how much on its word in the prompt's language (`out`), and how spread out the distribution is.
+(`latent`), how much on its word in the prompt's language (`out`), how spread out the distribution is (entropy), and how
+much of the state lies where the head looks (energy).
 
-Axis letters: B batch, L layers, C labels.
+Label words of two languages may begin with the same tokens. The masses are read in two ways: the study's, which drops
+the rows of such words, and `unshared`, which drops the tokens that they share and so keeps every language.
+
+Axis letters: B batch, L layers, C labels, D width.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxalign.data.label_sets import label_candidates
 from jaxalign.data.prompts import label_words
+from jaxalign.data.tasks import TaskRow
 from jaxalign.errors import InputError
-from jaxalign.model.next_token import entropy_bits, label_masses, pad_label_sets
-from jaxalign.model.prompt_batches import PromptFunction, PromptRunner, decode_prompts, last_position
+from jaxalign.model.attention import Prefix
+from jaxalign.model.next_token import LabelSets, entropy_bits, label_masses, pad_label_sets
+from jaxalign.model.prefix_cache import PrefixRunner, shared_length
+from jaxalign.model.prompt_batches import PromptFunction, check_lengths, decode_prompts, last_position
 from jaxalign.model.transformer import Decoder
+from jaxalign.model.vocabulary import head_gram
 from jaxalign.probing.prompts import TASK, VARIANT, ProbeData, probe_prompts
 from jaxalign.probing.records import write_probe
 from jaxalign.probing.run import ProbeRun
@@ -26,7 +37,10 @@ from jaxalign.statistics import mean_and_half_width
 
 
 class LensRows(NamedTuple):
-    """What the lens saw in one language, float32 [rows, L] each; masses are probabilities, entropy is in bits."""
+    """What the lens saw in one language, float32 [rows, L] each; masses are probabilities, entropy is in bits.
+
+    Energy is relative: 1 is that of the head's own rows.
+    """
 
     latent: np.ndarray
     """mass on the English word of the gold class"""
@@ -37,8 +51,30 @@ class LensRows(NamedTuple):
     all_possible_out: np.ndarray
     """mass on the union of the prompt language's words' candidates"""
     entropy: np.ndarray
+    energy: np.ndarray
     survives: np.ndarray
     """bool [rows]: the two gold sets can be told apart, see `surviving_classes`"""
+
+
+UNSHARED = "unshared_"
+"""What the names of the second way's arrays begin with."""
+
+
+class LensInputs(NamedTuple):
+    """What the lens needs beside the prompts."""
+
+    labels: LabelSets
+    gram: Any
+    """float32 [D, D], see `head_gram`"""
+    prefix: Prefix | None = None
+    """what all prompts begin with, where the batch holds the rest of them alone"""
+
+
+class LanguageLens(NamedTuple):
+    """One language, read in both ways."""
+
+    study: LensRows
+    unshared: LensRows
 
 
 class WordSets(NamedTuple):
@@ -51,6 +87,11 @@ class WordSets(NamedTuple):
         """English classes, the language's classes, the union of the English ones, the union of the language's."""
         unions = [sorted(set().union(*sets)) for sets in self]
         return [*self.english, *self.language, *unions]
+
+    def unshared(self) -> "WordSets":
+        """Without the ids that are both an English and an in-language word's."""
+        english, own = (set().union(*sets) for sets in self)
+        return WordSets(*([sorted(set(ids) - (english & own)) for ids in sets] for sets in self))
 
 
 def word_sets(data: ProbeData, language: str) -> WordSets:
@@ -68,85 +109,157 @@ def surviving_classes(sets: WordSets, language: str) -> list[bool]:
     ]
 
 
+def relative_energy(hidden: jax.Array, gram: jax.Array, vocab_size: int) -> jax.Array:
+    """How strongly the head's directions respond to a state, relative to how they respond to each other.
+
+    sqrt(mean_v (u_v . h)^2) / sqrt(mean_vw (u_v . u_w)^2) for the state's direction h and the head's unit rows u, of
+    which `gram` is the sum of outer products (Wendler et al. 2024, "token energy").
+
+    Args:
+      hidden: [..., D], before the final norm.
+      gram: float32 [D, D], see `head_gram`.
+
+    Returns:
+      float32 [...].
+    """
+    hidden = hidden.astype(jnp.float32)
+    h = hidden / jnp.linalg.norm(hidden, axis=-1, keepdims=True)
+    squares = jnp.einsum("...D,DE,...E->...", h, gram, h, precision=jax.lax.Precision.HIGHEST)
+    return jnp.sqrt(squares * vocab_size) / jnp.linalg.norm(gram)
+
+
 def lens_function(decoder: Decoder) -> PromptFunction:
-    """The lens on a batch: (masses [B, L, C], entropy in bits [B, L], whether all logits are finite [B, L]).
+    """The lens on a batch: (masses [B, L, C], entropy in bits, energy, whether all logits are finite [B, L] each).
 
     Logits of one layer exist at a time, at the last position only: the scan over layers reduces them. Layer L is the
-    model's own output.
+    model's own output. `extra` is LensInputs.
     """
 
-    def lens(variables: Any, tokens: jax.Array, lengths: jax.Array, labels: Any) -> Any:
+    def lens(variables: Any, tokens: jax.Array, lengths: jax.Array, extra: LensInputs) -> Any:
         def tap(layer: jax.Array, hidden: jax.Array, gate: jax.Array) -> Any:
-            normed = decoder.apply(variables, last_position(hidden, lengths), method="final_norm")
-            logits: Any = decoder.apply(variables, normed, method="logits")
-            return label_masses(logits, labels), entropy_bits(logits), jnp.isfinite(logits).all(-1)
+            last = last_position(hidden, lengths)
+            logits: Any = decoder.apply(variables, decoder.apply(variables, last, method="final_norm"), method="logits")
+            energy = relative_energy(last, extra.gram, decoder.config.vocab_size)
+            return label_masses(logits, extra.labels), entropy_bits(logits), energy, jnp.isfinite(logits).all(-1)
 
-        taps = decode_prompts(decoder, variables, tokens, lengths, tap).taps
+        taps = decode_prompts(decoder, variables, tokens, lengths, tap, prefix=extra.prefix).taps
         return jax.tree.map(lambda array: jnp.moveaxis(array, 0, 1), taps)
 
     return lens
 
 
-def lens_of_language(
-    runner: PromptRunner,
-    variables: Any,
-    data: ProbeData,
-    language: str,
-    on_rows: Callable[[int], object] = lambda rows: None,
-) -> LensRows:
-    """Runs the lens on one language's prompts; `runner` holds `lens_function`."""
-    rows, prompts = probe_prompts(data, language)
-    sets = word_sets(data, language)
-    masses, entropy, finite = runner(variables, prompts, pad_label_sets(sets.all()), on_rows)
-    if not finite.all():
-        row, layer = np.unravel_index(np.argmin(finite), finite.shape)
-        raise InputError(
-            f"{language}, row {rows[row].row}: logits read at layer {layer + 1} are not finite; "
-            "check the weights, or compute in float32"
+class LensProgram:
+    """The lens, ready to run on one language after the other, with whatever variables of the run's structure."""
+
+    def __init__(self, run: ProbeRun):
+        self.run, self.runner = run, run.runner(lens_function(run.decoder))
+        self.run_prefix = PrefixRunner(run.decoder, run.variables, run.mesh)
+        self.gram_of = jax.jit(
+            partial(head_gram, run.decoder),
+            in_shardings=(self.runner.variable_shardings,),
+            out_shardings=NamedSharding(run.mesh, PartitionSpec()),
         )
+
+    def __call__(self, variables: Any) -> dict[str, LanguageLens]:
+        """language -> what the lens sees of its prompts."""
+        variables = self.runner.place(variables)
+        gram = self.gram_of(variables)
+        return {language: self.of_language(variables, gram, language) for language in self.run.languages}
+
+    def of_language(self, variables: Any, gram: jax.Array, language: str) -> LanguageLens:
+        """One language's prompts: what they begin with runs once."""
+        rows, prompts = probe_prompts(self.run.data, language)
+        check_lengths(list(map(len, prompts)), self.run.decoder.config.max_positions)
+        sets = both_ways(word_sets(self.run.data, language), language)
+        shared = shared_length(prompts)
+        inputs = LensInputs(
+            pad_label_sets([ids for way in sets for ids in way.all()]),
+            gram,
+            self.run_prefix(variables, prompts[0][:shared]),
+        )
+        rests = [prompt[shared:] for prompt in prompts]
+        masses, entropy, energy, finite = self.runner(variables, rests, inputs, self.run.on_rows)
+        if not finite.all():
+            row, layer = np.unravel_index(np.argmin(finite), finite.shape)
+            raise InputError(
+                f"{language}, row {rows[row].row}: logits read at layer {layer + 1} are not finite; "
+                "check the weights, or compute in float32"
+            )
+        return language_lens(rows, language, sets, masses, entropy, energy)
+
+
+def both_ways(study: WordSets, language: str) -> tuple[WordSets, WordSets]:
+    """The study's sets, and those without shared tokens. English has one set of words, and no other to be told from."""
+    return study, study if language == "en" else study.unshared()
+
+
+def language_lens(
+    rows: Sequence[TaskRow],
+    language: str,
+    sets: tuple[WordSets, WordSets],
+    masses: np.ndarray,
+    entropy: np.ndarray,
+    energy: np.ndarray,
+) -> LanguageLens:
+    """Masses [rows, L, C] of all sets, one way's after the other's, as each row's gold class asks for them."""
     gold = np.array([TASK.classes.index(row.gold_class) for row in rows])
     each, classes = np.arange(len(rows)), len(TASK.classes)
-    return LensRows(
-        latent=masses[each, :, gold],
-        out=masses[each, :, classes + gold],
-        all_possible_latent=masses[:, :, 2 * classes],
-        all_possible_out=masses[:, :, 2 * classes + 1],
-        entropy=entropy,
-        survives=np.array(surviving_classes(sets, language))[gold],
-    )
+
+    def lens_rows(sets: WordSets, first: int) -> LensRows:
+        return LensRows(
+            latent=masses[each, :, first + gold],
+            out=masses[each, :, first + classes + gold],
+            all_possible_latent=masses[:, :, first + 2 * classes],
+            all_possible_out=masses[:, :, first + 2 * classes + 1],
+            entropy=entropy,
+            energy=energy,
+            survives=np.array(surviving_classes(sets, language))[gold],
+        )
+
+    study, unshared = sets
+    return LanguageLens(lens_rows(study, 0), lens_rows(unshared, len(study.all())))
 
 
-def lens_arrays(lens: Mapping[str, LensRows]) -> dict[str, np.ndarray]:
+def lens_arrays(lens: Mapping[str, LanguageLens]) -> dict[str, np.ndarray]:
     """Per-layer means and 95 % half-widths, float32 [languages, L] under `{quantity}_mean`, `{quantity}_half_width`.
 
-    Averages are over the surviving rows; NaN where a language has none.
+    And the same of the second way under `unshared_{quantity}_...`. Averages are over the surviving rows; NaN where a
+    language has none.
     """
     arrays = {}
-    for quantity in LensRows._fields[:-1]:
-        kept = (getattr(rows, quantity)[rows.survives] for rows in lens.values())
+    ways = {"": [both.study for both in lens.values()], UNSHARED: [both.unshared for both in lens.values()]}
+    for (prefix, languages), quantity in product(ways.items(), LensRows._fields[:-1]):
+        kept = (getattr(rows, quantity)[rows.survives] for rows in languages)
         mean, half_width = zip(*map(mean_and_half_width, kept), strict=True)
-        arrays[f"{quantity}_mean"] = np.stack(mean).astype(np.float32)
-        arrays[f"{quantity}_half_width"] = np.stack(half_width).astype(np.float32)
+        arrays[f"{prefix}{quantity}_mean"] = np.stack(mean).astype(np.float32)
+        arrays[f"{prefix}{quantity}_half_width"] = np.stack(half_width).astype(np.float32)
     return arrays
 
 
-def lens_document(lens: Mapping[str, LensRows]) -> dict[str, Any]:
-    """What the arrays of `lens_arrays` mean, and how many rows of each language survived the filter."""
-    surviving = {language: int(rows.survives.sum()) for language, rows in lens.items()}
-    if not any(surviving.values()):
+def lens_document(lens: Mapping[str, LanguageLens]) -> dict[str, Any]:
+    """What the arrays of `lens_arrays` mean, and how many rows of each language survived."""
+    surviving = {language: int(both.study.survives.sum()) for language, both in lens.items()}
+    unshared = {language: int(both.unshared.survives.sum()) for language, both in lens.items()}
+    if not any(unshared.values()):
         raise InputError(
-            f"logit lens: no row survives in {', '.join(lens)}: their label words share tokens with the English ones "
-            "in this tokenizer; add a language in another script, such as zh, ja or ru"
+            f"logit lens: no row survives in {', '.join(lens)}: their label words begin with the same tokens as the "
+            "English ones in this tokenizer; add a language in another script, such as zh, ja or ru"
         )
-    layers = next(iter(lens.values())).entropy.shape[1]
+    layers = next(iter(lens.values())).study.entropy.shape[1]
     return {
         "axes": {name: ["language", "layer"] for name in lens_arrays(lens)},
         "language": list(lens),
         "layer": list(range(1, layers + 1)),
-        "units": {"entropy": "bits", "latent, out, all_possible_latent, all_possible_out": "probability"},
-        "rows": {language: len(rows.survives) for language, rows in lens.items()},
+        "units": {
+            "entropy": "bits",
+            "latent, out, all_possible_latent, all_possible_out": "probability",
+            "energy": "relative to that of the head's own rows",
+        },
+        "rows": {language: len(both.study.survives) for language, both in lens.items()},
         "surviving_rows": surviving,
         "languages_without_rows": [language for language, count in surviving.items() if count == 0],
+        "unshared": "the same without the tokens that begin both an English and an in-language label word",
+        "unshared_surviving_rows": unshared,
         "task": TASK.name,
         "variant": VARIANT,
     }
@@ -158,11 +271,7 @@ def write_logit_lens(run: ProbeRun) -> dict[str, Any]:
     Returns:
       The content of the JSON file.
     """
-    runner = run.runner(lens_function(run.decoder))
-    variables = runner.place(run.variables)
-    lens = {
-        language: lens_of_language(runner, variables, run.data, language, run.on_rows) for language in run.languages
-    }
+    lens = LensProgram(run)(run.variables)
     document = {**lens_document(lens), **run.description}
     write_probe(run.out, "logit_lens", lens_arrays(lens), document)
     return document

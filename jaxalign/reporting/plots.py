@@ -12,9 +12,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from jaxalign.data.languages import LANGUAGES
 
@@ -70,6 +71,14 @@ def svg(figure: Figure, name: str) -> str:
     return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", element)
 
 
+def pdf(figure: Figure) -> bytes:
+    """The figure as a PDF page whose text stays text, the same bytes every time."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({**STYLE, "pdf.fonttype": 42}):
+        figure.savefig(buffer, format="pdf", metadata={"CreationDate": None}, bbox_inches="tight")
+    return buffer.getvalue()
+
+
 def logit_lens(
     runs: Mapping[str, Mapping[str, np.ndarray]], languages: Sequence[str], shown: Sequence[str] | None = None
 ) -> Figure:
@@ -83,8 +92,7 @@ def logit_lens(
     first = next(iter(runs.values()))["latent_mean"]
     has_rows = np.asarray(np.isfinite(first).all(axis=1))
     shown = shown or [code for code, full in zip(languages, has_rows.tolist(), strict=True) if full]
-    # The study's scale, 0 to 14 bits, unless a large vocabulary exceeds it.
-    most = max(14.0, *(float(np.nanmax(arrays["entropy_mean"])) for arrays in runs.values()))
+    most = largest_entropy([arrays["entropy_mean"] for arrays in runs.values()])
     layers = np.arange(1, first.shape[1] + 1)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(2.6 * len(shown) + 1.2, 2.6 * len(runs)), layout="constrained")
@@ -95,21 +103,25 @@ def logit_lens(
             for c, code in enumerate(shown):
                 strip, panel = panels[2 * r, c], panels[2 * r + 1, c]
                 values = {name: array[languages.index(code)] for name, array in arrays.items()}
-                mesh = strip.pcolormesh(
-                    np.arange(0.5, len(layers) + 1),
-                    [0, 1],
-                    values["entropy_mean"][None],
-                    cmap="plasma",
-                    vmin=0,
-                    vmax=most,
-                )
-                strip.set(title=f"{title(code)}, {label}", yticks=[])
+                mesh = entropy_strip(strip, values["entropy_mean"], most)
+                strip.set(title=f"{title(code)}, {label}")
                 lens_panel(panel, layers, values, code)
                 panel.set(xlabel="layer" if r == len(runs) - 1 else "", ylabel="probability" if c == 0 else "")
             figure.colorbar(mesh, ax=panels[2 * r : 2 * r + 2, :], label="entropy (bits)", pad=0.01)
         handles = {line.get_label(): line for panel in panels[1::2].flat for line in panel.get_lines()}
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
     return figure
+
+
+def largest_entropy(entropies: Sequence[np.ndarray]) -> float:
+    """Where the scale of the strips ends: the study's 14 bits, unless a large vocabulary exceeds it."""
+    return max(14.0, *(float(np.nanmax(entropy)) for entropy in entropies))
+
+
+def entropy_strip(strip: Axes, entropy: np.ndarray, most: float) -> QuadMesh:
+    """Entropy in bits [L] as colours; returns what a colour bar is made of."""
+    strip.set(yticks=[])
+    return strip.pcolormesh(np.arange(0.5, len(entropy) + 1), [0, 1], entropy[None], cmap="plasma", vmin=0, vmax=most)
 
 
 def lens_panel(panel: Axes, layers: np.ndarray, values: Mapping[str, np.ndarray], code: str) -> None:
@@ -122,7 +134,15 @@ def lens_panel(panel: Axes, layers: np.ndarray, values: Mapping[str, np.ndarray]
         panel.plot(layers, mean, line, color=colour, label=label, linewidth=1.4)
         panel.fill_between(layers, mean - half_width, mean + half_width, color=colour, alpha=0.2, linewidth=0)
     panel.set(ylim=(0, 1), xlim=(0.5, len(layers) + 0.5))
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    layer_ticks(panel, len(layers))
+
+
+def layer_ticks(panel: Axes, layers: int) -> None:
+    """Layers on the x axis, with the study's dashed guides every 5 where so many can be told apart."""
+    every_5 = 10 <= layers <= 40
+    panel.xaxis.set_major_locator(MultipleLocator(5) if every_5 else MaxNLocator(integer=True, nbins=6))
+    panel.grid(axis="x", linestyle="--", linewidth=0.5, color="#cccccc")
+    panel.set_axisbelow(True)
 
 
 def pca_scatter(runs: Mapping[str, np.ndarray], languages: Sequence[str], layers: Sequence[int]) -> Figure:

@@ -21,8 +21,14 @@ from jaxalign.probing.likeness import GEOMETRY_AXES
 from jaxalign.reporting.fields import field, read_object, share, texts, whole_numbers
 
 LENS_AXES = {
-    f"{quantity}_{statistic}": ["language", "layer"]
-    for quantity in ("latent", "out", "all_possible_latent", "all_possible_out", "entropy")
+    f"{way}{quantity}_{statistic}": ["language", "layer"]
+    for way in ("", "unshared_")
+    for quantity in ("latent", "out", "all_possible_latent", "all_possible_out", "entropy", "energy")
+    for statistic in ("mean", "half_width")
+}
+ATTRIBUTION_AXES = {
+    f"{kind}_mass_{statistic}": ["language", "layer", "position", f"token_{kind}"]
+    for kind in ("language", "script")
     for statistic in ("mean", "half_width")
 }
 PCA_AXES = {
@@ -280,7 +286,7 @@ def read_lens(folder: Path) -> Probe | None:
     if probe is None:
         return None
     where = str(folder / "logit_lens.json")
-    for name in ("rows", "surviving_rows"):
+    for name in ("rows", "surviving_rows", "unshared_surviving_rows"):
         counts = field(probe.document, name, dict, where)
         for language in probe.languages:
             field(counts, language, int, f"{where}, {name}")

@@ -42,6 +42,7 @@ def test_wrong_settings(refused, model_folder, flag, named):
     [
         ("--config.probes=foo", "'foo'"),
         ("--config.probes=", "probes"),
+        ("--config.attribution_positions=0", "attribution_positions=0"),
         ("--config.tasks=snli", "emotion"),
         ("--config.rows=0:1", "rows"),
         ("--config.batch_size=0", "batch_size"),

@@ -95,7 +95,7 @@ def test_what_is_watched_at_the_end_is_what_the_finished_run_shows(before, after
         assert accuracies.items() <= numbers.items()
         lens, pca = np.load(folder / "logit_lens.npz"), np.load(folder / "pca.npz")
         for quantity in ("latent", "out"):
-            largest = dict(zip(("en", "zh", "th"), lens[f"{quantity}_mean"].max(axis=1), strict=True))
+            largest = dict(zip(("en", "zh", "th"), lens[f"unshared_{quantity}_mean"].max(axis=1), strict=True))
             expected = {f"lens_{quantity}/{code}": mass for code, mass in largest.items() if not np.isnan(mass)}
             assert {name for name in numbers if name.startswith(f"lens_{quantity}")} == expected.keys()
             # Float32 sums in another order.

@@ -2,24 +2,28 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.special
-import torch
 
-from jaxalign.data.label_queries import LabelQuery, label_queries
+from jaxalign.data.label_queries import label_queries
 from jaxalign.data.tasks import TASKS, read_task_rows
 from jaxalign.errors import InputError
 from jaxalign.evaluation.score_labels import Scorer
-from jaxalign.model.next_token import pad_label_sets
-from jaxalign.model.prompt_batches import PromptRunner
+from jaxalign.model.next_token import entropy_bits, label_masses, pad_label_sets
+from jaxalign.model.prompt_batches import PromptRunner, decode_prompts, last_position
 from jaxalign.model.transformer import Decoder
+from jaxalign.model.vocabulary import head_gram
 from jaxalign.probing.logit_lens import (
+    LanguageLens,
+    LensInputs,
     LensRows,
     WordSets,
     lens_arrays,
     lens_document,
     lens_function,
+    relative_energy,
     surviving_classes,
     word_sets,
     write_logit_lens,
@@ -28,50 +32,65 @@ from jaxalign.probing.prompts import ProbeData
 from jaxalign.probing.run import ProbeRun
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
-from tests.model.tiny_models import FAMILIES, VOCABULARY, numpy_of, tiny_case
+from tests.model.tiny_models import FAMILIES, VOCABULARY, TinyModel, numpy_of, tiny_case
+from tests.probing.numpy_lens import lens_in_numpy
 
 RNG = np.random.default_rng(0)
 PROMPTS = [RNG.integers(1, VOCABULARY, n).tolist() for n in (3, 70, 20)]
 LABELS = [[5, 9, 30], [7]]
 
 
-def lens_in_numpy(torch_model: Any, prompt: list[int], offset: float) -> tuple[np.ndarray, np.ndarray]:
-    """Masses [L, labels] and entropy [L] from transformers' hidden states, norm and head written out."""
-    norm, residuals = torch_model.model.norm, []
-    # The last entry of hidden_states is past the final norm, so the last residual is caught on its way in.
-    handle = norm.register_forward_pre_hook(lambda module, arguments: residuals.append(arguments[0]))
-    with torch.no_grad():
-        states = torch_model(torch.tensor([prompt]), output_hidden_states=True).hidden_states
-    handle.remove()
-    x = np.stack([numpy_of(state)[0, -1] for state in (*states[1:-1], residuals[0])]).astype(np.float64)
-    x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * (offset + numpy_of(norm.weight))
-    p = scipy.special.softmax(x @ numpy_of(torch_model.lm_head.weight).T, axis=-1)
-    return np.stack([p[:, ids].sum(-1) for ids in LABELS], -1), -(p * np.log2(p)).sum(-1)
+def run_lens(tiny: TinyModel) -> tuple[np.ndarray, ...]:
+    """Masses, entropy, energy and finiteness of PROMPTS, on eight devices."""
+    decoder, variables = Decoder(tiny.config), {"params": tiny.params}
+    runner = PromptRunner(lens_function(decoder), variables, make_mesh(8, 1, 1), 8)
+    return runner(variables, PROMPTS, LensInputs(pad_label_sets(LABELS), head_gram(decoder, variables, chunk=10)))
 
 
 @pytest.mark.parametrize("case", FAMILIES)
 def test_lens_is_transformers_hidden_states_through_norm_and_head(case: str):
     tiny = tiny_case(case)
-    variables = {"params": tiny.params}
-    runner = PromptRunner(lens_function(Decoder(tiny.config)), variables, make_mesh(8, 1, 1), 8)
-    masses, entropy, finite = runner(variables, PROMPTS, pad_label_sets(LABELS))
-    assert masses.shape[:2] == entropy.shape == (len(PROMPTS), tiny.config.layers) and finite.all()
+    masses, entropy, energy, finite = run_lens(tiny)
+    assert masses.shape[:2] == entropy.shape == energy.shape == (len(PROMPTS), tiny.config.layers) and finite.all()
     for i, prompt in enumerate(PROMPTS):
-        expected = lens_in_numpy(tiny.torch_model, prompt, 1.0 if tiny.config.norm_offset else 0.0)
+        expected = lens_in_numpy(tiny.torch_model, prompt, gemma=tiny.config.norm_offset)
+        expected_masses = np.stack([expected.probabilities[:, 0, ids].sum(-1) for ids in LABELS], -1)
         # Float32 against float64 after up to seven layers; entropies are up to 6 bits.
-        np.testing.assert_allclose(masses[i, :, : len(LABELS)], expected[0], atol=1e-4)
-        np.testing.assert_allclose(entropy[i], expected[1], atol=1e-4)
+        np.testing.assert_allclose(masses[i, :, : len(LABELS)], expected_masses, atol=1e-4)
+        np.testing.assert_allclose(entropy[i], expected.entropy[:, 0], atol=1e-4)
+        np.testing.assert_allclose(energy[i], expected.energy[:, 0], atol=1e-4)
 
 
-def test_the_last_layer_is_what_the_model_says():
-    tiny = tiny_case("gemma3_text")
-    variables, mesh = {"params": tiny.params}, make_mesh(8, 1, 1)
-    masses, *_ = PromptRunner(lens_function(Decoder(tiny.config)), variables, mesh, 8)(
-        variables, PROMPTS, pad_label_sets(LABELS)
-    )
-    queries = [LabelQuery(prompt, ()) for prompt in PROMPTS]
-    scores = Scorer(Decoder(tiny.config), variables, mesh).score(variables, queries, LABELS).prefix_mass
-    np.testing.assert_allclose(masses[:, -1, : len(LABELS)], scores, atol=1e-6)
+@pytest.mark.parametrize("case", FAMILIES)
+def test_the_last_layer_is_what_the_model_says(case: str):
+    tiny = tiny_case(case)
+    decoder, variables, labels = Decoder(tiny.config), {"params": tiny.params}, pad_label_sets(LABELS)
+
+    def said(variables: Any, tokens: jax.Array, lengths: jax.Array, extra: Any) -> Any:
+        last = last_position(decode_prompts(decoder, variables, tokens, lengths).hidden, lengths)
+        logits: Any = decoder.apply(variables, last, method="logits")
+        return label_masses(logits, labels), entropy_bits(logits)
+
+    masses, entropy, *_ = run_lens(tiny)
+    expected = PromptRunner(said, variables, make_mesh(8, 1, 1), 8)(variables, PROMPTS)
+    np.testing.assert_array_equal(masses[:, -1], expected[0])
+    np.testing.assert_array_equal(entropy[:, -1], expected[1])
+
+
+def test_entropy_counts_a_probability_of_0_as_0():
+    assert entropy_bits(jnp.array([0.0, 0.0, -1e9])) == 1
+    # 88 nats below the largest, float32 has no such probability any more.
+    assert np.isfinite(entropy_bits(jnp.linspace(0.0, -1000.0, 64)))
+
+
+def test_energy_of_the_heads_own_rows_is_1_and_of_what_it_cannot_see_0():
+    tiny = tiny_case("qwen2")
+    head = numpy_of(tiny.torch_model.lm_head.weight) * numpy_of(tiny.torch_model.model.norm.weight)
+    gram = head_gram(Decoder(tiny.config), {"params": tiny.params})
+    energy = relative_energy(jnp.asarray(head), gram, VOCABULARY)
+    np.testing.assert_allclose((energy**2).mean(), 1, rtol=1e-5)
+    flat = jnp.diag(jnp.array([1.0, 1.0, 0.0]))
+    np.testing.assert_allclose(relative_energy(jnp.eye(3), flat, 2), [1, 1, 0])
 
 
 def test_a_class_survives_if_its_two_words_can_be_told_apart():
@@ -82,9 +101,20 @@ def test_a_class_survives_if_its_two_words_can_be_told_apart():
     assert surviving_classes(WordSets([[], [1]], [[], [1]]), "en") == [False, True]
 
 
-def lens_rows(latent: list[list[float]], survives: list[bool]) -> LensRows:
-    array = np.array(latent, np.float32)
-    return LensRows(array, array / 2, array, array, array * 10, np.array(survives))
+def test_the_second_way_drops_only_tokens_of_both_languages():
+    sets = WordSets(english=[[1, 2], [3, 4]], language=[[2, 5], [4, 6, 7]]).unshared()
+    assert sets == WordSets(english=[[1], [3]], language=[[5], [6, 7]])
+    assert sets.all() == [[1], [3], [5], [6, 7], [1, 3], [5, 6, 7]]
+    assert surviving_classes(sets, "sv") == [True, True]
+    # A word may share all that it begins with, also with the other class's: its rows go.
+    gone = WordSets(english=[[1, 2], [3]], language=[[3], [5]]).unshared()
+    assert gone == WordSets([[1, 2], []], [[], [5]]) and surviving_classes(gone, "sv") == [False, False]
+
+
+def lens_rows(latent: list[list[float]], survives: list[bool]) -> LanguageLens:
+    array, kept = np.array(latent, np.float32), np.array(survives)
+    study = LensRows(array, array / 2, array, array, array * 10, array * 2, kept)
+    return LanguageLens(study, study._replace(latent=array / 4, survives=~kept))
 
 
 def test_means_leave_out_rows_that_do_not_survive():
@@ -97,14 +127,17 @@ def test_means_leave_out_rows_that_do_not_survive():
     # Two samples 0.2 apart: deviation 0.1 * sqrt(2), so the half-width is 1.96 * 0.1.
     np.testing.assert_allclose(arrays["latent_half_width"][0], [0.196, 0.196], rtol=1e-5)
     np.testing.assert_allclose(arrays["entropy_mean"], [[2, 6], [np.nan, np.nan]], rtol=1e-6)
+    np.testing.assert_allclose(arrays["energy_mean"], [[0.4, 1.2], [np.nan, np.nan]], rtol=1e-6)
+    np.testing.assert_allclose(arrays["unshared_latent_mean"], [[0.225, 0.225], [0.05, 0.1]], rtol=1e-6)
     assert document["surviving_rows"] == {"is": 2, "de": 0} and document["rows"] == {"is": 3, "de": 1}
+    assert document["unshared_surviving_rows"] == {"is": 1, "de": 1}
     assert document["languages_without_rows"] == ["de"]
     assert document["layer"] == [1, 2]
 
 
 def test_no_surviving_row_in_any_language_is_an_error():
     with pytest.raises(InputError, match="no row survives in de, nl"):
-        lens_document({code: lens_rows([[0.1]], [False]) for code in ("de", "nl")})
+        lens_document({code: lens_rows([[0.1]], [True]) for code in ("de", "nl")})
 
 
 def test_files_of_the_lens(tmp_path: Path):
@@ -117,11 +150,16 @@ def test_files_of_the_lens(tmp_path: Path):
     assert json.loads((tmp_path / "out/logit_lens.json").read_text()) == document
     # In bytes, German words begin as the English ones do; Chinese shares nothing.
     assert document["surviving_rows"] == {"en": 5, "de": 0, "zh": 5}
+    # Nor does anything of the German words begin them alone.
+    assert document["unshared_surviving_rows"] == document["surviving_rows"]
     assert document["model"] == "tiny"
     with np.load(tmp_path / "out/logit_lens.npz") as arrays:
         assert set(arrays) == set(document["axes"])
         assert all(array.shape == (3, 3) for array in arrays.values())
         assert all(np.isnan(array[1]).all() and np.isfinite(array[[0, 2]]).all() for array in arrays.values())
+        for name in document["axes"]:
+            if not name.startswith("unshared_"):
+                np.testing.assert_array_equal(arrays[f"unshared_{name}"], arrays[name])
         lens = dict(arrays)
     # The last layer again, scored row by row: gold class of each row, and both words together.
     rows = read_task_rows(tmp_path, TASKS["emotion"], "zh", "test", data.rows)

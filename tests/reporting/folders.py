@@ -10,7 +10,7 @@ import numpy as np
 from jaxalign.data.tasks import TASKS
 from jaxalign.files import write_json, write_json_lines
 from jaxalign.probing.likeness import GEOMETRY_AXES, geometry_arrays, language_geometry
-from jaxalign.probing.logit_lens import LensRows, lens_arrays, lens_document
+from jaxalign.probing.logit_lens import LanguageLens, LensRows, lens_arrays, lens_document
 from jaxalign.probing.records import write_probe
 from jaxalign.probing.representation import pca_arrays
 from jaxalign.reporting.results import Key
@@ -152,20 +152,22 @@ def write_run(folder: Path, sources: Sequence[str] = ("zh", "de"), targets: Sequ
 
 
 def write_lens(folder: Path, languages: Sequence[str], layers: int = 12, rows: int = 20, peak: float = 0.5) -> None:
-    """A logit lens as `probe` writes it; no row of German survives."""
+    """A logit lens as `probe` writes it; no row of German survives the study's filter."""
     generator = np.random.default_rng(1)
     rise = peak / (1 + np.exp(-(np.arange(layers) - 0.6 * layers)))
-    lens = {
-        language: LensRows(
+
+    def lens_rows(survives: bool) -> LensRows:
+        return LensRows(
             latent=rise + generator.uniform(0, 0.1, (rows, layers)),
             out=rise[::-1] * 0.3 + generator.uniform(0, 0.05, (rows, layers)),
             all_possible_latent=rise * 1.3 + generator.uniform(0, 0.1, (rows, layers)),
             all_possible_out=rise[::-1] * 0.4 + generator.uniform(0, 0.1, (rows, layers)),
             entropy=13 - 10 * rise + generator.uniform(0, 0.5, (rows, layers)),
-            survives=np.full(rows, language != "de"),
+            energy=np.full((rows, layers), 1.1),
+            survives=np.full(rows, survives),
         )
-        for language in languages
-    }
+
+    lens = {language: LanguageLens(lens_rows(language != "de"), lens_rows(True)) for language in languages}
     write_probe(folder, "logit_lens", lens_arrays(lens), {**lens_document(lens), "versions": VERSIONS})
 
 

@@ -1,0 +1,106 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign.errors import InputError
+from jaxalign.model.prompt_batches import PromptRunner
+from jaxalign.model.transformer import Decoder
+from jaxalign.model.vocabulary import group_masses
+from jaxalign.probing.attribution import attribution_arrays, attribution_function, write_attribution
+from jaxalign.probing.prompts import ProbeData
+from jaxalign.probing.run import ProbeRun
+from jaxalign.runtime import make_mesh
+from tests import tiny_world
+from tests.model.tiny_models import VOCABULARY, tiny_case
+from tests.probing.numpy_lens import lens_in_numpy
+
+RNG = np.random.default_rng(0)
+PROMPTS = [RNG.integers(1, VOCABULARY, n).tolist() for n in (3, 70, 20)]
+LANGUAGES, SCRIPTS = 3, 2
+GROUPS = np.stack([RNG.integers(0, LANGUAGES, VOCABULARY), LANGUAGES + RNG.integers(0, SCRIPTS, VOCABULARY)])
+GROUPS = GROUPS.astype(np.int32)
+
+
+def summed(probabilities: Any) -> np.ndarray:
+    """Probabilities [..., V] added up over the tokens of each group."""
+    members = [(group == GROUPS).any(axis=0) for group in range(LANGUAGES + SCRIPTS)]
+    return np.stack([probabilities[..., member].sum(-1) for member in members], -1)
+
+
+@pytest.mark.parametrize("case", ["llama_gqa_llama3_rope", "gemma3_text"])
+def test_masses_are_those_of_transformers_hidden_states(case: str):
+    tiny, positions = tiny_case(case), 2
+    variables = {"params": tiny.params}
+    # 61 tokens in chunks of 16: the last reaches back.
+    function = attribution_function(Decoder(tiny.config), LANGUAGES + SCRIPTS, positions, chunk=16)
+    masses = PromptRunner(function, variables, make_mesh(8, 1, 1), 8)(variables, PROMPTS, GROUPS)
+    assert masses.shape == (len(PROMPTS), tiny.config.layers, positions, LANGUAGES + SCRIPTS)
+    np.testing.assert_allclose(masses[..., :LANGUAGES].sum(-1), 1, atol=1e-6)
+    np.testing.assert_allclose(masses[..., LANGUAGES:].sum(-1), 1, atol=1e-6)
+    for row, prompt in zip(masses, PROMPTS, strict=True):
+        expected = lens_in_numpy(tiny.torch_model, prompt, positions, gemma=tiny.config.norm_offset)
+        # Float32 against float64 after up to seven layers.
+        np.testing.assert_allclose(row, summed(expected.probabilities), atol=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 60, 61, 1000])
+def test_chunks_change_nothing(chunk: int):
+    tiny = tiny_case("mistral_gqa")
+    normed = jnp.asarray(RNG.normal(size=(2, 3, tiny.config.width)) * 5, jnp.float32)
+    variables, decoder = {"params": tiny.params}, Decoder(tiny.config)
+    whole = jax.nn.softmax(decoder.apply(variables, normed, method="logits"), axis=-1)
+    found = group_masses(decoder, variables, normed, jnp.asarray(GROUPS), LANGUAGES + SCRIPTS, chunk)
+    # Sums of 61 float32 numbers in another order.
+    np.testing.assert_allclose(found, summed(whole), atol=2e-6)
+
+
+@pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 2, 2)])
+def test_a_mesh_changes_nothing(mesh: tuple[int, int, int]):
+    groups = np.stack([np.arange(264) % LANGUAGES, LANGUAGES + np.arange(264) // 132]).astype(np.int32)
+    variables = tiny_world.variables()
+    function = attribution_function(tiny_world.DECODER, LANGUAGES + SCRIPTS, chunk=100)
+    one, many = (
+        PromptRunner(function, variables, make_mesh(*sizes), 8)(variables, PROMPTS, groups)
+        for sizes in ((8, 1, 1), mesh)
+    )
+    np.testing.assert_allclose(many, one, atol=1e-6)
+
+
+def test_means_are_over_rows_and_split_by_kind():
+    masses = {"en": np.array([[[[0.25, 0.75, 0.5, 0.5]]], [[[0.75, 0.25, 0.5, 0.5]]]]), "de": np.ones((1, 1, 1, 4))}
+    arrays = attribution_arrays(masses, languages=1)
+    np.testing.assert_allclose(arrays["language_mass_mean"], [[[[0.5, 0.5]]], [[[1, 1]]]])
+    np.testing.assert_allclose(arrays["script_mass_half_width"], np.zeros((2, 1, 1, 2)))
+    # Two samples 0.5 apart: deviation 0.25 * sqrt(2), so the half-width is 1.96 * 0.25.
+    np.testing.assert_allclose(arrays["language_mass_half_width"][0], [[[0.49, 0.49]]])
+
+
+def tiny_run(folder: Path, rows: slice) -> ProbeRun:
+    data = ProbeData(folder, tiny_world.write_data(folder), tiny_world.byte_tokenizer(), rows)
+    mesh = make_mesh(8, 1, 1)
+    return ProbeRun(folder / "out", tiny_world.DECODER, tiny_world.variables(), mesh, data, ["de", "zh"], 8, {"m": 1})
+
+
+def test_files_of_the_attribution(tmp_path: Path):
+    document = write_attribution(tiny_run(tmp_path, slice(0, 4)), positions=2)
+    assert json.loads((tmp_path / "out/attribution.json").read_text()) == document
+    assert document["token_language"] == ["en", "zh", "de", "undecidable"] and document["position"] == [-2, -1]
+    assert document["m"] == 1 and document["rows"] == {"de": 4, "zh": 4}
+    assert document["token_map"]["held_out"]["all"]["tokens"] > 0
+    with np.load(tmp_path / "out/attribution.npz", allow_pickle=False) as arrays:
+        assert set(arrays) == set(document["axes"])
+        for name, axes in document["axes"].items():
+            assert arrays[name].shape == tuple(len(document[axis]) for axis in axes)
+        for kind in ("language", "script"):
+            np.testing.assert_allclose(arrays[f"{kind}_mass_mean"].sum(-1), 1, atol=1e-5)
+
+
+def test_prompts_shorter_than_the_positions_are_refused(tmp_path: Path):
+    with pytest.raises(InputError, match=r"de, row 1 has \d+ tokens, fewer than the 500 positions"):
+        write_attribution(tiny_run(tmp_path, slice(1, 3)), positions=500)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,53 @@
+"""Lens and attribution of real models on the study's prompts, against NumPy from transformers' hidden states."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from jaxalign.data.prompts import read_exemplars
+from jaxalign.data.tokenizer import load_tokenizer
+from jaxalign.model.hf_config import read_config
+from jaxalign.model.hf_weights import load_params
+from jaxalign.model.next_token import pad_label_sets
+from jaxalign.model.prompt_batches import PromptRunner
+from jaxalign.model.transformer import Decoder
+from jaxalign.model.vocabulary import head_gram
+from jaxalign.probing.attribution import attribution_function
+from jaxalign.probing.logit_lens import LensInputs, lens_function, word_sets
+from jaxalign.probing.prompts import ProbeData, probe_prompts
+from tests.probing.numpy_lens import lens_in_numpy
+from tests.training.tiny_runs import mesh_of
+
+pytestmark = pytest.mark.real_weights
+
+LANGUAGES = ("en", "zh", "sw")
+
+
+@pytest.mark.parametrize("name", ["smollm2", "gemma3"])
+def test_lens_and_attribution_are_numpys(shared: Path, models: Path, name: str):
+    config, tokenizer = read_config(models / name), load_tokenizer(models / name)
+    data = ProbeData(shared / "data", read_exemplars(shared / "data/exemplars.json"), tokenizer, slice(0, 1))
+    prompts = [probe_prompts(data, language)[1][0] for language in LANGUAGES]
+    labels = word_sets(data, "zh").all()
+    groups = np.arange(config.vocab_size, dtype=np.int32)[None] % 5
+
+    variables, decoder, mesh = {"params": load_params(models / name, config, jnp.float32)}, Decoder(config), mesh_of()
+    inputs = LensInputs(pad_label_sets(labels), head_gram(decoder, variables))
+    masses, entropy, energy, _ = PromptRunner(lens_function(decoder), variables, mesh, 4)(variables, prompts, inputs)
+    by_group = PromptRunner(attribution_function(decoder, 5), variables, mesh, 4)(variables, prompts, groups)
+
+    torch_model = transformers.AutoModelForCausalLM.from_pretrained(models / name, dtype=torch.float32)
+    for i, prompt in enumerate(prompts):
+        expected = lens_in_numpy(torch_model.eval(), prompt, gemma=config.norm_offset)
+        p = expected.probabilities[:, 0]
+        expected_masses = np.stack([p[:, ids].sum(-1) for ids in labels], -1)
+        expected_groups = np.stack([p[:, k::5].sum(-1) for k in range(5)], -1)
+        # Float32 over up to 30 layers; NumPy's float64 begins from transformers' float32 states.
+        np.testing.assert_allclose(masses[i, :, : len(labels)], expected_masses, atol=1e-4)
+        np.testing.assert_allclose(by_group[i, :, 0], expected_groups, atol=1e-4)
+        np.testing.assert_allclose(entropy[i], expected.entropy[:, 0], atol=1e-4, rtol=1e-4)
+        np.testing.assert_allclose(energy[i], expected.energy[:, 0], atol=1e-4, rtol=1e-4)
