@@ -74,6 +74,9 @@ def get_config() -> ConfigDict:
 
     # train: the run.
     config.log_every = 10  # steps between rows of metrics.jsonl
+    config.log = ConfigDict()
+    config.log.tensorboard = False  # the rows also as TensorBoard's event files, in OUT/tensorboard
+    config.log.wandb = ""  # the W&B project that the rows also go to (offline: WANDB_MODE=offline); none if empty
     config.heldout_every = 50  # steps between measurements of the held-out loss
     config.checkpoint_every = 50  # steps between checkpoints
     config.keep_last = 2  # newest checkpoints that are kept
