@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxalign.cli.data import build_pairs
-from jaxalign.cli.loading import Model, load_model, merged, run_folder, split_list, with_adapter
+from jaxalign.cli.loading import Model, load_model, merged, rendering, run_folder, split_list, with_adapter
 from jaxalign.cli.provenance import provenance
 from jaxalign.cli.stages import files_of_stages, stage_configs
 from jaxalign.curves import CurvesConfig
@@ -23,7 +23,8 @@ from jaxalign.data.batches import (
     split_heldout,
     training_plan,
 )
-from jaxalign.data.pairs import QuestionPair, languages_of, read_pairs
+from jaxalign.data.pair_files import read_pairs
+from jaxalign.data.pairs import QuestionPair, languages_of
 from jaxalign.data.tasks import parse_rows
 from jaxalign.data.templates import render, resolve_template
 from jaxalign.errors import InputError
@@ -166,7 +167,7 @@ def gather_pairs(config: ConfigDict, paths: Sequence[str]) -> list[QuestionPair]
 
 def pairs_of_file(path: Path, config: ConfigDict) -> list[QuestionPair]:
     """The rows `config.rows` of one file."""
-    pairs, rows = read_pairs([path], config.build.instruction), parse_rows(config.rows)
+    pairs, rows = read_pairs([path], rendering(config)), parse_rows(config.rows)
     if rows.stop is not None and rows.stop > len(pairs):
         raise InputError(f"--config.rows={config.rows}: {path} has {len(pairs)} rows")
     return pairs[rows]
