@@ -128,10 +128,9 @@ def test_files_of_any_bytes(tmp_path, suffix, content):
 
 
 @quick
-@given(st.text(max_size=12).filter(lambda name: "/" not in name and "\0" not in name))
+@given(st.text(alphabet=st.characters(exclude_categories=["C", "Z"], exclude_characters="/"), max_size=12))
 def test_file_names_of_any_text(tmp_path, suffix):
-    name = ("pairs." + suffix).encode("utf-8", "replace").decode()
-    assert rows_or_one_line(read_pairs, [tmp_path / name]) is None
+    assert rows_or_one_line(read_pairs, [tmp_path / f"pairs.{suffix}"]) is None
 
 
 @quick
