@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     config.dtype = "float32"  # compute type: float32, bfloat16, or float16 (the study's evaluation)
     config.param_dtype = "float32"  # how base weights are stored: as those, int8, or nf4
     config.data = "mini"  # a folder holding ap_emotion/, snli/, paws/; or the shipped mini set
-    config.exemplars = ""  # few-shot exemplars; DATA/exemplars.json if empty
+    config.exemplars = ""  # few-shot exemplars: a file, or mini; DATA/exemplars.json if empty
     config.tasks = "emotion"  # emotion, snli, paws; comma-separated, or all
     config.languages = "all"  # codes, comma-separated, or all
     config.rows = "all"  # START:STOP, or all: of test files; of each train file or file of pairs
@@ -27,9 +27,9 @@ def get_config() -> ConfigDict:
     config.mesh.fsdp = -1  # weights and batch are split; -1 takes the devices that are left
     config.mesh.tensor = 1  # heads and feed-forward units are split
 
-    # data build: which translation examples.
+    # data build, and bare texts in train: which translation examples.
     config.build = ConfigDict()
-    config.build.sources = "zh,de"  # languages to translate from
+    config.build.sources = "zh,de"  # languages to translate from; also taken from a data set of many languages
     config.build.target = "en"  # the language to translate into
     config.build.instruction = "after"  # where the instruction stands: after the text (the study), or before (QAlign)
     config.build.control = "none"  # none, mispaired, copy, answers; the last two read English alone
@@ -74,6 +74,9 @@ def get_config() -> ConfigDict:
 
     # train: the run.
     config.log_every = 10  # steps between rows of metrics.jsonl
+    config.log = ConfigDict()
+    config.log.tensorboard = False  # the rows also as TensorBoard's event files, in OUT/tensorboard
+    config.log.wandb = ""  # the W&B project that the rows also go to (offline: WANDB_MODE=offline); none if empty
     config.heldout_every = 50  # steps between measurements of the held-out loss
     config.checkpoint_every = 50  # steps between checkpoints
     config.keep_last = 2  # newest checkpoints that are kept

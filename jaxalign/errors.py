@@ -1,4 +1,9 @@
-"""The errors that a user is meant to read."""
+"""The errors that a user is meant to read, and how several become one."""
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class InputError(Exception):
@@ -6,6 +11,37 @@ class InputError(Exception):
 
     A command that meets one prints the message and ends with exit code 2.
     """
+
+
+class InputErrors(InputError):
+    """Errors of several fields or rows: the message is the first one, `messages` are all."""
+
+    def __init__(self, messages: list[str]):
+        more = f" (and {len(messages) - 1} more; jaxalign data validate lists them)" if len(messages) > 1 else ""
+        super().__init__(messages[0] + more)
+        self.messages = messages
+
+
+def messages_of(error: InputError) -> list[str]:
+    """The messages of one error or of several."""
+    return error.messages if isinstance(error, InputErrors) else [str(error)]
+
+
+def gather(reads: Iterable[Callable[[], T]]) -> list[T]:
+    """What every call returns. Where any raises InputError all are made, and InputErrors tells of each."""
+    values: list[T] = []
+    messages: list[str] = []
+    remaining = iter(reads)
+    while True:
+        try:
+            values.append(next(remaining)())
+        except StopIteration:
+            break
+        except InputError as error:  # of a call, or of finding the next one: that ends an iterator
+            messages += messages_of(error)
+    if messages:
+        raise InputErrors(messages)
+    return values
 
 
 class Preempted(Exception):

@@ -66,21 +66,42 @@ def read_json(path: AnyPath) -> Any:
     if not text.strip():
         raise InputError(f"{path}: the file is empty")
     try:
-        return json.loads(text)
+        return parse_json(text, str(path))
     except json.JSONDecodeError as error:
         raise InputError(
             f"{path}: not JSON at line {error.lineno}, column {error.colno} ({error.msg}); is it cut off?"
         ) from None
 
 
+def parse_json(text: str, where: str) -> Any:
+    """The JSON document in a text; JSONDecodeError where it is none, InputError where Python's reader gives up."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError:
+        raise InputError(f"{where}: JSON nested too deeply") from None
+    except ValueError:
+        raise InputError(f"{where}: a number of too many digits") from None
+
+
+def json_line(line: str, where: str) -> Any:
+    """The JSON document on one line; a broken one raises InputError."""
+    try:
+        return parse_json(line, where)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not JSON at column {error.colno} ({error.msg})") from None
+
+
 def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """Pairs of (row, object), rows counted from 0 and blank lines passed over; a broken line raises InputError."""
-    lines = (line for line in read_text(path).split("\n") if line.strip())
-    for row, line in enumerate(lines):
-        try:
-            yield row, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, row {row}: not JSON at column {error.colno} ({error.msg})") from None
+    for row, line in enumerate(filled_lines(path)):
+        yield row, json_line(line, f"{path}, row {row}")
+
+
+def filled_lines(path: Path) -> Iterator[str]:
+    """The lines of a file, ended by \\n only, but for blank ones."""
+    return (line for line in read_text(path).split("\n") if line.strip())
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:

@@ -1,9 +1,11 @@
-"""What a run reports while it goes on: `metrics.jsonl`, one object per line, and a progress bar. Process 0 only."""
+"""What a run reports while it goes on: `metrics.jsonl`, one object per line, curves for other services, and a progress
+bar. Process 0 only."""
 
 import io
 import json
 import sys
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -11,6 +13,7 @@ import jax
 from tqdm import tqdm
 
 from jaxalign import files
+from jaxalign.curves import CurvesConfig, open_curves
 
 UPLOAD_SECONDS = 10.0
 """A bucket takes about one write of the same file per second, and each is a wait for the loop."""
@@ -24,12 +27,23 @@ class MetricsLog:
 
     Nothing is appended to what lies in a bucket: there the file is uploaded whole, every so many seconds and by
     `upload`.
+
+    `curves`: the services that get the same rows, and `document` what they show of the run.
     """
 
-    def __init__(self, path: files.AnyPath, keep_through: int):
+    def __init__(
+        self,
+        path: files.AnyPath,
+        keep_through: int,
+        curves: CurvesConfig = CurvesConfig(),  # noqa: B008 - frozen
+        document: Mapping[str, Any] | None = None,
+    ):
         self._path, self._file, self._uploaded_at = path, None, time.monotonic()
+        self._curves = []
         if jax.process_index() == 0:
-            files.write_json_lines(path, [row for row in whole_rows(path) if row["step"] <= keep_through])
+            kept = [row for row in whole_rows(path) if row["step"] <= keep_through]
+            files.write_json_lines(path, kept)
+            self._curves = open_curves(curves, path.parent, kept, keep_through, document or {})
             if files.is_remote(path):
                 self._file = io.StringIO(files.read_text(path))
                 self._file.seek(0, io.SEEK_END)
@@ -39,8 +53,11 @@ class MetricsLog:
     def write(self, step: int, **numbers: Any) -> None:
         """One row: the step and what is known of it."""
         if self._file is not None:
-            self._file.write(json.dumps({"step": step, **numbers}) + "\n")
+            row = {"step": step, **numbers}
+            self._file.write(json.dumps(row) + "\n")
             self._file.flush()
+            for curves in self._curves:
+                curves.write(row)
             if time.monotonic() - self._uploaded_at > UPLOAD_SECONDS:
                 self.upload()
 
@@ -48,7 +65,9 @@ class MetricsLog:
         """From here on the rows so far outlast this process; on disk every row does so when it is written."""
         if isinstance(self._file, io.StringIO):
             files.write_text(self._path, self._file.getvalue())
-            self._uploaded_at = time.monotonic()
+        for curves in self._curves:
+            curves.flush()
+        self._uploaded_at = time.monotonic()
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -57,6 +76,8 @@ class MetricsLog:
         if self._file is not None:
             self.upload()
             self._file.close()
+            for curves in self._curves:
+                curves.close(failed=error is not None)
 
 
 def whole_rows(path: files.AnyPath) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ CONFIGS = PACKAGE.parent / "configs"
 ROWS = (
     ("errors",),
     ("files", "packing"),
-    ("runtime",),
+    ("runtime", "curves"),
     ("metrics_log",),
     ("statistics",),
     ("data", "model"),

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from jaxalign.cli.loading import chosen_tasks, out_folder, split_list
+from jaxalign.cli.loading import chosen_tasks, out_folder, rendering, split_list
 from jaxalign.data.build import build_examples, write_pairs
 from jaxalign.data.folders import data_folder
-from jaxalign.data.pairs import QuestionPair, read_pairs
+from jaxalign.data.pair_files import read_pairs
+from jaxalign.data.pairs import QuestionPair
 from jaxalign.data.study_import import import_study
 from jaxalign.data.tasks import parse_rows
 from jaxalign.errors import InputError
@@ -56,7 +57,7 @@ def gather_pairs(config: ConfigDict, paths: Sequence[str]) -> list[QuestionPair]
 
 def pairs_of_file(path: Path, config: ConfigDict) -> list[QuestionPair]:
     """The rows `config.rows` of one file."""
-    pairs, rows = read_pairs([path], config.build.instruction), parse_rows(config.rows)
+    pairs, rows = read_pairs([path], rendering(config)), parse_rows(config.rows)
     if rows.stop is not None and rows.stop > len(pairs):
         raise InputError(f"--config.rows={config.rows}: {path} has {len(pairs)} rows")
     return pairs[rows]

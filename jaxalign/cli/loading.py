@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from jaxalign import runtime
 from jaxalign.cli.packaged_model import packaged_gguf
 from jaxalign.data.folders import data_folder, exemplars_file
-from jaxalign.data.languages import parse_languages
+from jaxalign.data.languages import language_of, parse_languages
+from jaxalign.data.pairs import Rendering
 from jaxalign.data.prompts import Exemplars, read_exemplars
 from jaxalign.data.tasks import TASKS, Task, task_named
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
@@ -69,21 +70,30 @@ def load_model(config: ConfigDict, *, quantised: bool = False) -> Model:
     """
     if not config.model:
         raise InputError("--config.model= is needed: a Hugging Face folder or a GGUF file")
-    path = packaged_gguf() if config.model == "packaged" else Path(config.model)
+    path = model_path(config.model)
     dtype = dtype_named("dtype", config.dtype, DTYPES)
     param_dtype = dtype_named("param_dtype", config.param_dtype, {**DTYPES, **dict.fromkeys(SCHEMES, dtype)})
     mesh = runtime.make_mesh(**config.mesh)
     place = place_leaf(mesh, config.param_dtype if quantised else "")
-    if path.is_dir():
-        model_config, tokenizer = read_config(path), load_tokenizer(path)
-        params = load_params(path, model_config, param_dtype, place)
-    elif path.is_file():
-        model_config, tokenizer = read_gguf_config(path), Tokenizer(read_gguf_tokenizer(path))
-        params = load_gguf_params(path, model_config, param_dtype, place)
-    else:
-        raise InputError(f"model={config.model}: no such folder or file")
+    model_config, tokenizer = config_and_tokenizer(path)
+    read_params = load_params if path.is_dir() else load_gguf_params
+    params = read_params(path, model_config, param_dtype, place)
     model = Model(path, model_config, tokenizer, mesh, params, Decoder(model_config, dtype=dtype))
     return with_adapter(model, path_of(config.adapter)) if config.adapter else model
+
+
+def model_path(name: str) -> Path:
+    """Where the model lies that `config.model` names: what the demo extra installs, or that path."""
+    return packaged_gguf() if name == "packaged" else Path(name)
+
+
+def config_and_tokenizer(path: Path) -> tuple[ModelConfig, Tokenizer]:
+    """What is known of a model before its weights are read."""
+    if path.is_dir():
+        return read_config(path), load_tokenizer(path)
+    if path.is_file():
+        return read_gguf_config(path), Tokenizer(read_gguf_tokenizer(path))
+    raise InputError(f"model={path}: no such folder or file")
 
 
 def place_leaf(mesh: Mesh, scheme: str) -> Place:
@@ -191,6 +201,12 @@ def given_out(config: ConfigDict) -> str:
     if not config.out:
         raise InputError("--config.out= is needed: where the results go")
     return config.out
+
+
+def rendering(config: ConfigDict) -> Rendering:
+    """How `config.build` says that pairs are made of bare texts."""
+    keys = config.build
+    return Rendering(keys.instruction, tuple(split_list(keys.sources)), language_of(keys.target, "build.target").code)
 
 
 def refuse_paths(verb: str, paths: Sequence[str]) -> None:

@@ -15,6 +15,16 @@ VERBS = {
         "the whole path on the shipped question set: evaluate, tune, evaluate, probe, report, export",
     ),
     "data build": ("data.build", "", "write translation examples made from a task's parallel rows to --config.out"),
+    "data validate": (
+        "data_check.validate",
+        "FILE...",
+        "every error of files of pairs, task files, data sets and data folders",
+    ),
+    "data describe": (
+        "data_check.describe",
+        "FILE...",
+        "counts, lengths, scripts, doubles, test rows and label words of question pairs, also to --config.out",
+    ),
     "data import": ("data.import_clone", "CLONE OUT", "take the study's data from a clone of its repository"),
     "train": (
         "train.train",

@@ -7,12 +7,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxalign.cli.data import gather_pairs
-from jaxalign.cli.loading import Model, chosen_languages, out_folder, split_list
+from jaxalign.cli.loading import Model, chosen_languages, out_folder, rendering, split_list
 from jaxalign.cli.provenance import provenance
 from jaxalign.data.batches import fit_pairs, round_up, split_heldout
 from jaxalign.data.folders import data_folder
 from jaxalign.data.math_problems import MATH_LANGUAGES, MATH_TASKS, read_problems
-from jaxalign.data.pairs import QuestionPair, read_pairs
+from jaxalign.data.pair_files import read_pairs
+from jaxalign.data.pairs import QuestionPair
 from jaxalign.data.tasks import parse_rows
 from jaxalign.data.templates import render, resolve_template
 from jaxalign.data.tokenizer import Tokenizer
@@ -39,7 +40,7 @@ def check_open_answers(config: ConfigDict) -> None:
     rows = parse_rows(config.rows)
     for task in open_tasks(config):
         if task == TRANSLATION and pairs_run(config) is None:
-            read_pairs(pair_paths(config), config.build.instruction)
+            read_pairs(pair_paths(config), rendering(config))
         elif task != TRANSLATION:
             for language in math_languages(config):
                 read_problems(data_folder(config.data), MATH_TASKS[task], language, rows)
@@ -94,7 +95,7 @@ def cells_of(config: ConfigDict, task: str, model: Model) -> Sequence[OpenCell]:
     if run is not None:
         pairs, template = heldout_pairs(run, model.tokenizer), read_json(run / "run.json")["template"]
     else:
-        pairs = read_pairs(pair_paths(config), config.build.instruction)
+        pairs = read_pairs(pair_paths(config), rendering(config))
         template = resolve_template(config.template, model.config.family)
     languages = chosen_languages(config)
     chosen = [pair for pair in pairs if pair.source_language in languages]

@@ -13,6 +13,7 @@ from jaxalign.cli.loading import Model, load_model, merged, run_folder, split_li
 from jaxalign.cli.provenance import provenance
 from jaxalign.cli.stages import files_of_stages, stage_configs
 from jaxalign.cli.watch import check_watch_settings, watch_hooks
+from jaxalign.curves import CurvesConfig
 from jaxalign.data.batches import (
     BatchLayout,
     BatchPlan,
@@ -72,6 +73,7 @@ def check_train_settings(config: ConfigDict) -> None:
         )
     lora_config(config)
     step_configs(config)
+    CurvesConfig(**config.log)
     if config.remat != "none" and config.remat not in REMAT_POLICIES:
         raise InputError(f"--config.remat={config.remat}: choose none, {', '.join(REMAT_POLICIES)}")
     if config.template != "auto":
@@ -144,6 +146,7 @@ def train_model(config: ConfigDict, model: Model, pairs: Sequence[QuestionPair],
         kept=kept,
         seed=config.seed,
         document=document,
+        curves=CurvesConfig(**config.log),
         fingerprint={
             "model": weights_sha256(model.params),
             "tokenizer": model.tokenizer.fingerprint,

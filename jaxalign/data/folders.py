@@ -18,5 +18,7 @@ def data_folder(name: str) -> Path:
 
 
 def exemplars_file(data: Path, name: str) -> Path:
-    """The few-shot exemplars that `--config.exemplars` names; the data folder's own if it names none."""
+    """The few-shot exemplars that `--config.exemplars` names (`mini`: the shipped); the data folder's own if none."""
+    if name == "mini":
+        return MINI / "exemplars.json"
     return Path(name) if name else data / "exemplars.json"

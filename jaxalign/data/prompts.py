@@ -196,9 +196,8 @@ def read_exemplars(file: Path) -> Exemplars:
             raise InputError(f"{file}, {name}: an object of languages is needed")
         task = task_named(name)
         for language, entry in languages.items():
-            where = f"{file}, {name}, {language}"
-            language_of(language, where)
-            cells[name, language] = _entry(entry, task, language, where)
+            language_of(language, f"{file}, {name}")
+            cells[name, language] = _entry(entry, task, language, f"{file}, {name}, {language}")
     return Exemplars(file, cells)
 
 

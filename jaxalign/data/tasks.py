@@ -8,11 +8,14 @@ commit 5605459), its slips included: Russian and Spanish PAWS cues are the judic
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxalign.data.fields import kind, object_of, text_of
 from jaxalign.data.languages import language_of, nearest
-from jaxalign.errors import InputError
+from jaxalign.data.paws_x import check_same_items, is_paws_x, paws_x_folder, read_paws_x
+from jaxalign.errors import InputError, gather
 from jaxalign.files import read_json
 
 Split = Literal["test", "train"]
@@ -205,14 +208,19 @@ def parse_rows(text: str) -> slice:
     """A row range from "START:STOP" (STOP not included, counted from 0) or "all"."""
     if text.strip() == "all":
         return slice(None)
-    match = re.fullmatch(r"\s*(\d+):(\d+)\s*", text, re.ASCII)
+    match = re.fullmatch(r"\s*(\d{1,18}):(\d{1,18})\s*", text, re.ASCII)
     if not match or int(match[1]) >= int(match[2]):
         raise InputError(f"rows: {text!r} is no range of rows; write START:STOP with START < STOP, as 0:50, or all")
     return slice(int(match[1]), int(match[2]))
 
 
 def task_file(data: Path, task: Task, language: str, split: Split) -> Path:
-    """The one file data/{folder}/{task}_{language}{rows}_{split}.json, rows being digits as in 500 or 10k."""
+    """The one file data/{folder}/{task}_{language}{rows}_{split}.json, rows being digits as in 500 or 10k.
+
+    For paws also the TFDS data set data/paws_x_wiki/{language}/{version}/, where there is no data/paws/.
+    """
+    if task.name == "paws" and is_paws_x(data):
+        return paws_x_folder(data, language)
     folder = data / task.folder
     name = re.compile(rf"{task.name}_{language}\d+k?_{split}\.json", re.ASCII)
     found = sorted(path for path in folder.glob("*.json") if name.fullmatch(path.name))
@@ -233,16 +241,18 @@ def read_task_rows(data: Path, task: Task, language: str, split: Split, rows: sl
     """
     language_of(language)
     file = task_file(data, task, language, split)
-    read = _read_objects(file, task, language, split)
+    read = read_objects(file, task, language, split)
     if language == "en":
         english = read
     else:
         english_file = _english_file(data, task, split, file)
-        english = _read_objects(english_file, task, "en", split)
+        english = read_objects(english_file, task, "en", split)
         if len(read) != len(english):
             raise InputError(
                 f"{file}: {len(read)} rows, but {english_file} has {len(english)}; row i must be the same item in both"
             )
+        if file.is_dir():
+            check_same_items(read, english, file)
     classes = {word: name for name, word in task.label_words["en"].items()} | dict(task.train_words)
     parsed = [
         TaskRow(
@@ -267,42 +277,35 @@ def _english_file(data: Path, task: Task, split: Split, file: Path) -> Path:
         raise InputError(f"{file}: its classes come from the English file of the same rows, but {error}") from None
 
 
-def _read_objects(file: Path, task: Task, language: str, split: Split) -> list[dict[str, str]]:
-    """The file's objects, each checked: the task's fields and, in test files always, "answer"."""
-    document = read_json(file)
+def read_objects(file: Path, task: Task, language: str, split: Split) -> list[Mapping[str, str]]:
+    """The file's objects, each checked: the task's fields and, in test files always, "answer".
+
+    InputErrors tells of every bad row and field.
+    """
+    document = read_paws_x(file, split) if file.is_dir() else read_json(file)
     if not isinstance(document, list) or not document:
-        raise InputError(f"{file}: a JSON array of rows is needed, found {_kind(document)}")
+        raise InputError(f"{file}: a JSON array of rows is needed, found {kind(document)}")
     known = {*task.label_words[language].values(), *task.file_words.get(language, {}).values()}
     if split == "train":
         known |= set(task.train_words)
-    for row, item in enumerate(document):
-        _check_object(item, task, known, split, f"{file}, row {row}")
-    return document
+    return gather(
+        partial(_checked_object, item, task, known, split, f"{file}, row {row}") for row, item in enumerate(document)
+    )
 
 
-def _check_object(item: Any, task: Task, known: set[str], split: Split, where: str) -> None:
-    if not isinstance(item, dict):
-        raise InputError(f"{where}: an object with {', '.join(task.fields)} and answer is needed, found {_kind(item)}")
-    for name in (*task.fields, "answer"):
-        if name == "answer" and split == "train" and name not in item:
-            continue
-        if name not in item:
-            raise InputError(f"{where}: no field {name!r}; the row has {', '.join(map(repr, item)) or 'none'}")
-        if not isinstance(item[name], str):
-            raise InputError(f"{where}, field {name!r}: text is needed, found {_kind(item[name])}")
-        if not item[name].strip():
-            raise InputError(f"{where}, field {name!r}: empty; fill it in or leave the row out of every language")
-    if "answer" in item and item["answer"] not in known:
+def _checked_object(item: Any, task: Task, known: set[str], split: Split, where: str) -> Mapping[str, str]:
+    item = object_of(item, where)
+    names = task.fields if split == "train" and "answer" not in item else (*task.fields, "answer")
+    mend = "fill it in or leave the row out of every language"
+    reads = [partial(text_of, item, name, where, mend) for name in names]
+    gather([*reads, partial(_check_answer, item, known, where)])
+    return item
+
+
+def _check_answer(item: Mapping[str, Any], known: set[str], where: str) -> None:
+    answer = item.get("answer")
+    if isinstance(answer, str) and answer.strip() and answer not in known:
         raise InputError(
-            f"{where}, field 'answer': {item['answer']!r} is no label word of this task and language; "
+            f"{where}, field 'answer': {answer!r} is no label word of this task and language; "
             f"known: {', '.join(sorted(known))}"
         )
-
-
-def _kind(value: Any) -> str:
-    """What a JSON value is, in words, for messages."""
-    if value is None:
-        return "null"
-    if isinstance(value, list):
-        return "an array" if value else "an empty array"
-    return {dict: "an object", str: "text", bool: "true or false"}.get(type(value), "a number")

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jaxalign import files
+from jaxalign.curves import CurvesConfig
 from jaxalign.data.batches import Batch, BatchPlan, prefetch
 from jaxalign.errors import InputError, Preempted
 from jaxalign.metrics_log import MetricsLog, Progress, say
@@ -74,6 +75,7 @@ def train(
     resume: files.AnyPath | None = None,
     initial_adapter: Any = None,
     hooks: Sequence[Hook] = (),
+    curves: CurvesConfig = CurvesConfig(),  # noqa: B008 - frozen
 ) -> dict[str, Any]:
     """Runs the plan to its end and returns the trained collection, {"lora": ...} or {"params": ...}.
 
@@ -92,6 +94,7 @@ def train(
       initial_adapter: tree to start from in place of a fresh adapter.
       hooks: called at step 0, every `watch_every` steps and at the end; their numbers go into a row of metrics.jsonl,
         that of the held-out loss where both are due.
+      curves: the services that get the rows of metrics.jsonl too.
 
     Raises:
       InputError: the run was started with another fingerprint, or the loss or gradient is no longer finite.
@@ -140,7 +143,7 @@ def train(
         train_step = make_train_step(loss_sums, optimizer, schedule, shardings, step_config)
         heldout_loss = None if held_out is None else make_heldout_loss(decoder, held_out, shardings, step_config)
         with (
-            MetricsLog(run / "metrics.jsonl", keep_through=-1 if own is None else first) as log,
+            MetricsLog(run / "metrics.jsonl", -1 if own is None else first, curves, document) as log,
             Progress(plan.steps, first) as progress,
         ):
             report = StepReport(

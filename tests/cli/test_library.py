@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import jaxalign as ja
-from jaxalign.data.pairs import QuestionPair, read_pairs
+from jaxalign.data.pair_files import read_pairs
+from jaxalign.data.pairs import QuestionPair
 from jaxalign.errors import InputError
 
 CELLS: dict[str, Any] = {"tasks": "emotion", "languages": "en,de,zh", "rows": "0:6"}
@@ -67,7 +68,7 @@ def test_files_are_read_as_pairs_are(tmp_path, base, folder):
     languages = {"source_language": "de", "target_language": "en"}
     rows = [{"source": pair.prompt, "target": pair.response, **languages} for pair in PAIRS]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert len(read_pairs([tmp_path / "pairs.jsonl"], "after")) == len(PAIRS)
+    assert len(read_pairs([tmp_path / "pairs.jsonl"])) == len(PAIRS)
     run = ja.train(base, [tmp_path / "pairs.jsonl"], tmp_path / "run", steps=1, batch={"length": 128})
     assert run.document["pairs"] > 0
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from jaxalign.data.pairs import QuestionPair, instruction_languages, languages_of, read_pairs, with_instruction
+from jaxalign.data.pair_files import read_pairs
+from jaxalign.data.pairs import QuestionPair, Rendering, instruction_languages, languages_of, with_instruction
 from jaxalign.errors import InputError
 
 # What str.splitlines, csv without newline="" or a strip would lose.
@@ -119,7 +120,7 @@ def test_tables_keep_quoted_newlines(tmp_path, suffix, delimiter, line_end, mark
         writer.writerows([ROW, ROW])
     assert read_pairs([file]) == [PAIR, PAIR]
     before = QuestionPair(with_instruction(ODD, "de", "en", "before"), ROW["target"], "de", "en")
-    assert read_pairs([file], "before") == [before, before]
+    assert read_pairs([file], Rendering("before")) == [before, before]
 
 
 HEADER = "source,target,source_language,target_language\n"
@@ -145,7 +146,7 @@ def test_bad_tables_are_named(tmp_path, text, message):
 def test_aligned_text_breaks_at_newlines_only(tmp_path):
     path = written(tmp_path / "train.de", f"{ODD}\nZwei.\n")
     written(tmp_path / "train.en", "One\u2028still one.\nTwo.")
-    assert read_pairs([path], "before") == [
+    assert read_pairs([path], Rendering("before")) == [
         QuestionPair(with_instruction(ODD, "de", "en", "before"), "One\u2028still one.", "de", "en"),
         QuestionPair(with_instruction("Zwei.", "de", "en", "before"), "Two.", "de", "en"),
     ]
@@ -180,6 +181,6 @@ def test_english_questions_with_answers(tmp_path):
     lines = written(tmp_path / "lines.jsonl", "".join(json.dumps(row) + "\n" for row in (gsm8k, metamath)))
     array = written(tmp_path / "array.json", json.dumps([gsm8k, metamath]))
     # No instruction, wherever it would stand.
-    assert read_pairs([lines], "before") == read_pairs([array]) == expected
+    assert read_pairs([lines], Rendering("before")) == read_pairs([array]) == expected
     unanswered = written(tmp_path / "unanswered.jsonl", json.dumps({"query": "How much?"}))
     assert "row 0: no field 'response'" in message_of(unanswered)

@@ -8,7 +8,7 @@ import pytest
 
 from jaxalign.data.build import build_examples
 from jaxalign.data.folders import MINI
-from jaxalign.data.pairs import read_pairs
+from jaxalign.data.pair_files import read_pairs
 from jaxalign.data.question_translation import QuestionTranslation, QuestionTranslationConfig
 from jaxalign.data.tasks import TASKS
 from jaxalign.errors import InputError

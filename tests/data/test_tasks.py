@@ -107,7 +107,7 @@ def test_train_files_may_say_yes_and_no_or_nothing(tmp_path):
     [
         ([], "JSON array of rows is needed, found an empty array"),
         ({"input": "x"}, "JSON array of rows is needed, found an object"),
-        ([EMOTION_DE[0], "x"], "row 1: an object with input and answer is needed, found text"),
+        ([EMOTION_DE[0], "x"], "row 1: an object is needed, found text"),
         ([EMOTION_DE[0], {"text": "x", "answer": "positiv"}], "row 1: no field 'input'; the row has 'text', 'answer'"),
         ([EMOTION_DE[0], {"input": 3, "answer": "positiv"}], "row 1, field 'input': text is needed, found a number"),
         ([EMOTION_DE[0], {"input": " \n", "answer": "positiv"}], "row 1, field 'input': empty"),

@@ -10,7 +10,8 @@ import pytest
 
 from jaxalign.data.build import build_examples, write_pairs
 from jaxalign.data.languages import LANGUAGES
-from jaxalign.data.pairs import instruction_languages, languages_of, read_pairs
+from jaxalign.data.pair_files import read_pairs
+from jaxalign.data.pairs import Rendering, instruction_languages, languages_of
 from jaxalign.data.prompts import (
     Difference,
     differences,
@@ -180,7 +181,7 @@ def test_mispairing_at_full_size_keeps_no_target(shared, tmp_path):
 )
 def test_qaligns_question_pairs_read(shared, language, count):
     folder = shared / "data" / "qalign" / "gsm8k_questions" / f"{language}-en"
-    pairs = read_pairs([folder / f"train.{language}"], "before")
+    pairs = read_pairs([folder / f"train.{language}"], Rendering("before"))
     assert len(pairs) == count
     english = (folder / "train.en").read_bytes().split(b"\n")
     assert [pair.response.encode("utf-8") for pair in pairs] == english[:-1]

@@ -16,7 +16,8 @@ import tensorflow_datasets as tfds
 from jaxalign.data.build import build_examples
 from jaxalign.data.folders import MINI
 from jaxalign.data.languages import LANGUAGES
-from jaxalign.data.pairs import QuestionPair, read_pairs
+from jaxalign.data.pair_files import read_pairs
+from jaxalign.data.pairs import QuestionPair
 from jaxalign.data.tasks import TASKS
 
 

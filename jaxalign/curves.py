@@ -1,0 +1,157 @@
+"""A run's numbers for TensorBoard and Weights & Biases (W&B), beside `metrics.jsonl`. No TensorFlow.
+
+A run that is continued continues its curves: same steps, no point twice.
+"""
+
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+from jaxalign import files
+from jaxalign.errors import InputError
+
+Row = Mapping[str, Any]
+"""The step and what is known of it, as in metrics.jsonl."""
+
+
+@dataclass(frozen=True)
+class CurvesConfig:
+    """tensorboard: whether event files are written. wandb: the W&B project that rows go to; none if empty.
+
+    A package that is not installed raises InputError.
+    """
+
+    tensorboard: bool = False
+    wandb: str = ""
+
+    def __post_init__(self) -> None:
+        for package, wanted in (("tensorboard", self.tensorboard), ("wandb", self.wandb)):
+            if wanted and find_spec(package) is None:
+                raise InputError(
+                    f"log.{package}={wanted}: the package {package} is missing; pip install 'jaxalign[{package}]'"
+                )
+
+
+class Curves(Protocol):
+    """One service that rows go to."""
+
+    def write(self, row: Row) -> None: ...
+
+    def flush(self) -> None:
+        """From here on the rows so far outlast this process, where the service can promise it."""
+        ...
+
+    def close(self, failed: bool) -> None: ...
+
+
+def open_curves(
+    config: CurvesConfig, run: files.AnyPath, kept: Sequence[Row], keep_through: int, document: Mapping[str, Any]
+) -> list[Curves]:
+    """The services that the config names.
+
+    Args:
+      run: folder of the run.
+      kept: rows of an earlier call that stand; those of steps after `keep_through` are void. -1: the run begins.
+      document: what the service shows of the run.
+    """
+    curves: list[Curves] = []
+    if config.tensorboard:
+        curves.append(TensorBoard(run / "tensorboard", keep_through))
+    if config.wandb:
+        curves.append(WandB(config.wandb, run, kept, keep_through, document))
+    return curves
+
+
+class TensorBoard:
+    """Event files in a folder; a continued run adds one. For a folder in a bucket they are uploaded by `flush`."""
+
+    def __init__(self, folder: files.AnyPath, keep_through: int):
+        # Slow to import, and only this service needs it.
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        # TensorBoard appends to its files, which nothing in a bucket takes.
+        self._folder, self._temporary = folder, TemporaryDirectory() if files.is_remote(folder) else None
+        self._writer = EventFileWriter(self._temporary.name if self._temporary else str(folder))
+        # At this mark readers forget what earlier files hold of this step and later ones.
+        self._add(keep_through + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def _add(self, step: int, **content: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._writer.add_event(Event(wall_time=time.time(), step=step, **content))
+
+    def write(self, row: Row) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in row.items() if name != "step"]
+        self._add(row["step"], summary=Summary(value=values))
+
+    def flush(self) -> None:
+        self._writer.flush()
+        if self._temporary:
+            for file in Path(self._temporary.name).iterdir():
+                (self._folder / file.name).write_bytes(file.read_bytes())
+
+    def close(self, failed: bool) -> None:
+        self.flush()
+        self._writer.close()
+        if self._temporary:
+            self._temporary.cleanup()
+
+
+class WandB:
+    """A W&B run of the folder's name, which RUN/wandb.json makes the same one again; WANDB_MODE=offline is respected.
+
+    A killed process loses what W&B had not yet sent or written, so rows that it lacks are told again at the start: to
+    a server those after its last step, offline all of them, in files that replace those of the calls before.
+    """
+
+    def __init__(
+        self, project: str, run: files.AnyPath, kept: Sequence[Row], keep_through: int, document: Mapping[str, Any]
+    ):
+        import wandb
+
+        identity = run / "wandb.json"
+        if keep_through < 0 or not identity.exists():
+            files.write_json(identity, {"id": secrets.token_hex(4)})
+        name = files.read_json(identity)["id"]
+        # W&B writes on this machine only.
+        folder = run if isinstance(run, Path) else Path(os.environ.get("WANDB_DIR", "."))
+        for replaced in folder.glob(f"wandb/offline-run-*-{name}"):
+            shutil.rmtree(replaced)
+        try:
+            self._run = wandb.init(
+                project=project,
+                name=run.name,
+                id=name,
+                resume="allow",
+                dir=folder,
+                config=dict(document),
+                settings=wandb.Settings(console="off"),
+            )
+        except wandb.Error as error:
+            raise InputError(
+                f"log.wandb={project}: {error}; WANDB_MODE=offline keeps the curves on this machine"
+            ) from None
+        self._first = self._run.starting_step
+        for row in kept:
+            self.write(row)
+
+    def write(self, row: Row) -> None:
+        # Rows of one step are one point of W&B's axis; one that the server has is the same number.
+        if row["step"] >= self._first:
+            self._run.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
+
+    def flush(self) -> None:
+        """W&B has no such call."""
+
+    def close(self, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))

@@ -1,0 +1,156 @@
+"""What a set of question pairs holds: counts, lengths, scripts, doubles, and test rows among them."""
+
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from jaxalign.data.label_sets import collisions, label_candidates
+from jaxalign.data.languages import LANGUAGES
+from jaxalign.data.pairs import QuestionPair, languages_of, without_instruction
+from jaxalign.data.prompts import label_words, question, variants_of
+from jaxalign.data.tasks import Task, TaskRow
+from jaxalign.data.templates import render
+from jaxalign.data.tokenizer import Tokenizer
+
+SCRIPTS = {"Japanese": {"Han", "Hiragana", "Katakana"}}
+"""A language's script -> the scripts of its letters, where that is not the one of the same name."""
+
+
+def describe_languages(pairs: Sequence[QuestionPair], length: Callable[[str], int]) -> dict[str, dict[str, Any]]:
+    """Language -> counts, lengths and scripts of its texts; a prompt counts without its instruction.
+
+    length: of a text, in tokens or characters. Quantiles are those of numpy's default, linear interpolation.
+
+    Returns:
+      Per code: "prompts" and "responses" (counts), "length" {"mean", "median", "p95", "max"}, "scripts" {script: share
+      of the letters}, "in_other_scripts" (texts of which less than half the letters are the language's own).
+    """
+    prompts, responses = defaultdict(list), defaultdict(list)
+    for pair in pairs:
+        prompts[pair.source_language].append(without_instruction(pair.prompt))
+        responses[pair.target_language].append(pair.response)
+    described = {}
+    for code in languages_of(pairs):
+        texts = prompts[code] + responses[code]
+        own = SCRIPTS.get(LANGUAGES[code].script, {LANGUAGES[code].script})
+        described[code] = {
+            "prompts": len(prompts[code]),
+            "responses": len(responses[code]),
+            "length": summary([length(text) for text in texts]),
+            "scripts": script_shares(texts),
+            "in_other_scripts": sum(_share_of(own, script_shares([text])) < 0.5 for text in texts),
+        }
+    return described
+
+
+def summary(lengths: Sequence[int]) -> dict[str, float]:
+    """Mean, median, 95th percentile and maximum."""
+    median, p95 = np.percentile(lengths, [50, 95])
+    return {"mean": float(np.mean(lengths)), "median": float(median), "p95": float(p95), "max": int(max(lengths))}
+
+
+def _share_of(own: Iterable[str], shares: Mapping[str, float]) -> float:
+    """Of the letters, if there are any: text of digits alone is in no other script."""
+    return sum(shares.get(script, 0.0) for script in own) if shares else 1.0
+
+
+def script_shares(texts: Iterable[str]) -> dict[str, float]:
+    """Script -> share of the letters, the largest first; of text without letters, nothing."""
+    letters: Counter[str] = Counter()
+    for text in texts:
+        for character, count in Counter(text).items():
+            if character.isalpha():
+                letters[script_of(character)] += count
+    total = letters.total()
+    return {script: count / total for script, count in letters.most_common()}
+
+
+@cache
+def script_of(letter: str) -> str:
+    """The script of a letter, by the first word of its Unicode name that tells one: Latin, Han, Hiragana, ..."""
+    words = unicodedata.name(letter, "Unknown").replace("-", " ").split()
+    word = next(word for word in words if word not in ("FULLWIDTH", "HALFWIDTH", "MODIFIER", "FEMININE", "MASCULINE"))
+    return "Han" if word in ("CJK", "IDEOGRAPHIC") else word.capitalize()
+
+
+def rendered_lengths(pairs: Sequence[QuestionPair], template: str, tokenizer: Tokenizer) -> list[int]:
+    """Positions that each pair takes in a row: special tokens among them, the last token is only a target."""
+    return [sum(map(len, render(pair, template, tokenizer))) - 1 for pair in pairs]
+
+
+def doubles(pairs: Sequence[QuestionPair]) -> dict[str, int]:
+    """How many pairs repeat an earlier one, and how many prompts have several different responses."""
+    responses = defaultdict(set)
+    for pair in pairs:
+        responses[pair.prompt].add(pair.response)
+    return {
+        "repeated_pairs": len(pairs) - len(set(pairs)),
+        "prompts_of_several_responses": sum(len(found) > 1 for found in responses.values()),
+    }
+
+
+def rows_among(pairs: Sequence[QuestionPair], task: Task, rows: Sequence[TaskRow]) -> list[int]:
+    """Which of a task's rows of one language stand in the pairs, by index; wording that differs is not found.
+
+    A row stands in a text if the text is its question, or if each of its fields is the text, a line of it, or a line
+    after a cue. Compared are NFKC forms without case and with single spaces.
+    """
+    (language,) = {row.language for row in rows}
+    whole, by_unit = set(), defaultdict(set)
+    for index, text in enumerate(_texts_in(pairs, language)):
+        whole.add(normal(text))
+        for unit in _units(text, task.cues[language]):
+            by_unit[unit].add(index)
+    return [
+        index
+        for index, row in enumerate(rows)
+        if normal(question(task, language, row.fields)) in whole
+        or set.intersection(*(by_unit.get(normal(field), set()) for field in row.fields))
+    ]
+
+
+def _texts_in(pairs: Sequence[QuestionPair], language: str) -> Iterable[str]:
+    for pair in pairs:
+        if pair.source_language == language:
+            yield without_instruction(pair.prompt)
+        if pair.target_language == language:
+            yield pair.response
+
+
+def _units(text: str, cues: Mapping[str, str]) -> set[str]:
+    lines = text.split("\n")
+    after_cues = [line.removeprefix(cue) for line in lines for cue in cues.values() if cue and line.startswith(cue)]
+    return {normal(unit) for unit in (text, *lines, *after_cues)}
+
+
+def normal(text: str) -> str:
+    """NFKC, without case, with single spaces."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def describe_labels(tasks: Sequence[Task], languages: Sequence[str], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Label words that share first tokens, and words that have none, under this tokenizer.
+
+    Returns:
+      A record per task, variant and language that has either; the English words are told of once: "task", "variant",
+      "language", "shared" {"first/second": token texts}, "without_tokens" (words).
+    """
+    records = []
+    for task in tasks:
+        for variant in variants_of(task):
+            for language in languages if variant == "in_language" else ["en"]:
+                words = label_words(task, language, variant)
+                candidates = label_candidates(words, tokenizer)
+                shared = {
+                    f"{words[first]}/{words[second]}": tokenizer.backend.convert_ids_to_tokens(ids)
+                    for (first, second), ids in collisions(candidates).items()
+                }
+                missing = [words[name] for name, ids in candidates.items() if not ids]
+                if shared or missing:
+                    place = {"task": task.name, "variant": variant, "language": language}
+                    records.append({**place, "shared": shared, "without_tokens": missing})
+    return records

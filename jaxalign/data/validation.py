@@ -1,0 +1,98 @@
+"""Every error of files of data, found by the readers that tuning and evaluation use."""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxalign.data.languages import LANGUAGES
+from jaxalign.data.pair_files import pair_files, read_pair_file
+from jaxalign.data.pairs import Rendering
+from jaxalign.data.paws_x import is_paws_x, paws_x_folder
+from jaxalign.data.prompts import read_exemplars
+from jaxalign.data.tasks import TASKS, Split, Task, read_objects, read_task_rows
+from jaxalign.errors import InputError, messages_of
+
+ALL_ROWS = slice(None)
+Check = Callable[[], Any]
+
+
+class TaskFile(NamedTuple):
+    """What the name of a task's file says."""
+
+    task: Task
+    language: str
+    split: Split
+
+
+def task_file_named(path: Path) -> TaskFile | None:
+    """The parts of a name like emotion_de500_test.json; None for other names."""
+    match = re.fullmatch(rf"({'|'.join(TASKS)})_({'|'.join(LANGUAGES)})\d+k?_(test|train)\.json", path.name, re.ASCII)
+    if match is None:
+        return None
+    split: Any = match[3]
+    return TaskFile(TASKS[match[1]], match[2], split)
+
+
+def errors_of(path: Path, rendering: Rendering) -> dict[str, list[str]]:
+    """File -> its errors, none where it is good. What another file is to blame for is told once.
+
+    path: a task's file (told by its name), a file or data set or folder of pairs, or a whole data folder.
+    """
+    try:
+        checks = _data_folder_checks(path, rendering) if _is_data_folder(path) else _checks(path, rendering)
+    except InputError as error:
+        return {str(path): messages_of(error)}
+    told: set[str] = set()
+    errors = {}
+    for file, check in checks.items():
+        errors[str(file)] = [message for message in _errors(check) if message not in told]
+        told.update(errors[str(file)])
+    return errors
+
+
+def _errors(check: Check) -> list[str]:
+    try:
+        check()
+    except InputError as error:
+        return messages_of(error)
+    return []
+
+
+def _is_data_folder(path: Path) -> bool:
+    return any((path / folder).is_dir() for folder in (*(task.folder for task in TASKS.values()), "paws_x_wiki"))
+
+
+def _checks(path: Path, rendering: Rendering) -> dict[Path, Check]:
+    named = task_file_named(path)
+    if named is not None:
+        return {path: partial(_check_task_file, path, named)}
+    return {file: partial(read_pair_file, file, rendering) for file in pair_files(path)}
+
+
+def _data_folder_checks(data: Path, rendering: Rendering) -> dict[Path, Check]:
+    """Of its task files, files of pairs beside them, PAWS-X and exemplars."""
+    checks: dict[Path, Check] = {}
+    for task in TASKS.values():
+        for file in sorted((data / task.folder).glob("*.json")):
+            checks |= _checks(file, rendering)
+    if is_paws_x(data):
+        for folder in sorted((data / "paws_x_wiki").iterdir()):
+            if folder.name in LANGUAGES:
+                checks[folder] = partial(_check_paws_x, data, folder.name)
+    if (data / "exemplars.json").is_file():
+        checks[data / "exemplars.json"] = partial(read_exemplars, data / "exemplars.json")
+    return checks
+
+
+def _check_task_file(file: Path, named: TaskFile) -> None:
+    """Its rows and, where it lies in a data folder, that they go with the English ones."""
+    read_objects(file, *named)
+    if file.resolve().parent.name == named.task.folder:
+        read_task_rows(file.resolve().parent.parent, named.task, named.language, named.split, ALL_ROWS)
+
+
+def _check_paws_x(data: Path, language: str) -> None:
+    paws_x_folder(data, language)
+    read_task_rows(data, TASKS["paws"], language, "test", ALL_ROWS)

@@ -1,0 +1,223 @@
+"""Whatever stands in a file of data, its reader returns rows, or raises InputError with one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jaxalign.data.languages import LANGUAGES, parse_languages
+from jaxalign.data.math_problems import MATH_TASKS, read_problems
+from jaxalign.data.pair_files import read_pairs
+from jaxalign.data.pairs import (
+    QuestionPair,
+    Rendering,
+    instruction_languages,
+    with_instruction,
+    without_instruction,
+)
+from jaxalign.data.prompts import read_exemplars
+from jaxalign.data.tasks import TASKS, TaskRow, parse_rows, read_task_rows
+from jaxalign.data.templates import TEMPLATES, render, render_text, resolve_template
+from jaxalign.data.tokenizer import Tokenizer
+from jaxalign.errors import InputError, messages_of
+from tests.data.tiny_tokenizers import byte_level, sentencepiece_style
+
+quick = settings(
+    max_examples=40,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+CODES = st.sampled_from(list(LANGUAGES))
+NAMES = st.sampled_from(
+    [
+        *(
+            "source",
+            "target",
+            "source_language",
+            "target_language",
+            "input",
+            "answer",
+            "question",
+            "query",
+            "m_query",
+            "response",
+        ),
+        *("premise", "hypothesis", "sentence1", "sentence2", "exemplars", "label", "text", "overrides", "keywords"),
+    ]
+)
+# Half the texts are nearly right, so that readers come past their first check.
+TEXTS = st.one_of(
+    st.text(max_size=20),
+    st.sampled_from(
+        ["de", "en", "positive", "Konsequenz", "x\nTranslate the input from German to English:\n", "\ud800"]
+    ),
+)
+VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES | TEXTS, inner, max_size=4),
+    max_leaves=5,
+)
+ROWS = st.dictionaries(NAMES, TEXTS | VALUES, max_size=6)
+DOCUMENTS = st.lists(ROWS | VALUES, max_size=4) | VALUES
+
+
+def rows_or_one_line(read, *arguments):
+    """What the reader returns; None where it refuses, each message being one line."""
+    try:
+        return read(*arguments)
+    except InputError as error:
+        assert not any("\n" in message for message in [str(error), *messages_of(error)])
+        return None
+
+
+def written(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
+    return path
+
+
+def check_pairs(pairs):
+    for pair in pairs or []:
+        assert pair.prompt.strip() and pair.response.strip()
+        assert {pair.source_language, pair.target_language} <= set(LANGUAGES)
+        (pair.prompt + pair.response).encode("utf-8")
+
+
+@quick
+@given(DOCUMENTS)
+def test_json_of_any_shape(tmp_path, document):
+    check_pairs(rows_or_one_line(read_pairs, [written(tmp_path / "pairs.json", json.dumps(document))]))
+
+
+@quick
+@given(st.lists(ROWS | VALUES, max_size=4))
+def test_json_lines_of_any_shape(tmp_path, rows):
+    file = written(tmp_path / "pairs.jsonl", "\n".join(map(json.dumps, rows)))
+    check_pairs(rows_or_one_line(read_pairs, [file]))
+
+
+@quick
+@given(
+    st.sampled_from([".csv", ".tsv"]),
+    st.lists(st.lists(TEXTS, max_size=5), max_size=4),
+    st.sampled_from(["", "source,target,source_language,target_language\n", "source\ttarget\n"]),
+    st.sampled_from([",", "\t"]),
+)
+def test_tables_of_any_cells(tmp_path, suffix, rows, header, delimiter):
+    text = header + "\n".join(delimiter.join(cells) for cells in rows)
+    check_pairs(rows_or_one_line(read_pairs, [written(tmp_path / f"pairs{suffix}", text)]))
+
+
+@quick
+@given(st.text(max_size=60), st.text(max_size=60))
+def test_aligned_lines_of_any_text(tmp_path, german, english):
+    written(tmp_path / "train.en", english)
+    check_pairs(rows_or_one_line(read_pairs, [written(tmp_path / "train.de", german)]))
+
+
+@quick
+@given(st.sampled_from([".json", ".jsonl", ".csv", ".tsv", ".de"]), st.binary(max_size=80))
+def test_files_of_any_bytes(tmp_path, suffix, content):
+    written(tmp_path / "pairs.en", content)
+    check_pairs(rows_or_one_line(read_pairs, [written(tmp_path / f"pairs{suffix}", content)]))
+
+
+@quick
+@given(st.text(alphabet=st.characters(exclude_categories=["C", "Z"], exclude_characters="/"), max_size=12))
+def test_file_names_of_any_text(tmp_path, suffix):
+    assert rows_or_one_line(read_pairs, [tmp_path / f"pairs.{suffix}"]) is None
+
+
+@quick
+@given(DOCUMENTS, st.sampled_from(list(TASKS)), st.sampled_from(["en", "de"]), st.sampled_from(["test", "train"]))
+def test_task_files_of_any_shape(tmp_path, document, task, language, split):
+    for code in ("en", "de"):
+        written(tmp_path / TASKS[task].folder / f"{task}_{code}1_{split}.json", json.dumps(document))
+    for row in rows_or_one_line(read_task_rows, tmp_path, TASKS[task], language, split, slice(None)) or []:
+        assert isinstance(row, TaskRow) and all(text.strip() for text in row.fields)
+
+
+@quick
+@given(
+    st.dictionaries(st.sampled_from([*TASKS, "_note", "pawz"]), st.dictionaries(CODES | TEXTS, VALUES | ROWS)) | VALUES
+)
+def test_exemplars_of_any_shape(tmp_path, document):
+    rows_or_one_line(read_exemplars, written(tmp_path / "exemplars.json", json.dumps(document)))
+
+
+@quick
+@given(st.sampled_from(list(MATH_TASKS)), st.lists(ROWS | VALUES, max_size=3), st.binary(max_size=40))
+def test_math_problems_of_any_shape(tmp_path, task, rows, content):
+    file = tmp_path / task / MATH_TASKS[task].file.format("German")
+    written(file, "\n".join(map(json.dumps, rows)) if rows else content)
+    for problem in rows_or_one_line(read_problems, tmp_path, MATH_TASKS[task], "de", slice(None)) or []:
+        assert problem.question.strip() and problem.gold == problem.gold
+
+
+@quick
+@given(st.text(max_size=30) | st.from_regex(r"\s*\d*:\d*\s*", fullmatch=True))
+def test_rows_and_languages_of_any_text(text):
+    rows = rows_or_one_line(parse_rows, text)
+    assert rows is None or rows == slice(None) or 0 <= rows.start < rows.stop
+    assert set(rows_or_one_line(parse_languages, text) or []) <= set(LANGUAGES)
+
+
+def test_endless_row_numbers_are_refused():
+    assert rows_or_one_line(parse_rows, f"0:{'9' * 5000}") is None
+
+
+@quick
+@given(st.text(min_size=1, max_size=40), CODES, CODES, st.sampled_from(["after", "before"]))
+def test_instructions_are_read_back_from_any_text(text, source, target, instruction):
+    prompt = with_instruction(text, source, target, instruction)
+    assert instruction_languages(prompt, "x") == (source, target)
+    assert without_instruction(prompt) == text
+    rows_or_one_line(instruction_languages, text, "x")
+
+
+@quick
+@given(
+    st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40),
+    st.sampled_from([*TEMPLATES, "auto"]) | st.text(max_size=8),
+    st.sampled_from(["mistral", "qwen2", "llama"]),
+    st.sampled_from(["pieces", "bytes"]),
+)
+def test_templates_of_any_text(text, name, family, kind):
+    tokenizer = TOKENIZERS[kind]
+    template = rows_or_one_line(resolve_template, name, family)
+    if template is None:
+        return
+    pair = QuestionPair(text, text, "de", "en")
+    rendered = rows_or_one_line(render, pair, template, tokenizer)
+    shown = rows_or_one_line(render_text, pair, template, tokenizer)
+    assert (rendered is None) == (shown is None)
+    if rendered is not None and shown is not None:
+        assert text in shown[0] and shown[1].startswith(text)
+        assert all(0 <= token < len(tokenizer.backend) for side in rendered for token in side)
+
+
+TOKENIZERS = {
+    "pieces": Tokenizer(sentencepiece_style()),
+    "bytes": Tokenizer(byte_level(special=("<|im_start|>", "<|im_end|>"))),
+}
+
+
+@pytest.mark.parametrize("instruction", ["after", "before"])
+def test_pairs_survive_being_written_as_json_lines(tmp_path, instruction):
+    @quick
+    @given(st.lists(st.tuples(READABLE, READABLE, CODES, CODES), min_size=1, max_size=4))
+    def survive(rows):
+        names = ("source", "target", "source_language", "target_language")
+        lines = "\n".join(json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) for row in rows)
+        pairs = read_pairs([written(tmp_path / "pairs.jsonl", lines)], Rendering(instruction))
+        assert [(without_instruction(pair.prompt), pair.response) for pair in pairs] == [row[:2] for row in rows]
+
+    survive()
+
+
+READABLE = st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(str.strip)
