@@ -11,21 +11,12 @@ from jaxalign.cli.loading import Model, load_model, merged, out_folder, with_ada
 from jaxalign.errors import InputError
 from jaxalign.files import AnyPath, path_of, read_json, whole_folder
 from jaxalign.model.hf_weights import save_params
+from jaxalign.model.hub import TOKENIZER_FILES
 from jaxalign.model.peft_adapters import save_adapter
 from jaxalign.model.quantised import SCHEMES
 from jaxalign.training.checkpoint import read_adapter
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "chat_template*",
-    "generation_config.json",
-)
-"""What a model folder holds beside its architecture and its weights."""
 
 
 def export(config: ConfigDict, paths: Sequence[str]) -> None:

@@ -24,6 +24,7 @@ from jaxalign.model.config import ModelConfig
 from jaxalign.model.gguf import load_gguf_params, read_gguf_config, read_gguf_tokenizer
 from jaxalign.model.hf_config import read_config
 from jaxalign.model.hf_weights import load_params
+from jaxalign.model.hub import local_model
 from jaxalign.model.lora import LoraConfig, check_adapter, merge_lora
 from jaxalign.model.peft_adapters import load_adapter
 from jaxalign.model.quantised import SCHEMES, is_projection, quantise_params, quantise_stacked
@@ -68,8 +69,8 @@ def load_model(config: ConfigDict, *, quantised: bool = False) -> Model:
     `quantised` they are so from the start, each as it is read.
     """
     if not config.model:
-        raise InputError("--config.model= is needed: a Hugging Face folder or a GGUF file")
-    path = packaged_gguf() if config.model == "packaged" else Path(config.model)
+        raise InputError("--config.model= is needed: a Hugging Face folder, a GGUF file or an id on the hub (ORG/NAME)")
+    path = packaged_gguf() if config.model == "packaged" else local_model(config.model)
     dtype = dtype_named("dtype", config.dtype, DTYPES)
     param_dtype = dtype_named("param_dtype", config.param_dtype, {**DTYPES, **dict.fromkeys(SCHEMES, dtype)})
     mesh = runtime.make_mesh(**config.mesh)

@@ -31,8 +31,8 @@ def load_params(
 ) -> dict[str, Any]:
     """The parameters of a Hugging Face model folder, read piece by piece.
 
-    Reads `model.safetensors`, or the shards that `model.safetensors.index.json` names. `place` as in `weights.assemble`.
-    InputError where the folder has no safetensors, or its tensors are not exactly those of `config`.
+    Reads `model.safetensors`, or the shards that `model.safetensors.index.json` names. `place` as in
+    `weights.assemble`. InputError where the folder has no safetensors, or its tensors are not exactly those of `config`.
     """
     file_of, names = _checked_tensors(folder, config)
 
