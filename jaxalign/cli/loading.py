@@ -70,7 +70,7 @@ def load_model(config: ConfigDict, *, quantised: bool = False) -> Model:
     """
     if not config.model:
         raise InputError("--config.model= is needed: a Hugging Face folder, a GGUF file or an id on the hub (ORG/NAME)")
-    path = packaged_gguf() if config.model == "packaged" else local_model(config.model)
+    path = model_path(config.model)
     dtype = dtype_named("dtype", config.dtype, DTYPES)
     param_dtype = dtype_named("param_dtype", config.param_dtype, {**DTYPES, **dict.fromkeys(SCHEMES, dtype)})
     mesh = runtime.make_mesh(**config.mesh)
@@ -85,6 +85,11 @@ def load_model(config: ConfigDict, *, quantised: bool = False) -> Model:
         raise InputError(f"model={config.model}: no such folder or file")
     model = Model(path, model_config, tokenizer, mesh, params, Decoder(model_config, dtype=dtype))
     return with_adapter(model, path_of(config.adapter)) if config.adapter else model
+
+
+def model_path(name: str) -> Path:
+    """Where the model lies that `config.model` names: what the demo extra installs, one on the hub, or that path."""
+    return packaged_gguf() if name == "packaged" else local_model(name)
 
 
 def place_leaf(mesh: Mesh, scheme: str) -> Place:

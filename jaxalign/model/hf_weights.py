@@ -32,7 +32,8 @@ def load_params(
     """The parameters of a Hugging Face model folder, read piece by piece.
 
     Reads `model.safetensors`, or the shards that `model.safetensors.index.json` names. `place` as in
-    `weights.assemble`. InputError where the folder has no safetensors, or its tensors are not exactly those of `config`.
+    `weights.assemble`. InputError where the folder has no safetensors, or its tensors are not exactly those of the
+    config.
     """
     file_of, names = _checked_tensors(folder, config)
 
