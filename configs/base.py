@@ -101,6 +101,6 @@ def get_config() -> ConfigDict:
     config.plan = ConfigDict()
     config.plan.programs = "train"  # what is compiled: train, score, lens; comma-separated
 
-    # export.
+    # export. verify takes config.model as a PEFT folder's base, and config.adapter as the run that it came from.
     config.format = "peft"  # the adapter as a PEFT folder; or merged, the whole model (config.model) as Hugging Face's
     return config

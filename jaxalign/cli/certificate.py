@@ -55,26 +55,35 @@ def certify(folder: Path, config: ConfigDict) -> dict[str, Any]:
     document = {"kind": "adapter" if is_adapter else "model", "files": hashes(folder), "versions": versions()}
     if is_adapter:
         document |= {"base_model": config.model or named_base(folder), "adapter": adapter_facts(folder)}
-    if not is_installed():
-        return document | {"holds": NOT_CHECKED, "reason": "torch and peft are needed: pip install 'jaxalign[verify]'"}
-    if is_adapter:
-        try:
-            base = model_path(document["base_model"])
-        except InputError as error:
-            return document | {"holds": NOT_CHECKED, "reason": str(error)}
-        if not base.is_dir():
-            reason = "no model folder; name the base with --config.model= (transformers is given no GGUF file)"
-            return document | {"holds": NOT_CHECKED, "reason": f"{base}: {reason}"}
-        document |= compared_adapter(folder, base, config)
-    else:
-        document |= compared_model(folder, config)
+    if (reason := obstacle(document)) is not None:
+        return document | {"holds": NOT_CHECKED, "reason": reason}
+    document |= (
+        compared_adapter(folder, document["base_model"], config) if is_adapter else compared_model(folder, config)
+    )
     faults = faults_of(document)
     return document | {"holds": not faults, "faults": faults, "bound": REASON}
 
 
-def compared_adapter(folder: Path, base_folder: Path, config: ConfigDict) -> dict[str, Any]:
+def obstacle(document: Mapping[str, Any]) -> str | None:
+    """Why a folder cannot be compared on this machine; None if it can."""
+    if not is_installed():
+        return "torch and peft are needed: pip install 'jaxalign[verify]'"
+    if document["kind"] == "model":
+        return None
+    if not document["base_model"]:
+        return "the adapter names no base; name it with --config.model="
+    try:
+        base = model_path(document["base_model"])
+    except InputError as error:
+        return str(error)
+    if base.is_file():
+        return f"{base}: adapters of a GGUF file are not compared; export with --config.format=merged to have it done"
+    return None if base.is_dir() else f"{base}: no such folder; name the base with --config.model="
+
+
+def compared_adapter(folder: Path, base_model: str, config: ConfigDict) -> dict[str, Any]:
     """The comparisons of a PEFT folder on its base."""
-    base = load_model(in_float32(config, model=str(base_folder), adapter=""))
+    base = load_model(in_float32(config, model=base_model, adapter=""))
     exported, tokens = with_adapter(base, folder), some_tokens(base.tokenizer)
     logits = logits_of(exported, tokens)
     document = {

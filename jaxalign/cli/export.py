@@ -34,8 +34,8 @@ def export(config: ConfigDict, paths: Sequence[str]) -> None:
     if not paths:
         raise InputError("export takes the run that train wrote, and folders of results for its model card")
     run, results = path_of(paths[0]), [read_results(Path(path)) for path in paths[1:]]
-    if not (run / "run.json").exists():
-        raise InputError(f"{run}: no run.json there; name a folder that train wrote")
+    if not (run / "checkpoints").is_dir():
+        raise InputError(f"{run}: not a run folder (no checkpoints/ in it); name a folder that train wrote")
     out = out_folder(config)
     config = config.copy_and_resolve_references()
     config.adapter = paths[0]

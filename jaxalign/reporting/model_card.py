@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxalign.model.gguf_file import open_gguf
 from jaxalign.model.hub import HubId, hub_id
 from jaxalign.reporting.escaping import code_block, code_span, markdown_text
 from jaxalign.reporting.results import VARIANTS, Results
@@ -33,7 +34,7 @@ def model_card(
 ) -> str:
     """The text of README.md.
 
-    `results` are evaluations whose scores are shown, `licence` is what the base model's folder states, `check` one line
+    `results` are evaluations whose scores are shown, `licence` is what the base model states, `check` one line
     on the comparison with the independent path, `command` the one that exports.
     """
     document = run.document
@@ -151,8 +152,8 @@ def loading(base: HubId, is_adapter: bool) -> str:
 def licence_text(licence: str | None) -> str:
     """What is known of the terms."""
     if licence is None:
-        return "The base model's folder states no licence; its terms apply to what is made from it."
-    return f"The base model's folder states {code_span(licence)}; its terms apply to what is made from it."
+        return "The base model states no licence where it lies; its terms apply to what is made from it."
+    return f"The base model states {code_span(licence)}; its terms apply to what is made from it."
 
 
 def table(head: Sequence[str], rows: Iterator[tuple[str, ...]] | Sequence[tuple[str, ...]]) -> str:
@@ -162,9 +163,13 @@ def table(head: Sequence[str], rows: Iterator[tuple[str, ...]] | Sequence[tuple[
 
 
 def base_licence(model: Path) -> str | None:
-    """The licence that a model folder states: in its card's front matter, or by a LICENSE file; None if in neither."""
+    """The licence that a model states: a folder in its card's front matter or by a LICENSE file, a GGUF file in its
+    metadata. None if it states none."""
     from huggingface_hub import metadata_load
 
+    if model.is_file():
+        stated = open_gguf(model).metadata.get("general.license")
+        return stated if isinstance(stated, str) else None
     if (model / "README.md").is_file():
         try:
             facts = metadata_load(model / "README.md") or {}

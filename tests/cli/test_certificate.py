@@ -12,7 +12,6 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from jaxalign.cli import certificate, export
-from jaxalign.model.lora import LoraConfig
 
 
 def read(folder):
@@ -110,9 +109,18 @@ def test_a_model_merged_wrong_is_not_exported(refused, run, model_folder, monkey
 
 
 def test_what_other_libraries_read_otherwise_is_not_exported(jaxalign, refused, adapter, run, monkeypatch, tmp_path):
-    monkeypatch.setattr(LoraConfig, "scale", property(lambda self: self.alpha / self.rank * 1.01))
+    read_rightly = certificate.independent_run
+
+    def read_otherwise(model, folder, tokens):
+        """As a peft would that takes 17 for alpha."""
+        copy = shutil.copytree(folder, tmp_path / "otherwise", dirs_exist_ok=True)
+        document = json.loads((copy / "adapter_config.json").read_text())
+        (copy / "adapter_config.json").write_text(json.dumps(document | {"lora_alpha": 17}))
+        return read_rightly(model, copy, tokens)
+
+    monkeypatch.setattr(certificate, "independent_run", read_otherwise)
     message = refused("export", run)
-    assert "logits differ" in message and "in peft" in message
+    assert "logits differ" in message and "2.125 in peft" in message
     copy = shutil.copytree(adapter, tmp_path / "copy")
     code, _, err = jaxalign("verify", copy)
     assert code == 2 and "does not hold" in err

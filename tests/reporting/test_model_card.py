@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import gguf
 import pytest
 import yaml
 from markdown_it import MarkdownIt
@@ -148,3 +149,15 @@ def test_the_licence_of_a_folder(tmp_path, name, content, licence):
     (tmp_path / name).write_text(content)
     assert base_licence(tmp_path) == licence
     assert base_licence(tmp_path / "absent") is None
+
+
+@pytest.mark.parametrize("licence", ["gemma", None])
+def test_the_licence_of_a_gguf_file(tmp_path, licence):
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    if licence is not None:
+        writer.add_license(licence)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert base_licence(tmp_path / "model.gguf") == licence
