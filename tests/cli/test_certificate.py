@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import warnings
 
 import numpy as np
 import peft
@@ -10,6 +11,7 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import load_file, save_file
+from transformers.utils import logging
 
 from jaxalign.cli import certificate, export
 
@@ -68,6 +70,22 @@ def test_the_certificate_of_a_merged_model(merged):
     assert found["merged_against_adapter"]["largest_difference"] > found["logits"]["bound"]
     assert {key: found[key] for key in found["base_tokenizer"]} == found["base_tokenizer"]
     assert set(found["files"]) >= {"model.safetensors", "config.json", "tokenizer.json"}
+
+
+def test_other_libraries_load_both_without_a_warning(adapter, merged, model_folder, caplog):
+    logging.enable_propagation()
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            transformers.AutoModelForCausalLM.from_pretrained(merged)
+            transformers.AutoTokenizer.from_pretrained(merged)
+            base = transformers.AutoModelForCausalLM.from_pretrained(model_folder)
+            peft.PeftModel.from_pretrained(base, str(adapter))
+    finally:
+        logging.disable_propagation()
+    # The one that peft 0.21 makes of every model under transformers 5.24.
+    said = [str(warning.message) for warning in caught if "is_gradient_checkpointing" not in str(warning.message)]
+    assert said == [] and [record.getMessage() for record in caplog.records] == []
 
 
 def test_verify_says_the_same_of_folders_as_they_are(ok, adapter, merged, model_folder, tmp_path):

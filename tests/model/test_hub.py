@@ -31,6 +31,7 @@ OTHERS = {
     "consolidated.safetensors": save({"all": np.zeros(3)}),
     "onnx/model.safetensors": save({"other": np.zeros(3)}),
     "original/config.json": b"{}",
+    "tokenizer/tokenizer.json": b"{}",
 }
 """What lies beside it."""
 

@@ -1,5 +1,6 @@
 """The model card: rendered by a Markdown parser, and hostile texts in what it is filled from."""
 
+import html
 import json
 from pathlib import Path
 
@@ -70,6 +71,11 @@ def body_and_facts(card: str):
     return body, yaml.safe_load(front)
 
 
+def shown(text: str) -> str:
+    """The text as a reader should see it: on one line, hidden characters named."""
+    return " ".join(text.replace("\x00", "[U+0000]").replace("\u202e", "[U+202E]").split())
+
+
 def rendered(card: str) -> str:
     return MarkdownIt("gfm-like", {"linkify": False}).render(body_and_facts(card)[0])
 
@@ -119,17 +125,17 @@ def test_texts_stay_texts(text):
     ):
         assert hostile.count(mark) == plain.count(mark), mark
     assert "\x00" not in hostile and "\u202e" not in hostile
+    assert f"<td>lora.targets</td>\n<td>{html.escape(shown(text))}</td>" in hostile
     facts = body_and_facts(card_of(text))[1]
     assert facts["license"] == text and facts["language"] == ["en", text]
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_what_was_escaped_is_shown(text):
-    """A parser gives the text back, but for its line breaks and hidden characters."""
-    shown = MarkdownIt("gfm-like", {"linkify": False}).parseInline(markdown_text(text))[0].children
-    assert {token.type for token in shown or []} <= {"text", "text_special"}
-    wanted = " ".join(text.replace("\x00", "[U+0000]").replace("\u202e", "[U+202E]").split())
-    assert "".join(token.content for token in shown or []) == wanted
+    """A parser gives the text back."""
+    parts = MarkdownIt("gfm-like", {"linkify": False}).parseInline(markdown_text(text))[0].children or []
+    assert {part.type for part in parts} <= {"text", "text_special"}
+    assert "".join(part.content for part in parts) == shown(text)
     (block,) = MarkdownIt().parse(code_block(text, "sh"))
     assert block.type == "fence" and block.info == "sh"
 
