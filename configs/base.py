@@ -11,7 +11,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
 
     # What every verb shares.
-    config.model = ""  # a Hugging Face folder, a GGUF file, or `packaged`: what the demo extra installs
+    config.model = ""  # a Hugging Face folder, a GGUF file, ORG/NAME[@REVISION] on the hub, or `packaged` (demo extra)
     config.adapter = ""  # a PEFT folder or a training run; none if empty
     config.dtype = "float32"  # compute type: float32, bfloat16, or float16 (the study's evaluation)
     config.param_dtype = "float32"  # how base weights are stored: as those, int8, or nf4
@@ -121,6 +121,6 @@ def get_config() -> ConfigDict:
     config.plan = ConfigDict()
     config.plan.programs = "train"  # what is compiled: train, score, lens; comma-separated
 
-    # export.
+    # export. verify takes config.model as a PEFT folder's base, and config.adapter as the run that it came from.
     config.format = "peft"  # the adapter as a PEFT folder; or merged, the whole model (config.model) as Hugging Face's
     return config

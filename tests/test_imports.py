@@ -27,6 +27,8 @@ ROWS = (
 )
 ROW_OF = {part: row for row, parts in enumerate(ROWS) for part in parts}
 NEVER = {"torch", "tensorflow", "peft", "accelerate"}
+INDEPENDENT = "jaxalign.cli.independent"
+"""The path of other libraries, that `verify` compares with."""
 
 
 def module_name(file: Path) -> str:
@@ -51,13 +53,13 @@ def part_of(name: str) -> str | None:
     return (rest.partition(".")[0] or None) if top == "jaxalign" else None
 
 
-def wrong_imports(source: str, part: str, package: str) -> list[str]:
+def wrong_imports(source: str, part: str, package: str, never: set[str] = NEVER) -> list[str]:
     """What a file of `part` imports and must not."""
     wrong = []
     for name in imports(source, package):
         imported = part_of(name)
         to_the_right = imported is not None and imported != part and ROW_OF[imported] >= ROW_OF[part]
-        if to_the_right or name.partition(".")[0] in NEVER:
+        if to_the_right or name.partition(".")[0] in never:
             wrong.append(name)
     return wrong
 
@@ -71,7 +73,15 @@ def test_imports_point_to_the_left(file):
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     part = part_of(name)
     assert part is not None
-    assert wrong_imports(file.read_text(encoding="utf-8"), part, package) == []
+    never = {"tensorflow"} if name == INDEPENDENT else NEVER
+    assert wrong_imports(file.read_text(encoding="utf-8"), part, package, never) == []
+
+
+def test_the_independent_path_is_imported_when_asked():
+    """Not when the file is: commands that compare nothing need none of it."""
+    source = (PACKAGE / "cli" / "independent.py").read_text(encoding="utf-8")
+    at_the_top = [ast.unparse(node) for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert not {name.partition(".")[0] for name in imports("\n".join(at_the_top), "jaxalign.cli")} & NEVER
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`jaxalign demo`: the whole path, from a baseline evaluation to a report."""
 
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,7 +53,8 @@ def demo(config: ConfigDict, paths: Sequence[str]) -> None:
     probe_model(changed(config, out=after, adapter=run, rows=PROBED), tuned)
     title("Report and export")
     report(changed(config, out=str(out / "report.html")), [before, after])
-    export(changed(config, out=adapter), [run])
+    shutil.rmtree(adapter, ignore_errors=True)  # that of an earlier demo here: export replaces nothing
+    export(changed(config, out=adapter), [run, before, after])
     title("Done. Accuracy before and after:")
     print(plain_text_table(compare(Path(before), Path(after)).rows))
     print(f"\nopen {out / 'report.html'}")

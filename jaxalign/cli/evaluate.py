@@ -26,6 +26,7 @@ from jaxalign.evaluation.cells import CellKey, GridData, cell_keys
 from jaxalign.evaluation.grid import evaluate_grid
 from jaxalign.evaluation.score_labels import Scorer
 from jaxalign.files import write_text
+from jaxalign.model.hub import model_name
 
 
 def evaluate(config: ConfigDict, paths: Sequence[str]) -> None:
@@ -144,7 +145,7 @@ def prompt_style(config: ConfigDict) -> PromptStyle:
 def settings(config: ConfigDict, model: Model) -> dict[str, str]:
     """What results depend on beyond the prompts."""
     return {
-        "model": str(model.path),
+        "model": model_name(model.path),
         "adapter": config.adapter,
         "dtype": config.dtype,
         "param_dtype": config.param_dtype,

@@ -7,49 +7,71 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxalign.cli.loading import Model, load_model, merged, out_folder, with_adapter
+from jaxalign.cli.certificate import certify
+from jaxalign.cli.loading import Model, load_model, merged, model_path, out_folder
+from jaxalign.cli.provenance import command
+from jaxalign.cli.verify import refuse_faults, verdict
 from jaxalign.errors import InputError
-from jaxalign.files import AnyPath, path_of, read_json, whole_folder
+from jaxalign.files import AnyPath, path_of, read_json, whole_folder, write_json, write_text
 from jaxalign.model.hf_weights import save_params
+from jaxalign.model.hub import TOKENIZER_FILES
 from jaxalign.model.peft_adapters import save_adapter
 from jaxalign.model.quantised import SCHEMES
+from jaxalign.reporting.model_card import base_licence, model_card
+from jaxalign.reporting.results import read_results
+from jaxalign.reporting.runs import read_run
 from jaxalign.training.checkpoint import read_adapter
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "chat_template*",
-    "generation_config.json",
-)
-"""What a model folder holds beside its architecture and its weights."""
 
 
 def export(config: ConfigDict, paths: Sequence[str]) -> None:
-    """Writes the newest state of a run to `config.out`, in `config.format`."""
-    if len(paths) != 1:
-        raise InputError("export takes one argument: the run that train wrote")
-    run, out = path_of(paths[0]), out_folder(config)
-    match config.format:
-        case "peft":
-            export_adapter(run, out)
-        case "merged":
-            export_model(config, run, out)
-        case other:
-            raise InputError(f"--config.format={other}: choose peft or merged")
+    """Writes the newest state of a run to `config.out`, in `config.format`, with its certificate and model card.
+
+    Further paths are evaluations (of the run, of its base) whose scores the card shows. An export that does not hold
+    against the independent path leaves nothing behind.
+    """
+    if not paths:
+        raise InputError("export takes the run that train wrote, and folders of results for its model card")
+    run, results = path_of(paths[0]), [read_results(Path(path)) for path in paths[1:]]
+    if not (run / "checkpoints").is_dir():
+        raise InputError(f"{run}: not a run folder (no checkpoints/ in it); name a folder that train wrote")
+    out = out_folder(config)
+    config = config.copy_and_resolve_references()
+    config.adapter = paths[0]
+    with whole_folder(out) as folder:
+        match config.format:
+            case "peft":
+                export_adapter(config, run, folder)
+            case "merged":
+                export_model(config, run, folder)
+            case other:
+                raise InputError(f"--config.format={other}: choose peft or merged")
+        certificate = certify(folder, config)
+        refuse_faults(certificate, out, "nothing was written")
+        write_json(folder / "certificate.json", certificate)
+        card = model_card(
+            out.name,
+            read_run(run),
+            results,
+            is_adapter=config.format == "peft",
+            licence=stated_licence(config.model),
+            check=verdict(certificate),
+            command=command(),
+        )
+        write_text(folder / "README.md", card)
+    print(f"{'adapter' if config.format == 'peft' else 'model'}: {out}\n{verdict(certificate)}")
 
 
-def export_adapter(run: AnyPath, out: Path) -> None:
-    """The adapter as a PEFT folder."""
+def export_adapter(config: ConfigDict, run: AnyPath, folder: Path) -> None:
+    """The adapter as a PEFT folder; `config.model` becomes the run's, where it is not set."""
     lora, tree = read_adapter(run)
-    save_adapter(out, tree, lora, read_json(run / "run.json")["model"])
-    print(f"adapter: {out}")
+    named = read_json(run / "run.json")["model"]
+    save_adapter(folder, tree, lora, named)
+    config.model = config.model or named
 
 
-def export_model(config: ConfigDict, run: AnyPath, out: Path) -> None:
+def export_model(config: ConfigDict, run: AnyPath, folder: Path) -> None:
     """The model of `config.model` with the run's adapter merged into it, or the run's own parameters, as a Hugging Face
     folder; weights in `config.param_dtype`."""
     if config.param_dtype in SCHEMES:
@@ -57,11 +79,17 @@ def export_model(config: ConfigDict, run: AnyPath, out: Path) -> None:
             f"--config.param_dtype={config.param_dtype} with --config.format=merged: merged weights are written as "
             "float32, bfloat16 or float16"
         )
-    with whole_folder(out) as folder:
-        model = merged(with_adapter(load_model(config), run), config.param_dtype)
-        save_tokenizer(model, folder)
-        save_params(folder, model.params, model.config, token_ids(model))
-    print(f"model: {out}")
+    model = merged(load_model(config), config.param_dtype)
+    save_tokenizer(model, folder)
+    save_params(folder, model.params, model.config, token_ids(model))
+
+
+def stated_licence(model: str) -> str | None:
+    """What the base model's folder says; None where it is not here, which an adapter can do without."""
+    try:
+        return base_licence(model_path(model))
+    except InputError:
+        return None
 
 
 def save_tokenizer(model: Model, folder: Path) -> None:

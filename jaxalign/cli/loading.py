@@ -25,6 +25,7 @@ from jaxalign.model.config import ModelConfig
 from jaxalign.model.gguf import load_gguf_params, read_gguf_config, read_gguf_tokenizer
 from jaxalign.model.hf_config import read_config
 from jaxalign.model.hf_weights import load_params
+from jaxalign.model.hub import local_model
 from jaxalign.model.lora import LoraConfig, check_adapter, merge_lora
 from jaxalign.model.peft_adapters import load_adapter
 from jaxalign.model.quantised import SCHEMES, is_projection, quantise_params, quantise_stacked
@@ -69,7 +70,7 @@ def load_model(config: ConfigDict, *, quantised: bool = False) -> Model:
     `quantised` they are so from the start, each as it is read.
     """
     if not config.model:
-        raise InputError("--config.model= is needed: a Hugging Face folder or a GGUF file")
+        raise InputError("--config.model= is needed: a Hugging Face folder, a GGUF file or an id on the hub (ORG/NAME)")
     path = model_path(config.model)
     dtype = dtype_named("dtype", config.dtype, DTYPES)
     param_dtype = dtype_named("param_dtype", config.param_dtype, {**DTYPES, **dict.fromkeys(SCHEMES, dtype)})
@@ -83,8 +84,8 @@ def load_model(config: ConfigDict, *, quantised: bool = False) -> Model:
 
 
 def model_path(name: str) -> Path:
-    """Where the model lies that `config.model` names: what the demo extra installs, or that path."""
-    return packaged_gguf() if name == "packaged" else Path(name)
+    """Where the model lies that `config.model` names: what the demo extra installs, one on the hub, or that path."""
+    return packaged_gguf() if name == "packaged" else local_model(name)
 
 
 def config_and_tokenizer(path: Path) -> tuple[ModelConfig, Tokenizer]:

@@ -49,7 +49,12 @@ VERBS = {
         "one HTML file from result folders, at --config.out (or in AFTER)",
     ),
     "plan": ("plan.plan", "", "whether a step fits the TPU slices of --config.topology, compiled without a chip"),
-    "export": ("export.export", "RUN", "write a run's adapter, or the model tuned by it, to --config.out"),
+    "export": (
+        "export.export",
+        "RUN [RESULTS ...]",
+        "write a run's adapter, or the model tuned by it, to --config.out, with a certificate and a model card",
+    ),
+    "verify": ("verify.verify", "PATH", "compare an exported folder with transformers and peft: PATH/certificate.json"),
 }
 
 

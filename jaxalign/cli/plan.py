@@ -1,7 +1,6 @@
 """`jaxalign plan`: whether a step fits TPU slices, and how fast it could be there."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -18,6 +17,7 @@ from jaxalign.model import architectures
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.gguf import read_gguf_config
 from jaxalign.model.hf_config import read_config
+from jaxalign.model.hub import CONFIG_FILES, local_model
 from jaxalign.model.quantised import SCHEMES
 from jaxalign.planning.advice import advice
 from jaxalign.planning.chips import parse_slice
@@ -38,8 +38,9 @@ def plan(config: ConfigDict, paths: Sequence[str]) -> None:
     if config.stages:  # all of them are of one model
         config = config.copy_and_resolve_references()
         config.stages = ()
+    architecture = architecture_named(config.model)
     jobs = [
-        job_of(config, architecture_named(config.model), topology, program)
+        job_of(config, architecture, topology, program)
         for topology in split_list(config.topology)
         for program in split_list(config.plan.programs)
     ]
@@ -77,11 +78,15 @@ def planned_job(job: Job, config: ConfigDict) -> dict[str, Any]:
 
 
 def architecture_named(model: str) -> ModelConfig:
-    """The architecture of a model folder, of a GGUF file, or of a name that ships with the package."""
+    """The architecture of a model folder, of a GGUF file, of a model on the hub (of which only its config.json is
+    fetched), or of a name that ships with the package."""
     if not model:
         known = ", ".join(architectures.names())
-        raise InputError(f"--config.model= is needed: a folder with a config.json, a GGUF file, or one of {known}")
-    path = Path(model)
+        raise InputError(
+            "--config.model= is needed: a folder with a config.json, a GGUF file, ORG/NAME on the hub, or one of "
+            f"{known}"
+        )
+    path = local_model(model, CONFIG_FILES)
     if path.is_dir():
         return read_config(path)
     return read_gguf_config(path) if path.is_file() else architectures.read(model)

@@ -29,6 +29,7 @@ from jaxalign.errors import InputError
 from jaxalign.files import path_of
 from jaxalign.metrics_log import say
 from jaxalign.model.fingerprint import weights_sha256
+from jaxalign.model.hub import model_name
 from jaxalign.model.lora import LoraConfig, lora_shapes
 from jaxalign.model.quantised import SCHEMES
 from jaxalign.model.transformer import REMAT_POLICIES
@@ -108,7 +109,7 @@ def train_model(config: ConfigDict, model: Model, pairs: Sequence[QuestionPair],
     else:
         lora = model.adapter.lora if model.adapter else lora_config(config)
     document = {
-        "model": str(model.path),
+        "model": model_name(model.path),
         "files": list(paths),
         "template": template,
         "pairs": len(fitted.pairs),

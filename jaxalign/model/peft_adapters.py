@@ -19,6 +19,7 @@ from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.hf_config import Keys
 from jaxalign.model.hf_weights import listed
+from jaxalign.model.hub import HubId, hub_id
 from jaxalign.model.lora import LoraConfig, lora_shapes, projection_sizes
 
 _FACTORS = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
@@ -47,8 +48,9 @@ _PLAIN_INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
 def save_adapter(folder: Path, lora_tree: Mapping[str, Any], lora: LoraConfig, base_model_name: str) -> None:
     """Writes a PEFT folder, float32.
 
-    `base_model_name` is the folder or hub name of the model that the adapter belongs to.
+    `base_model_name` is the model that the adapter belongs to: its folder, or ORG/NAME@COMMIT on the hub.
     """
+    base = hub_id(base_model_name) or HubId(base_model_name, None)
     tensors = {}
     for (*module, factor), leaf in flatten_dict(lora_tree["layers"]).items():
         for layer, matrix in enumerate(np.asarray(leaf, np.float32)):
@@ -56,7 +58,8 @@ def save_adapter(folder: Path, lora_tree: Mapping[str, Any], lora: LoraConfig, b
     document = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model_name,
+        "base_model_name_or_path": base.repo,
+        "revision": base.revision,
         "r": lora.rank,
         "lora_alpha": int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,
         "target_modules": sorted(lora.targets),

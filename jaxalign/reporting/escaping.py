@@ -26,3 +26,15 @@ def code_span(text: str) -> str:
     fence = "`" * (max(map(len, runs), default=0) + 1)
     # One space on each side is not part of the text; it keeps backticks at its ends from the fence.
     return f"{fence} {text} {fence}" if runs else f"`{text}`"
+
+
+def code_block(text: str, language: str) -> str:
+    """The text as a fenced Markdown block of code (CommonMark 4.5), its lines kept."""
+    lines = "\n".join(one_line(line) if line.strip() else "" for line in text.split("\n"))
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{lines}\n{fence}"
+
+
+def markdown_text(text: str) -> str:
+    """The text on one line, in which nothing is markup (CommonMark 2.4), nor ends a cell of a table."""
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&$@]|(?<=\w):(?=//)|(?<=www)\.)", r"\\\1", one_line(text))

@@ -2,11 +2,10 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 from jaxalign.errors import InputError
-from jaxalign.files import read_json
+from jaxalign.files import AnyPath, read_json
 
 Value = TypeVar("Value", str, int, bool, float, list, dict)
 KINDS = {
@@ -54,7 +53,7 @@ def share(value: Any, where: str) -> float:
     return float(value)
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: AnyPath) -> dict[str, Any]:
     """The JSON object that a file holds."""
     document = read_json(path)
     if not isinstance(document, dict):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.errors import InputError
+from jaxalign.files import AnyPath
 from jaxalign.metrics_log import whole_rows
 from jaxalign.reporting.fields import field, read_object, texts
 
@@ -17,7 +18,7 @@ RUN_FILES = ("run.json", "metrics.jsonl")
 class TrainingRun:
     """A run of `train`: its facts, its config and its curves, (step, loss in nats per target token)."""
 
-    folder: Path
+    folder: AnyPath
     document: Mapping[str, Any]
     """`run.json`"""
     training: Sequence[tuple[int, float]]
@@ -55,7 +56,7 @@ def find_run(adapter: str, beside: Path) -> Path | None:
     return None
 
 
-def read_run(folder: Path) -> TrainingRun:
+def read_run(folder: AnyPath) -> TrainingRun:
     """The training run in `folder`; both of its files must be there."""
     described = folder / "run.json"
     document = read_object(described)
@@ -76,7 +77,7 @@ def read_run(folder: Path) -> TrainingRun:
     return TrainingRun(folder, document, training, held_out)
 
 
-def curve(rows: Sequence[Any], name: str, path: Path) -> Iterator[tuple[int, float]]:
+def curve(rows: Sequence[Any], name: str, path: AnyPath) -> Iterator[tuple[int, float]]:
     """(step, value) of every row that has the field."""
     for index, row in enumerate(rows):
         if isinstance(row, dict) and name in row:

@@ -206,3 +206,10 @@ def test_bfloat16_factors_are_widened(tmp_path):
     for leaf, wanted in zip(jax.tree.leaves(load_adapter(tmp_path, config)[1]), jax.tree.leaves(exact), strict=True):
         assert leaf.dtype == jnp.float32
         np.testing.assert_array_equal(leaf, np.asarray(wanted).astype(jnp.bfloat16).astype(np.float32))
+
+
+def test_an_adapter_of_a_model_on_the_hub_names_it_and_its_commit(tmp_path):
+    lora = LoraConfig(2, 4.0)
+    save_adapter(tmp_path, random_adapter(QWEN, lora), lora, "org/model@c0ffee")
+    named = peft.PeftConfig.from_pretrained(str(tmp_path))
+    assert (named.base_model_name_or_path, named.revision) == ("org/model", "c0ffee")
