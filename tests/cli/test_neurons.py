@@ -128,7 +128,7 @@ def test_one_file_is_needed(refused, tmp_path):
     assert "one argument" in refused("neurons", write(tmp_path), write(tmp_path))
 
 
-CELLS = ("--config.languages=en,de,fr", "--config.rows=0:4")
+CELLS = ("--config.languages=en,de", "--config.rows=0:2")
 
 
 @pytest.fixture(scope="module")
@@ -145,20 +145,20 @@ def probed(ok, model_folder, tmp_path_factory) -> Path:
 def test_counts_selection_and_masking(probed):
     selection, masking = (json.loads((probed / f"{name}.json").read_text()) for name in ("selection", "masking"))
     assert (probed / "masking.svg").read_text().count("<svg") == 1
-    assert selection["selected"] == 24 and selection["language"] == masking["language"] == ["en", "de", "fr"]
+    assert selection["selected"] == 24 and selection["language"] == masking["language"] == ["en", "de"]
     assert masking["neurons"] == selection["neurons"] and sum(selection["neurons"].values()) > 0
     with np.load(probed / "masking.npz") as arrays:
         assert set(arrays) == set(masking["axes"])
-        assert arrays["log_perplexity_change"].shape == (3, 3, 3, 3) and np.isfinite(arrays["perplexity"]).all()
+        assert arrays["log_perplexity_change"].shape == (3, 2, 2, 3) and np.isfinite(arrays["perplexity"]).all()
 
 
 def test_accuracy_without_a_mask_is_that_of_evaluate(ok, probed, model_folder, tmp_path):
     document = json.loads((probed / "masked_accuracy.json").read_text())
     with np.load(probed / "masked_accuracy.npz") as stored:
         arrays = dict(stored)
-    assert set(arrays) == set(document["axes"]) and arrays["right"].shape == (7, 3, 4)
+    assert set(arrays) == set(document["axes"]) and arrays["right"].shape == (5, 2, 2)
     np.testing.assert_allclose(
-        arrays["accuracy_change"][0, ..., 0], arrays["accuracy"][1:4] - arrays["accuracy"][0], atol=1e-12
+        arrays["accuracy_change"][0, ..., 0], arrays["accuracy"][1:3] - arrays["accuracy"][0], atol=1e-12
     )
     ok("evaluate", f"--config.model={model_folder}", *CELLS, f"--config.out={tmp_path}")
     cells = json.loads((tmp_path / "results.json").read_text())["cells"]
@@ -181,12 +181,12 @@ def test_masked_parameters_are_a_mask_in_the_forward_pass():
 @pytest.mark.parametrize(
     ("own", "flag", "named"),
     [
-        ({"en": [[0, 1]], "de": [[0, 1]]}, "", "no neurons of fr"),
-        ({"en": [[0, 1]], "de": [[0, 1]], "fr": [0, 1]}, "", "fr is int64 (2,)"),
-        ({"en": [[0, 1]], "de": [[0, 1]], "fr": [[0, -1]]}, "", "pairs of (layer, index)"),
-        ({"en": [[0, 1]], "de": [[0, 1]], "fr": [[2, 1]]}, "", "the model has 2 layers of 24"),
-        ({"en": [[0, 24]], "de": [[0, 1]], "fr": [[0, 1]]}, "", "index 24, the model has 2 layers of 24"),
-        ({"en": [[0, 1]], "de": [[0, 1]], "fr": [[0, 1]]}, "--config.neurons.masked=all", "specific or related"),
+        ({"en": [[0, 1]]}, "", "no neurons of de"),
+        ({"en": [[0, 1]], "de": [0, 1]}, "", "de is int64 (2,)"),
+        ({"en": [[0, 1]], "de": [[0, -1]]}, "", "pairs of (layer, index)"),
+        ({"en": [[0, 1]], "de": [[2, 1]]}, "", "the model has 2 layers of 24"),
+        ({"en": [[0, 24]], "de": [[0, 1]]}, "", "index 24, the model has 2 layers of 24"),
+        ({"en": [[0, 1]], "de": [[0, 1]]}, "--config.neurons.masked=all", "specific or related"),
     ],
 )
 def test_what_cannot_be_masked(refused, model_folder, tmp_path, own, flag, named):
@@ -198,7 +198,7 @@ def test_what_cannot_be_masked(refused, model_folder, tmp_path, own, flag, named
 
 
 def test_quantised_weights_are_not_masked(refused, model_folder, tmp_path):
-    np.savez(tmp_path / "selection.npz", en=np.array([[0, 1]]), de=np.array([[0, 1]]), fr=np.array([[0, 1]]))
+    np.savez(tmp_path / "selection.npz", en=np.array([[0, 1]]), de=np.array([[0, 1]]))
     chosen = ("--config.probes=masked_accuracy", f"--config.neurons.selection={tmp_path / 'selection.npz'}")
     message = refused("probe", f"--config.model={model_folder}", *CELLS, *chosen, "--config.param_dtype=nf4")
     assert "param_dtype=nf4" in message

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 
 from jaxalign.reporting import plots
@@ -9,7 +11,8 @@ def test_masking_heat_map():
     change[0, ..., 0] = [[0.4, -0.1], [0.0, 0.2]]
     change[2, ..., 1:] = [[[0.1, 0.7], [-0.2, 0.1]], [[-0.1, 0.1], [-0.3, -0.1]]]
     figure = masking_heat_map(change, ["en", "sw"])
-    own, control, _ = figure.axes
+    panels: Any = figure.axes
+    own, control, _ = panels
     np.testing.assert_allclose(np.ravel(own.collections[0].get_array()), [0.4, -0.1, 0.0, 0.2])
     assert not np.any(control.collections[0].get_array())
     # Dots where the interval of the difference leaves out 0: (row, column) as (y, x).
