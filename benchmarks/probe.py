@@ -80,7 +80,8 @@ def figures(
     """One way's: rate, memory, and how far its numbers lie from the reference's (entropy and states per unit)."""
     seconds = statistics.median(run["seconds"] for run in runs)
     with np.load(runs[0]["numbers"]) as ours, np.load(reference[0]["numbers"]) as theirs:
-        # Of masses the difference itself; of entropies and states, which are larger than 1, relative to their size.
+        # Of masses the difference itself; of what is larger than 1, relative to its size. A gate near 0 falls to either
+        # side by rounding, which changes a count by one.
         apart = [np.abs(ours[name] - theirs[name]) / np.maximum(1.0, np.abs(theirs[name])) for name in theirs]
     return {
         **ready,

@@ -18,10 +18,11 @@ from workers import answer, keep_to, peak_mib, torch_model
 Cell = dict[str, Any]
 """language; prompts: token ids; label_sets: candidate ids."""
 Way = Callable[[Cell], np.ndarray]
-"""What a probe finds in each prompt, [prompts, ...]: the lens [L, labels + entropy in bits], states [L + 1, D]."""
+"""What a probe finds in each prompt, [prompts, ...]: the lens [L, labels + entropy in bits], states [L + 1, D]; or in
+all of them together: how often each neuron's gate is positive [L, F]."""
 
 WAYS = ("study", "mended", "jaxalign")
-PROBES = ("lens", "states")
+PROBES = ("lens", "states", "neurons")
 
 
 def study(model: Any, probe: str) -> Way:
@@ -34,9 +35,16 @@ def study(model: Any, probe: str) -> Way:
         logits = model.lm_head(model.model.norm(torch.stack(outputs)))  # [L, 1, T, V]
         return lens_numbers(logits[:, 0, -1], label_sets)
 
+    def count(ids: Any) -> Any:
+        with gates(model) as found:
+            model.model(ids, use_cache=False)
+        return torch.stack([(gate[0] > 0).sum(dim=0) for gate in found])
+
     def run(cell: Cell) -> np.ndarray:
         with torch.inference_mode():
             prompts = [torch.tensor([prompt]) for prompt in cell["prompts"]]
+            if probe == "neurons":
+                return sum(count(ids) for ids in prompts).numpy()  # pyright: ignore[reportAttributeAccessIssue]
             if probe == "lens":
                 return np.stack([lens(ids, cell["label_sets"]).numpy() for ids in prompts])
             states = (model.model(ids, use_cache=False, output_hidden_states=True).hidden_states for ids in prompts)
@@ -54,6 +62,10 @@ def mended(model: Any, probe: str, size: int) -> Way:
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         ids = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts])
         mask = (torch.arange(longest) < lengths[:, None]).long()
+        if probe == "neurons":
+            with gates(model) as found:
+                model.model(ids, attention_mask=mask, use_cache=False)
+            return torch.stack([((gate > 0) & mask[:, :, None].bool()).sum(dim=(0, 1)) for gate in found])
         if probe == "states":
             output = model.model(ids, attention_mask=mask, use_cache=False, output_hidden_states=True)
             states = torch.stack(output.hidden_states)  # [L + 1, B, T, D]
@@ -71,9 +83,24 @@ def mended(model: Any, probe: str, size: int) -> Way:
                 run_batch([prompts[i] for i in order[first : first + size]], cell["label_sets"]).numpy()
                 for first in range(0, len(order), size)
             ]
-        return np.concatenate(parts)[np.argsort(order)]
+        return sum(parts) if probe == "neurons" else np.concatenate(parts)[np.argsort(order)]
 
     return run
+
+
+@contextmanager
+def gates(model: Any) -> Iterator[list[Any]]:
+    """Each layer's gate before its activation, [B, T, F], filled in by the next forward pass."""
+    found: list[Any] = []
+    hooks = [
+        block.mlp.gate_proj.register_forward_hook(lambda module, inputs, output: found.append(output))
+        for block in model.model.layers
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager
@@ -110,10 +137,11 @@ def ours(folder: Path, probe: str, size: int) -> Way:
     from jaxalign.model.hf_weights import load_params
     from jaxalign.model.next_token import pad_label_sets
     from jaxalign.model.prefix_cache import PrefixRunner, shared_length
-    from jaxalign.model.prompt_batches import PromptRunner
+    from jaxalign.model.prompt_batches import EmptyFillerRunner, PromptRunner
     from jaxalign.model.transformer import Decoder
     from jaxalign.model.vocabulary import head_gram
     from jaxalign.model.weights import place_on
+    from jaxalign.probing.activation_counts import count_function
     from jaxalign.probing.capture import capture_function
     from jaxalign.probing.logit_lens import LensInputs, lens_function
     from jaxalign.runtime import make_mesh
@@ -125,6 +153,9 @@ def ours(folder: Path, probe: str, size: int) -> Way:
         capture = capture_function(decoder, range(config.layers + 1), "prompt_mean")
         states = PromptRunner(capture, variables, mesh, size)
         return lambda cell: states(variables, cell["prompts"], np.zeros(0, np.int32))
+    if probe == "neurons":
+        counts = EmptyFillerRunner(count_function(decoder), variables, mesh, size)
+        return lambda cell: sum(np.asarray(active) for _, (active, _) in counts.outputs(variables, cell["prompts"]))  # pyright: ignore[reportReturnType]
     lens = PromptRunner(lens_function(decoder), variables, mesh, size)
     run_prefix = PrefixRunner(decoder, variables, mesh)
     gram = head_gram(decoder, variables)

@@ -18,9 +18,10 @@ def test_the_command_writes_what_it_measured(tmp_path: Path):
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     measured = json.loads((tmp_path / "out.json").read_text())["probes"]
-    assert list(measured) == ["lens", "states"]
-    for ways in measured.values():
+    assert list(measured) == ["lens", "states", "neurons"]
+    for probe, ways in measured.items():
         assert list(ways) == ["study", "mended", "jaxalign"]
         for figures in ways.values():
-            # Three times the same float32 numbers.
-            assert figures["largest_difference"] < 1e-4 and figures["rows_per_second"] > 0
+            # Three times the same float32 numbers; of some hundred tokens one may be counted here and not there.
+            assert figures["largest_difference"] < (0.02 if probe == "neurons" else 1e-4)
+            assert figures["rows_per_second"] > 0
