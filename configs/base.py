@@ -101,7 +101,7 @@ def get_config() -> ConfigDict:
     config.generate.max_tokens = 0  # tokens an answer takes at most; 0: mgsm 600, msvamp 300, translation 256
 
     # probe.
-    config.probes = "logit_lens,pca"  # also attribution, geometry, neurons, masking, masked_accuracy
+    config.probes = "logit_lens,pca"  # or attribution, geometry, neurons, masking, masked_accuracy, transplant
     config.attribution_positions = 1  # last positions of each prompt that attribution reads, each on its own
     config.batch_size = 8  # prompts that run at once
     config.capture = ConfigDict()  # which hidden states geometry compares
@@ -112,8 +112,8 @@ def get_config() -> ConfigDict:
     config.neurons = ConfigDict()
     config.neurons.score = "code"  # the follow-up's score as in its code, as in its paper, or of lape (no lambda)
     config.neurons.top_rate = 0.01  # share of all neurons that is selected
-    config.neurons.selection = ""  # masking: the selection.npz whose neurons are switched off
-    config.neurons.masked = "related"  # masking: specific ones only, or those related to several languages too
+    config.neurons.selection = ""  # masking, transplant: the selection.npz whose neurons are meant
+    config.neurons.masked = "related"  # the same: specific ones only, or those related to several languages too
 
     # plan.
     config.topology = ""  # TPU slices, comma-separated: v5e:4x4, v5p:2x2x1, ...

@@ -1,6 +1,7 @@
 """`jaxalign probe`: what the layers hold."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,14 @@ from jaxalign.probing.neurons import check_fits
 from jaxalign.probing.prompts import TASK, VARIANT, ProbeData
 from jaxalign.probing.representation import write_representation
 from jaxalign.probing.run import ProbeRun
+from jaxalign.probing.transplant import write_transplant
 from jaxalign.reporting import language_pages, plots
 from jaxalign.reporting.figures import chosen_layers
 from jaxalign.reporting.neuron_plots import MASKING_AXES, masking_heat_map
 from jaxalign.reporting.results import ATTRIBUTION_AXES, PCA_AXES, read_geometry, read_lens, read_probe
 
-PROBES = ("logit_lens", "attribution", "pca", "geometry", "neurons", "masking", "masked_accuracy")
-MASKING = {"masking", "masked_accuracy"}
+PROBES = ("logit_lens", "attribution", "pca", "geometry", "neurons", "masking", "masked_accuracy", "transplant")
+MASKING = {"masking", "masked_accuracy", "transplant"}
 """Those that read a selection of neurons."""
 SURVIVING = {
     "rows whose English and in-language label words share no token": "surviving_rows",
@@ -75,10 +77,13 @@ def check_probe_settings(config: ConfigDict) -> None:
     rows = read_task_rows(folder, TASK, chosen_languages(config)[0], "test", parse_rows(config.rows))
     if MASKING.intersection(probes_of(config)):
         neurons_to_mask(config)
-    if "masked_accuracy" in probes_of(config) and config.param_dtype in SCHEMES:
-        raise InputError(
-            f"--config.param_dtype={config.param_dtype}: masked_accuracy needs weights as numbers; float32"
-        )
+    if as_numbers := {"masked_accuracy", "transplant"}.intersection(probes_of(config)):
+        if config.param_dtype in SCHEMES:
+            raise InputError(
+                f"--config.param_dtype={config.param_dtype}: {min(as_numbers)} needs weights as numbers; take float32"
+            )
+        if "transplant" in as_numbers and not config.adapter:
+            raise InputError("--config.adapter= is needed: transplant takes neurons of a tuned model")
     compared = {"pca", "geometry"}.intersection(probes_of(config))
     if compared and len(rows) < 3:
         raise InputError(f"--config.rows={config.rows}: {' and '.join(sorted(compared))}: at least 3 rows are needed")
@@ -116,7 +121,7 @@ def probe_model(config: ConfigDict, model: Model) -> None:
     batch_size = round_up(config.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
     ready = merged(model, config.param_dtype)
     prompts = sum(len(read_task_rows(folder, TASK, language, "test", rows)) for language in languages)
-    times = dict.fromkeys(MASKING, len(mask_names(languages)))
+    times = dict.fromkeys(MASKING, len(mask_names(languages))) | {"transplant": len(mask_names(languages)) + 1}
     own = neurons_to_mask(config) if MASKING.intersection(probes) else {}
     check_fits(own, model.config.layers, model.config.mlp_dim)
     with tqdm(total=prompts * sum(times.get(name, 1) for name in probes), unit="prompt", disable=None) as progress:
@@ -131,45 +136,50 @@ def probe_model(config: ConfigDict, model: Model) -> None:
             description,
             on_rows=progress.update,
         )
-        if "logit_lens" in probes:
-            progress.set_description("logit lens")
-            lens = write_logit_lens(run)
-            for rows_named, key in SURVIVING.items():
-                counts = ", ".join(f"{code} {count}" for code, count in lens[key].items())
-                tqdm.write(f"{rows_named}: {counts}")
-        if "attribution" in probes:
-            progress.set_description("attribution")
-            attribution = write_attribution(run, config.attribution_positions)
-            tqdm.write(held_out_text(attribution["token_map"]["held_out"]["all"]))
-        if "pca" in probes:
-            progress.set_description("pca")
-            scattered = [code for code in SCATTERED if code in languages] or languages[:4]
-            write_representation(run, scattered)
-        if "geometry" in probes:
-            progress.set_description("geometry")
-            write_geometry(run, capture)
-        if "neurons" in probes:
-            progress.set_description("neuron counts")
-            write_neuron_counts(run)
-        if "masking" in probes:
-            progress.set_description("masking")
-            write_masking(run, own, config.seed)
-        if "masked_accuracy" in probes:
-            progress.set_description("masked accuracy")
-            asked = GridData(folder, exemplars, model.tokenizer, rows, prompt_style(config), config.seed)
-            write_masked_accuracy(run, own, asked, config.batch_tokens)
+        asked = GridData(folder, exemplars, model.tokenizer, rows, prompt_style(config), config.seed)
+        scattered = [code for code in SCATTERED if code in languages] or languages[:4]
+        actions: dict[str, Callable[[], object]] = {
+            "logit_lens": lambda: say_of_lens(write_logit_lens(run)),
+            "attribution": lambda: say_of_map(write_attribution(run, config.attribution_positions)),
+            "pca": lambda: write_representation(run, scattered),
+            "geometry": lambda: write_geometry(run, capture),
+            "neurons": lambda: write_neuron_counts(run),
+            "masking": lambda: write_masking(run, own, config.seed),
+            "masked_accuracy": lambda: write_masked_accuracy(run, own, asked, config.batch_tokens),
+            "transplant": lambda: write_transplant(of_base(config, run), ready.params, own, config.seed),
+        }
+        for name in probes:
+            progress.set_description(name.replace("_", " "))
+            actions[name]()
     write_plots(out, Path(config.adapter).name or "base model")
     print(f"probes: {out}")
 
 
-def held_out_text(held_out: Mapping[str, Any]) -> str:
-    """How good the map from tokens to languages is."""
+def of_base(config: ConfigDict, run: ProbeRun) -> ProbeRun:
+    """The run on the model as it was before its tuning."""
+    base = config.copy_and_resolve_references()
+    base.adapter = ""
+    return replace(run, variables=load_model(base).variables)
+
+
+def say_of_lens(lens: Mapping[str, Any]) -> None:
+    """Says how many rows survived."""
+    for rows_named, key in SURVIVING.items():
+        counts = ", ".join(f"{code} {count}" for code, count in lens[key].items())
+        tqdm.write(f"{rows_named}: {counts}")
+
+
+def say_of_map(attribution: Mapping[str, Any]) -> None:
+    """Says how good the map from tokens to languages is."""
+    held_out = attribution["token_map"]["held_out"]["all"]
     decided, accuracy = held_out["decided"], held_out["accuracy"]
-    if not accuracy:
-        return "no token of the held-out texts has a language of its own"
-    return (
-        f"tokens of held-out texts: {decided:.0%} have a language of their own, for {accuracy:.0%} it is the right one"
-    )
+    if accuracy is None:
+        tqdm.write("no token of the held-out texts has a language of its own")
+    else:
+        tqdm.write(
+            f"tokens of held-out texts: {decided:.0%} have a language of their own, for {accuracy:.0%} it is the right "
+            "one"
+        )
 
 
 def write_plots(out: Path, label: str) -> None:

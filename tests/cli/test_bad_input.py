@@ -47,6 +47,7 @@ def test_wrong_settings(refused, model_folder, flag, named):
         ("--config.rows=0:1", "rows"),
         ("--config.batch_size=0", "batch_size"),
         ("--config.probes=masking", "--config.neurons.selection"),
+        ("--config.probes=transplant", "--config.neurons.selection"),
         ("--config.capture.position=first", "query_mean"),
         ("--config.capture.layers=0,x", "layers 0,x"),
     ],
