@@ -114,6 +114,7 @@ def test_rows_are_flushed_with_the_upload(tmp_path):
 def test_wandb_offline_holds_a_continued_run_as_one_curve(tmp_path):
     run = tmp_path / "run"
     begin_and_continue(run, WANDB)
+    wandb.teardown()  # as at the end of a process; W&B may still be writing when a run has finished
     (folder,) = (run / "wandb").glob("offline-run-*")
     assert shown_by_wandb(folder) == CONTINUED
     (described,) = [record.run for record in wandb_records(folder) if record.WhichOneof("record_type") == "run"]

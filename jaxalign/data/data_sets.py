@@ -36,7 +36,7 @@ from jaxalign.data.pairs import (
 from jaxalign.errors import InputError, gather
 
 Reads = Iterator[Callable[[], QuestionPair]]
-"""A call per pair, which returns it or raises InputError."""
+"""A call per pair, which returns it or raises InputError: so all bad rows can be told of, not the first alone."""
 
 _OTHER_CODES = {"zh-cn": "zh", "nb": "no"}
 """Codes of TED and OPUS that are other than the study's."""

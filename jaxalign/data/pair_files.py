@@ -13,11 +13,11 @@ A folder is a prepared data set of TFDS or of Hugging Face (see data_sets), or a
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from jaxalign.data.data_sets import is_data_set, read_data_set
+from jaxalign.data.data_sets import Reads, is_data_set, read_data_set
 from jaxalign.data.fields import object_of
 from jaxalign.data.languages import LANGUAGES, nearest
 from jaxalign.data.pairs import (
@@ -34,9 +34,6 @@ from jaxalign.files import filled_lines, json_line, read_json, read_text
 
 FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 """Of files of pairs, besides the language codes of aligned text."""
-
-Reads = Iterator[Callable[[], QuestionPair]]
-"""A call per row, which returns its pair or raises InputError; so all bad rows of a file can be told of."""
 
 
 def read_pairs(paths: Sequence[Path], rendering: Rendering = Rendering()) -> list[QuestionPair]:  # noqa: B008 - frozen

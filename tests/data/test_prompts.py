@@ -156,7 +156,7 @@ def test_a_missing_cell_is_named(exemplars):
         ([], "an object of tasks is needed"),
         ({"emotoin": {}}, "no task 'emotoin'; did you mean 'emotion'"),
         ({"emotion": []}, "emotion: an object of languages is needed"),
-        ({"emotion": {"ge": {}}}, "emotion, ge: unknown language 'ge'"),
+        ({"emotion": {"ge": {}}}, "emotion: unknown language 'ge'"),
         ({"emotion": {"de": {"exemplars": []}}}, "emotion, de: an object with a non-empty array 'exemplars'"),
         ({"emotion": {"de": {"exemplars": [3]}}}, "exemplar 0: an object is needed"),
         ({"emotion": {"de": {"exemplars": [{"input": "x", "label": "positive"}]}}}, "exemplar 0, field 'text'"),
