@@ -44,7 +44,7 @@ def study(model: Any, probe: str) -> Way:
         with torch.inference_mode():
             prompts = [torch.tensor([prompt]) for prompt in cell["prompts"]]
             if probe == "neurons":
-                return sum(count(ids) for ids in prompts).numpy()  # pyright: ignore[reportAttributeAccessIssue]
+                return np.sum([count(ids).numpy() for ids in prompts], axis=0)
             if probe == "lens":
                 return np.stack([lens(ids, cell["label_sets"]).numpy() for ids in prompts])
             states = (model.model(ids, use_cache=False, output_hidden_states=True).hidden_states for ids in prompts)
@@ -83,7 +83,7 @@ def mended(model: Any, probe: str, size: int) -> Way:
                 run_batch([prompts[i] for i in order[first : first + size]], cell["label_sets"]).numpy()
                 for first in range(0, len(order), size)
             ]
-        return sum(parts) if probe == "neurons" else np.concatenate(parts)[np.argsort(order)]
+        return np.sum(parts, axis=0) if probe == "neurons" else np.concatenate(parts)[np.argsort(order)]
 
     return run
 
@@ -155,7 +155,7 @@ def ours(folder: Path, probe: str, size: int) -> Way:
         return lambda cell: states(variables, cell["prompts"], np.zeros(0, np.int32))
     if probe == "neurons":
         counts = EmptyFillerRunner(count_function(decoder), variables, mesh, size)
-        return lambda cell: sum(np.asarray(active) for _, (active, _) in counts.outputs(variables, cell["prompts"]))  # pyright: ignore[reportReturnType]
+        return lambda cell: np.sum([active for _, (active, _) in counts.outputs(variables, cell["prompts"])], axis=0)
     lens = PromptRunner(lens_function(decoder), variables, mesh, size)
     run_prefix = PrefixRunner(decoder, variables, mesh)
     gram = head_gram(decoder, variables)

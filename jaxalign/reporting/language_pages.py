@@ -68,8 +68,8 @@ def lens_page(
             plots.lens_panel(panel, layers, values, code)
         bar = figure.colorbar(mesh, ax=figure.axes, location="bottom", shrink=0.5, aspect=40, pad=0.02)
         bar.set_label("entropy (bits)")
-        labels = {line.get_label(): line for _, panel in panels for line in panel.get_lines()}
-        figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=2)
+        labels = {str(line.get_label()): line for _, panel in panels for line in panel.get_lines()}
+        figure.legend(list(labels.values()), list(labels), loc="outside lower center", ncols=2)
         figure.supylabel("probability", fontsize=8)
     return figure
 

@@ -28,7 +28,7 @@ GROUPS = GROUPS.astype(np.int32)
 
 def summed(probabilities: Any) -> np.ndarray:
     """Probabilities [..., V] added up over the tokens of each group."""
-    members = [(group == GROUPS).any(axis=0) for group in range(LANGUAGES + SCRIPTS)]
+    members = [np.any(np.equal(GROUPS, group), axis=0) for group in range(LANGUAGES + SCRIPTS)]
     return np.stack([probabilities[..., member].sum(-1) for member in members], -1)
 
 
