@@ -32,7 +32,8 @@ from jaxalign.errors import InputError
 from jaxalign.files import local_path, read_json, read_npz
 from jaxalign.reporting.gains import Gains, measure_gains
 from jaxalign.reporting.html import write_report
-from jaxalign.reporting.results import Probe, Results, read_results
+from jaxalign.reporting.probe_files import Probe
+from jaxalign.reporting.results import Results, read_results
 from jaxalign.reporting.runs import TrainingRun, read_run
 from jaxalign.reporting.tables import compare as pair
 

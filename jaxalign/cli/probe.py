@@ -42,7 +42,7 @@ from jaxalign.probing.transplant import write_transplant
 from jaxalign.reporting import language_pages, plots
 from jaxalign.reporting.figures import chosen_layers
 from jaxalign.reporting.neuron_plots import MASKING_AXES, masking_heat_map
-from jaxalign.reporting.results import ATTRIBUTION_AXES, PCA_AXES, read_geometry, read_lens, read_probe
+from jaxalign.reporting.probe_files import ATTRIBUTION_AXES, PCA_AXES, read_geometry, read_lens, read_probe
 
 PROBES = ("logit_lens", "attribution", "pca", "geometry", "neurons", "masking", "masked_accuracy", "transplant")
 MASKING = {"masking", "masked_accuracy", "transplant"}

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from jaxalign.data.tasks import TASKS
 from jaxalign.reporting import plots
 from jaxalign.reporting.gains import CellGain, Gains
-from jaxalign.reporting.results import Probe
+from jaxalign.reporting.probe_files import Probe
 from jaxalign.reporting.runs import TrainingRun
 from jaxalign.reporting.tables import Comparison, block_title, language_title
 

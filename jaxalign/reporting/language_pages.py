@@ -17,7 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.reporting import plots
 from jaxalign.reporting.plots import BLUE, ORANGE, SKY
-from jaxalign.reporting.results import Probe
+from jaxalign.reporting.probe_files import Probe
 
 COLUMNS = 4
 SMALL: dict[Any, Any] = {**plots.STYLE, "font.size": 8, "axes.titlesize": 8, "legend.fontsize": 8}

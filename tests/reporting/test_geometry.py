@@ -18,7 +18,7 @@ from jaxalign.reporting.geometry import (
     geometry_lines,
     headline,
 )
-from jaxalign.reporting.results import read_geometry
+from jaxalign.reporting.probe_files import read_geometry
 from tests.reporting.folders import write_geometry
 
 WORLDS, ROWS, WIDTH, LANGUAGES = 100, 30, 12, ("de", "sw", "zh")

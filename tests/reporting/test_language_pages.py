@@ -4,7 +4,7 @@ import pytest
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.probing.token_languages import SCRIPT_CLASSES, UNDECIDABLE
 from jaxalign.reporting import language_pages, plots
-from jaxalign.reporting.results import Probe
+from jaxalign.reporting.probe_files import Probe
 
 RNG = np.random.default_rng(0)
 CODES, LAYERS = list(LANGUAGES), 12

@@ -1,0 +1,100 @@
+"""What `probe` left behind, read back and checked: arrays, and the document that names their axes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxalign.data.languages import language_of
+from jaxalign.errors import InputError
+from jaxalign.files import read_npz
+from jaxalign.probing.likeness import GEOMETRY_AXES
+from jaxalign.reporting.fields import field, read_object, texts, whole_numbers
+
+LENS_AXES = {
+    f"{way}{quantity}_{statistic}": ["language", "layer"]
+    for way in ("", "unshared_")
+    for quantity in ("latent", "out", "all_possible_latent", "all_possible_out", "entropy", "energy")
+    for statistic in ("mean", "half_width")
+}
+ATTRIBUTION_AXES = {
+    f"{kind}_mass_{statistic}": ["language", "layer", "position", f"token_{kind}"]
+    for kind in ("language", "script")
+    for statistic in ("mean", "half_width")
+}
+PCA_AXES = {
+    "points": ["layer", "scatter_language", "row", "component"],
+    "explained_variance_ratio": ["layer", "component"],
+    "correlations": ["layer", "language", "language"],
+}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Arrays of one probe, and the document that names their axes."""
+
+    arrays: Mapping[str, np.ndarray]
+    document: Mapping[str, Any]
+
+    @property
+    def languages(self) -> list[str]:
+        return self.document["language"]
+
+
+def read_lens(folder: Path) -> Probe | None:
+    """`logit_lens.npz` and `.json`, or None where neither is."""
+    probe = read_probe(folder, "logit_lens", LENS_AXES)
+    if probe is None:
+        return None
+    where = str(folder / "logit_lens.json")
+    for name in ("rows", "surviving_rows", "unshared_surviving_rows"):
+        counts = field(probe.document, name, dict, where)
+        for language in probe.languages:
+            field(counts, language, int, f"{where}, {name}")
+    return probe
+
+
+def read_geometry(folder: Path) -> Probe | None:
+    """`geometry.npz` and `.json`, or None where neither is."""
+    probe = read_probe(folder, "geometry", GEOMETRY_AXES)
+    if probe is not None:
+        where = str(folder / "geometry.json")
+        field(probe.document, "position", str, where)
+        for axis in ("layer", "row"):
+            whole_numbers(probe.document, axis, where)
+    return probe
+
+
+def read_probe(folder: Path, name: str, axes: Mapping[str, Sequence[str]]) -> Probe | None:
+    """`name`.npz and `name`.json, or None where neither is.
+
+    Args:
+      axes: array -> its axes, which the document must give too; an axis is as long as the document's list of labels
+        for it, and "component" is 2.
+    """
+    described, stored = folder / f"{name}.json", folder / f"{name}.npz"
+    if not described.is_file() and not stored.is_file():
+        return None
+    document = read_object(described)
+    labels = {axis for array_axes in axes.values() for axis in array_axes} - {"component"}
+    lengths = {axis: len(field(document, axis, list, str(described))) for axis in labels} | {"component": 2}
+    for axis in labels & {"language", "scatter_language"}:
+        for code in texts(document, axis, str(described)):
+            language_of(code, f"{described}, {axis}")
+    arrays = read_arrays(stored, list(axes))
+    named = field(document, "axes", dict, str(described))
+    for array, values in arrays.items():
+        expected = tuple(lengths[axis] for axis in axes[array])
+        if named.get(array) != axes[array] or values.shape != expected:
+            raise InputError(f"{stored}: {array} is {values.shape}, {described.name} says {expected}; probe again")
+    return Probe(arrays, document)
+
+
+def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The named arrays of an .npz file."""
+    stored = read_npz(path)
+    if missing := [name for name in names if name not in stored]:
+        raise InputError(f"{path}: no array {missing[0]!r}; probe again")
+    return {name: stored[name] for name in names}
