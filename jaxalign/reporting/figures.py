@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 from jaxalign.data.tasks import TASKS
 from jaxalign.reporting import plots
 from jaxalign.reporting.gains import CellGain, Gains
-from jaxalign.reporting.probe_files import Probe
+from jaxalign.reporting.language_pages import attribution_pages
+from jaxalign.reporting.neuron_plots import MASKING_AXES, masking_heat_map
+from jaxalign.reporting.probe_files import ATTRIBUTION_AXES, Probe, read_probe
 from jaxalign.reporting.runs import TrainingRun
 from jaxalign.reporting.tables import Comparison, block_title, language_title
 
@@ -181,6 +183,44 @@ def geometry_section(comparison: Comparison) -> ProbeSection:
         titles = ", ".join(plots.GEOMETRY_TITLES[measure].replace("\n", " ") for measure in measures)
         figures.append(inline(figure, name, f"{titles} over the layers", f"{caption}."))
     return ProbeSection(tuple(runs), notes, figures[:1], figures[1:])
+
+
+def attribution_section(comparison: Comparison) -> ProbeSection:
+    """Which languages, and on request which scripts, each layer would write in, before and after."""
+    runs = in_folders(comparison, "attribution", ATTRIBUTION_AXES)
+    pages = {label: attribution_pages(probe, label) for label, probe in runs.items()}
+    caption = "The lens distribution at the prompts' last position, summed over the tokens of each"
+    by_language, by_script = (
+        [
+            inline(page[name], f"{name}-{label}", f"{name.replace('_', ' ')}, {label}", f"{caption} {kind}; {label}.")
+            for label, page in pages.items()
+        ]
+        for name, kind in (("attribution", "language"), ("attribution_scripts", "script"))
+    )
+    return ProbeSection(tuple(runs), (), by_language, by_script)
+
+
+def masking_section(comparison: Comparison) -> ProbeSection:
+    """What the neurons of each language do for each, beside random ones, before and after."""
+    runs = in_folders(comparison, "masking", MASKING_AXES)
+    caption = "Change of the log perplexity, in nats per token, with the neurons of each language switched off"
+    figures = [
+        inline(
+            masking_heat_map(probe.arrays["log_perplexity_change"], probe.languages),
+            f"masking-{label}",
+            f"neurons switched off, {label}",
+            f"{caption}; {label}.",
+        )
+        for label, probe in runs.items()
+    ]
+    return ProbeSection(tuple(runs), (), figures)
+
+
+def in_folders(comparison: Comparison, name: str, axes: Mapping[str, Sequence[str]]) -> dict[str, Probe]:
+    """A probe as it lies in the two result folders, "before" and "after", where it does."""
+    folders = {"before": comparison.before.folder, "after": comparison.after.folder}
+    found = {label: read_probe(folder, name, axes) for label, folder in folders.items()}
+    return {label: probe for label, probe in found.items() if probe is not None}
 
 
 def scatter_plot(points: Mapping[str, np.ndarray], languages: Sequence[str], layers: Sequence[int]) -> Plot:

@@ -18,9 +18,11 @@ from jaxalign.files import write_text
 from jaxalign.reporting.escaping import visible
 from jaxalign.reporting.figures import (
     accuracy_plot,
+    attribution_section,
     gain_plot,
     geometry_section,
     lens_section,
+    masking_section,
     representation_section,
     training_plot,
 )
@@ -120,6 +122,8 @@ def render(gains: Gains, command: str) -> str:
         training=training_plot(run) if run and (run.training or run.held_out) else None,
         lens=lens_section(comparison),
         representation=representation_section(comparison),
+        attribution=attribution_section(comparison),
+        masking=masking_section(comparison),
         neurons=neuron_changes(comparison.before.folder, comparison.after.folder),
         geometry=geometry_section(comparison),
         geometry_lines=geometry_lines(gains.geometry) if gains.geometry else [],

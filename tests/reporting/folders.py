@@ -11,8 +11,10 @@ from jaxalign.data.tasks import TASKS
 from jaxalign.files import write_json, write_json_lines
 from jaxalign.probing.likeness import GEOMETRY_AXES, geometry_arrays, language_geometry
 from jaxalign.probing.logit_lens import LanguageLens, LensRows, lens_arrays, lens_document
+from jaxalign.probing.masking import EFFECTS
 from jaxalign.probing.records import write_probe
 from jaxalign.probing.representation import pca_arrays
+from jaxalign.probing.token_languages import SCRIPT_CLASSES, UNDECIDABLE
 from jaxalign.reporting.results import Key
 from jaxalign.statistics import wilson_interval
 
@@ -213,3 +215,38 @@ def write_geometry(folder: Path, languages: Sequence[str], layers: int = 4, shar
         "versions": VERSIONS,
     }
     write_probe(folder, "geometry", geometry_arrays([language_geometry(each, english) for each in states]), document)
+
+
+def write_attribution(folder: Path, languages: Sequence[str], layers: int = 4) -> None:
+    """An attribution of the lens as `probe` writes it."""
+    generator = np.random.default_rng(5)
+    axes = {"language": [*languages, UNDECIDABLE], "script": list(SCRIPT_CLASSES)}
+    arrays, named = {}, {}
+    for kind, labels in axes.items():
+        mass = generator.dirichlet(np.ones(len(labels)), (len(languages), layers, 1)).astype(np.float32)
+        arrays |= {f"{kind}_mass_mean": mass, f"{kind}_mass_half_width": mass / 10}
+        named |= {name: ["language", "layer", "position", f"token_{kind}"] for name in arrays.keys() - named.keys()}
+    document = {
+        "axes": named,
+        "language": list(languages),
+        "layer": list(range(1, layers + 1)),
+        "position": [-1],
+        "token_language": axes["language"],
+        "token_script": axes["script"],
+        "versions": VERSIONS,
+    }
+    write_probe(folder, "attribution", arrays, document)
+
+
+def write_masking(folder: Path, languages: Sequence[str]) -> None:
+    """A masking of language neurons as `probe` writes it, of what the report reads."""
+    change = np.random.default_rng(6).normal(size=(3, len(languages), len(languages), 3))
+    document = {
+        "axes": {"log_perplexity_change": ["effect", "masked_language", "language", "estimate"]},
+        "language": list(languages),
+        "masked_language": list(languages),
+        "effect": list(EFFECTS),
+        "estimate": ["change", "low", "high"],
+        "versions": VERSIONS,
+    }
+    write_probe(folder, "masking", {"log_perplexity_change": change}, document)

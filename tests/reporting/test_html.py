@@ -16,7 +16,15 @@ from jaxalign.reporting.geometry import geometry_lines, geometry_note
 from jaxalign.reporting.html import write_report
 from jaxalign.reporting.results import VARIANTS
 from jaxalign.reporting.tables import compare, signed
-from tests.reporting.folders import write_evaluation, write_geometry, write_lens, write_pca, write_run
+from tests.reporting.folders import (
+    write_attribution,
+    write_evaluation,
+    write_geometry,
+    write_lens,
+    write_masking,
+    write_pca,
+    write_run,
+)
 
 LANGUAGES = ["en", "de", "zh", "sw"]
 CELLS = {("emotion", language): 0.55 for language in LANGUAGES} | {("snli", "no"): 0.5}
@@ -71,6 +79,8 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
         write_lens(folder, LANGUAGES, layers=6)
         write_pca(folder, LANGUAGES, ["en", "de"], layers=6)
         write_geometry(folder, LANGUAGES, shared=0.5 if folder == before else 1.5)
+        write_attribution(folder, LANGUAGES)
+        write_masking(folder, LANGUAGES)
     return before, after
 
 
@@ -100,6 +110,18 @@ def test_ids_are_unique_and_every_reference_is_to_one(folders: tuple[Path, Path]
         assert "".join(reference) in ids
 
 
+def test_pages_of_layers_and_neurons_stand_side_by_side(folders: tuple[Path, Path]) -> None:
+    text = report(*folders)
+    for label in ("before", "after"):
+        for name in (f"attribution, {label}", f"attribution scripts, {label}", f"neurons switched off, {label}"):
+            assert f'aria-label="{name}"' in text
+    for name in ("attribution", "masking"):
+        (folders[1] / f"{name}.json").unlink()
+        (folders[1] / f"{name}.npz").unlink()
+    text = report(*folders)
+    assert 'aria-label="attribution, before"' in text and 'aria-label="attribution, after"' not in text
+
+
 def test_what_was_measured_is_said(folders: tuple[Path, Path]) -> None:
     page = Page(report(*folders))
     for cell in read_json(folders[1] / "results.json")["cells"]:
@@ -126,8 +148,9 @@ def test_what_was_measured_is_said(folders: tuple[Path, Path]) -> None:
         "pairs dropped as too long",
     ):
         assert words in page.text, words
-    # Gains, two tasks, the training curve, the lens, two depths of PCA, the correlations, the geometry twice.
-    assert page.count("svg") == 10
+    # Gains, two tasks, the training curve, the lens, two depths of PCA, the correlations, the geometry twice;
+    # and of each side the masking and two attributions.
+    assert page.count("svg") == 16
 
 
 def test_the_same_files_give_the_same_bytes(folders: tuple[Path, Path]) -> None:
