@@ -192,9 +192,9 @@ def read_exemplars(file: Path) -> Exemplars:
     for name, languages in document.items():
         if name.startswith("_"):
             continue
+        task = task_named(name)
         if not isinstance(languages, dict):
             raise InputError(f"{file}, {name}: an object of languages is needed")
-        task = task_named(name)
         for language, entry in languages.items():
             language_of(language, f"{file}, {name}")
             cells[name, language] = _entry(entry, task, language, f"{file}, {name}, {language}")

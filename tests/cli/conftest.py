@@ -21,10 +21,6 @@ TRAIN = (
     "--config.optimizer.learning_rate=1e-2",
     "--config.log_every=1",
     "--config.heldout_every=4",
-    "--config.watch=accuracy,logit_lens,pca,geometry",
-    "--config.watch_every=5",
-    "--config.watch_languages=en,zh,th",
-    "--config.watch_rows=0:6",
 )
 """The command that makes `run`, without its model and its folder."""
 

@@ -17,6 +17,12 @@ from tests.cli.conftest import TRAIN
 CELLS = ("--config.languages=en,zh,th", "--config.rows=0:6")
 PROBES = "--config.probes=logit_lens,pca,geometry"
 TASKS = "--config.tasks=emotion,paws"
+WATCH = (
+    "--config.watch=accuracy,logit_lens,pca,geometry",
+    "--config.watch_every=5",
+    "--config.watch_languages=en,zh,th",
+    "--config.watch_rows=0:6",
+)
 
 
 def lines(path):
@@ -85,9 +91,10 @@ def test_the_adapter_changes_what_the_model_says(before, after):
     assert first["prefix_mass"] != second["prefix_mass"]
 
 
-def test_what_is_watched_at_the_end_is_what_the_finished_run_shows(before, after, run):
+def test_what_is_watched_at_the_end_is_what_the_finished_run_shows(ok, model_folder, before, after, tmp_path):
     """Of the same rows and languages: the adapter is applied beside the weights there and merged into them here."""
-    watched = {row["step"]: row for row in lines(run / "metrics.jsonl") if "watch_seconds" in row}
+    ok(*TRAIN, *WATCH, f"--config.model={model_folder}", f"--config.out={tmp_path}")
+    watched = {row["step"]: row for row in lines(tmp_path / "metrics.jsonl") if "watch_seconds" in row}
     assert list(watched) == [0, 5, 10]
     for folder, numbers in ((before, watched[0]), (after, watched[10])):
         cells = json.loads((folder / "results.json").read_text())["cells"]
@@ -113,7 +120,7 @@ def test_what_is_watched_at_the_end_is_what_the_finished_run_shows(before, after
     ],
 )
 def test_what_cannot_be_watched_is_refused(jaxalign, tmp_path, flag, said):
-    code, _, err = jaxalign(*TRAIN, "--config.model=nowhere", f"--config.out={tmp_path / 'run'}", flag)
+    code, _, err = jaxalign(*TRAIN, *WATCH, "--config.model=nowhere", f"--config.out={tmp_path / 'run'}", flag)
     assert code == 2 and said in err and len(err.splitlines()) == 1
     assert not (tmp_path / "run").exists()
 

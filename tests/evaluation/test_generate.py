@@ -11,7 +11,7 @@ from jaxalign.errors import InputError
 from jaxalign.evaluation.generate import NEAR_TIE, Chosen, Generator, best_token
 from jaxalign.model.prompt_batches import decode_prompts, last_position
 from jaxalign.model.transformer import Decoder
-from tests.model.tiny_models import FAMILIES, VOCABULARY, WINDOW, TinyModel, tiny_case, tiny_model
+from tests.model.tiny_models import FAMILIES, VOCABULARY, WINDOW, TinyModel, slow_but, tiny_case, tiny_model
 from tests.training.tiny_runs import mesh_of
 
 RNG = np.random.default_rng(0)
@@ -65,7 +65,7 @@ def equal_until_a_near_tie(ours: Any, margins: Any, theirs: Any) -> int:
     return min(end, len(ours))
 
 
-@pytest.mark.parametrize("case", FAMILIES)
+@pytest.mark.parametrize("case", slow_but(FAMILIES, "gemma3_text"))
 def test_decoding_is_that_without_a_cache_and_that_of_transformers(case: str):
     tiny = tiny_case(case)
     generator = make_generator(tiny)

@@ -17,7 +17,7 @@ from jaxalign.model.transformer import Decoder
 from jaxalign.runtime import make_mesh
 from jaxalign.training.optimizer import OptimizerConfig
 from tests.model.test_nf4 import by_bitsandbytes
-from tests.model.tiny_models import TinyModel, tiny_model
+from tests.model.tiny_models import TinyModel, slow_but, tiny_model
 from tests.training.tiny_runs import LORA, TinyRun, mesh_of, random_adapter, tiny_plan
 
 SCHEMES = ("int8", "nf4")
@@ -95,7 +95,7 @@ def dequantised(params: Any) -> Any:
     return {**params, "layers": layers}
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", slow_but([*SCHEMES], "nf4"))
 @pytest.mark.parametrize(
     ("family", "dora"),
     [

@@ -3,12 +3,14 @@
 Norms, biases and everything else are drawn at random, so that no part hides behind a 0 or a 1.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 import transformers
 
@@ -51,6 +53,11 @@ CASES: dict[str, dict[str, Any]] = {
 
 FAMILIES = ("llama_gqa_llama3_rope", "mistral_gqa", "qwen2", "gemma3_text")
 """One case of each family, for tests that need not see every variant."""
+
+
+def slow_but(cases: Sequence[str], kept: str) -> list[Any]:
+    """The cases as parameters, all but one of them among the slow tests."""
+    return [case if case == kept else pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
 def tiny_model(
