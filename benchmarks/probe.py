@@ -34,6 +34,7 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a Hugging Face folder")
     parser.add_argument("--data", default="mini", help="a folder of task files, or mini")
+    parser.add_argument("--probes", default=",".join(PROBES))
     parser.add_argument("--languages", default="en,zh,ja,ru", help="codes, comma-separated, or all")
     parser.add_argument("--rows", default="0:10", help="START:STOP of each file")
     parser.add_argument("--repeats", type=int, default=3)
@@ -111,7 +112,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             work_file = Path(folder) / "work.json"
             work_file.write_text(json.dumps(gather_work(options)))
-            measured = {probe: measure(options, probe, work_file) for probe in PROBES}
+            measured = {probe: measure(options, probe, work_file) for probe in options.probes.split(",")}
         print(table(measured))
         write_json(Path(options.out), {"probes": measured, "settings": vars(options), **surroundings()})
     except (InputError, OSError) as error:
