@@ -53,7 +53,8 @@ def dequantise(codes: jax.Array, absmax: jax.Array) -> jax.Array:
     """float32 [..., in, out] of what `quantise` returned."""
     *lead, half, outputs = codes.shape
     bytes = codes.reshape(*lead, 2 * half // BLOCK, BLOCK // 2, outputs)
-    blocks = levels_of(jnp.concatenate([bytes >> 4, bytes & 15], axis=-2))
+    # Levels first, then joined: the other way round the compiler for CPU keeps a third more of the backward pass.
+    blocks = jnp.concatenate([levels_of(bytes >> 4), levels_of(bytes & 15)], axis=-2)
     return (blocks * jnp.broadcast_to(absmax[..., None, :], blocks.shape)).reshape(*lead, 2 * half, outputs)
 
 
