@@ -11,6 +11,7 @@ from jaxalign.data.tasks import TASKS
 from jaxalign.reporting import plots
 from jaxalign.reporting.gains import CellGain, Gains
 from jaxalign.reporting.language_pages import attribution_pages
+from jaxalign.reporting.lens import lens_lines
 from jaxalign.reporting.neuron_plots import MASKING_AXES, masking_heat_map
 from jaxalign.reporting.probe_files import ATTRIBUTION_AXES, Probe, read_probe
 from jaxalign.reporting.runs import TrainingRun
@@ -60,6 +61,8 @@ class ProbeSection:
     folded: Sequence[Plot] = ()
     """shown on request"""
     facts: Sequence[LayerFacts] = ()
+    lines: Sequence[Sequence[str]] = ()
+    """a headline as a table: column names, then the rows"""
 
 
 def inline(figure: Figure, name: str, label: str, caption: str) -> Plot:
@@ -126,7 +129,7 @@ def lens_section(comparison: Comparison) -> ProbeSection:
         figure = plots.logit_lens(arrays, languages, codes)
         label = f"logit lens of {', '.join(map(language_title, codes))}"
         figures.append(inline(figure, f"lens-{start}", label, surviving_text(runs, codes)))
-    return ProbeSection(tuple(runs), notes, figures[:1], figures[1:])
+    return ProbeSection(tuple(runs), notes, figures[:1], figures[1:], lines=lens_lines(arrays, languages))
 
 
 def representation_section(comparison: Comparison) -> ProbeSection:

@@ -29,6 +29,7 @@ from jaxalign.reporting.figures import (
 from jaxalign.reporting.gain_files import interval_text, notes, number_text, p_text
 from jaxalign.reporting.gains import CellGain, Gains, MeanGain, measure_gains
 from jaxalign.reporting.geometry import geometry_lines, geometry_note
+from jaxalign.reporting.lens import LENS_NOTE
 from jaxalign.reporting.neurons import neuron_changes
 from jaxalign.reporting.results import Prediction, Results
 from jaxalign.reporting.runs import TrainingRun
@@ -121,6 +122,7 @@ def render(gains: Gains, command: str) -> str:
         run_facts=run_facts(run) if run else {},
         training=training_plot(run) if run and (run.training or run.held_out) else None,
         lens=lens_section(comparison),
+        lens_note=LENS_NOTE,
         representation=representation_section(comparison),
         attribution=attribution_section(comparison),
         masking=masking_section(comparison),
