@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,13 +137,13 @@ def ours(folder: Path, probe: str, size: int) -> Way:
     from jaxalign.model.hf_config import read_config
     from jaxalign.model.hf_weights import load_params
     from jaxalign.model.next_token import pad_label_sets
-    from jaxalign.model.prefix_cache import PrefixRunner, shared_length
+    from jaxalign.model.prefix_cache import PrefixRunner, prefill, shared_length
     from jaxalign.model.prompt_batches import EmptyFillerRunner, PromptRunner
     from jaxalign.model.transformer import Decoder
     from jaxalign.model.vocabulary import head_gram
     from jaxalign.model.weights import place_on
     from jaxalign.probing.activation_counts import count_function
-    from jaxalign.probing.capture import capture_function
+    from jaxalign.probing.capture import CaptureInputs, capture_function, run_shared_text
     from jaxalign.probing.logit_lens import LensInputs, lens_function
     from jaxalign.runtime import make_mesh
 
@@ -152,12 +153,20 @@ def ours(folder: Path, probe: str, size: int) -> Way:
     if probe == "states":
         capture = capture_function(decoder, range(config.layers + 1), "prompt_mean")
         states = PromptRunner(capture, variables, mesh, size)
-        return lambda cell: states(variables, cell["prompts"], np.zeros(0, np.int32))
+        run_shared = PrefixRunner(partial(run_shared_text, decoder), variables, mesh)
+
+        def run_states(cell: Cell) -> np.ndarray:
+            prompts = cell["prompts"]
+            shared = shared_length(prompts)
+            inputs = CaptureInputs(np.zeros(0, np.int32), run_shared(variables, prompts[0][:shared]))
+            return states(variables, [prompt[shared:] for prompt in prompts], inputs)
+
+        return run_states
     if probe == "neurons":
         counts = EmptyFillerRunner(count_function(decoder), variables, mesh, size)
         return lambda cell: np.sum([active for _, (active, _) in counts.outputs(variables, cell["prompts"])], axis=0)
     lens = PromptRunner(lens_function(decoder), variables, mesh, size)
-    run_prefix = PrefixRunner(decoder, variables, mesh)
+    run_prefix = PrefixRunner(partial(prefill, decoder), variables, mesh)
     gram = head_gram(decoder, variables)
 
     def run(cell: Cell) -> np.ndarray:

@@ -3,8 +3,7 @@
 Axis letters as in transformer.py: L layers, P prefix positions, K key/value heads, H head width.
 """
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,24 +13,32 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.model.attention import Prefix, init_cache
 from jaxalign.model.sharding import param_shardings
-from jaxalign.model.transformer import Decoder
+from jaxalign.model.transformer import Decoder, DecoderOutput, Tap
 
 
 def prefill(decoder: Decoder, variables: Any, tokens: jax.Array, length: jax.Array) -> Prefix:
-    """The keys and values of a prefix.
+    """The keys and values of a prefix, as `decode_prefix` takes it and gives them."""
+    return decode_prefix(decoder, variables, tokens, length)[0]
+
+
+def decode_prefix(
+    decoder: Decoder, variables: Any, tokens: jax.Array, length: jax.Array, tap: Tap | None = None
+) -> tuple[Prefix, DecoderOutput]:
+    """One forward pass over a prefix.
 
     Args:
       tokens: int32 [P], the prefix in its first `length` positions.
       length: int32 scalar, 0 <= length <= P.
+      tap: as `Decoder.__call__` takes it.
 
     Returns:
-      A `Prefix` in the compute type; what stands behind `length` is never looked at.
+      A `Prefix` in the compute type; what stands behind `length` is never looked at. And the decoder's output, B = 1.
     """
     positions = jnp.arange(len(tokens), dtype=jnp.int32)[None]
     cache = init_cache(decoder.config, 1, len(tokens), decoder.dtype)
     segment_ids = (positions < length).astype(jnp.int32)
-    filled = decoder.apply(variables, tokens[None], positions, segment_ids, cache=cache).cache
-    return Prefix(filled.k[:, 0], filled.v[:, 0], length)
+    output = decoder.apply(variables, tokens[None], positions, segment_ids, cache=cache, tap=tap)
+    return Prefix(output.cache.k[:, 0], output.cache.v[:, 0], length), output
 
 
 def prefix_bucket(length: int) -> int:
@@ -51,14 +58,23 @@ def shared_length(prompts: Sequence[Sequence[int]], keep: int = 1) -> int:
 class PrefixRunner:
     """Runs what prompts begin with, once: one program for each padded length."""
 
-    def __init__(self, decoder: Decoder, variables: Any, mesh: Mesh):
-        """`variables`: the decoder's collections, or their shapes; they settle structure and sharding."""
+    def __init__(self, function: Callable[..., Any], variables: Any, mesh: Mesh):
+        """
+        Args:
+          function: of variables, tokens and length, as `prefill` takes them behind the decoder; it is traced.
+          variables: the decoder's collections, or their shapes; they settle structure and sharding.
+        """
         whole = NamedSharding(mesh, PartitionSpec())
         shardings = (param_shardings(variables, mesh), whole, whole)
-        self.mesh, self.step = mesh, jax.jit(partial(prefill, decoder), in_shardings=shardings, out_shardings=whole)
+        self.mesh = mesh
+        self.step = jax.jit(
+            function,
+            in_shardings=shardings,
+            out_shardings=whole,
+        )
 
-    def __call__(self, variables: Any, tokens: Sequence[int]) -> Prefix:
-        """The keys and values of the tokens, of which there may be none; whole on every device."""
+    def __call__(self, variables: Any, tokens: Sequence[int]) -> Any:
+        """What the function makes of the tokens, of which there may be none; whole on every device."""
         padded = np.zeros(prefix_bucket(len(tokens)), np.int32)
         padded[: len(tokens)] = tokens
         with jax.set_mesh(self.mesh):

@@ -5,15 +5,18 @@ Logits of the whole vocabulary never exist at once: the head is read in chunks, 
 Axis letters: B batch, L layers, P last positions, G groups (languages, then scripts), V vocabulary.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import InputError
-from jaxalign.model.prompt_batches import PromptFunction, PromptRunner, decode_prompts
+from jaxalign.model.attention import Prefix
+from jaxalign.model.prefix_cache import PrefixRunner, prefill, shared_length
+from jaxalign.model.prompt_batches import PromptFunction, check_lengths, decode_prompts
 from jaxalign.model.transformer import Decoder
 from jaxalign.model.vocabulary import CHUNK, group_masses
 from jaxalign.probing.prompts import TASK, VARIANT, probe_prompts
@@ -30,6 +33,15 @@ from jaxalign.probing.token_languages import (
 from jaxalign.statistics import mean_and_half_width
 
 
+class AttributionInputs(NamedTuple):
+    """What the attribution needs beside the prompts."""
+
+    groups: Any
+    """int32 [2, V]: each token's language, and its script, numbered through as groups"""
+    prefix: Prefix | None = None
+    """what all prompts begin with, where the batch holds the rest of them alone"""
+
+
 def last_positions(states: jax.Array, lengths: jax.Array, count: int) -> jax.Array:
     """The states [B, count, D] at each prompt's last positions, in order, from states [B, T, D]."""
     positions = lengths[:, None] + jnp.arange(-count, 0, dtype=jnp.int32)[None]
@@ -39,15 +51,15 @@ def last_positions(states: jax.Array, lengths: jax.Array, count: int) -> jax.Arr
 def attribution_function(decoder: Decoder, group_count: int, positions: int = 1, chunk: int = CHUNK) -> PromptFunction:
     """The masses of a batch, float32 [B, L, P, G]; prompts are at least P tokens long.
 
-    `extra` is int32 [2, V]: each token's language, and its script, numbered through as groups.
+    `extra` is AttributionInputs.
     """
 
-    def attribution(variables: Any, tokens: jax.Array, lengths: jax.Array, extra: jax.Array) -> jax.Array:
+    def attribution(variables: Any, tokens: jax.Array, lengths: jax.Array, extra: AttributionInputs) -> jax.Array:
         def tap(layer: jax.Array, hidden: jax.Array, gate: jax.Array) -> jax.Array:
             normed = decoder.apply(variables, last_positions(hidden, lengths, positions), method="final_norm")
-            return group_masses(decoder, variables, normed, extra, group_count, chunk)
+            return group_masses(decoder, variables, normed, extra.groups, group_count, chunk)
 
-        return jnp.moveaxis(decode_prompts(decoder, variables, tokens, lengths, tap).taps, 0, 1)
+        return jnp.moveaxis(decode_prompts(decoder, variables, tokens, lengths, tap, prefix=extra.prefix).taps, 0, 1)
 
     return attribution
 
@@ -58,17 +70,18 @@ def groups_of(tokens: TokenLanguages) -> np.ndarray:
 
 
 def attribution_of_language(
-    run: ProbeRun, runner: PromptRunner, variables: Any, groups: np.ndarray, positions: int, language: str
+    run: ProbeRun, masses_of: Callable[[list[list[int]]], np.ndarray], positions: int, language: str
 ) -> np.ndarray:
-    """The masses of one language's prompts, [rows, L, P, G]; `runner` holds `attribution_function`."""
+    """The masses of one language's prompts, [rows, L, P, G], as `masses_of` finds them."""
     rows, prompts = probe_prompts(run.data, language)
+    check_lengths(list(map(len, prompts)), run.decoder.config.max_positions)
     short = next((i for i, prompt in enumerate(prompts) if len(prompt) < positions), None)
     if short is not None:
         raise InputError(
             f"attribution: {language}, row {rows[short].row} has {len(prompts[short])} tokens, fewer than the "
             f"{positions} positions asked for; set --config.attribution_positions lower"
         )
-    masses = runner(variables, prompts, groups, run.on_rows)
+    masses = masses_of(prompts)
     finite = np.isfinite(masses).all(axis=(1, 2, 3))
     if not finite.all():
         raise InputError(
@@ -128,11 +141,16 @@ def write_attribution(run: ProbeRun, positions: int = 1) -> dict[str, Any]:
     tokens = token_languages(run.data.tokenizer, run.decoder.config.vocab_size, run.data.folder)
     groups = groups_of(tokens)
     runner = run.runner(attribution_function(run.decoder, len(tokens.languages) + 1 + len(SCRIPT_CLASSES), positions))
+    run_prefix = PrefixRunner(partial(prefill, run.decoder), run.variables, run.mesh)
     variables = runner.place(run.variables)
-    masses = {
-        language: attribution_of_language(run, runner, variables, groups, positions, language)
-        for language in run.languages
-    }
+
+    def masses_of(prompts: list[list[int]]) -> np.ndarray:
+        """What the prompts begin with runs once."""
+        shared = shared_length(prompts, keep=positions)
+        inputs = AttributionInputs(groups, run_prefix(variables, prompts[0][:shared]))
+        return runner(variables, [prompt[shared:] for prompt in prompts], inputs, run.on_rows)
+
+    masses = {language: attribution_of_language(run, masses_of, positions, language) for language in run.languages}
     by_language, by_script = (["language", "layer", "position", f"token_{axis}"] for axis in ("language", "script"))
     document = {
         "axes": {

@@ -15,6 +15,7 @@ Axis letters: B batch, T positions, L layers, K chosen layers, D width.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import jax
@@ -23,8 +24,10 @@ import numpy as np
 
 from jaxalign.data.label_queries import common_length
 from jaxalign.errors import InputError
-from jaxalign.model.prompt_batches import PromptFunction, decode_prompts
-from jaxalign.model.transformer import Decoder
+from jaxalign.model.attention import Prefix
+from jaxalign.model.prefix_cache import PrefixRunner, decode_prefix, shared_length
+from jaxalign.model.prompt_batches import PromptFunction, check_lengths, decode_prompts
+from jaxalign.model.transformer import Decoder, DecoderOutput, Tap
 from jaxalign.probing.prompts import probe_prefix, probe_prompts
 from jaxalign.probing.run import ProbeRun
 
@@ -93,30 +96,77 @@ def position_mask(position: Position, tokens: jax.Array, lengths: jax.Array, pre
     return places == (place if place >= 0 else ends + place)
 
 
+class SharedText(NamedTuple):
+    """What all prompts of a language begin with, run once."""
+
+    prefix: Prefix
+    sums: Any
+    """float32 [L + 1, D], of the states at its positions"""
+
+
+class CaptureInputs(NamedTuple):
+    """What a capture needs beside the prompts."""
+
+    examples: Any
+    """int32 [P], the few-shot tokens of `position_mask`"""
+    shared: SharedText | None = None
+    """where the batch, and `examples`, hold what follows it alone"""
+
+
 def capture_function(decoder: Decoder, layers: Sequence[int], position: Position) -> PromptFunction:
     """States of the layers, averaged over the position's tokens: float32 [B, K, D].
 
-    The function's `extra` is the `prefix` of `position_mask`. The scan over layers reduces each block's states over T,
-    so that memory grows with L x B x D beyond what one layer takes, not with T.
+    The function's `extra` is CaptureInputs. The scan over layers reduces each block's states over T, so that memory
+    grows with L x B x D beyond what one layer takes, not with T.
     """
 
-    def capture(variables: Any, tokens: jax.Array, lengths: jax.Array, extra: Any) -> jax.Array:
-        chosen = position_mask(position, tokens, lengths, extra)
+    def capture(variables: Any, tokens: jax.Array, lengths: jax.Array, extra: CaptureInputs) -> jax.Array:
+        shared = extra.shared
+        chosen = position_mask(position, tokens, lengths, extra.examples)
+        output = decode_prompts(decoder, variables, tokens, lengths, tap_sums(chosen), prefix=shared and shared.prefix)
+        sums, counts = every_layer(decoder, variables, tokens, output, chosen), chosen.sum(axis=1)
+        if shared is not None and position == "prompt_mean":
+            sums, counts = sums + shared.sums[:, None], counts + shared.prefix.length
         # Filler rows may have no such position.
-        counts = jnp.maximum(chosen.sum(axis=1), 1).astype(jnp.float32)
-
-        def mean(states: jax.Array) -> jax.Array:
-            return jnp.where(chosen[:, :, None], states.astype(jnp.float32), 0.0).sum(axis=1) / counts[:, None]
-
-        def tap(layer: jax.Array, hidden: jax.Array, gate: jax.Array) -> jax.Array:
-            return mean(hidden)
-
-        output = decode_prompts(decoder, variables, tokens, lengths, tap)
-        embeddings = decoder.apply(variables, tokens, method="embed")
-        states = jnp.concatenate([mean(embeddings)[None], output.taps[:-1], mean(output.hidden)[None]])
-        return jnp.moveaxis(states[jnp.asarray(layers)], 0, 1)
+        means = sums / jnp.maximum(counts, 1).astype(jnp.float32)[None, :, None]
+        return jnp.moveaxis(means[jnp.asarray(layers)], 0, 1)
 
     return capture
+
+
+def run_shared_text(decoder: Decoder, variables: Any, tokens: jax.Array, length: jax.Array) -> SharedText:
+    """The text in the first `length` positions of int32 [P] `tokens`."""
+    real = (jnp.arange(len(tokens)) < length)[None]
+    prefix, output = decode_prefix(decoder, variables, tokens, length, tap_sums(real))
+    return SharedText(prefix, every_layer(decoder, variables, tokens[None], output, real)[:, 0])
+
+
+def summed(states: jax.Array, chosen: jax.Array) -> jax.Array:
+    """States [B, T, D] summed over the chosen positions (bool [B, T]): float32 [B, D]."""
+    return jnp.where(chosen[:, :, None], states.astype(jnp.float32), 0.0).sum(axis=1)
+
+
+def tap_sums(chosen: jax.Array) -> Tap:
+    """Keeps the sum of each block's states."""
+    return lambda layer, hidden, gate: summed(hidden, chosen)
+
+
+def every_layer(
+    decoder: Decoder, variables: Any, tokens: jax.Array, output: DecoderOutput, chosen: jax.Array
+) -> jax.Array:
+    """The sums of all layers, float32 [L + 1, B, D], from those that `tap_sums` kept of the blocks."""
+    embeddings: Any = decoder.apply(variables, tokens, method="embed")
+    return jnp.concatenate([summed(embeddings, chosen)[None], output.taps[:-1], summed(output.hidden, chosen)[None]])
+
+
+def shared_tokens(position: Position, prompts: Sequence[Sequence[int]], examples: Sequence[int]) -> int:
+    """How many first tokens of all prompts may run once: none that the position asks for, but in `prompt_mean`."""
+    if isinstance(position, int):
+        return 0 if position >= 0 else shared_length(prompts, keep=-position)
+    shared = shared_length(prompts)
+    if position != "query_mean":
+        return shared
+    return min(shared, *(common_length(prompt, examples) for prompt in prompts))
 
 
 class LanguageStates(NamedTuple):
@@ -147,17 +197,22 @@ def prepared_capture(
     for language in languages:
         rows, token_ids = probe_prompts(run.data, language)
         prompts[language] = dict(zip((row.row for row in rows), token_ids, strict=True))
+        check_lengths(list(map(len, token_ids)), run.decoder.config.max_positions)
         check_position(capture.position, language, prompts[language], prefixes[language])
     longest = max(map(len, prefixes.values()))
     runner = run.runner(capture_function(run.decoder, layers, capture.position))
+    run_shared = PrefixRunner(partial(run_shared_text, run.decoder), run.variables, run.mesh)
 
     def states_of(variables: Any) -> Iterator[LanguageStates]:
         variables = runner.place(variables)
         for language, of_language in prompts.items():
-            prefix = np.full(longest, NO_TOKEN, np.int32)
-            prefix[: len(prefixes[language])] = prefixes[language]
-            states = runner(variables, list(of_language.values()), prefix, run.on_rows)
-            rows, finite = list(of_language), np.isfinite(states).all(axis=(1, 2))
+            rows, token_ids = list(of_language), list(of_language.values())
+            shared = shared_tokens(capture.position, token_ids, prefixes[language])
+            examples = np.full(longest, NO_TOKEN, np.int32)
+            examples[: len(prefixes[language][shared:])] = prefixes[language][shared:]
+            inputs = CaptureInputs(examples, run_shared(variables, token_ids[0][:shared]))
+            states = runner(variables, [ids[shared:] for ids in token_ids], inputs, run.on_rows)
+            finite = np.isfinite(states).all(axis=(1, 2))
             if not finite.all():
                 raise InputError(
                     f"{language}, row {rows[int(np.argmin(finite))]}: hidden states are not finite; "

@@ -26,7 +26,7 @@ from jaxalign.data.tasks import TaskRow
 from jaxalign.errors import InputError
 from jaxalign.model.attention import Prefix
 from jaxalign.model.next_token import LabelSets, entropy_bits, label_masses, pad_label_sets
-from jaxalign.model.prefix_cache import PrefixRunner, shared_length
+from jaxalign.model.prefix_cache import PrefixRunner, prefill, shared_length
 from jaxalign.model.prompt_batches import PromptFunction, check_lengths, decode_prompts, last_position
 from jaxalign.model.transformer import Decoder
 from jaxalign.model.vocabulary import head_gram
@@ -153,7 +153,7 @@ class LensProgram:
 
     def __init__(self, run: ProbeRun):
         self.run, self.runner = run, run.runner(lens_function(run.decoder))
-        self.run_prefix = PrefixRunner(run.decoder, run.variables, run.mesh)
+        self.run_prefix = PrefixRunner(partial(prefill, run.decoder), run.variables, run.mesh)
         self.gram_of = jax.jit(
             partial(head_gram, run.decoder),
             in_shardings=(self.runner.variable_shardings,),

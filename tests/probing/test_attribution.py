@@ -1,4 +1,5 @@
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import InputError
+from jaxalign.model.prefix_cache import PrefixRunner, prefill
 from jaxalign.model.prompt_batches import PromptRunner
 from jaxalign.model.transformer import Decoder
 from jaxalign.model.vocabulary import group_masses
-from jaxalign.probing.attribution import attribution_arrays, attribution_function, write_attribution
+from jaxalign.probing.attribution import AttributionInputs, attribution_arrays, attribution_function, write_attribution
 from jaxalign.probing.prompts import ProbeData
 from jaxalign.probing.run import ProbeRun
 from jaxalign.runtime import make_mesh
@@ -38,12 +40,14 @@ def test_masses_are_those_of_transformers_hidden_states(case: str):
     variables = {"params": tiny.params}
     # 61 tokens in chunks of 16: the last reaches back.
     function = attribution_function(Decoder(tiny.config), LANGUAGES + SCRIPTS, positions, chunk=16)
-    masses = PromptRunner(function, variables, make_mesh(8, 1, 1), 8)(variables, PROMPTS, GROUPS)
+    mesh, start = make_mesh(8, 1, 1), [5, 3, 60, 7]
+    prefix = PrefixRunner(partial(prefill, Decoder(tiny.config)), variables, mesh)(variables, start)
+    masses = PromptRunner(function, variables, mesh, 8)(variables, PROMPTS, AttributionInputs(GROUPS, prefix))
     assert masses.shape == (len(PROMPTS), tiny.config.layers, positions, LANGUAGES + SCRIPTS)
     np.testing.assert_allclose(masses[..., :LANGUAGES].sum(-1), 1, atol=1e-6)
     np.testing.assert_allclose(masses[..., LANGUAGES:].sum(-1), 1, atol=1e-6)
     for row, prompt in zip(masses, PROMPTS, strict=True):
-        expected = lens_in_numpy(tiny.torch_model, prompt, positions, gemma=tiny.config.norm_offset)
+        expected = lens_in_numpy(tiny.torch_model, start + prompt, positions, gemma=tiny.config.norm_offset)
         # Float32 against float64 after up to seven layers.
         np.testing.assert_allclose(row, summed(expected.probabilities), atol=1e-4)
 
@@ -65,7 +69,7 @@ def test_a_mesh_changes_nothing(mesh: tuple[int, int, int]):
     variables = tiny_world.variables()
     function = attribution_function(tiny_world.DECODER, LANGUAGES + SCRIPTS, chunk=100)
     one, many = (
-        PromptRunner(function, variables, make_mesh(*sizes), 8)(variables, PROMPTS, groups)
+        PromptRunner(function, variables, make_mesh(*sizes), 8)(variables, PROMPTS, AttributionInputs(groups))
         for sizes in ((8, 1, 1), mesh)
     )
     np.testing.assert_allclose(many, one, atol=1e-6)

@@ -15,6 +15,7 @@ from jaxalign.model.transformer import Decoder
 from jaxalign.probing.capture import (
     NO_TOKEN,
     Capture,
+    CaptureInputs,
     Position,
     capture_function,
     capture_languages,
@@ -46,7 +47,7 @@ def captured(case: str, layers: tuple[int, ...], position: Position, prefix: lis
     variables = {"params": tiny.params}
     function = capture_function(Decoder(tiny.config), layers, position)
     runner = PromptRunner(function, variables, make_mesh(4, 2, 1), 8)
-    return runner(variables, PROMPTS, np.array([*prefix, NO_TOKEN, NO_TOKEN], np.int32))
+    return runner(variables, PROMPTS, CaptureInputs(np.array([*prefix, NO_TOKEN, NO_TOKEN], np.int32)))
 
 
 def states_of_transformers(case: str, prompt: list[int]) -> np.ndarray:
@@ -98,19 +99,25 @@ def run_on(data: ProbeData, variables: Any, languages: list[str]) -> ProbeRun:
     return ProbeRun(data.folder, tiny_world.DECODER, variables, make_mesh(8, 1, 1), data, languages, 8, {})
 
 
-def test_languages_are_captured_one_after_the_other_past_their_own_prefix(data: ProbeData):
-    languages = list(capture_tiny_world(data, Capture((1, 3), "query_mean")))
+@pytest.mark.parametrize("position", ["query_mean", "prompt_mean", "last", -3, 2])
+def test_what_prompts_share_is_run_once_and_counts_in_each_of_them(data: ProbeData, position: Position):
+    """Beside whole prompts: positions before, in and behind the few-shot text."""
+    languages = list(capture_tiny_world(data, Capture((0, 1, 3), position)))
     assert [each.language for each in languages] == ["en", "de", "zh"]
-    assert all(each.rows == [1, 2, 3, 4] and each.states.shape == (4, 2, 16) for each in languages)
+    assert all(each.rows == [1, 2, 3, 4] and each.states.shape == (4, 3, 16) for each in languages)
     # A token is a byte here, so the prefix has as many tokens as bytes.
     start = len((few_shot_prefix(TASKS["emotion"], "zh", data.exemplars, "in_language") + "\n").encode())
+    chosen = {"query_mean": slice(start, None), "prompt_mean": slice(None), "last": slice(-1, None)}
+    chosen |= {-3: slice(-3, -2), 2: slice(2, 3)}
     _, prompts = probe_prompts(data, "zh")
     for row, prompt in enumerate(prompts):
         tokens, lengths = jnp.array([prompt], jnp.int32), jnp.array([len(prompt)], jnp.int32)
         whole = decode_prompts(
             tiny_world.DECODER, tiny_world.variables(), tokens, lengths, lambda layer, hidden, gate: hidden
         )
-        expected = np.stack([whole.taps[0, 0, start:].mean(axis=0), whole.hidden[0, start:].mean(axis=0)])
+        embeddings: Any = tiny_world.DECODER.apply(tiny_world.variables(), tokens, method="embed")
+        layers = (embeddings[0], whole.taps[0, 0], whole.hidden[0])
+        expected = np.stack([states[chosen[position]].mean(axis=0) for states in layers])
         # Float32 twice, summed in another order over up to a hundred positions.
         np.testing.assert_allclose(languages[2].states[row], expected, atol=1e-5)
 

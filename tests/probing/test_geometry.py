@@ -10,7 +10,7 @@ import torch
 from jaxalign.errors import InputError
 from jaxalign.model.prompt_batches import PromptRunner
 from jaxalign.model.transformer import Decoder
-from jaxalign.probing.capture import Capture, capture_function
+from jaxalign.probing.capture import Capture, CaptureInputs, capture_function
 from jaxalign.probing.geometry import write_geometry
 from jaxalign.probing.likeness import (
     GEOMETRY_AXES,
@@ -89,7 +89,7 @@ def test_retrieval_is_brute_force_over_transformers_states():
     runner = PromptRunner(
         capture_function(Decoder(tiny.config), layers, "prompt_mean"), variables, make_mesh(8, 1, 1), 8
     )
-    english, language = (runner(variables, texts, np.zeros(0, np.int32)) for texts in prompts)
+    english, language = (runner(variables, texts, CaptureInputs(np.zeros(0, np.int32))) for texts in prompts)
     found = geometry_arrays([language_geometry(language, english)])
     with torch.no_grad():
         states = [

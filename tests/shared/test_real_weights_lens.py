@@ -16,7 +16,7 @@ from jaxalign.model.next_token import pad_label_sets
 from jaxalign.model.prompt_batches import PromptRunner
 from jaxalign.model.transformer import Decoder
 from jaxalign.model.vocabulary import head_gram
-from jaxalign.probing.attribution import attribution_function
+from jaxalign.probing.attribution import AttributionInputs, attribution_function
 from jaxalign.probing.logit_lens import LensInputs, lens_function, word_sets
 from jaxalign.probing.prompts import ProbeData, probe_prompts
 from tests.probing.numpy_lens import lens_in_numpy
@@ -38,7 +38,9 @@ def test_lens_and_attribution_are_numpys(shared: Path, models: Path, name: str):
     variables, decoder, mesh = {"params": load_params(models / name, config, jnp.float32)}, Decoder(config), mesh_of()
     inputs = LensInputs(pad_label_sets(labels), head_gram(decoder, variables))
     masses, entropy, energy, _ = PromptRunner(lens_function(decoder), variables, mesh, 4)(variables, prompts, inputs)
-    by_group = PromptRunner(attribution_function(decoder, 5), variables, mesh, 4)(variables, prompts, groups)
+    by_group = PromptRunner(attribution_function(decoder, 5), variables, mesh, 4)(
+        variables, prompts, AttributionInputs(groups)
+    )
 
     torch_model = transformers.AutoModelForCausalLM.from_pretrained(models / name, dtype=torch.float32)
     for i, prompt in enumerate(prompts):
