@@ -1,0 +1,159 @@
+"""What looks at a model cost while it is tuned: `python benchmarks/watch.py --model M --pairs FILE --out FILE.json`.
+
+One run of `jaxalign train` on this machine, adapters on q and v, with `config.watch` before the first step and after
+every `--every`. By operations, a look has some share of the run; it costs no more than that where its operations take
+no longer than those of the steps. The first step and the first look, which compile, are left out.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import flops
+from ml_collections import ConfigDict
+from train import ON_A_CPU, real_plan
+from workers import surroundings
+
+import jaxalign as ja
+from jaxalign.cli.configuration import config_from_flags
+from jaxalign.cli.evaluate import chosen_cells, prompt_style
+from jaxalign.cli.loading import chosen_languages, evaluation_data
+from jaxalign.cli.probe import capture_of
+from jaxalign.cli.train import lora_config
+from jaxalign.cli.watch import watch_config, watch_names
+from jaxalign.data.batches import BatchPlan
+from jaxalign.data.tasks import TASKS, parse_rows, read_task_rows
+from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
+from jaxalign.errors import InputError
+from jaxalign.evaluation.cells import GridData, render_cell
+from jaxalign.evaluation.packed_queries import shared_prefix_length
+from jaxalign.files import read_json_lines, write_json
+from jaxalign.model.config import ModelConfig
+from jaxalign.model.hf_config import read_config
+from jaxalign.model.prefix_cache import shared_length
+from jaxalign.probing.capture import shared_tokens
+from jaxalign.probing.prompts import ProbeData, probe_prefix, probe_prompts
+
+
+def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="a Hugging Face folder")
+    parser.add_argument("--pairs", action="append", required=True, help="a file of question pairs; may be repeated")
+    parser.add_argument("--watch", default="accuracy,logit_lens,geometry")
+    parser.add_argument("--languages", default="en,zh,de,fr,ru,hi,th,sw")
+    parser.add_argument("--rows", default="0:20", help="START:STOP of each language's test file in the mini set")
+    parser.add_argument("--every", type=int, default=50, help="steps between looks")
+    parser.add_argument("--looks", type=int, default=1, help="that are timed")
+    parser.add_argument("--out", required=True, help="the JSON file to write")
+    return parser.parse_args(words)
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The run's, as keys of the config."""
+    return {
+        "steps": options.every * options.looks,
+        "watch": options.watch,
+        "watch_every": options.every,
+        "watch_rows": options.rows,
+        "watch_languages": options.languages,
+        "heldout": 0.0,
+        "log_every": 1,
+    }
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """The run, its seconds, and the operations of its steps and of a look."""
+    flags = [f"--config.{key}={value}" for key, value in settings_of(options).items()]
+    config = config_from_flags([*ON_A_CPU, *flags, f"--config.model={options.model}"], "base")
+    model, plan = read_config(options.model), real_plan(options.model, config, options.pairs)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        ja.train(ja.load(options.model), options.pairs, run, batch={"rows_at_once": 1}, **settings_of(options))
+        rows = [row for _, row in read_json_lines(run / "metrics.jsonl")]
+    steps = [row["seconds"] for row in rows if "seconds" in row][1:]
+    looks = [row["watch_seconds"] for row in rows if "watch_seconds" in row][1:]
+    between, look = options.every * statistics.mean(steps), statistics.mean(looks)
+    of_look = look_flops(config, model, load_tokenizer(options.model))
+    of_steps = options.every * step_flops(config, model, plan)
+    return {
+        "step_seconds": steps,
+        "look_seconds": looks,
+        "look_flops": of_look,
+        "flops_between_looks": of_steps,
+        "share_of_the_run": look / (look + between),
+        "share_of_the_flops": of_look / (of_look + of_steps),
+        "overhead": (look / between) / (of_look / of_steps),
+    }
+
+
+def step_flops(config: ConfigDict, model: ModelConfig, plan: BatchPlan) -> float:
+    """What the mathematics of a step needs, mean of the plan's."""
+    needed = flops.tuning_needs(model, lora_config(config), plan.pairs.lengths.tolist(), plan.pairs.target_counts.sum())
+    return needed / len(plan.pairs) * config.batch.pairs_per_step
+
+
+def look_flops(config: ConfigDict, model: ModelConfig, tokenizer: Tokenizer) -> int:
+    """Forward passes of everything that is watched: a text that prompts share once, the head where it is read."""
+    watched = watch_config(config)
+    folder, exemplars = evaluation_data(watched)
+    rows, languages = parse_rows(watched.rows), chosen_languages(watched)
+    data = ProbeData(folder, exemplars, tokenizer, rows)
+    prompts = {language: probe_prompts(data, language)[1] for language in languages}
+
+    def accuracy() -> int:
+        grid, total = GridData(folder, exemplars, tokenizer, rows, prompt_style(watched), watched.seed), 0
+        for key in chosen_cells(watched):
+            cell = render_cell(grid, key, read_task_rows(folder, TASKS[key.task], key.language, "test", rows))
+            lengths = [len(query.prompt) for query in cell.queries]
+            total += flops.behind_a_prefix(model, shared_prefix_length(cell.queries), lengths)
+        return total
+
+    def logit_lens() -> int:
+        return sum(
+            flops.behind_a_prefix(model, shared_length(each), list(map(len, each)))
+            + flops.head(model, len(each) * (model.layers - 1))
+            for each in prompts.values()
+        )
+
+    def geometry() -> int:
+        position, total = capture_of(watched).position, 0
+        for language, each in prompts.items():
+            shared = shared_tokens(position, each, probe_prefix(data, language))
+            total += flops.behind_a_prefix(model, shared, list(map(len, each))) - flops.head(model, len(each))
+        return total
+
+    counts: dict[str, Callable[[], int]] = {"accuracy": accuracy, "logit_lens": logit_lens, "geometry": geometry}
+    if unknown := [name for name in watch_names(config) if name not in counts]:
+        raise InputError(f"--watch={config.watch}: the operations of {unknown[0]} are not counted here")
+    return sum(counts[name]() for name in watch_names(config))
+
+
+def table(measured: dict[str, Any]) -> str:
+    """The figures as text."""
+    return (
+        f"a look takes {statistics.mean(measured['look_seconds']):.1f} s, a step "
+        f"{statistics.mean(measured['step_seconds']):.2f} s\n"
+        f"looks are {measured['share_of_the_run']:.1%} of the run and {measured['share_of_the_flops']:.1%} of its "
+        f"operations: they take {measured['overhead']:.2f} times as long for theirs"
+    )
+
+
+def main() -> int:
+    options = parsed()
+    try:
+        measured = measure(options)
+        print(table(measured))
+        settings = {key: str(value) for key, value in vars(options).items()}
+        write_json(Path(options.out), {**measured, "settings": settings, **surroundings()})
+    except (InputError, OSError) as error:
+        print(f"watch: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
