@@ -95,7 +95,8 @@ def start() -> None:
     """What every command does first.
 
     Other processes joined; no silent dtype or rank promotion; float32 products in float32, also on TPU; compiled
-    programs kept between runs; and no word from transformers about torch, which is not needed.
+    programs kept between runs (in JAX_COMPILATION_CACHE_DIR where that is set, which jax itself reads); and no word from
+    transformers about torch, which is not needed.
     """
     join_processes()
     pass_over_libtpu()
@@ -103,5 +104,5 @@ def start() -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))

@@ -1,5 +1,6 @@
 """Strict numerics for every test: eight CPU devices, no silent dtype or rank promotion."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,14 +17,22 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 torch.set_num_threads(1)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Tiny programs run for no time at all: where no real weights do, LLVM need not optimise them."""
+    if "not real_weights" in config.option.markexpr:
+        os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Programs compiled by one test are kept for the next, and for processes that a test starts."""
-    folder = tmp_path_factory.mktemp("compiled")
+    """Programs compiled by one test are kept for the next, in whichever of pytest's processes, and for commands."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "compiled"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
         yield
 
 

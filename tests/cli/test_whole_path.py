@@ -91,6 +91,7 @@ def test_the_adapter_changes_what_the_model_says(before, after):
     assert first["prefix_mass"] != second["prefix_mass"]
 
 
+@pytest.mark.slow
 def test_what_is_watched_at_the_end_is_what_the_finished_run_shows(ok, model_folder, before, after, tmp_path):
     """Of the same rows and languages: the adapter is applied beside the weights there and merged into them here."""
     ok(*TRAIN, *WATCH, f"--config.model={model_folder}", f"--config.out={tmp_path}")

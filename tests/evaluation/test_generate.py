@@ -105,7 +105,7 @@ def test_a_batch_ends_with_its_last_row(monkeypatch: pytest.MonkeyPatch):
     assert chosen.stopped.all() and len(calls) == chosen.counts.max() <= 4
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("sizes", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)])
 def test_answers_do_not_depend_on_mesh_company_or_order(sizes: tuple[int, int, int]):
     tiny = tiny_model("mistral", vocabulary=64)
     one_way = choices(make_generator(tiny), PROMPTS, NO_STOPS, 8)

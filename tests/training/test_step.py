@@ -93,7 +93,7 @@ def test_accumulation_changes_nothing_under_token_mean():
 
 
 @pytest.mark.parametrize("reduction", ["token_mean", "micro_batch_mean"])
-@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 2, 1)])
+@pytest.mark.parametrize("shape", [pytest.param((1, 1, 1), marks=pytest.mark.slow), (1, 2, 1)])
 def test_rows_at_once_change_nothing(reduction, shape):
     model = tiny_case("llama_gqa_llama3_rope")
     plan = tiny_plan(4, accumulation=2, row_multiple=2, rows_at_once=1)
