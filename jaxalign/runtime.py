@@ -95,8 +95,8 @@ def start() -> None:
     """What every command does first.
 
     Other processes joined; no silent dtype or rank promotion; float32 products in float32, also on TPU; compiled
-    programs kept between runs (in JAX_COMPILATION_CACHE_DIR where that is set, which jax itself reads); and no word from
-    transformers about torch, which is not needed.
+    programs kept between runs, in JAX_COMPILATION_CACHE_DIR where that is set; and no word from transformers about
+    torch, which is not needed.
     """
     join_processes()
     pass_over_libtpu()
