@@ -41,6 +41,14 @@ def path_of(text: str) -> AnyPath:
     return epath.Path(text)
 
 
+def check_bucket(path: AnyPath) -> None:
+    """Refuses a path in a bucket that is not there, before anything is computed."""
+    if is_remote(path):
+        bucket = epath.Path("/".join(str(path).split("/")[:3]))
+        if not bucket.exists():
+            raise InputError(f"{bucket}: no such bucket, or none that this account may list; create it first")
+
+
 def local_path(text: str) -> Path:
     """The path that a user names for what is written on this machine only; gs:// raises InputError."""
     if is_remote(text):

@@ -1,7 +1,8 @@
 """A stand-in for Google Cloud Storage: as much of its JSON API as gcsfs, tensorstore and google-cloud-storage use here.
 
 Objects are held in memory. What decides about safety is as in the original: an object appears whole or not at all, has
-a new generation every time, and conditions on generations hold. Every bucket exists; listings come in one page.
+a new generation every time, and conditions on generations hold. Every bucket but ABSENT exists; listings
+come in one page.
 """
 
 import json
@@ -13,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+ABSENT = "no-such-bucket"
 ROUTE = re.compile(
     r"(?:/(?:upload|download))?/storage/v1/b/(?P<bucket>[^/]+)(?:/o(?:/(?P<name>[^/]+)(?P<rest>/.*)?)?)?"
 )
@@ -83,6 +85,8 @@ class FakeStorage:
         else:
             name, content = unquote(route["name"] or ""), None
         key = f"{bucket}/{name}"
+        if bucket == ABSENT:
+            return 404, b'{"error": {"code": 404, "message": "The specified bucket does not exist."}}', {}
         if self.refused is not None and self.refused in key:
             return 403, b"{}", {}
         if route["name"] is None and content is None:

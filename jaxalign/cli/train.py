@@ -26,7 +26,7 @@ from jaxalign.data.batches import (
 from jaxalign.data.pairs import QuestionPair, languages_of
 from jaxalign.data.templates import render, resolve_template
 from jaxalign.errors import InputError
-from jaxalign.files import path_of
+from jaxalign.files import check_bucket, path_of
 from jaxalign.metrics_log import say
 from jaxalign.model.fingerprint import weights_sha256
 from jaxalign.model.hub import model_name
@@ -48,7 +48,7 @@ def train(config: ConfigDict, paths: Sequence[str]) -> None:
     stages = stage_configs(config)
     files = files_of_stages(stages, paths)
     for stage in stages:
-        run_folder(stage)
+        check_bucket(run_folder(stage))
         check_train_settings(stage)
         check_watch_settings(stage)
     pairs = [gather_pairs(stage, named) for stage, named in zip(stages, files, strict=True)]

@@ -9,6 +9,7 @@ from jaxalign.cli.configuration import load_config
 from jaxalign.cli.stages import stage_configs
 from jaxalign.errors import InputError
 from tests.cli.conftest import TRAIN
+from tests.fake_storage import ABSENT
 
 
 def test_a_run_in_a_bucket_is_exported_and_evaluated(ok, model_folder, adapter, run, storage, tmp_path, monkeypatch):
@@ -51,6 +52,14 @@ def test_what_is_no_run_in_a_bucket_is_refused(refused, model_folder, storage):
     for verb in (("export", "gs://bucket/nowhere"), (*evaluate, "--config.adapter=gs://bucket/nowhere")):
         said = refused(*verb)
         assert "gs://bucket/nowhere: no" in said and "no checkpoints/ in it" in said
+
+
+def test_a_bucket_that_is_not_there_is_noticed_first(jaxalign, tmp_path, storage):
+    # Nor is the model, which would be looked for next.
+    said = jaxalign(*TRAIN, f"--config.model={tmp_path / 'none'}", f"--config.out=gs://{ABSENT}/run")
+    assert said[0] == 2 and said[2] == f"jaxalign: gs://{ABSENT}: no such bucket, or none that this account may " + (
+        "list; create it first\n"
+    )
 
 
 @pytest.mark.parametrize("verb", ["report", "compare"])
