@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.data.tasks import read_task_rows
-from jaxalign.evaluation.cells import CellKey, GridData, render_cell
+from jaxalign.evaluation.cells import Cell, CellKey, GridData, render_cell
+from jaxalign.evaluation.records import right_by_mass
 from jaxalign.evaluation.score_labels import Scorer
-from jaxalign.probing.masking import EFFECTS, effects, language_masks, mask_names
+from jaxalign.probing.masking import effect_labels, effects, language_masks, mask_names
 from jaxalign.probing.prompts import TASK
 from jaxalign.probing.records import write_probe
 from jaxalign.probing.run import ProbeRun
@@ -30,18 +31,17 @@ def masked_params(params: Any, mask: np.ndarray) -> Any:
     return jax.tree_util.tree_map_with_path(masked, params)
 
 
-def right_answers(run: ProbeRun, scorer: Scorer, data: GridData, masks: Sequence[np.ndarray]) -> np.ndarray:
-    """bool [masks, K, R]: rows that `prefix_mass` answers right, English answer words, corrected scoring."""
+def right_answers(
+    run: ProbeRun, scorer: Scorer, cells: Sequence[Cell], masks: Sequence[np.ndarray], seed: int
+) -> np.ndarray:
+    """bool [masks, K, R]: rows that `prefix_mass` answers right by the corrected rule."""
     answers = []
     for mask in masks:
         variables = scorer.place({**run.variables, "params": masked_params(run.variables["params"], mask)})
         right = []
-        for language in run.languages:
-            rows = read_task_rows(data.folder, TASK, language, "test", data.rows)
-            cell = render_cell(data, CellKey(TASK.name, language, "english"), rows)
+        for cell in cells:
             scores = scorer.score(variables, cell.queries, list(cell.candidates.values()), run.on_rows)
-            gold = [TASK.classes.index(row.gold_class) for row in rows]
-            right.append(scores.prefix_mass.argmax(axis=1) == gold)
+            right.append(right_by_mass(cell, scores, seed))
         answers.append(right)
     return np.array(answers)
 
@@ -61,8 +61,16 @@ def write_masked_accuracy(
     """
     languages = list(run.languages)
     masks = language_masks(own, languages, run.decoder.config, data.seed)
+    cells = [
+        render_cell(
+            data,
+            CellKey(TASK.name, language, "english"),
+            read_task_rows(data.folder, TASK, language, "test", data.rows),
+        )
+        for language in languages
+    ]
     scorer = Scorer(run.decoder, run.variables, run.mesh, batch_tokens)
-    right = right_answers(run, scorer, data, masks)
+    right = right_answers(run, scorer, cells, masks, data.seed)
     change = effects(right.astype(np.float64), np.ones(right.shape[1:], np.int64), data.seed)
     document = {
         "axes": {
@@ -70,14 +78,8 @@ def write_masked_accuracy(
             "accuracy": ["mask", "language"],
             "accuracy_change": ["effect", "masked_language", "language", "estimate"],
         },
-        "language": languages,
-        "masked_language": languages,
+        **effect_labels("masked_language", own, languages, [row.row for row in cells[0].rows]),
         "mask": mask_names(languages),
-        "effect": list(EFFECTS),
-        "estimate": ["change", "low", "high"],
-        "interval": "95 %, percentile bootstrap over rows",
-        "neurons": {language: len(own[language]) for language in languages},
-        "task": TASK.name,
         "variant": "english",
         **run.description,
     }

@@ -16,7 +16,7 @@ from jaxalign.data.batches import round_up
 from jaxalign.data.tasks import TASKS, parse_rows, read_task_rows
 from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import GridData, cell_keys, render_cell
-from jaxalign.evaluation.records import best_class
+from jaxalign.evaluation.records import right_by_mass
 from jaxalign.evaluation.score_labels import Scorer
 from jaxalign.model.transformer import Decoder
 from jaxalign.probing.capture import prepared_capture
@@ -96,12 +96,8 @@ def accuracy(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) ->
     def measure(variables: Any) -> dict[str, float]:
         numbers = {}
         for cell, asked in zip(cells, queries, strict=True):
-            masses = scorer.score(variables, asked, list(cell.candidates.values())).prefix_mass.tolist()
-            correct = [
-                best_class(dict(zip(cell.candidates, mass, strict=True)), data.seed, row) == row.gold_class
-                for row, mass in zip(cell.rows, masses, strict=True)
-            ]
-            numbers[f"accuracy/{cell.key.name}"] = sum(correct) / len(correct)
+            scores = scorer.score(variables, asked, list(cell.candidates.values()))
+            numbers[f"accuracy/{cell.key.name}"] = float(np.mean(right_by_mass(cell, scores, data.seed)))
         return numbers
 
     return measure

@@ -22,6 +22,13 @@ def best_class(scores: Mapping[str, float], seed: int, row: TaskRow) -> str:
     return tied[int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % len(tied)]
 
 
+def right_by_mass(cell: Cell, scores: LabelScores, seed: int) -> list[bool]:
+    """Of each row, whether `prefix_mass` answers it right by the corrected rule."""
+    masses = (dict(zip(cell.candidates, row, strict=True)) for row in scores.prefix_mass.tolist())
+    chosen = (best_class(each, seed, row) for each, row in zip(masses, cell.rows, strict=True))
+    return [correct_by_class(row, name) for row, name in zip(cell.rows, chosen, strict=True)]
+
+
 def records_of(cell: Cell, scores: LabelScores, seed: int) -> list[dict[str, Any]]:
     """One record per example, its prediction by `prefix_mass`, judged by both rules.
 

@@ -9,7 +9,7 @@ measures another quantity, which is kept beside it; see `reference_perplexity`.
 Axis letters: K languages, R rows, B batch, T positions, L layers, F feed-forward width, V vocabulary.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -142,20 +142,55 @@ def language_masks(
     return [np.ones_like(masked[0]), *masked, *(random_control(mask, random) for mask in masked)]
 
 
+class Texts(NamedTuple):
+    """One language's."""
+
+    language: str
+    rows: list[int]
+    prompts: list[list[int]]
+
+
+def measured_texts(run: ProbeRun) -> dict[str, Texts]:
+    """Language -> its texts, each of which predicts a token; row i is the same item in all."""
+    texts = {}
+    for language in run.languages:
+        rows, prompts = probe_texts(run.data, language)
+        for row, prompt in zip(rows, prompts, strict=True):
+            if len(prompt) < 2:
+                raise InputError(f"{language}, row {row.row}: a text of one token predicts nothing; leave it out")
+        texts[language] = Texts(language, [row.row for row in rows], prompts)
+    return texts
+
+
+def token_counts(texts: Iterable[Texts]) -> np.ndarray:
+    """How many tokens are predicted in each text: int [K, R]."""
+    return np.array([[len(prompt) - 1 for prompt in each.prompts] for each in texts])
+
+
 def measure(
-    run: ProbeRun, runner: PromptRunner, variables: Any, language: str, masks: Sequence[np.ndarray]
-) -> tuple[list[TextNats], np.ndarray]:
-    """The sums of one language's texts under each mask, and how many tokens are predicted in each: int [R]."""
-    rows, prompts = probe_texts(run.data, language)
-    tokens = np.array([len(prompt) - 1 for prompt in prompts])
-    if not tokens.all():
-        raise InputError(
-            f"{language}, row {rows[int(np.argmin(tokens))].row}: a text of one token predicts nothing; leave it out"
-        )
-    sums = [runner(variables, prompts, jnp.asarray(mask), run.on_rows) for mask in masks]
+    run: ProbeRun, runner: PromptRunner, variables: Any, texts: Texts, masks: Sequence[np.ndarray]
+) -> list[TextNats]:
+    """The sums of one language's texts under each mask."""
+    sums = [runner(variables, texts.prompts, jnp.asarray(mask), run.on_rows) for mask in masks]
     if not np.isfinite([each.nats for each in sums]).all():
-        raise InputError(f"{language}: logits are not finite; check the weights, or compute in float32")
-    return sums, tokens
+        raise InputError(f"{texts.language}: logits are not finite; check the weights, or compute in float32")
+    return sums
+
+
+def effect_labels(
+    axis: str, own: Mapping[str, np.ndarray], languages: Sequence[str], rows: Sequence[int]
+) -> dict[str, Any]:
+    """What a JSON file says of `effects`, whose languages with changed neurons are `axis`, and of the rows."""
+    return {
+        "language": list(languages),
+        axis: list(languages),
+        "row": list(rows),
+        "effect": list(EFFECTS),
+        "estimate": ["change", "low", "high"],
+        "interval": "95 %, percentile bootstrap over rows",
+        "neurons": {language: len(own[language]) for language in languages},
+        "task": TASK.name,
+    }
 
 
 def write_masking(run: ProbeRun, own: Mapping[str, np.ndarray], seed: int) -> dict[str, Any]:
@@ -172,10 +207,14 @@ def write_masking(run: ProbeRun, own: Mapping[str, np.ndarray], seed: int) -> di
     masks = language_masks(own, languages, run.decoder.config, seed)
     runner = run.runner(nats_function(run.decoder))
     variables = runner.place(run.variables)
-    measured = [measure(run, runner, variables, language, masks) for language in languages]
-    nats = np.stack([[each.nats for each in sums] for sums, _ in measured], axis=1)
-    tokens = np.stack([tokens for _, tokens in measured])
-    reference = [[reference_perplexity(each, own_tokens) for each in sums] for sums, own_tokens in measured]
+    texts = measured_texts(run)
+    rows, tokens = texts[languages[0]].rows, token_counts(texts.values())
+    measured = [measure(run, runner, variables, texts[language], masks) for language in languages]
+    nats = np.stack([[each.nats for each in sums] for sums in measured], axis=1)
+    reference = [
+        [reference_perplexity(each, predicted) for each in sums]
+        for sums, predicted in zip(measured, tokens, strict=True)
+    ]
     arrays = {
         "nats": nats.astype(np.float32),
         "tokens": tokens,
@@ -191,15 +230,9 @@ def write_masking(run: ProbeRun, own: Mapping[str, np.ndarray], seed: int) -> di
             "reference_perplexity": ["mask", "language"],
             "log_perplexity_change": ["effect", "masked_language", "language", "estimate"],
         },
-        "language": languages,
-        "masked_language": languages,
+        **effect_labels("masked_language", own, languages, rows),
         "mask": mask_names(languages),
-        "effect": list(EFFECTS),
-        "estimate": ["change", "low", "high"],
-        "interval": "95 %, percentile bootstrap over rows",
         "units": {"nats": "nats of a row's tokens together", "log_perplexity_change": "nats per token"},
-        "neurons": {language: len(own[language]) for language in languages},
-        "task": TASK.name,
         **run.description,
     }
     write_probe(run.out, "masking", arrays, document)

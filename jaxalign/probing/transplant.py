@@ -16,8 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import InputError
-from jaxalign.probing.masking import EFFECTS, effects, language_masks, mask_names, measure, nats_function
-from jaxalign.probing.prompts import TASK
+from jaxalign.probing.masking import (
+    effect_labels,
+    effects,
+    language_masks,
+    mask_names,
+    measure,
+    measured_texts,
+    nats_function,
+    token_counts,
+)
 from jaxalign.probing.records import write_probe
 from jaxalign.probing.run import ProbeRun
 
@@ -69,15 +77,16 @@ def write_transplant(run: ProbeRun, tuned: Any, own: Mapping[str, np.ndarray], s
     runner = run.runner(nats_function(run.decoder))
     shardings = runner.variable_shardings["params"]
     transplant = jax.jit(transplanted, in_shardings=(shardings, shardings, None), out_shardings=shardings)
+    texts = measured_texts(run)
+    rows, tokens = texts[languages[0]].rows, token_counts(texts.values())
     every_neuron = [np.ones_like(masks[0])]
-    nats, tokens = [], np.zeros(0)
+    nats = []
     for name, mask in zip(models, [None, None, *masks[1:]], strict=True):
         params = {"base": base, "tuned": tuned}.get(name)
         params = transplant(base, tuned, jnp.asarray(mask)) if params is None else params
         variables = runner.place({"params": params})
-        measured = [measure(run, runner, variables, language, every_neuron) for language in languages]
-        nats.append([sums[0].nats for sums, _ in measured])
-        tokens = np.stack([of_language for _, of_language in measured])
+        measured = [measure(run, runner, variables, texts[language], every_neuron) for language in languages]
+        nats.append([sums[0].nats for sums in measured])
     nats = np.array(nats, np.float32)
     of_transplants = np.delete(nats, models.index("tuned"), axis=0).astype(np.float64)
     document = {
@@ -87,15 +96,9 @@ def write_transplant(run: ProbeRun, tuned: Any, own: Mapping[str, np.ndarray], s
             "perplexity": ["model", "language"],
             "log_perplexity_change": ["effect", "transplanted_language", "language", "estimate"],
         },
-        "language": languages,
-        "transplanted_language": languages,
+        **effect_labels("transplanted_language", own, languages, rows),
         "model": models,
-        "effect": list(EFFECTS),
-        "estimate": ["change", "low", "high"],
-        "interval": "95 %, percentile bootstrap over rows",
         "units": {"nats": "nats of a row's tokens together", "log_perplexity_change": "nats per token, from the base"},
-        "neurons": {language: len(own[language]) for language in languages},
-        "task": TASK.name,
         **run.description,
     }
     arrays = {

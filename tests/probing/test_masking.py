@@ -126,6 +126,7 @@ def test_planted_neurons_are_found_and_do_what_they_were_planted_for(planted: Pr
     document = write_masking(planted, own, seed=0)
     assert json.loads((planted.out / "masking.json").read_text()) == document
     assert document["neurons"] == {"en": 2, "de": 2, "zh": 2} and len(document["mask"]) == 7
+    assert document["row"] == [0, 1, 2, 3, 4, 5] and document["masked_language"] == ["en", "de", "zh"]
     with np.load(planted.out / "masking.npz") as stored:
         arrays = dict(stored)
     assert set(arrays) == set(document["axes"])
