@@ -19,6 +19,7 @@ ROWS = (
     ("runtime", "curves"),
     ("metrics_log",),
     ("statistics",),
+    ("crossed_bootstrap",),
     ("data", "model"),
     ("training", "evaluation", "probing"),
     ("reporting", "planning"),

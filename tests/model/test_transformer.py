@@ -11,7 +11,8 @@ import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from jaxalign.model.attention import Sight, init_cache, layer_kinds, rotary_frequencies, rotate, sights
-from jaxalign.model.transformer import Attention, Block, Decoder, rms_norm
+from jaxalign.model.block import Attention, Block, rms_norm
+from jaxalign.model.transformer import Decoder
 from tests.model.tiny_models import CASES, FAMILIES, VOCABULARY, WIDTH, WINDOW, TinyModel, numpy_of, tiny_case
 
 LENGTH = 17
