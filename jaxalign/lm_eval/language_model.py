@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
 from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
@@ -35,6 +36,7 @@ WITHOUT_EFFECT = {"do_sample", "temperature", "top_k", "top_p", "min_p"}
 """Settings of sampling, which greedy decoding passes over."""
 
 
+@register_model("jaxalign")
 class JaxalignLM(TemplateLM):
     """A jaxalign model, tuned or not, as lm-eval's `--model jaxalign`."""
 
@@ -63,7 +65,7 @@ class JaxalignLM(TemplateLM):
           InputError: no such model or adapter, or another argument.
         """
         super().__init__()
-        check_arguments(path, batch_size, others)
+        check_arguments(path, batch_tokens, batch_size, others)
         runtime.start()
         if jax.process_count() > 1:
             raise InputError(f"lm-eval runs in one process, and here are {jax.process_count()}; start it on one host")
@@ -160,7 +162,7 @@ class JaxalignLM(TemplateLM):
         for index, pair in enumerate(kept):
             asked.setdefault(pair, []).append(index)
         scores: dict[int, Score] = {}
-        with tqdm(total=len(pairs), desc="Scoring continuations", unit="request", disable=disable_tqdm) as progress:
+        with tqdm(total=len(pairs), desc="Scoring continuations", unit="request", disable=disable_tqdm or None) as progress:
             for found in self.scorer.score(self.model.variables, kept):
                 for pair, score in found.items():
                     for index in asked[pair]:
@@ -175,7 +177,7 @@ class JaxalignLM(TemplateLM):
         for index, request in enumerate(requests):
             groups.setdefault(self.decoding(request.args[1]), []).append(index)
         texts: dict[int, str] = {}
-        with tqdm(total=len(requests), desc="Generating", unit="request", disable=disable_tqdm) as progress:
+        with tqdm(total=len(requests), desc="Generating", unit="request", disable=disable_tqdm or None) as progress:
             for (max_tokens, until), members in groups.items():
                 prompts = [self.tok_encode(requests[index].args[0])[max_tokens - self.max_length :] for index in members]
                 answers = self.generator.until(
@@ -223,7 +225,7 @@ class JaxalignLM(TemplateLM):
         return postprocess_generated_text(text, list(until), None)
 
 
-def check_arguments(path: str, batch_size: int | str, others: dict[str, Any]) -> None:
+def check_arguments(path: str, batch_tokens: int, batch_size: int | str, others: dict[str, Any]) -> None:
     """Refuses what would only fail once the model is loaded."""
     for name in others:
         near = difflib.get_close_matches(name, ARGUMENTS, n=1)
@@ -231,8 +233,9 @@ def check_arguments(path: str, batch_size: int | str, others: dict[str, Any]) ->
         raise InputError(f"model_args: {name}: no such argument; {hint}There are {', '.join(ARGUMENTS)}")
     if not path:
         raise InputError("model_args: path= is needed: a Hugging Face folder, a GGUF file or an id on the hub (ORG/NAME)")
-    if not str(batch_size).isdecimal() or not int(batch_size):
-        raise InputError(f"batch_size={batch_size}: set it to a number, 1 or more")
+    for name, number in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
+        if not str(number).isdecimal() or not int(number):
+            raise InputError(f"{name}={number}: set it to a number, 1 or more")
 
 
 def checked_length(given: int | None, positions: int) -> int:
