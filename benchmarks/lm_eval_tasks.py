@@ -6,10 +6,10 @@ other language, perplexity. They are used as `--include_path FOLDER --tasks mini
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from jaxalign.data.folders import data_folder
-from jaxalign.data.tasks import TASKS, task_file
+from jaxalign.data.tasks import TASKS, Split, task_file
 from jaxalign.files import read_json, write_json
 
 LANGUAGES = {"en": "English", "de": "German"}
@@ -26,7 +26,7 @@ Documents = dict[str, list[dict[str, Any]]]
 """The documents of the splits train and test."""
 
 
-def rows(task: str, language: str, split: str) -> list[dict[str, Any]]:
+def rows(task: str, language: str, split: Split) -> list[dict[str, Any]]:
     """A file of the mini set; row i is the same item in every language."""
     return read_json(task_file(data_folder("mini"), TASKS[task], language, split))
 
@@ -37,7 +37,7 @@ def choice(task: str, language: str, exemplars: int) -> tuple[dict[str, Any], Do
     shown = [f"{cues.get(field, '')}{{{{{field}}}}}" for field in TASKS[task].fields]
     documents = {
         split: [{**row, "label": words.index(row["answer"])} for row in rows(task, language, split)]
-        for split in ("train", "test")
+        for split in get_args(Split)
     }
     config = {
         "output_type": "multiple_choice",
@@ -57,7 +57,7 @@ def translation(source: str, target: str, exemplars: int) -> tuple[dict[str, Any
             {"source": asked["input"], "target": answer["input"]}
             for asked, answer in zip(rows("emotion", source, split), rows("emotion", target, split), strict=True)
         ]
-        for split in ("train", "test")
+        for split in get_args(Split)
     }
     config = {
         "output_type": "generate_until",

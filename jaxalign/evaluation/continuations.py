@@ -134,7 +134,7 @@ def queries_of(pairs: Sequence[Pair]) -> list[LabelQuery]:
     return queries
 
 
-def prefix_groups(prompts: Sequence[Sequence[int]], cost: int) -> list[list[int]]:
+def prefix_groups(prompts: Sequence[list[int]], cost: int) -> list[list[int]]:
     """The indices of the prompts, in groups that are to be computed behind what each group's begin with.
 
     n prompts that begin with Q tokens together are a group of their own where this saves more than `cost` tokens: of

@@ -22,7 +22,7 @@ from jaxalign.model.transformer import Decoder
 WATCH = 8
 """Tokens between two looks at the texts: most stop strings come early, and a look is cheap beside a step."""
 
-HasEnded = Callable[[Sequence[int]], bool]
+HasEnded = Callable[[list[int]], bool]
 """Whether the text of these token ids has ended; once it has, more tokens change nothing."""
 
 
@@ -71,7 +71,7 @@ class WatchedRunner(EmptyFillerRunner):
 def loop_shardings(decoder: Decoder, mesh: Mesh, rows: int) -> Any:
     """How a loop lies on the mesh: its cache by the sharding table, all else whole on every device."""
     cache = jax.eval_shape(lambda: init_cache(decoder.config, rows, 1, decoder.dtype))
-    whole = NamedSharding(mesh, PartitionSpec())
+    whole: Any = NamedSharding(mesh, PartitionSpec())
     return Loop(whole, whole, whole, whole, cache_shardings({"cache": cache}, mesh)["cache"], Chosen(*[whole] * 4))
 
 

@@ -25,7 +25,7 @@ def run() -> None:
         raise InputError("lm-eval is not installed: pip install 'jaxalign[lm-eval]'")
     from lm_eval.__main__ import cli_evaluate
 
-    import jaxalign.lm_eval.language_model  # noqa: F401: registers the model
+    import jaxalign.lm_eval.language_model  # noqa: F401 (this registers the model)
 
     cli_evaluate()
 

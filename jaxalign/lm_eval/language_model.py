@@ -87,8 +87,8 @@ class JaxalignLM(TemplateLM):
     @property
     def prefix_token_id(self) -> int:
         """What stands before a text without a context: the begin-of-text token, or where there is none, the other."""
-        bos = self.tokenizer.bos_token_id
-        return self.eot_token_id if bos is None else bos
+        bos = self.tokenizer.bos_token
+        return self.eot_token_id if bos is None else self.model.tokenizer.vocabulary[str(bos)]
 
     @property
     def max_gen_toks(self) -> int:
@@ -101,15 +101,17 @@ class JaxalignLM(TemplateLM):
         return self.model.tokenizer.fingerprint
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The messages as one text, by the tokenizer's own template; without a generation prompt the last one is open."""
+        """The messages as one text, by the tokenizer's template; without a generation prompt the last one is open."""
         if self.tokenizer.chat_template is None:
             raise InputError(f"{self.model.path}: the tokenizer has no chat template; leave out --apply_chat_template")
-        return self.tokenizer.apply_chat_template(
+        text = self.tokenizer.apply_chat_template(
             chat_history,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
         )
+        assert isinstance(text, str)
+        return text
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """The ids of a text, those that the tokenizer adds among them unless the text spells its first one out."""
@@ -123,10 +125,9 @@ class JaxalignLM(TemplateLM):
         """The answers to requests of texts, context ids and continuation ids."""
 
         def tell(index: int, score: Score) -> None:
-            self.cache_hook.add_partial("loglikelihood", requests[index][0], tuple(score))
+            self.cache_hook.add_partial("loglikelihood", requests[index][0], plain(score))
 
-        scores = self.scores([pair for _, *pair in requests], disable_tqdm, tell)
-        return [tuple(score) for score in scores]
+        return [plain(score) for score in self.scores([pair for _, *pair in requests], disable_tqdm, tell)]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Of each text the log-likelihood, read through windows that say every token once."""
@@ -162,7 +163,9 @@ class JaxalignLM(TemplateLM):
         for index, pair in enumerate(kept):
             asked.setdefault(pair, []).append(index)
         scores: dict[int, Score] = {}
-        with tqdm(total=len(pairs), desc="Scoring continuations", unit="request", disable=disable_tqdm or None) as progress:
+        with tqdm(
+            total=len(pairs), desc="Scoring continuations", unit="request", disable=disable_tqdm or None
+        ) as progress:
             for found in self.scorer.score(self.model.variables, kept):
                 for pair, score in found.items():
                     for index in asked[pair]:
@@ -179,7 +182,9 @@ class JaxalignLM(TemplateLM):
         texts: dict[int, str] = {}
         with tqdm(total=len(requests), desc="Generating", unit="request", disable=disable_tqdm or None) as progress:
             for (max_tokens, until), members in groups.items():
-                prompts = [self.tok_encode(requests[index].args[0])[max_tokens - self.max_length :] for index in members]
+                prompts = [
+                    self.tok_encode(requests[index].args[0])[max_tokens - self.max_length :] for index in members
+                ]
                 answers = self.generator.until(
                     self.model.variables,
                     prompts,
@@ -205,7 +210,9 @@ class JaxalignLM(TemplateLM):
                 "set do_sample=False,temperature=0 in the task or in --gen_kwargs"
             )
         if others := sorted(settings.keys() - WITHOUT_EFFECT):
-            raise InputError(f"generation_kwargs: {others[0]}={settings[others[0]]}: no such setting of --model jaxalign")
+            raise InputError(
+                f"generation_kwargs: {others[0]}={settings[others[0]]}: no such setting of --model jaxalign"
+            )
         if not 0 < max_tokens < self.max_length:
             raise InputError(
                 f"generation_kwargs: max_gen_toks={max_tokens} and the model's length is {self.max_length}; "
@@ -213,16 +220,21 @@ class JaxalignLM(TemplateLM):
             )
         return max_tokens, tuple(until)
 
-    def has_ended(self, ids: Sequence[int], until: Sequence[str]) -> bool:
+    def has_ended(self, ids: list[int], until: Sequence[str]) -> bool:
         """Whether the text holds one of the strings; special tokens count as they are spelt."""
         text = self.tokenizer.decode(ids)
         return any(stop in text for stop in until)
 
-    def text_until(self, ids: Sequence[int], until: Sequence[str]) -> str:
+    def text_until(self, ids: list[int], until: Sequence[str]) -> str:
         """The text to the token with which it first held one of the strings, less that string and what follows it."""
         end = bisect_left(range(len(ids)), True, key=lambda count: self.has_ended(ids[:count], until))
         text = self.tokenizer.decode(ids[:end], skip_special_tokens=True)
         return postprocess_generated_text(text, list(until), None)
+
+
+def plain(score: Score) -> tuple[float, bool]:
+    """A score as lm-eval keeps it."""
+    return score.log_probability, score.is_greedy
 
 
 def check_arguments(path: str, batch_tokens: int, batch_size: int | str, others: dict[str, Any]) -> None:
@@ -232,7 +244,9 @@ def check_arguments(path: str, batch_tokens: int, batch_size: int | str, others:
         hint = f"did you mean {near[0]}? " if near else ""
         raise InputError(f"model_args: {name}: no such argument; {hint}There are {', '.join(ARGUMENTS)}")
     if not path:
-        raise InputError("model_args: path= is needed: a Hugging Face folder, a GGUF file or an id on the hub (ORG/NAME)")
+        raise InputError(
+            "model_args: path= is needed: a Hugging Face folder, a GGUF file or an id on the hub (ORG/NAME)"
+        )
     for name, number in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
         if not str(number).isdecimal() or not int(number):
             raise InputError(f"{name}={number}: set it to a number, 1 or more")

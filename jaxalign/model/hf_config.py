@@ -31,7 +31,9 @@ def read_end_ids(folder: Path) -> list[int]:
     found = document.get("eos_token_id") if isinstance(document, dict) else None
     ids = found if isinstance(found, list) else [] if found is None else [found]
     if any(type(number) is not int or number < 0 for number in ids):
-        raise InputError(f"{files_there[0]}: eos_token_id = {json.dumps(found)}: a token id or a list of them is needed")
+        raise InputError(
+            f"{files_there[0]}: eos_token_id = {json.dumps(found)}: a token id or a list of them is needed"
+        )
     return ids
 
 

@@ -25,7 +25,13 @@ def ids(count: int) -> tuple[int, ...]:
 def some_pairs() -> list[Pair]:
     """Contexts of two families that begin alike, one that begins all others of its own, and some alone."""
     first, second = ids(30), ids(20)
-    contexts = [first, *[first + ids(count) for count in (1, 5, 9)], *[second + ids(4) for _ in range(3)], ids(1), ids(50)]
+    contexts = [
+        first,
+        *[first + ids(count) for count in (1, 5, 9)],
+        *[second + ids(4) for _ in range(3)],
+        ids(1),
+        ids(50),
+    ]
     words = [ids(count) for count in (1, 2, 7, 1)]
     return [(context, word) for context in contexts for word in words] + [(ids(1), ids(70))]
 
@@ -46,7 +52,9 @@ def uncached(torch_model: Any, pairs: Sequence[Pair]) -> dict[Pair, Score]:
     return scores
 
 
-def scored(tiny: TinyModel, pairs: Sequence[Pair], sizes: tuple[int, ...] = (), batch_tokens: int = 64) -> dict[Pair, Score]:
+def scored(
+    tiny: TinyModel, pairs: Sequence[Pair], sizes: tuple[int, ...] = (), batch_tokens: int = 64
+) -> dict[Pair, Score]:
     variables = {"params": tiny.params}
     scorer = ContinuationScorer(Decoder(tiny.config), variables, mesh_of(*sizes), batch_tokens)
     together: dict[Pair, Score] = {}
@@ -123,7 +131,12 @@ def computed(prompts: Sequence[Sequence[int]], groups: Sequence[Sequence[int]]) 
 def test_prompts_that_begin_alike_are_grouped():
     """Two families behind one BOS, the BOS alone, and a stranger: a group for each family, one for the others."""
     bos, first, second = [1], [2] * 40, [3] * 30
-    prompts = [bos, *([*bos, *first, 5, word] for word in range(6)), *([*bos, *second, word] for word in range(4)), [9, 9]]
+    prompts = [
+        bos,
+        *([*bos, *first, 5, word] for word in range(6)),
+        *([*bos, *second, word] for word in range(4)),
+        [9, 9],
+    ]
     groups = prefix_groups(prompts, cost=20)
     assert sorted(map(sorted, groups)) == [[0, 11], [1, 2, 3, 4, 5, 6], [7, 8, 9, 10]]
     [together] = prefix_groups(prompts, cost=1000)

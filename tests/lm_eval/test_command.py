@@ -110,7 +110,12 @@ def test_no_torch_is_needed(folders: dict[str, Path], tasks: Path, tmp_path: Pat
     done = subprocess.run(
         [sys.executable, "-c", PROCESS, *arguments, "--include_path", tasks, "--output_path", tmp_path / "out"],
         env=os.environ
-        | {"USE_TORCH": "0", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "XDG_CACHE_HOME": str(tmp_path)},
+        | {
+            "USE_TORCH": "0",
+            "HF_DATASETS_OFFLINE": "1",
+            "HF_HOME": str(tmp_path / "hf"),
+            "XDG_CACHE_HOME": str(tmp_path),
+        },
         capture_output=True,
         text=True,
     )

@@ -17,7 +17,7 @@ from tests.lm_eval.conftest import Both, requests_of
 RTOL = 1e-5
 
 CONTEXTS = ("", "Question: who?\nAnswer:", "Question: where?\nAnswer: ", "Question: who?", "x" * 200)
-"""One without text, one that ends in a space, one that another begins with, one longer than the model's 128 positions."""
+"""One without text, one that ends in a space, one that another begins with, one of more than the 128 positions."""
 CONTINUATIONS = (" a", " bb", " a longer one", "!")
 MOST = 16
 
@@ -52,18 +52,17 @@ def test_a_greedy_continuation_is_called_so(both: Both):
 def test_whole_texts_are_read_through_the_windows_of_hf(both: Both):
     # 600 tokens are five windows of 128.
     asked = requests_of("loglikelihood_rolling", ("abc",), ("Some text, and more. " * 30,), ("",), ("abc",))
-    np.testing.assert_allclose(
-        both.ours.loglikelihood_rolling(asked), both.hf.loglikelihood_rolling(asked), rtol=RTOL
-    )
+    np.testing.assert_allclose(both.ours.loglikelihood_rolling(asked), both.hf.loglikelihood_rolling(asked), rtol=RTOL)
 
 
 def test_generated_texts_are_those_of_hf(both: Both):
     """Texts that a string ends, that the end of text may end, that nothing ends; behind a prompt that is cut too."""
     prompts = ["y" * 200, *texts(4)]
     free = both.hf.generate_until(requests_of("generate_until", *[(text, {"max_gen_toks": MOST}) for text in prompts]))
-    assert both.ours.generate_until(
-        requests_of("generate_until", *[(text, {"max_new_tokens": MOST}) for text in prompts])
-    ) == free
+    assert (
+        both.ours.generate_until(requests_of("generate_until", *[(text, {"max_new_tokens": MOST}) for text in prompts]))
+        == free
+    )
     # Strings of the texts themselves: one of a few characters in the middle, and one late.
     settings = {"until": [free[0][5:8], free[2][3:5], free[3][-1:]], "max_gen_toks": MOST, "temperature": 0}
     requests = requests_of("generate_until", *[(text, settings) for text in prompts])
@@ -110,7 +109,9 @@ def test_chat_templates_are_the_tokenizers(both: Both, monkeypatch: pytest.Monke
     messages = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "It"}]
     with pytest.raises(InputError, match="no chat template"):
         both.ours.apply_chat_template(messages)
-    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+    template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+    )
     for tokenizer in (both.ours.tokenizer, both.hf.tokenizer):
         monkeypatch.setattr(tokenizer, "chat_template", template)
     for prompt in (True, False):
@@ -171,7 +172,10 @@ def test_a_shorter_length_is_kept_to(folders, caplog: pytest.LogCaptureFixture):
 
     folder = str(folders["qwen2"])
     caplog.set_level(logging.ERROR)
-    hf, ours = HFLM(pretrained=folder, dtype="float32", device="cpu", max_length=40), JaxalignLM(path=folder, max_length=40)
+    hf, ours = (
+        HFLM(pretrained=folder, dtype="float32", device="cpu", max_length=40),
+        JaxalignLM(path=folder, max_length=40),
+    )
     whole = requests_of("loglikelihood_rolling", ("Some text, and more. " * 5,))
     np.testing.assert_allclose(ours.loglikelihood_rolling(whole), hf.loglikelihood_rolling(whole), rtol=RTOL)
     asked = requests_of("loglikelihood", ("z" * 60, " abc"))
