@@ -97,7 +97,6 @@ class UntilGenerator(Generator):
         stops: Sequence[int],
         has_ended: HasEnded,
         max_tokens: int,
-        on_rows: Callable[[int], object] = lambda rows: None,
     ) -> list[Answer]:
         """The greedy continuation of every prompt to a stop, to `has_ended` and a few tokens more, or to `max_tokens`.
 
@@ -105,4 +104,4 @@ class UntilGenerator(Generator):
         """
         self.check_room(prompts, max_tokens)
         extra = (np.array(stops, np.int32), has_ended)
-        return self.answers(self.watched_runner(max_tokens)(variables, prompts, extra, on_rows))
+        return self.answers(self.watched_runner(max_tokens)(variables, prompts, extra))

@@ -6,11 +6,11 @@ one; the numbers come from evaluation/continuations.py and evaluation/generate_u
 
 import difflib
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
@@ -134,7 +134,7 @@ class JaxalignLM(TemplateLM):
         texts = [request.args[0] for request in requests]
         windows = [(index, window) for index, text in enumerate(texts) for window in self.windows(text)]
         totals = [0.0] * len(texts)
-        left = np.bincount([index for index, _ in windows], minlength=len(texts))
+        left = Counter(index for index, _ in windows)
 
         def tell(number: int, score: Score) -> None:
             index = windows[number][0]
@@ -175,28 +175,30 @@ class JaxalignLM(TemplateLM):
         return [scores[index] for index in range(len(pairs))]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The greedy answer to each prompt, up to the first of its stop strings."""
+        """The greedy answer to each prompt, up to the first of its stop strings; long prompts first, batch by batch."""
+        prompts = [self.tok_encode(request.args[0]) for request in requests]
         groups: dict[tuple[int, tuple[str, ...]], list[int]] = {}
-        for index, request in enumerate(requests):
-            groups.setdefault(self.decoding(request.args[1]), []).append(index)
+        for index in sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True):
+            groups.setdefault(self.decoding(requests[index].args[1]), []).append(index)
         texts: dict[int, str] = {}
+        size = self.generator.batch_size
         with tqdm(total=len(requests), desc="Generating", unit="request", disable=disable_tqdm or None) as progress:
             for (max_tokens, until), members in groups.items():
-                prompts = [
-                    self.tok_encode(requests[index].args[0])[max_tokens - self.max_length :] for index in members
-                ]
-                answers = self.generator.until(
-                    self.model.variables,
-                    prompts,
-                    self.end_ids,
-                    lambda ids, until=until: self.has_ended(ids, until),
-                    max_tokens,
-                    progress.update,
-                )
-                for index, answer in zip(members, answers, strict=True):
-                    texts[index] = self.text_until(answer.ids, until)
-                    self.cache_hook.add_partial("generate_until", requests[index].args, texts[index])
+                for batch in (members[first : first + size] for first in range(0, len(members), size)):
+                    found = self.texts([prompts[index] for index in batch], max_tokens, until)
+                    for index, text in zip(batch, found, strict=True):
+                        texts[index] = text
+                        self.cache_hook.add_partial("generate_until", requests[index].args, text)
+                    progress.update(len(batch))
         return [texts[index] for index in range(len(requests))]
+
+    def texts(self, prompts: Sequence[list[int]], max_tokens: int, until: Sequence[str]) -> list[str]:
+        """What follows each prompt, of which as many last tokens are read as leave room for the answer."""
+        read = [prompt[max_tokens - self.max_length :] for prompt in prompts]
+        answers = self.generator.until(
+            self.model.variables, read, self.end_ids, lambda ids: self.has_ended(ids, until), max_tokens
+        )
+        return [self.text_until(answer.ids, until) for answer in answers]
 
     def decoding(self, generation: dict[str, Any]) -> tuple[int, tuple[str, ...]]:
         """What a request's settings ask for: tokens at most, and the strings that end a text."""

@@ -10,6 +10,7 @@ from lm_eval.api.model import CachingLM
 
 from jaxalign.errors import InputError
 from jaxalign.evaluation import continuations
+from jaxalign.evaluation.generate import Answer
 from jaxalign.lm_eval.language_model import JaxalignLM
 from tests.lm_eval.conftest import Both, requests_of
 
@@ -103,6 +104,27 @@ def test_what_is_answered_outlasts_an_interruption(both: Both, tmp_path, monkeyp
     answers = cached.loglikelihood(asked)
     assert len(left) == 2
     assert [tuple(answer) for answer in answers] == both.ours.loglikelihood(asked)
+
+
+def test_generated_batches_outlast_an_interruption(both: Both, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    calls: list[int] = []
+
+    def until(variables, prompts, stops, has_ended, max_tokens):
+        calls.append(len(prompts))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return [Answer(prompt[:3], False, 0) for prompt in prompts]
+
+    monkeypatch.setattr(both.ours.generator, "until", until)
+    asked = requests_of("generate_until", *[(text, {"until": ["?"], "max_gen_toks": 8}) for text in texts(11)])
+    cached: Any = CachingLM(both.ours, str(tmp_path / "answers.db"))
+    with pytest.raises(KeyboardInterrupt):
+        cached.generate_until(asked)
+    answers = cached.generate_until(asked)
+    # Eight, the longest; three that were interrupted, and those once more.
+    assert calls == [8, 3, 3]
+    starts = [both.ours.tok_encode(request.args[0])[:3] for request in asked]
+    assert answers == [both.ours.text_until(ids, ["?"]) for ids in starts]
 
 
 def test_chat_templates_are_the_tokenizers(both: Both, monkeypatch: pytest.MonkeyPatch):

@@ -18,7 +18,7 @@ from tests.training.tiny_runs import mesh_of
 
 pytestmark = pytest.mark.real_weights
 
-DOCUMENTS = 8
+DOCUMENTS = 4
 RTOL = 1e-4
 CHOICES = [name for name in tasks() if "emotion" in name or "snli" in name]
 
