@@ -24,7 +24,7 @@ ROWS = (
     ("training", "evaluation", "probing"),
     ("reporting", "planning"),
     ("cli",),
-    ("library",),
+    ("library", "lm_eval"),
 )
 ROW_OF = {part: row for row, parts in enumerate(ROWS) for part in parts}
 NEVER = {"torch", "tensorflow", "peft", "accelerate"}

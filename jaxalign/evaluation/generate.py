@@ -1,5 +1,7 @@
 """Greedy decoding: prompts continued by the likeliest next token until the text ends, a batch in one program.
 
+A token ends it; where strings do, generate_until.py looks for them in between.
+
 Two prompts of 3 and 2 tokens at a length of 4, with answers of at most 3 tokens, as the cache holds them:
 
     slot           0 1 2 3 | 4 5
@@ -52,6 +54,8 @@ class Loop(NamedTuple):
     step: jax.Array
     newest: jax.Array
     """int32 [B]: what each row chose last, 0 where it is done"""
+    positions: jax.Array
+    """int32 [B]: where that stands"""
     done: jax.Array
     """bool [B]"""
     cache: Cache
@@ -95,34 +99,26 @@ def generate(
       max_tokens: M, at least 1.
       mesh: the cache lies on it by the sharding table.
     """
+    loop = begin(decoder, variables, tokens, lengths, stops, max_tokens=max_tokens, mesh=mesh)
+    return advance(decoder, variables, loop, stops, max_tokens).chosen
+
+
+def begin(
+    decoder: Decoder,
+    variables: Any,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    stops: jax.Array,
+    *,
+    max_tokens: int,
+    mesh: Mesh,
+) -> Loop:
+    """The prompts read and one token chosen after each; the arguments are those of `generate`."""
     B, T = tokens.shape
     cache = init_cache(decoder.config, B, T, decoder.dtype)
     positions = lax.broadcasted_iota(jnp.int32, (B, T), 1)
     segment_ids = (positions < lengths[:, None]).astype(jnp.int32)
     prompt = decoder.apply(variables, tokens, positions, segment_ids, cache=cache)
-
-    def unfinished(loop: Loop) -> jax.Array:
-        return (loop.step < max_tokens) & ~loop.done.all()
-
-    def choose(hidden: jax.Array, loop: Loop) -> Loop:
-        """The next token of each row, from the states [B,D] at its newest."""
-        token, margin = best_token(decoder.apply(variables, hidden, method="logits"))
-        token, margin = jnp.where(loop.done, 0, token), jnp.where(loop.done, 0.0, margin)
-        ended = ~loop.done & (token[:, None] == stops[None, :]).any(-1)
-        chosen = Chosen(
-            tokens=write(loop.chosen.tokens, token[:, None], loop.step),
-            margins=write(loop.chosen.margins, margin[:, None], loop.step),
-            counts=loop.chosen.counts + (~loop.done).astype(jnp.int32),
-            stopped=loop.chosen.stopped | ended,
-        )
-        return Loop(loop.step + 1, token, loop.done | ended, loop.cache, chosen)
-
-    def feed_and_choose(loop: Loop) -> Loop:
-        position = (lengths + loop.step - 1)[:, None]
-        real = (~loop.done).astype(jnp.int32)[:, None]
-        fed = decoder.apply(variables, loop.newest[:, None], position, real, cache=loop.cache)
-        return choose(fed.hidden[:, 0], loop._replace(cache=fed.cache))
-
     nothing = Chosen(
         jnp.zeros((B, max_tokens), jnp.int32),
         jnp.zeros((B, max_tokens), jnp.float32),
@@ -132,12 +128,40 @@ def generate(
     start = Loop(
         step=jnp.zeros((), jnp.int32),
         newest=jnp.zeros(B, jnp.int32),
+        positions=lengths - 1,
         done=lengths == 0,
         cache=with_room(prompt.cache, max_tokens - 1, mesh),
         chosen=nothing,
     )
-    first = choose(last_position(prompt.hidden, jnp.maximum(lengths, 1)), start)
-    return lax.while_loop(unfinished, feed_and_choose, first).chosen
+    return choose(decoder, variables, last_position(prompt.hidden, jnp.maximum(lengths, 1)), start, stops)
+
+
+def advance(decoder: Decoder, variables: Any, loop: Loop, stops: jax.Array, limit: int | jax.Array) -> Loop:
+    """Decoding from one choice at least to `limit` choices, or until every row is done."""
+
+    def unfinished(loop: Loop) -> jax.Array:
+        return (loop.step < limit) & ~loop.done.all()
+
+    def feed_and_choose(loop: Loop) -> Loop:
+        real = (~loop.done).astype(jnp.int32)[:, None]
+        fed = decoder.apply(variables, loop.newest[:, None], loop.positions[:, None], real, cache=loop.cache)
+        return choose(decoder, variables, fed.hidden[:, 0], loop._replace(cache=fed.cache), stops)
+
+    return lax.while_loop(unfinished, feed_and_choose, loop)
+
+
+def choose(decoder: Decoder, variables: Any, hidden: jax.Array, loop: Loop, stops: jax.Array) -> Loop:
+    """The next token of each row, from the states [B,D] at its newest."""
+    token, margin = best_token(decoder.apply(variables, hidden, method="logits"))
+    token, margin = jnp.where(loop.done, 0, token), jnp.where(loop.done, 0.0, margin)
+    ended = ~loop.done & (token[:, None] == stops[None, :]).any(-1)
+    chosen = Chosen(
+        tokens=write(loop.chosen.tokens, token[:, None], loop.step),
+        margins=write(loop.chosen.margins, margin[:, None], loop.step),
+        counts=loop.chosen.counts + (~loop.done).astype(jnp.int32),
+        stopped=loop.chosen.stopped | ended,
+    )
+    return Loop(loop.step + 1, token, loop.positions + 1, loop.done | ended, loop.cache, chosen)
 
 
 def best_token(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -212,6 +236,11 @@ class Generator:
         Raises:
           InputError: a prompt is empty, leaves no room for its answer, or the logits after it are not finite.
         """
+        self.check_room(prompts, max_tokens)
+        return self.answers(self.runner(max_tokens)(variables, prompts, np.array(stops, np.int32), on_rows))
+
+    def check_room(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> None:
+        """Refuses a prompt that leaves no room for its answer."""
         limit = self.decoder.config.max_positions
         for index, prompt in enumerate(prompts):
             if 0 < limit < len(prompt) + max_tokens:
@@ -219,7 +248,9 @@ class Generator:
                     f"prompt {index} has {len(prompt)} tokens and its answer up to {max_tokens}, the model takes "
                     f"{limit} positions; lower config.generate.max_tokens or leave the row out"
                 )
-        chosen = self.runner(max_tokens)(variables, prompts, np.array(stops, np.int32), on_rows)
+
+    def answers(self, chosen: Chosen) -> list[Answer]:
+        """What was chosen, row by row; the logits must have been finite."""
         if not np.isfinite(chosen.margins).all():
             row = int(np.argmin(np.isfinite(chosen.margins).all(-1)))
             raise InputError(

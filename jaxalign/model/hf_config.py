@@ -19,6 +19,24 @@ def read_config(folder: Path) -> ModelConfig:
     return config_from_hf(document, str(path))
 
 
+def read_end_ids(folder: Path) -> list[int]:
+    """The ids at which transformers' `generate` ends a text of the model, beside its tokenizer's end of text.
+
+    They stand in generation_config.json or, where there is no such file, in config.json. A GGUF file has none.
+    """
+    files_there = [folder / name for name in ("generation_config.json", "config.json") if (folder / name).is_file()]
+    if not files_there:
+        return []
+    document = files.read_json(files_there[0])
+    found = document.get("eos_token_id") if isinstance(document, dict) else None
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if any(type(number) is not int or number < 0 for number in ids):
+        raise InputError(
+            f"{files_there[0]}: eos_token_id = {json.dumps(found)}: a token id or a list of them is needed"
+        )
+    return ids
+
+
 def config_from_hf(document: dict[str, Any], where: str) -> ModelConfig:
     """The architecture that a config.json describes; `where` names it in errors.
 

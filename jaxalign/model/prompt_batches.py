@@ -73,7 +73,15 @@ class PromptRunner:
     leaves one batch at most that is not full; it takes the next power of two of rows.
     """
 
-    def __init__(self, function: PromptFunction, variables: Any, mesh: Mesh, batch_size: int, max_positions: int = 0):
+    def __init__(
+        self,
+        function: PromptFunction,
+        variables: Any,
+        mesh: Mesh,
+        batch_size: int,
+        max_positions: int = 0,
+        out_shardings: Any = None,
+    ):
         """
         Args:
           function: see `PromptFunction`; it is traced, so it must be pure.
@@ -81,6 +89,7 @@ class PromptRunner:
           mesh: axes "data", "fsdp", "tensor"; rows of a batch are spread over the first two.
           batch_size: B of a full batch, a multiple of data * fsdp.
           max_positions: longest prompt that the model takes; 0: any.
+          out_shardings: of what the function returns, as `jax.jit` takes them; None: whole on every device.
         """
         self.counts = RunCounts()
         self.batch_size, self.max_positions = batch_size, max_positions
@@ -96,7 +105,7 @@ class PromptRunner:
         self.step = jax.jit(
             self.counted(function),
             in_shardings=(self.variable_shardings, self.by_row, self.by_row, replicated),
-            out_shardings=replicated,
+            out_shardings=replicated if out_shardings is None else out_shardings,
         )
 
     def counted(self, function: PromptFunction) -> PromptFunction:

@@ -7,7 +7,7 @@ from transformers import AutoConfig, Gemma3TextConfig, LlamaConfig, MistralConfi
 
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig, RopeScaling
-from jaxalign.model.hf_config import config_from_hf, read_config
+from jaxalign.model.hf_config import config_from_hf, read_config, read_end_ids
 
 MISTRAL_7B_V01 = """{
   "architectures": ["MistralForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",
@@ -245,3 +245,26 @@ def test_unreadable_config_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gemma3"}')
     with pytest.raises(InputError, match="text_config"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "ids"),
+    [
+        ({}, []),
+        ({"config": {"eos_token_id": 2}}, [2]),
+        ({"config": {"eos_token_id": 2}, "generation_config": {"eos_token_id": [1, 106]}}, [1, 106]),
+        ({"config": {"eos_token_id": 2}, "generation_config": {}}, []),
+        ({"config": {"eos_token_id": None}}, []),
+    ],
+)
+def test_the_ids_that_end_a_text(tmp_path, files, ids):
+    for name, document in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(document))
+    assert read_end_ids(tmp_path) == ids
+
+
+@pytest.mark.parametrize("wrong", ["</s>", -1, [1, "</s>"], True])
+def test_ids_that_are_none_are_refused(tmp_path, wrong):
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": wrong}))
+    with pytest.raises(InputError, match=r"generation_config\.json: eos_token_id"):
+        read_end_ids(tmp_path)

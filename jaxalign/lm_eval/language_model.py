@@ -1,0 +1,273 @@
+"""The decoder as lm-eval takes a model: its three types of request, answered as lm-eval's own `hf` model answers them.
+
+Texts become tokens, are cut where they are too long, and are put together by lm-eval's own functions wherever it has
+one; the numbers come from evaluation/continuations.py and evaluation/generate_until.py.
+"""
+
+import difflib
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
+
+from jaxalign import runtime
+from jaxalign.cli.configuration import config_with
+from jaxalign.cli.loading import Model, load_model, merged
+from jaxalign.data.batches import round_up
+from jaxalign.errors import InputError
+from jaxalign.evaluation.continuations import ContinuationScorer, Score
+from jaxalign.evaluation.generate_until import UntilGenerator
+from jaxalign.model.hf_config import read_end_ids
+
+ARGUMENTS = ("path", "adapter", "dtype", "param_dtype", "batch_tokens", "max_length")
+FROM_LM_EVAL = ("batch_size", "max_batch_size", "device")
+"""What its command line hands to every model. jax has its devices already, and batches are not sized by trial."""
+NO_MAXIMUM = 2048
+"""lm-eval's length for a model that names none."""
+WITHOUT_EFFECT = {"do_sample", "temperature", "top_k", "top_p", "min_p"}
+"""Settings of sampling, which greedy decoding passes over."""
+
+
+@register_model("jaxalign")
+class JaxalignLM(TemplateLM):
+    """A jaxalign model, tuned or not, as lm-eval's `--model jaxalign`."""
+
+    def __init__(
+        self,
+        path: str = "",
+        adapter: str = "",
+        dtype: str = "float32",
+        param_dtype: str = "float32",
+        batch_tokens: int = 1024,
+        max_length: int | None = None,
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+        **others: Any,
+    ):
+        """
+        Args:
+          path: what `--config.model` takes: a folder, a GGUF file, ORG/NAME[@REVISION] on the hub, or `packaged`.
+          adapter, dtype, param_dtype, batch_tokens: those config keys.
+          max_length: tokens that a prompt and its answer take together; the model's positions unless it is given.
+          batch_size: answers decoded at once.
+          max_batch_size, device: lm-eval's, passed over.
+
+        Raises:
+          InputError: no such model or adapter, or another argument.
+        """
+        super().__init__()
+        check_arguments(path, batch_tokens, batch_size, others)
+        runtime.start()
+        if jax.process_count() > 1:
+            raise InputError(f"lm-eval runs in one process, and here are {jax.process_count()}; start it on one host")
+        settings = {"adapter": str(adapter), "dtype": dtype, "param_dtype": param_dtype, "batch_tokens": batch_tokens}
+        config = config_with({"model": str(path), **settings})
+        self.model: Model = merged(load_model(config), config.param_dtype)
+        self.tokenizer = self.model.tokenizer.backend
+        self.max_length = checked_length(max_length, self.model.config.max_positions)
+        self.end_ids = sorted({self.eot_token_id, *read_end_ids(self.model.path)})
+        decoder, variables, mesh = self.model.decoder, self.model.variables, self.model.mesh
+        self.scorer = ContinuationScorer(decoder, variables, mesh, config.batch_tokens)
+        rows = round_up(int(batch_size), mesh.shape["data"] * mesh.shape["fsdp"])
+        self.generator = UntilGenerator(decoder, variables, mesh, rows)
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.model.tokenizer.eos_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text without a context: the begin-of-text token, or where there is none, the other."""
+        bos = self.tokenizer.bos_token
+        return self.eot_token_id if bos is None else self.model.tokenizer.vocabulary[str(bos)]
+
+    @property
+    def max_gen_toks(self) -> int:
+        """Tokens of an answer whose task says nothing of it, as in `hf`."""
+        return 256
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What lm-eval tells the tokenizers of cached requests apart by."""
+        return self.model.tokenizer.fingerprint
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The messages as one text, by the tokenizer's template; without a generation prompt the last one is open."""
+        if self.tokenizer.chat_template is None:
+            raise InputError(f"{self.model.path}: the tokenizer has no chat template; leave out --apply_chat_template")
+        text = self.tokenizer.apply_chat_template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+        assert isinstance(text, str)
+        return text
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """The ids of a text, those that the tokenizer adds among them unless the text spells its first one out."""
+        if add_special_tokens is None:
+            add_special_tokens = not has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
+        return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **_: Any
+    ) -> list[tuple[float, bool]]:
+        """The answers to requests of texts, context ids and continuation ids."""
+
+        def tell(index: int, score: Score) -> None:
+            self.cache_hook.add_partial("loglikelihood", requests[index][0], plain(score))
+
+        return [plain(score) for score in self.scores([pair for _, *pair in requests], disable_tqdm, tell)]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Of each text the log-likelihood, read through windows that say every token once."""
+        texts = [request.args[0] for request in requests]
+        windows = [(index, window) for index, text in enumerate(texts) for window in self.windows(text)]
+        totals = [0.0] * len(texts)
+        left = Counter(index for index, _ in windows)
+
+        def tell(number: int, score: Score) -> None:
+            index = windows[number][0]
+            totals[index] += score.log_probability
+            left[index] -= 1
+            if not left[index]:
+                self.cache_hook.add_partial("loglikelihood_rolling", (texts[index],), totals[index])
+
+        self.scores([window for _, window in windows], disable_tqdm, tell)
+        return totals
+
+    def windows(self, text: str) -> Iterator[tuple[list[int], list[int]]]:
+        """Context and continuation ids of each window."""
+        ids = self.tok_encode(text)
+        return map(make_disjoint_window, get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, 1))
+
+    def scores(
+        self,
+        pairs: Sequence[Sequence[list[int]]],
+        disable_tqdm: bool,
+        tell: Callable[[int, Score], object],
+    ) -> list[Score]:
+        """Scores of (context ids, continuation ids), contexts cut on the left; `tell` hears of each as it is done."""
+        kept = [fitted(context, continuation, self.max_length) for context, continuation in pairs]
+        asked: dict[Any, list[int]] = {}
+        for index, pair in enumerate(kept):
+            asked.setdefault(pair, []).append(index)
+        scores: dict[int, Score] = {}
+        with tqdm(
+            total=len(pairs), desc="Scoring continuations", unit="request", disable=disable_tqdm or None
+        ) as progress:
+            for found in self.scorer.score(self.model.variables, kept):
+                for pair, score in found.items():
+                    for index in asked[pair]:
+                        scores[index] = score
+                        tell(index, score)
+                    progress.update(len(asked[pair]))
+        return [scores[index] for index in range(len(pairs))]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """The greedy answer to each prompt, up to the first of its stop strings; long prompts first, batch by batch."""
+        prompts = [self.tok_encode(request.args[0]) for request in requests]
+        groups: dict[tuple[int, tuple[str, ...]], list[int]] = {}
+        for index in sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True):
+            groups.setdefault(self.decoding(requests[index].args[1]), []).append(index)
+        texts: dict[int, str] = {}
+        size = self.generator.batch_size
+        with tqdm(total=len(requests), desc="Generating", unit="request", disable=disable_tqdm or None) as progress:
+            for (max_tokens, until), members in groups.items():
+                for batch in (members[first : first + size] for first in range(0, len(members), size)):
+                    found = self.texts([prompts[index] for index in batch], max_tokens, until)
+                    for index, text in zip(batch, found, strict=True):
+                        texts[index] = text
+                        self.cache_hook.add_partial("generate_until", requests[index].args, text)
+                    progress.update(len(batch))
+        return [texts[index] for index in range(len(requests))]
+
+    def texts(self, prompts: Sequence[list[int]], max_tokens: int, until: Sequence[str]) -> list[str]:
+        """What follows each prompt, of which as many last tokens are read as leave room for the answer."""
+        read = [prompt[max_tokens - self.max_length :] for prompt in prompts]
+        answers = self.generator.until(
+            self.model.variables, read, self.end_ids, lambda ids: self.has_ended(ids, until), max_tokens
+        )
+        return [self.text_until(answer.ids, until) for answer in answers]
+
+    def decoding(self, generation: dict[str, Any]) -> tuple[int, tuple[str, ...]]:
+        """What a request's settings ask for: tokens at most, and the strings that end a text."""
+        settings: dict[str, Any] = dict(normalize_gen_kwargs(generation, self.max_gen_toks))
+        until = handle_stop_sequences(settings.pop("until"), eos=self.tokenizer.decode([self.eot_token_id]))
+        max_tokens = settings.pop("max_gen_toks")
+        if settings.get("do_sample"):
+            raise InputError(
+                f"generation_kwargs: do_sample={generation.get('do_sample')}, "
+                f"temperature={generation.get('temperature')}: texts are decoded greedily only; "
+                "set do_sample=False,temperature=0 in the task or in --gen_kwargs"
+            )
+        if others := sorted(settings.keys() - WITHOUT_EFFECT):
+            raise InputError(
+                f"generation_kwargs: {others[0]}={settings[others[0]]}: no such setting of --model jaxalign"
+            )
+        if not 0 < max_tokens < self.max_length:
+            raise InputError(
+                f"generation_kwargs: max_gen_toks={max_tokens} and the model's length is {self.max_length}; "
+                "set it below, and to 1 or more"
+            )
+        return max_tokens, tuple(until)
+
+    def has_ended(self, ids: list[int], until: Sequence[str]) -> bool:
+        """Whether the text holds one of the strings; special tokens count as they are spelt."""
+        text = self.tokenizer.decode(ids)
+        return any(stop in text for stop in until)
+
+    def text_until(self, ids: list[int], until: Sequence[str]) -> str:
+        """The text to the token with which it first held one of the strings, less that string and what follows it."""
+        end = bisect_left(range(len(ids)), True, key=lambda count: self.has_ended(ids[:count], until))
+        text = self.tokenizer.decode(ids[:end], skip_special_tokens=True)
+        return postprocess_generated_text(text, list(until), None)
+
+
+def plain(score: Score) -> tuple[float, bool]:
+    """A score as lm-eval keeps it."""
+    return score.log_probability, score.is_greedy
+
+
+def check_arguments(path: str, batch_tokens: int, batch_size: int | str, others: dict[str, Any]) -> None:
+    """Refuses what would only fail once the model is loaded."""
+    for name in others:
+        near = difflib.get_close_matches(name, ARGUMENTS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(f"model_args: {name}: no such argument; {hint}There are {', '.join(ARGUMENTS)}")
+    if not path:
+        raise InputError(
+            "model_args: path= is needed: a Hugging Face folder, a GGUF file or an id on the hub (ORG/NAME)"
+        )
+    for name, number in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
+        if not str(number).isdecimal() or not int(number):
+            raise InputError(f"{name}={number}: set it to a number, 1 or more")
+
+
+def checked_length(given: int | None, positions: int) -> int:
+    """The tokens that a prompt and its answer take together; `positions`: those of the model, 0 where it names none."""
+    longest = positions or NO_MAXIMUM
+    if given is None:
+        return longest
+    if not isinstance(given, int) or given < 2 or 0 < positions < given:
+        raise InputError(f"model_args: max_length={given}: set it to a number from 2 to the model's {longest}")
+    return given
+
+
+def fitted(context: list[int], continuation: list[int], max_length: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Both, the context without its first tokens where all but the last token of the two would be too many."""
+    if not continuation or len(continuation) > max_length:
+        raise InputError(
+            f"a continuation of {len(continuation)} tokens: there must be one at least, and {max_length} at most"
+        )
+    return tuple(context[len(continuation) - max_length - 1 :]), tuple(continuation)

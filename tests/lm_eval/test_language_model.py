@@ -1,0 +1,204 @@
+"""Every type of request against lm-eval's `hf` model, one text at a time there."""
+
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lm_eval.api.model import CachingLM
+
+from jaxalign.errors import InputError
+from jaxalign.evaluation import continuations
+from jaxalign.evaluation.generate import Answer
+from jaxalign.lm_eval.language_model import JaxalignLM
+from tests.lm_eval.conftest import Both, requests_of
+
+# Float32 sums of a few log-probabilities of about -5 on both sides.
+RTOL = 1e-5
+
+CONTEXTS = ("", "Question: who?\nAnswer:", "Question: where?\nAnswer: ", "Question: who?", "x" * 200)
+"""One without text, one that ends in a space, one that another begins with, one of more than the 128 positions."""
+CONTINUATIONS = (" a", " bb", " a longer one", "!")
+MOST = 16
+
+
+def texts(count: int, seed: int = 0) -> list[str]:
+    """Texts of letters and spaces."""
+    random = np.random.default_rng(seed)
+    return ["".join(random.choice(list("abcde  "), random.integers(20, 60))) for _ in range(count)]
+
+
+def test_log_likelihoods_are_those_of_hf(both: Both):
+    asked = requests_of("loglikelihood", *[(context, word) for context in CONTEXTS for word in CONTINUATIONS])
+    asked += asked[3:5]
+    found, expected = both.ours.loglikelihood(asked), both.hf.loglikelihood(asked)
+    np.testing.assert_allclose([score for score, _ in found], [score for score, _ in expected], rtol=RTOL)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+
+
+def test_a_greedy_continuation_is_called_so(both: Both):
+    context = both.ours.tok_encode("Who is it")
+    ids = both.hf.model.generate(
+        torch.tensor([context]), do_sample=False, max_new_tokens=4, eos_token_id=None, pad_token_id=0
+    )[0].tolist()
+    answer = ids[len(context) :]
+    other = [*answer[:2], (answer[2] + 1) % 50, answer[3]]
+    asked = [(("", ""), context, answer[:1]), (("", ""), context, answer), (("", ""), context, other)]
+    found: Any = both.ours._loglikelihood_tokens(asked)
+    assert [greedy for _, greedy in found] == [True, True, False]
+    assert [greedy for _, greedy in both.hf._loglikelihood_tokens(asked)] == [True, True, False]
+
+
+def test_whole_texts_are_read_through_the_windows_of_hf(both: Both):
+    # 600 tokens are five windows of 128.
+    asked = requests_of("loglikelihood_rolling", ("abc",), ("Some text, and more. " * 30,), ("",), ("abc",))
+    np.testing.assert_allclose(both.ours.loglikelihood_rolling(asked), both.hf.loglikelihood_rolling(asked), rtol=RTOL)
+
+
+def test_generated_texts_are_those_of_hf(both: Both):
+    """Texts that a string ends, that the end of text may end, that nothing ends; behind a prompt that is cut too."""
+    prompts = ["y" * 200, *texts(4)]
+    free = both.hf.generate_until(requests_of("generate_until", *[(text, {"max_gen_toks": MOST}) for text in prompts]))
+    assert (
+        both.ours.generate_until(requests_of("generate_until", *[(text, {"max_new_tokens": MOST}) for text in prompts]))
+        == free
+    )
+    # Strings of the texts themselves: one of a few characters in the middle, and one late.
+    settings = {"until": [free[0][5:8], free[2][3:5], free[3][-1:]], "max_gen_toks": MOST, "temperature": 0}
+    requests = requests_of("generate_until", *[(text, settings) for text in prompts])
+    found = both.ours.generate_until(requests)
+    assert found == both.hf.generate_until(requests)
+    assert found[0] == free[0][:5] and sum(len(text) < len(whole) for text, whole in zip(found, free, strict=True)) >= 3
+
+
+def test_the_first_string_that_comes_ends_a_text(both: Both):
+    """Though another string begins earlier and would be whole a few tokens later."""
+    ours = both.ours
+    assert ours.text_until(ours.tokenizer.encode("...xyz", add_special_tokens=False), ["xyz", "y"]) in ("...x", " ...x")
+
+
+def test_special_tokens_end_a_text_and_are_not_in_it(both: Both):
+    eos = both.ours.eot_token_id
+    ids = [*both.ours.tokenizer.encode("ab", add_special_tokens=False), eos, eos]
+    assert both.ours.text_until(ids, [both.ours.tokenizer.decode([eos])]).strip() == "ab"
+
+
+def test_what_is_answered_outlasts_an_interruption(both: Both, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(continuations, "BATCHES", 0)
+    asked = requests_of("loglikelihood", *[(text, " a") for text in texts(6)])
+    cached: Any = CachingLM(both.ours, str(tmp_path / "answers.db"))
+    together = both.ours.scorer.score_together
+
+    def breaks_off(variables, queries):
+        if len(cached.dbdict) == 4:
+            raise KeyboardInterrupt
+        return together(variables, queries)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(both.ours.scorer, "score_together", breaks_off)
+        with pytest.raises(KeyboardInterrupt):
+            cached.loglikelihood(asked)
+    left: list[int] = []
+    monkeypatch.setattr(both.ours.scorer, "score_together", lambda v, queries: left.append(1) or together(v, queries))
+    answers = cached.loglikelihood(asked)
+    assert len(left) == 2
+    assert [tuple(answer) for answer in answers] == both.ours.loglikelihood(asked)
+
+
+def test_generated_batches_outlast_an_interruption(both: Both, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    calls: list[int] = []
+
+    def until(variables, prompts, stops, has_ended, max_tokens):
+        calls.append(len(prompts))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return [Answer(prompt[:3], False, 0) for prompt in prompts]
+
+    monkeypatch.setattr(both.ours.generator, "until", until)
+    asked = requests_of("generate_until", *[(text, {"until": ["?"], "max_gen_toks": 8}) for text in texts(11)])
+    cached: Any = CachingLM(both.ours, str(tmp_path / "answers.db"))
+    with pytest.raises(KeyboardInterrupt):
+        cached.generate_until(asked)
+    answers = cached.generate_until(asked)
+    # Eight, the longest; three that were interrupted, and those once more.
+    assert calls == [8, 3, 3]
+    starts = [both.ours.tok_encode(request.args[0])[:3] for request in asked]
+    assert answers == [both.ours.text_until(ids, ["?"]) for ids in starts]
+
+
+def test_chat_templates_are_the_tokenizers(both: Both, monkeypatch: pytest.MonkeyPatch):
+    messages = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "It"}]
+    with pytest.raises(InputError, match="no chat template"):
+        both.ours.apply_chat_template(messages)
+    template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+    )
+    for tokenizer in (both.ours.tokenizer, both.hf.tokenizer):
+        monkeypatch.setattr(tokenizer, "chat_template", template)
+    for prompt in (True, False):
+        text = both.ours.apply_chat_template(messages, prompt)
+        assert text == both.hf.apply_chat_template(messages, prompt) and text.startswith("<user>Who?")
+    assert both.ours.chat_template(True) == template
+    # A text that spells the begin-of-text token out gets no second one.
+    spelt = both.ours.tokenizer.decode([both.ours.prefix_token_id]) + "Who?"
+    assert both.ours.tok_encode(spelt) == both.hf.tok_encode(spelt)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"do_sample": True, "temperature": 0.7}, "do_sample=True"),
+        ({"temperature": 0.7}, "temperature=0.7"),
+        ({"num_beams": 4}, "num_beams=4"),
+        ({"max_gen_toks": 128}, "max_gen_toks=128"),
+        ({"max_gen_toks": 0}, "max_gen_toks=0"),
+    ],
+)
+def test_other_decoding_is_refused_by_name(both: Both, settings: dict[str, Any], named: str):
+    with pytest.raises(InputError, match=named):
+        both.ours.generate_until(requests_of("generate_until", ("Who?", settings)))
+
+
+def test_a_continuation_without_tokens_or_with_too_many_is_refused(both: Both):
+    for text in ("", "x" * 130):
+        with pytest.raises(InputError, match="a continuation of"):
+            both.ours.loglikelihood(requests_of("loglikelihood", ("Who?", text)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({}, "path= is needed"),
+        ({"path": "nowhere"}, "nowhere"),
+        ({"path": "nowhere", "pretrained": "gpt2"}, "pretrained: no such argument"),
+        ({"path": "nowhere", "param_type": "int8"}, "did you mean param_dtype"),
+        ({"path": "nowhere", "batch_size": "auto"}, "batch_size=auto"),
+        ({"path": "nowhere", "batch_tokens": 0}, "batch_tokens=0"),
+        ({"dtype": "float8"}, "bfloat16"),
+        ({"param_dtype": "int4"}, "nf4"),
+        ({"max_length": 129}, "max_length=129"),
+        ({"max_length": "long"}, "max_length=long"),
+        ({"adapter": "nowhere"}, "nowhere"),
+    ],
+)
+def test_wrong_arguments(folders, arguments: dict[str, Any], named: str):
+    # A wrong setting is found in a model that is there; a wrong argument before one is looked for.
+    given = arguments if "path" in arguments or not arguments else {"path": str(folders["qwen2"]), **arguments}
+    with pytest.raises(InputError, match=named):
+        JaxalignLM.create_from_arg_obj(given)
+
+
+def test_a_shorter_length_is_kept_to(folders, caplog: pytest.LogCaptureFixture):
+    from lm_eval.models.huggingface import HFLM
+
+    folder = str(folders["qwen2"])
+    caplog.set_level(logging.ERROR)
+    hf, ours = (
+        HFLM(pretrained=folder, dtype="float32", device="cpu", max_length=40),
+        JaxalignLM(path=folder, max_length=40),
+    )
+    whole = requests_of("loglikelihood_rolling", ("Some text, and more. " * 5,))
+    np.testing.assert_allclose(ours.loglikelihood_rolling(whole), hf.loglikelihood_rolling(whole), rtol=RTOL)
+    asked = requests_of("loglikelihood", ("z" * 60, " abc"))
+    np.testing.assert_allclose(ours.loglikelihood(asked)[0][0], hf.loglikelihood(asked)[0][0], rtol=RTOL)
