@@ -1,15 +1,16 @@
 """Question-translation alignment of language models: tuning, evaluation and probes in JAX.
 
-`ja.load`, `ja.train`, `ja.evaluate`, `ja.probe`, `ja.compare`, `ja.report` and `ja.export` are those of library.py.
+`ja.demo`, `ja.load`, `ja.train`, `ja.evaluate`, `ja.probe`, `ja.compare`, `ja.report` and `ja.export` are those of
+library.py.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxalign.library import LoadedModel, compare, evaluate, export, load, probe, report, train
+    from jaxalign.library import LoadedModel, compare, demo, evaluate, export, load, probe, report, train
 
-__all__ = ["LoadedModel", "compare", "evaluate", "export", "load", "probe", "report", "train"]
+__all__ = ["LoadedModel", "compare", "demo", "evaluate", "export", "load", "probe", "report", "train"]
 
 
 def __getattr__(name: str) -> Any:

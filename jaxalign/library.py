@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from jaxalign import runtime
 from jaxalign.cli.configuration import config_with
 from jaxalign.cli.data import gather_pairs
+from jaxalign.cli.demo import demo as run_demo
 from jaxalign.cli.evaluate import check_settings, evaluate_model
 from jaxalign.cli.export import export as export_run
 from jaxalign.cli.loading import Model, load_model, run_folder
@@ -56,6 +57,16 @@ class LoadedModel:
         if fixed := sorted(settings.keys() & set(LOADED_WITH)):
             raise InputError(f"{fixed[0]} is a setting of ja.load")
         return config_with({**self.settings, **settings, "out": str(out)})
+
+
+def demo(out: PathLike, **settings: Any) -> Path:
+    """The whole path on the mini set, from evaluation to report, into the folder `out`; the report's path.
+
+    Settings are those of configs/demo.py, the model among them.
+    """
+    runtime.start()
+    run_demo(config_with({**settings, "out": str(out)}, "demo"), [])
+    return Path(out) / "report.html"
 
 
 def load(model: PathLike, adapter: PathLike = "", **settings: Any) -> LoadedModel:

@@ -28,6 +28,7 @@ from jaxalign.files import path_of, read_json
 from jaxalign.model.hub import model_name
 from jaxalign.model.lora import LoraConfig
 from jaxalign.model.transformer import Decoder
+from jaxalign.reporting.fields import read_object
 
 NOT_CHECKED = "not checked"
 ROWS, POSITIONS = 4, 64
@@ -189,20 +190,24 @@ def facts_of_tokenizer(tokenizer: Tokenizer) -> dict[str, str | None]:
 
 def adapter_facts(folder: Path) -> dict[str, Any]:
     """Rank, alpha and scale as the PEFT folder has them."""
-    document = read_json(folder / "adapter_config.json")
+    where = folder / "adapter_config.json"
+    document = read_object(where)
     try:
         targets = document["target_modules"]
         variant = {"rslora": bool(document.get("use_rslora")), "dora": bool(document.get("use_dora"))}
         lora = LoraConfig(document["r"], document["lora_alpha"], tuple(targets), **variant)
+        scale = lora.scale
     except (KeyError, TypeError):
-        raise InputError(f"{folder / 'adapter_config.json'}: no LoRA adapter (r, lora_alpha, target_modules)") from None
-    return {"rank": lora.rank, "alpha": lora.alpha, "scale": lora.scale, "targets": targets, **variant}
+        raise InputError(f"{where}: no LoRA adapter (r, lora_alpha, target_modules)") from None
+    return {"rank": lora.rank, "alpha": lora.alpha, "scale": scale, "targets": targets, **variant}
 
 
 def named_base(folder: Path) -> str:
     """The base that a PEFT folder names, with its revision on the hub."""
-    document = read_json(folder / "adapter_config.json")
+    document = read_object(folder / "adapter_config.json")
     name, revision = document.get("base_model_name_or_path") or "", document.get("revision")
+    if not isinstance(name, str) or not isinstance(revision, str | None):
+        raise InputError(f"{folder / 'adapter_config.json'}: base_model_name_or_path {name!r} names no model")
     return f"{name}@{revision}" if revision else name
 
 

@@ -110,9 +110,9 @@ def nearest_key(key: str, keys: Iterable[str]) -> str:
     return f"did you mean config.{near[0]}?" if near else "jaxalign VERB --help lists the keys"
 
 
-def config_with(settings: Mapping[str, Any]) -> ConfigDict:
-    """The base config with other values, given as {key: value} with groups as dicts, locked."""
-    config = load_config("base")
+def config_with(settings: Mapping[str, Any], name: str = "base") -> ConfigDict:
+    """A shipped config with other values, given as {key: value} with groups as dicts, locked."""
+    config = load_config(name)
     base, given = dict(leaves(config)), dict(leaves(ConfigDict(settings)))
     for key, value in given.items():
         if key not in base:

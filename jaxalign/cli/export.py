@@ -17,7 +17,7 @@ from jaxalign.model.hf_weights import save_params
 from jaxalign.model.hub import TOKENIZER_FILES
 from jaxalign.model.peft_adapters import save_adapter
 from jaxalign.model.quantised import SCHEMES
-from jaxalign.reporting.model_card import base_licence, model_card
+from jaxalign.reporting.model_card import base_licence, check_recorded, model_card
 from jaxalign.reporting.results import read_results
 from jaxalign.reporting.runs import read_run
 from jaxalign.training.checkpoint import read_adapter
@@ -36,13 +36,15 @@ def export(config: ConfigDict, paths: Sequence[str]) -> None:
     run, results = path_of(paths[0]), [read_results(Path(path)) for path in paths[1:]]
     if not (run / "checkpoints").is_dir():
         raise InputError(f"{run}: not a run folder (no checkpoints/ in it); name a folder that train wrote")
+    record = read_run(run)
+    check_recorded(record)
     out = out_folder(config)
     config = config.copy_and_resolve_references()
     config.adapter = paths[0]
     with whole_folder(out) as folder:
         match config.format:
             case "peft":
-                export_adapter(config, run, folder)
+                export_adapter(config, run, record.document["model"], folder)
             case "merged":
                 export_model(config, run, folder)
             case other:
@@ -52,7 +54,7 @@ def export(config: ConfigDict, paths: Sequence[str]) -> None:
         write_json(folder / "certificate.json", certificate)
         card = model_card(
             out.name,
-            read_run(run),
+            record,
             results,
             is_adapter=config.format == "peft",
             licence=stated_licence(config.model),
@@ -63,10 +65,9 @@ def export(config: ConfigDict, paths: Sequence[str]) -> None:
     print(f"{'adapter' if config.format == 'peft' else 'model'}: {out}\n{verdict(certificate)}")
 
 
-def export_adapter(config: ConfigDict, run: AnyPath, folder: Path) -> None:
-    """The adapter as a PEFT folder; `config.model` becomes the run's, where it is not set."""
+def export_adapter(config: ConfigDict, run: AnyPath, named: str, folder: Path) -> None:
+    """The adapter as a PEFT folder of the base that the run names; so `config.model`, where it is not set."""
     lora, tree = read_adapter(run)
-    named = read_json(run / "run.json")["model"]
     save_adapter(folder, tree, lora, named)
     config.model = config.model or named
 

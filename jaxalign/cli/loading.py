@@ -1,7 +1,8 @@
 """What verbs share: the model, its tokenizer and its adapter, as the config names them."""
 
+import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from jaxalign.data.prompts import Exemplars, read_exemplars
 from jaxalign.data.tasks import TASKS, Task, task_named
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
 from jaxalign.errors import InputError
-from jaxalign.files import AnyPath, local_path, path_of, read_json
+from jaxalign.files import AnyPath, local_path, path_of
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.gguf import load_gguf_params, read_gguf_config, read_gguf_tokenizer
 from jaxalign.model.hf_config import read_config
@@ -31,6 +32,8 @@ from jaxalign.model.peft_adapters import load_adapter
 from jaxalign.model.quantised import SCHEMES, is_projection, quantise_params, quantise_stacked
 from jaxalign.model.transformer import Decoder
 from jaxalign.model.weights import Leaf, Place, place_on
+from jaxalign.reporting.fields import field
+from jaxalign.reporting.runs import read_run_document
 from jaxalign.training.checkpoint import read_trained
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
@@ -54,7 +57,7 @@ class Model:
     params: Any
     decoder: Decoder
     adapter: Adapter | None = None
-    tuned_on: list[str] | None = field(default_factory=list)
+    tuned_on: list[str] | None = dataclasses.field(default_factory=list)
     """The languages that adapter or parameters were tuned on; None: nobody recorded all of them."""
 
     @property
@@ -121,7 +124,8 @@ def with_adapter(model: Model, path: AnyPath) -> Model:
         lora, tree = load_adapter(path, model.config)
         return replace(adapted(model, Adapter(lora, tree)), tuned_on=None)
     trained = read_trained(path)
-    lora, languages = trained.record.lora, read_json(path / "run.json")["languages"]["seen"]
+    recorded = field(read_run_document(path), "languages", dict, str(path / "run.json"))
+    lora, languages = trained.record.lora, recorded.get("seen")
     if lora is None:
         tuned = tuned_params(model, trained.collections["params"], path)
         return replace(model, params=tuned, adapter=None, decoder=replace(model.decoder, lora=None), tuned_on=languages)

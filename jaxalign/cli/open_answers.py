@@ -21,7 +21,9 @@ from jaxalign.errors import InputError
 from jaxalign.evaluation.generate import Generator
 from jaxalign.evaluation.open_answers import evaluate_open
 from jaxalign.evaluation.open_cells import TRANSLATION, OpenCell, math_cell, translation_cells
-from jaxalign.files import AnyPath, path_of, read_json
+from jaxalign.files import AnyPath, path_of
+from jaxalign.reporting.fields import field, texts
+from jaxalign.reporting.runs import read_run_document
 from jaxalign.training.checkpoint import read_trained
 
 OPEN_TASKS = (*MATH_TASKS, TRANSLATION)
@@ -93,7 +95,7 @@ def cells_of(config: ConfigDict, task: str, model: Model) -> Sequence[OpenCell]:
         return [math_cell(data, MATH_TASKS[task], language, rows, model.tokenizer, most) for language in languages]
     run = pairs_run(config)
     if run is not None:
-        pairs, template = heldout_pairs(run, model.tokenizer), read_json(run / "run.json")["template"]
+        pairs, template = heldout_pairs(run, model.tokenizer), read_run_document(run)["template"]
     else:
         pairs = read_pairs(pair_paths(config), rendering(config))
         template = resolve_template(config.template, model.config.family)
@@ -138,10 +140,12 @@ def heldout_pairs(run: AnyPath, tokenizer: Tokenizer) -> list[QuestionPair]:
     Those left over must be, token for token, what it was trained on; otherwise InputError: held out or not could not
     be told.
     """
-    document, trained_on = read_json(run / "run.json"), read_trained(run).record.fingerprint["pairs"]
-    config = ConfigDict(document["config"])
-    pairs = gather_pairs(config, document["files"])
-    rendered = [render(pair, document["template"], tokenizer) for pair in pairs]
+    document, trained_on = read_run_document(run), read_trained(run).record.fingerprint["pairs"]
+    where = str(run / "run.json")
+    config = ConfigDict(field(document, "config", dict, where))
+    pairs = gather_pairs(config, texts(document, "files", where))
+    template = field(document, "template", str, where)
+    rendered = [render(pair, template, tokenizer) for pair in pairs]
     fitted = fit_pairs(rendered, config.batch.length, config.batch.too_long)
     kept, heldout = split_heldout(len(fitted.pairs), config.heldout, config.seed)
     if fitted.pairs.take(kept).sha256() != trained_on:

@@ -163,7 +163,10 @@ def _read_hugging_face(folder: Path, rendering: Rendering) -> Reads:
         return _each(folder, rows, study_pair)
     if "translation" in names:
         feature = rows.features["translation"]
-        directions = _directions(getattr(feature, "languages", feature), rendering, folder)
+        languages = getattr(feature, "languages", feature)
+        if not isinstance(languages, dict | list | tuple):
+            raise InputError(f"{folder}: the column 'translation' does not hold a text per language")
+        directions = _directions(languages, rendering, folder)
         return _translated(folder, (row["translation"] for row in rows), directions, rendering)
     raise InputError(
         f"{folder}: a data set of {', '.join(sorted(names))}; pairs are read from {', '.join(RENDERED_FIELDS)}; from "

@@ -23,7 +23,7 @@ def candidate_ids(word: str, tokenizer: Tokenizer, first_tokens: bool = True) ->
         pieces.append(f"<0x{word[0].encode('utf-8')[0]:02X}>")
     found = {tokenizer.vocabulary[piece] for piece in pieces if piece in tokenizer.vocabulary}
     if first_tokens and tokenizer.is_byte_level:
-        found |= {tokenizer.ids(prefix)[0] for prefix in prefixes}
+        found |= {id for prefix in prefixes for id in tokenizer.ids(prefix)[:1]}
     return sorted(found)
 
 

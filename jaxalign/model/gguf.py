@@ -15,7 +15,7 @@ from jaxalign.errors import InputError
 from jaxalign.model.config import Family, ModelConfig, RopeScaling
 from jaxalign.model.gguf_file import GgufFile, open_gguf
 from jaxalign.model.gguf_tokenizer import read_gguf_tokenizer
-from jaxalign.model.hf_config import Keys
+from jaxalign.model.hf_config import MOST_LAYERS, Keys
 from jaxalign.model.hf_weights import listed
 from jaxalign.model.weights import Index, Place, Weight, assemble, place_whole, weight_table
 
@@ -90,7 +90,8 @@ def _read_config(file: GgufFile) -> ModelConfig:
     keys = Keys(document, {}, f"{file.path}: {architecture} metadata")
     gemma = architecture == "gemma3"
 
-    layers, width, heads = keys.whole("block_count"), keys.whole("embedding_length"), keys.whole("attention.head_count")
+    layers = keys.whole("block_count", most=MOST_LAYERS)
+    width, heads = keys.whole("embedding_length"), keys.whole("attention.head_count")
     head_dim = keys.whole("attention.key_length", width // heads)
     for key in ("rope.dimension_count", "attention.value_length"):
         if keys.whole(key, head_dim) != head_dim:

@@ -78,7 +78,7 @@ def open_gguf(path: Path) -> GgufFile:
     blob = np.frombuffer(mapped, np.uint8)
     try:
         metadata, tensors = _read_tables(_Cursor(memoryview(mapped)), path)
-    except (struct.error, EOFError, UnicodeDecodeError):
+    except (struct.error, EOFError, UnicodeDecodeError, RecursionError):
         raise InputError(f"{path}: the GGUF file is cut off or broken") from None
     for name, tensor in tensors.items():
         if tensor.start + tensor.size > blob.size:
@@ -143,6 +143,8 @@ def _read_tables(cursor: _Cursor, path: Path) -> tuple[dict[str, Any], dict[str,
         tensors[name] = StoredTensor(shape, GGMLQuantizationType(kind), offset, math.prod(shape) // elements * size)
 
     alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise InputError(f"{path}: general.alignment {alignment} is no number of bytes")
     data = -(-cursor.position // alignment) * alignment
     placed = {
         name: StoredTensor(tensor.shape, tensor.kind, data + tensor.start, tensor.size)

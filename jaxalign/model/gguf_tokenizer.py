@@ -66,9 +66,20 @@ _BYTE_LEVEL = {
 def read_gguf_tokenizer(path: Path) -> "PreTrainedTokenizerFast":
     """The tokenizer of a GGUF file: special tokens, begin-of-text rule and chat template included.
 
-    InputError: not a GGUF file, without a tokenizer, or with one of a kind that is not known here.
+    InputError: not a GGUF file, without a tokenizer, or with one that is broken or of a kind that is not known here.
     """
     metadata = open_gguf(path).metadata
+    try:
+        return _tokenizer_of(metadata, path)
+    except InputError:
+        raise
+    except Exception as error:  # what wrong types and numbers in the file make of the libraries
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{path}: the tokenizer in it does not load ({reason})") from None
+
+
+def _tokenizer_of(metadata: dict[str, Any], path: Path) -> "PreTrainedTokenizerFast":
+    """The tokenizer that a file's metadata describes."""
     settings = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
     tokens = settings.get("tokens")
     if not isinstance(tokens, list):

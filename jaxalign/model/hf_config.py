@@ -1,6 +1,7 @@
 """A checkpoint's `config.json` as a ModelConfig. Every key is used, known to change nothing, or refused by name."""
 
 import json
+import math
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -8,6 +9,9 @@ from typing import Any, Literal
 from jaxalign import files
 from jaxalign.errors import InputError
 from jaxalign.model.config import Family, ModelConfig, RopeScaling
+
+MOST_LAYERS = 1000
+"""Many times more than any decoder has; lists of so many are made before a file is asked whether it holds them."""
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -52,7 +56,8 @@ def config_from_hf(document: dict[str, Any], where: str) -> ModelConfig:
     keys = Keys(document, _DEFAULTS[family], where)
     gemma = family == "gemma3_text"
 
-    layers, width, heads = keys.whole("num_hidden_layers"), keys.whole("hidden_size"), keys.whole("num_attention_heads")
+    layers = keys.whole("num_hidden_layers", most=MOST_LAYERS)
+    width, heads = keys.whole("hidden_size"), keys.whole("num_attention_heads")
     kv_heads = keys.whole_or_none("num_key_value_heads") or heads
     if heads % kv_heads:
         raise InputError(f"{where}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
@@ -170,10 +175,11 @@ class Keys:
         self.taken.add(key)
         return self.document.get(key, self.defaults.get(key, default))
 
-    def whole(self, key: str, default: int | None = None, least: int = 1) -> int:
+    def whole(self, key: str, default: int | None = None, least: int = 1, most: int | None = None) -> int:
         value = self.take(key, default)
-        if type(value) is not int or value < least:
-            raise InputError(f"{self.where}: {key} must be a whole number from {least} on, not {json.dumps(value)}")
+        if type(value) is not int or value < least or (most is not None and value > most):
+            bounds = f"from {least} on" if most is None else f"from {least} to {most}"
+            raise InputError(f"{self.where}: {key} must be a whole number {bounds}, not {json.dumps(value)}")
         return value
 
     def whole_or_none(self, key: str) -> int | None:
@@ -181,7 +187,7 @@ class Keys:
 
     def real(self, key: str, default: float | None = None) -> float:
         value = self.take(key, default)
-        if type(value) not in (int, float) or not value > 0:
+        if type(value) not in (int, float) or not 0 < value < math.inf:
             raise InputError(f"{self.where}: {key} must be a positive number, not {json.dumps(value)}")
         return float(value)
 
@@ -208,7 +214,8 @@ class Keys:
             shown = json.dumps(value)[:80]
             if key not in fixed:
                 raise InputError(f"{self.where}: unknown key {key} ({shown}); remove it if it changes nothing")
-            if value not in fixed[key]:
+            # 0 equals False, and means something else: layers_to_transform=0 is the first layer.
+            if not any(value == known and isinstance(value, bool) == isinstance(known, bool) for known in fixed[key]):
                 raise InputError(f"{self.where}: {key} {shown} is not supported, only {json.dumps(fixed[key][0])}")
 
 

@@ -162,8 +162,8 @@ def _weight_files(folder: Path) -> list[Path]:
     if index.is_file():
         document = files.read_json(index)
         weight_map = document.get("weight_map") if isinstance(document, dict) else None
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise InputError(f"{index}: has no weight_map from tensor names to files")
+        if not isinstance(weight_map, dict) or not weight_map or not all(map(is_file_name, weight_map.values())):
+            raise InputError(f"{index}: has no weight_map from tensor names to files of its folder")
         paths = [folder / name for name in sorted(set(weight_map.values()))]
         if missing := [path for path in paths if not path.is_file()]:
             raise InputError(f"{missing[0]}: no such file, though {index.name} names it; the download is incomplete")
@@ -174,6 +174,11 @@ def _weight_files(folder: Path) -> list[Path]:
             "safetensors (transformers: save_pretrained)"
         )
     raise InputError(f"{folder}: no model.safetensors and no model.safetensors.index.json")
+
+
+def is_file_name(value: Any) -> bool:
+    """Whether a JSON value names a file that lies in the folder itself."""
+    return isinstance(value, str) and value not in ("", ".", "..") and Path(value).name == value
 
 
 # Where a checkpoint may keep the decoder, and its head: a decoder alone, or inside a Gemma 3 with vision (as released,

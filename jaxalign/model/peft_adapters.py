@@ -128,7 +128,7 @@ def _read_lora_config(path: Path, config: ModelConfig) -> LoraConfig:
     known = projection_sizes(config)
     if targets == "all-linear":
         targets = list(known)
-    if not isinstance(targets, list) or not targets or any(target not in known for target in targets):
+    if not isinstance(targets, list) or not targets or any(target not in list(known) for target in targets):
         raise InputError(f"{path}: target_modules {targets} is not supported, only a list of {', '.join(known)}")
     lora = LoraConfig(
         keys.whole("r"),
@@ -151,6 +151,7 @@ def _check_tensors(tensors: Mapping[str, np.ndarray], shapes: Mapping[tuple[str,
         for (*module, factor), leaf in shapes.items()
         for layer in range(leaf.shape[0])
     }
+    not_numbers = [name for name, tensor in tensors.items() if not jnp.issubdtype(tensor.dtype, jnp.floating)]
     missing = [name for name in expected if name not in tensors]
     extra = sorted(set(tensors) - set(expected))
     wrong = [
@@ -158,6 +159,7 @@ def _check_tensors(tensors: Mapping[str, np.ndarray], shapes: Mapping[tuple[str,
         for name, shape in expected.items()
         if name in tensors and tensors[name].shape != shape
     ]
-    for found, what in ((missing, "missing"), (extra, "unexpected"), (wrong, "wrong shapes")):
+    kinds = ((missing, "missing"), (extra, "unexpected"), (wrong, "wrong shapes"), (not_numbers, "no floating point"))
+    for found, what in kinds:
         if found:
             raise InputError(f"{path}: not an adapter of this model; {what}: {listed(found)}")

@@ -13,6 +13,7 @@ from jaxalign.data.batches import Batch
 from jaxalign.errors import InputError
 from jaxalign.evaluation.score_labels import Scorer
 from jaxalign.model.attention import Prefix
+from jaxalign.model.config import ModelConfig
 from jaxalign.model.lora import lora_shapes
 from jaxalign.model.next_token import LabelSets
 from jaxalign.model.prompt_batches import PromptRunner
@@ -105,16 +106,22 @@ def lower_lens(job: Job, mesh: Mesh) -> Program:
 
 
 def base_shapes(job: Job) -> dict[str, Any]:
-    """The base parameters as they are stored, from the same table that reads them."""
-    stored = job.dtype if job.param_dtype in SCHEMES else job.param_dtype
+    """The base parameters as they are stored."""
+    return stored_shapes(job.architecture, job.dtype, job.param_dtype)
+
+
+def stored_shapes(architecture: ModelConfig, dtype: str, param_dtype: str) -> dict[str, Any]:
+    """An architecture's parameters stored as `param_dtype` says, from the same table that reads them; what a scheme
+    does not quantise is stored as `dtype`."""
+    stored = dtype if param_dtype in SCHEMES else param_dtype
 
     def place(leaf: Leaf) -> Any:
         shape = jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(stored))
-        if job.param_dtype in SCHEMES and is_projection(leaf.path):
-            return jax.eval_shape(SCHEMES[job.param_dtype].quantise, shape)
+        if param_dtype in SCHEMES and is_projection(leaf.path):
+            return jax.eval_shape(SCHEMES[param_dtype].quantise, shape)
         return shape
 
-    return assemble(job.architecture, jnp.dtype(stored), nothing_to_read, place)
+    return assemble(architecture, jnp.dtype(stored), nothing_to_read, place)
 
 
 def nothing_to_read(*_: Any) -> None:

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxalign.errors import InputError
 from jaxalign.model.gguf_file import open_gguf
 from jaxalign.model.hub import HubId, hub_id
 from jaxalign.reporting.escaping import code_block, code_span, markdown_text
+from jaxalign.reporting.fields import field, texts
 from jaxalign.reporting.results import VARIANTS, Results
 from jaxalign.reporting.runs import TrainingRun
 from jaxalign.reporting.tables import percent
@@ -20,6 +22,29 @@ HYPER_PARAMETERS = (
     *("seed", "dtype", "param_dtype"),
 )
 """The part of a run's config that a card shows: keys, and sections with all their keys."""
+
+
+RECORDED = {
+    **dict.fromkeys(("model", "template", "command"), str),
+    **dict.fromkeys(("pairs", "heldout_pairs", "dropped", "cut", "steps", "trainable_parameters"), int),
+    **dict.fromkeys(("config", "versions", "languages"), dict),
+}
+"""The fields of run.json that a card shows, and what they are."""
+
+
+def check_recorded(run: TrainingRun) -> None:
+    """InputError where a run's record lacks something that its card shows."""
+    where = str(run.folder / "run.json")
+    for name, kind in RECORDED.items():
+        field(run.document, name, kind, where)
+    texts(run.document, "files", where)
+    for key in (*HYPER_PARAMETERS, "data", "tasks", "build.control"):
+        *sections, name = key.split(".")
+        config, place = run.document["config"], f"{where}, config"
+        for section in sections:
+            config, place = field(config, section, dict, place), f"{place}.{section}"
+        if name not in config:
+            raise InputError(f"{place}: no field {name!r}; is the file complete?")
 
 
 def model_card(
@@ -32,7 +57,7 @@ def model_card(
     check: str,
     command: str,
 ) -> str:
-    """The text of README.md.
+    """The text of README.md, of a run that `check_recorded` has seen.
 
     `results` are evaluations whose scores are shown, `licence` is what the base model states, `check` one line
     on the comparison with the independent path, `command` the one that exports.
@@ -51,7 +76,9 @@ def model_card(
         "Loading it": code_block(loading(base, is_adapter), "python"),
         "Check": f"{markdown_text(check)}. See `certificate.json`.",
         "Licence": licence_text(licence),
-        "Versions": ", ".join(f"{name} {markdown_text(version)}" for name, version in document["versions"].items()),
+        "Versions": ", ".join(
+            f"{name} {markdown_text(str(version))}" for name, version in document["versions"].items()
+        ),
     }
     body = "\n\n".join(f"## {name}\n\n{text}" if name else text for name, text in sections.items())
     return f"{front_matter(run, base, licence, is_adapter)}\n# {markdown_text(title)}\n\n{body}\n"

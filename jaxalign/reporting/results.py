@@ -242,7 +242,7 @@ def read_cell(entry: Any, grid: Mapping[Key, Mapping[int, Prediction]], where: s
             "evaluate again"
         )
     for name, correct in (("accuracy_corrected", cell.correct), ("accuracy_reference", cell.correct_reference)):
-        if abs(field(entry, name, float, where) - correct / cell.count) > 1e-9:
+        if not abs(field(entry, name, float, where) - correct / cell.count) <= 1e-9:
             raise InputError(
                 f"{where}, field {name!r}: {entry[name]}, but predictions.jsonl has {correct}/{cell.count}"
             )

@@ -58,14 +58,7 @@ def find_run(adapter: str, beside: Path) -> Path | None:
 
 def read_run(folder: AnyPath) -> TrainingRun:
     """The training run in `folder`; both of its files must be there."""
-    described = folder / "run.json"
-    document = read_object(described)
-    if "languages" in document:
-        languages = field(document, "languages", dict, str(described))
-        for side in ("sources", "targets"):
-            texts(languages, side, f"{described}, languages")
-        if languages.get("seen") is not None:
-            texts(languages, "seen", f"{described}, languages")
+    document = read_run_document(folder)
     path = folder / "metrics.jsonl"
     if not path.is_file():
         raise InputError(f"{path}: no such file; the run in {folder} is not complete")
@@ -75,6 +68,19 @@ def read_run(folder: AnyPath) -> TrainingRun:
         raise InputError(f"{path}: not JSON lines ({error.msg})") from None
     training, held_out = (list(curve(rows, name, path)) for name in ("loss", "heldout_loss"))
     return TrainingRun(folder, document, training, held_out)
+
+
+def read_run_document(folder: AnyPath) -> dict[str, Any]:
+    """`run.json` of a run, its languages checked."""
+    path = folder / "run.json"
+    document = read_object(path)
+    if "languages" in document:
+        languages = field(document, "languages", dict, str(path))
+        for side in ("sources", "targets"):
+            texts(languages, side, f"{path}, languages")
+        if languages.get("seen") is not None:
+            texts(languages, "seen", f"{path}, languages")
+    return document
 
 
 def curve(rows: Sequence[Any], name: str, path: AnyPath) -> Iterator[tuple[int, float]]:

@@ -32,6 +32,8 @@ from jaxalign.training.step import TrainState
 
 Fingerprint = Mapping[str, Any]
 """Flat: key as the user knows it -> JSON value."""
+ARRAYS = ("trainable", "optimizer")
+"""The items of a checkpoint that have a digest."""
 
 
 @dataclass(frozen=True)
@@ -226,16 +228,17 @@ def read_state(
 
     Each process reads for itself, what its devices hold: none waits for one that has met a damaged file.
     """
-    record = ocp.JsonCheckpointHandler().restore(folder / "record")
-    check_fingerprint(record["fingerprint"], fingerprint, folder.parent)
+    saved = ocp.JsonCheckpointHandler().restore(folder / "record")
+    record, sha256 = parse_record(saved)
+    check_fingerprint(record.fingerprint, fingerprint, folder.parent)
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     arrays = ocp.StandardCheckpointHandler()
     # Where the file that this reads is missing, restoring would report a tree of another structure.
     arrays.metadata(folder / "optimizer")
     trainable = arrays.restore(folder / "trainable", args=ocp.args.StandardRestore(target.trainable))
     opt_state = arrays.restore(folder / "optimizer", args=ocp.args.StandardRestore(target.opt_state))
-    done, skipped = jax.device_put((np.int32(step), np.int32(record["skipped"])), like.step.sharding)
-    return Start(step, TrainState(done, skipped, trainable, opt_state), record["evaluated"]), record["sha256"]
+    done, skipped = jax.device_put((np.int32(step), np.int32(saved["skipped"])), like.step.sharding)
+    return Start(step, TrainState(done, skipped, trainable, opt_state), saved["evaluated"]), sha256
 
 
 def check_fingerprint(saved: Fingerprint, wanted: Fingerprint, place: Any) -> None:
@@ -270,20 +273,29 @@ def read_trained(run: AnyPath) -> Trained:
         folder = checkpoints.directory / str(step)
     try:
         with damage_told():
-            record, arrays = ocp.JsonCheckpointHandler().restore(folder / "record"), ocp.StandardCheckpointHandler()
+            saved, arrays = ocp.JsonCheckpointHandler().restore(folder / "record"), ocp.StandardCheckpointHandler()
+            record, sha256 = parse_record(saved)
             shapes = arrays.metadata(folder / "trainable").tree
             target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
             collections = arrays.restore(folder / "trainable", args=ocp.args.StandardRestore(target))
-        if weights_sha256(collections) != record["sha256"]["trainable"]:
+        if weights_sha256(collections) != sha256["trainable"]:
             raise Damaged("its arrays are not those that were saved")
     except Damaged as damage:
         raise InputError(
             f"{folder} is damaged ({damage}); start the run again, which sets it aside and goes on from the one before"
         ) from None
-    lora = record["lora"]
-    if lora is not None:
-        lora = LoraConfig(**{**lora, "targets": tuple(lora["targets"])})
-    return Trained(step, Record(record["config"], record["fingerprint"], lora), collections)
+    return Trained(step, record, collections)
+
+
+def parse_record(saved: Any) -> tuple[Record, dict[str, str]]:
+    """What `save` wrote of a run, and the digests of its arrays. Raises Damaged where that is not it."""
+    try:
+        lora, sha256 = saved["lora"], saved["sha256"]
+        if lora is not None:
+            lora = LoraConfig(**{**lora, "targets": tuple(lora["targets"])})
+        return Record(saved["config"], saved["fingerprint"], lora), {name: sha256[name] for name in ARRAYS}
+    except (KeyError, TypeError) as error:
+        raise Damaged(f"its record is not one that was saved ({type(error).__name__}: {error})") from None
 
 
 def read_adapter(run: AnyPath) -> tuple[LoraConfig, Any]:

@@ -1,0 +1,63 @@
+"""The notebook: stored without outputs, and run from its first cell to its last in a kernel of its own."""
+
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOK = ROOT / "notebooks" / "quickstart.ipynb"
+
+
+def read() -> nbformat.NotebookNode:
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def test_it_is_stored_without_outputs():
+    notebook = read()
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+    assert [cell.id for cell in code if "parameters" in cell.metadata.get("tags", [])] == ["parameters"]
+    # The machine is told before anything is installed.
+    ids = [cell.id for cell in code]
+    assert ids.index("machine") < ids.index("install") < ids.index("demo")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 8])
+def test_it_runs(model_folder, tmp_path, monkeypatch, devices):
+    """On one device and on eight of the CPU, small: its parameters are overwritten as papermill does it."""
+    small = f"""
+SOURCE, MODEL, OUT = "", {str(model_folder)!r}, {str(tmp_path / "out")!r}
+DEMO = {{"languages": "en,zh", "rows": "0:12", "steps": 2, "batch": {{"pairs_per_step": 8}}}}
+TUNED_ON, WATCHED = "hi,sw", "en,hi,sw"
+TUNING = {{"steps": 3, "optimizer": {{"learning_rate": 1e-2}}}}
+EVALUATION = {{"tasks": "snli", "languages": WATCHED, "rows": "0:6"}}
+"""
+    notebook = read()
+    places = [place for place, cell in enumerate(notebook.cells) if cell.id == "parameters"]
+    notebook.cells.insert(places[0] + 1, nbformat.v4.new_code_cell(small, id="small"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", str(devices))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    # The kernel's own files, and no one else's settings.
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    said = {
+        cell.id: "".join(output.text for output in cell.outputs if output.get("name") == "stdout")
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+    }
+    assert said["machine"].startswith(f"{devices} x cpu (cpu), jax ")
+    assert "llama-2-7b" in said["holds"] and said["holds"].startswith(f"{devices} x cpu, ")
+    assert "Done. Accuracy before and after" in said["demo"]
+    assert "held-out loss: " in said["tuning"] and "tuned on: " in said["tuning"]
+    for name in ("demo-report", "tuning-report"):
+        (cell,) = [cell for cell in notebook.cells if cell.id == name]
+        (shown,) = [output.data["text/html"] for output in cell.outputs if output.output_type == "display_data"]
+        assert shown.startswith("<div><iframe sandbox srcdoc=") and "&lt;svg" in shown and "<svg" not in shown
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"demo", "before", "run", "after", "report.html"}
+    assert os.listdir(tmp_path / "out" / "demo" / "adapter")
