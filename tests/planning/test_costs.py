@@ -1,5 +1,6 @@
 """Costs read from compiled text: programs whose costs are known by hand, and loops against the same unrolled."""
 
+import math
 from functools import partial
 
 import flax.linen as nn
@@ -10,8 +11,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxalign.model import transformer
+from jaxalign.model.lora import projection_sizes
+from jaxalign.planning import costs
 from jaxalign.planning.costs import Costs, count, group_size, valid_positions
 from jaxalign.planning.hlo import parse, parse_instruction
+from jaxalign.planning.job import Job
 from tests.planning.toy import TOY, costs_on_cpu, toy_job
 from tests.training.tiny_runs import mesh_of
 
@@ -65,23 +69,38 @@ def test_collectives_by_kind_and_size():
     assert reduction["all-reduce"].sent == 2 * 7 / 8 * 16 * 4
 
 
+def seen_without_a_loop(job: Job) -> int:
+    """Products of an adapter step, on each of 8 devices, that XLA leaves out where layers are not a loop's body.
+
+    Nobody asks for the gradient of the first layer's input, nor of its keys; and the scores that attention's gradient
+    computes again, layer by layer, are those that it computed before.
+    """
+    sizes = {name: size for name, (_, size) in projection_sizes(TOY).items()}
+    assert job.lora is not None
+    weights = sum(math.prod(sizes[name]) for name in ("q_proj", "k_proj", "v_proj"))
+    factors = sum(sizes[name][0] * job.lora.rank for name in job.lora.targets)
+    of_all_pairs = 2 * job.rows * job.length**2 * TOY.heads * TOY.head_dim
+    return (2 * job.rows * job.length * (weights + factors) + (1 + TOY.layers) * of_all_pairs) // 8
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("changes", "flops"),
-    [
-        ({"lora": None, "remat": "full"}, 1e-9),
-        # Without a loop the gradient of the first layer's input is seen to be asked for by nobody.
-        ({"remat": "none"}, 0.03),
-    ],
+    ("changes", "left_out"),
+    [({"lora": None, "remat": "full"}, lambda job: 0), ({"remat": "none"}, seen_without_a_loop)],
     ids=["all_parameters", "adapters"],
 )
-def test_a_scanned_step_costs_what_the_same_step_unrolled_does(changes, flops, monkeypatch):
-    """Products, and what is sent within 5 %; traffic within a quarter, for without a loop other things are fused."""
+def test_a_scanned_step_costs_what_the_same_step_unrolled_does(changes, left_out, monkeypatch):
+    """Products, and what is sent within 5 %; traffic within a quarter, for without a loop other things are fused.
+
+    The CPU's compiler copies whole what layers keep for the backward pass, on its way from one loop to the other: a
+    twelfth of the adapter step's traffic, which is left aside.
+    """
+    monkeypatch.setattr(costs, "NO_TRAFFIC", costs.NO_TRAFFIC | {"copy"})
     job = toy_job(**changes)
     scanned = costs_on_cpu(job)
     monkeypatch.setattr(transformer.nn, "scan", partial(nn.scan, unroll=TOY.layers))
     unrolled = costs_on_cpu(job)
-    assert unrolled.flops == pytest.approx(scanned.flops, rel=flops)
+    assert unrolled.flops == pytest.approx(scanned.flops - left_out(job), rel=1e-9)
     assert unrolled.bytes == pytest.approx(scanned.bytes, rel=0.25)
     for kind, collective in scanned.collectives.items():
         assert unrolled.collectives[kind].bytes == pytest.approx(collective.bytes, rel=0.05), kind
