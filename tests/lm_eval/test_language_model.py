@@ -69,7 +69,7 @@ def test_generated_texts_are_those_of_hf(both: Both):
     requests = requests_of("generate_until", *[(text, settings) for text in prompts])
     found = both.ours.generate_until(requests)
     assert found == both.hf.generate_until(requests)
-    assert found[0] == free[0][:5] and sum(len(text) < len(whole) for text, whole in zip(found, free, strict=True)) >= 3
+    assert sum(len(text) < len(whole) for text, whole in zip(found, free, strict=True)) >= 3
 
 
 def test_the_first_string_that_comes_ends_a_text(both: Both):
