@@ -128,6 +128,7 @@ class Attention(nn.Module):
     dtype: DTypeLike
 
     def setup(self):
+        """The parts of it."""
         make = partial(projection, self.config, self.lora, self.dtype)
         self.q_proj, self.k_proj = make("q_proj"), make("k_proj")
         self.v_proj, self.o_proj = make("v_proj"), make("o_proj")
@@ -165,6 +166,7 @@ class MLP(nn.Module):
     dtype: DTypeLike
 
     def setup(self):
+        """The parts of it."""
         make = partial(projection, self.config, self.lora, self.dtype)
         self.gate_proj, self.up_proj, self.down_proj = make("gate_proj"), make("up_proj"), make("down_proj")
 
@@ -183,6 +185,7 @@ class Block(nn.Module):
     dtype: DTypeLike
 
     def setup(self):
+        """The parts of it."""
         width = self.config.width
         self.self_attn = Attention(self.config, self.lora, self.dtype)
         self.mlp = MLP(self.config, self.lora, self.dtype)
@@ -217,6 +220,7 @@ class Embedding(nn.Module):
     width: int
 
     def setup(self):
+        """The parts of it."""
         self.embedding = self.param("embedding", nn.initializers.normal(1.0), (self.vocab_size, self.width))
 
 
@@ -225,6 +229,7 @@ class Head(nn.Module):
     vocab_size: int
 
     def setup(self):
+        """The parts of it."""
         self.kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.width, self.vocab_size))
 
 
@@ -246,6 +251,7 @@ class Decoder(nn.Module):
             """Linen's own; its type there allows for mutated collections, of which this module has none."""
 
     def setup(self):
+        """The parts of it."""
         config = self.config
         self.embed_tokens = Embedding(config.vocab_size, config.width)
         self.layers = Block(config, self.lora, self.dtype)
