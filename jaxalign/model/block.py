@@ -102,6 +102,7 @@ class Attention(nn.Module):
     dtype: DTypeLike
 
     def setup(self):
+        """The parts of it."""
         make = partial(projection, self.config, self.lora, self.dtype)
         self.q_proj, self.k_proj = make("q_proj"), make("k_proj")
         self.v_proj, self.o_proj = make("v_proj"), make("o_proj")
@@ -139,6 +140,7 @@ class MLP(nn.Module):
     dtype: DTypeLike
 
     def setup(self):
+        """The parts of it."""
         make = partial(projection, self.config, self.lora, self.dtype)
         self.gate_proj, self.up_proj, self.down_proj = make("gate_proj"), make("up_proj"), make("down_proj")
 
@@ -157,6 +159,7 @@ class Block(nn.Module):
     dtype: DTypeLike
 
     def setup(self):
+        """The parts of it."""
         width = self.config.width
         self.self_attn = Attention(self.config, self.lora, self.dtype)
         self.mlp = MLP(self.config, self.lora, self.dtype)

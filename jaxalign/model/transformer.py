@@ -48,6 +48,7 @@ class Embedding(nn.Module):
     width: int
 
     def setup(self):
+        """The parts of it."""
         self.embedding = self.param("embedding", nn.initializers.normal(1.0), (self.vocab_size, self.width))
 
 
@@ -56,6 +57,7 @@ class Head(nn.Module):
     vocab_size: int
 
     def setup(self):
+        """The parts of it."""
         self.kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.width, self.vocab_size))
 
 
@@ -77,6 +79,7 @@ class Decoder(nn.Module):
             """Linen's own; its type there allows for mutated collections, of which this module has none."""
 
     def setup(self):
+        """The parts of it."""
         config = self.config
         self.embed_tokens = Embedding(config.vocab_size, config.width)
         self.layers = Block(config, self.lora, self.dtype)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import jaxalign as ja
+from jaxalign.cli.configuration import config_with
 from jaxalign.data.pair_files import read_pairs
 from jaxalign.data.pairs import QuestionPair
 from jaxalign.errors import InputError
@@ -67,9 +68,16 @@ def test_the_readme_s_snippet_runs_as_it_stands(model_folder, tmp_path, monkeypa
     assert sorted(path.name for path in Path().iterdir()) == ["MODEL", "after", "before", "my_pairs.csv", "run"]
 
 
+@pytest.mark.slow
 def test_the_demo_returns_its_report(model_folder, tmp_path):
-    report = ja.demo(tmp_path, model=str(model_folder), languages="en,zh", rows="0:12", steps=1, batch={"length": 512})
+    report = ja.demo(tmp_path, model=str(model_folder), languages="en,zh", rows="0:12", steps=1)
     assert report == tmp_path / "report.html" and "Chinese" in report.read_text()
+
+
+def test_the_demo_starts_from_its_own_config(tmp_path):
+    with pytest.raises(InputError, match="lenguages: no such setting"):
+        ja.demo(tmp_path / "out", lenguages="en")
+    assert config_with({"steps": 5}, "demo").build.sources == "zh,de" and config_with({}).epochs == 3
 
 
 def test_what_is_written_is_what_the_verb_writes(ok, model_folder, folder, tmp_path):

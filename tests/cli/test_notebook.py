@@ -33,7 +33,7 @@ def test_it_runs(model_folder, tmp_path, monkeypatch, devices):
     small = f"""
 SOURCE, MODEL, OUT = "", {str(model_folder)!r}, {str(tmp_path / "out")!r}
 DEMO = {{"languages": "en,zh", "rows": "0:12", "steps": 2, "batch": {{"pairs_per_step": 8}}}}
-TUNED_ON, WATCHED = "hi,sw", "en,hi,sw"
+TUNED_ON, WATCHED = "hi,sw", "en,hi,bn"
 TUNING = {{"steps": 3, "optimizer": {{"learning_rate": 1e-2}}}}
 EVALUATION = {{"tasks": "snli", "languages": WATCHED, "rows": "0:6"}}
 """

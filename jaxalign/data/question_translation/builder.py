@@ -42,7 +42,7 @@ class QuestionTranslationConfig(tfds.core.BuilderConfig):
 
 
 class QuestionTranslation(tfds.core.GeneratorBasedBuilder):
-    """Builds with `download_and_prepare()`; read it with `as_data_source()` or as a folder of pairs."""
+    """Built by download_and_prepare, as all of TFDS; read by as_data_source, or as a folder of pairs."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [  # noqa: RUF012 - the name and the plain list are TFDS's interface
