@@ -121,7 +121,7 @@ def compare(before: PathLike, *afters: PathLike) -> Gains:
 
 
 def report(before: PathLike, *afters: PathLike, out: PathLike) -> Path:
-    """One HTML file of evaluations and probes before and after; its path."""
+    """One HTML file of evaluations and probes before and after, or of the probes of one folder alone; its path."""
     file = local_path(str(out))
     write_report(Path(before), [Path(after) for after in afters], file, command())
     return file

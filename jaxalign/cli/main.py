@@ -45,8 +45,8 @@ VERBS = {
     ),
     "report": (
         "report.report",
-        "BEFORE AFTER...",
-        "one HTML file from result folders, at --config.out (or in AFTER)",
+        "FOLDER | BEFORE AFTER...",
+        "one HTML file, of a probed folder or of results before and after, at --config.out (or in it, or AFTER)",
     ),
     "plan": ("plan.plan", "", "whether a step fits the TPU slices of --config.topology, compiled without a chip"),
     "export": (

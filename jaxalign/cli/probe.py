@@ -40,9 +40,9 @@ from jaxalign.probing.representation import write_representation
 from jaxalign.probing.run import ProbeRun
 from jaxalign.probing.transplant import write_transplant
 from jaxalign.reporting import language_pages, plots
-from jaxalign.reporting.figures import chosen_layers
-from jaxalign.reporting.neuron_plots import MASKING_AXES, masking_heat_map
-from jaxalign.reporting.probe_files import ATTRIBUTION_AXES, PCA_AXES, read_geometry, read_lens, read_probe
+from jaxalign.reporting.neuron_plots import MASKED, masking_heat_map
+from jaxalign.reporting.probe_files import read_probes
+from jaxalign.reporting.probe_sections import chosen_layers, token_map_text
 
 PROBES = ("logit_lens", "attribution", "pca", "geometry", "neurons", "masking", "masked_accuracy", "transplant")
 MASKING = {"masking", "masked_accuracy", "transplant"}
@@ -140,7 +140,7 @@ def probe_model(config: ConfigDict, model: Model) -> None:
         scattered = [code for code in SCATTERED if code in languages] or languages[:4]
         actions: dict[str, Callable[[], object]] = {
             "logit_lens": lambda: say_of_lens(write_logit_lens(run)),
-            "attribution": lambda: say_of_map(write_attribution(run, config.attribution_positions)),
+            "attribution": lambda: tqdm.write(token_map_text(write_attribution(run, config.attribution_positions))),
             "pca": lambda: write_representation(run, scattered),
             "geometry": lambda: write_geometry(run, capture),
             "neurons": lambda: write_neuron_counts(run),
@@ -169,34 +169,23 @@ def say_of_lens(lens: Mapping[str, Any]) -> None:
         tqdm.write(f"{rows_named}: {counts}")
 
 
-def say_of_map(attribution: Mapping[str, Any]) -> None:
-    """Says how good the map from tokens to languages is."""
-    held_out = attribution["token_map"]["held_out"]["all"]
-    decided, accuracy = held_out["decided"], held_out["accuracy"]
-    if accuracy is None:
-        tqdm.write("no token of the held-out texts has a language of its own")
-    else:
-        tqdm.write(
-            f"tokens of held-out texts: {decided:.0%} have a language of their own, for {accuracy:.0%} it is the right "
-            "one"
-        )
-
-
 def write_plots(out: Path, label: str) -> None:
     """Draws what the probes left in `out`, each figure as SVG and as PDF."""
     figures = {}
-    if lens := read_lens(out):
-        figures |= language_pages.lens_pages(lens, label)
-    if attribution := read_probe(out, "attribution", ATTRIBUTION_AXES):
-        figures |= language_pages.attribution_pages(attribution, label)
-    if pca := read_probe(out, "pca", PCA_AXES):
+    probes = read_probes(out)
+    if probes.lens:
+        figures |= language_pages.lens_pages(probes.lens, label)
+    if probes.attribution:
+        figures |= language_pages.attribution_pages(probes.attribution, label)
+    if pca := probes.pca:
         layers = chosen_layers(len(pca.arrays["points"]) - 1)
         figures["pca"] = plots.pca_scatter({label: pca.arrays["points"]}, pca.document["scatter_language"], layers)
         if "en" in pca.languages and len(pca.languages) > 1:
             figures["pca_correlations"] = plots.correlation_heat_map({label: pca.arrays["correlations"]}, pca.languages)
-    if masking := read_probe(out, "masking", MASKING_AXES):
-        figures["masking"] = masking_heat_map(masking.arrays["log_perplexity_change"], masking.languages)
-    if geometry := read_geometry(out):
+    for name, (array, quantity, scale) in MASKED.items():
+        if masked := probes.found.get(name):
+            figures[name] = masking_heat_map(scale * masked.arrays[array], masked.languages, quantity)
+    if geometry := probes.geometry:
         figures["geometry"] = plots.geometry({label: geometry.arrays}, geometry.languages, geometry.document["layer"])
     for name, figure in figures.items():
         write_text(out / f"{name}.svg", plots.svg(figure, name))

@@ -1,4 +1,4 @@
-"""`jaxalign report`: one HTML file of before against after."""
+"""`jaxalign report`: one HTML file of before against after, or of one model's probes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +12,13 @@ from jaxalign.reporting.html import write_report
 
 
 def report(config: ConfigDict, paths: Sequence[str]) -> None:
-    """Writes the report to `config.out`, a .html file or a folder; by default into the first AFTER."""
-    if len(paths) < 2:
-        raise InputError("report takes two arguments or more: the result folders BEFORE and AFTER, and more AFTER")
+    """Writes the report to `config.out`, a .html file or a folder; by default into the first AFTER, or FOLDER."""
+    if not paths:
+        raise InputError(
+            "report takes one argument or more: a probed folder, or the result folders BEFORE and AFTER..."
+        )
     before, *afters = map(Path, paths)
-    out = local_path(config.out) if config.out else afters[0]
+    out = local_path(config.out) if config.out else (afters or [before])[0]
     file = out if out.suffix == ".html" else out / "report.html"
     write_report(before, afters, file, command())
     print(f"report: {file}")

@@ -169,7 +169,7 @@ def measure_gains(comparison: Comparison) -> Gains:
     )
     cells = [CellGain(*parts) for parts in zip(comparison.rows, corrected, reference, strict=True)]
     means = [mean for block, rows in comparison.by_block.items() for mean in mean_gains(*block, rows)]
-    geometry = geometry_change(comparison.before.geometry, comparison.after.geometry)
+    geometry = geometry_change(comparison.before.probes.geometry, comparison.after.probes.geometry)
     return Gains(comparison, cells, means, geometry)
 
 

@@ -1,4 +1,4 @@
-"""What a tuning changed in the geometry: paired differences in every layer, and a headline at the middle one."""
+"""The geometry in numbers at the middle layer, and what a tuning changed in it: paired differences in every layer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +13,9 @@ from jaxalign.reporting.tables import language_title
 from jaxalign.statistics import bootstrap_intervals, holm, sign_flip_p_values
 
 LEVEL = 0.05
-HEADLINE = ("cka", "retrieval_centred", "reciprocal_rank_centred")
-"""Measures of the headline: centred, as uncentred cosines are mostly what all texts of a language share."""
+HEADLINE = {"cka": "CKA", "retrieval_centred": "retrieval@1", "reciprocal_rank_centred": "recip. rank"}
+"""Measures of the headline and what its columns call them: centred, as uncentred cosines are mostly what all texts of
+a language share."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class GeometryChange:
     interval: Mapping[str, np.ndarray]
     """measure -> float64 [languages, layers, 2]: 95 % percentile bootstrap over the rows"""
     layer: int
-    """of the headline: the middle one, fixed before anything is seen"""
+    """of the headline: see `middle`"""
     headline: Mapping[str, Mapping[str, Change]]
     """language, then "mean" -> measure of HEADLINE -> its change"""
 
@@ -81,7 +82,7 @@ def geometry_change(before: Probe | None, after: Probe | None) -> GeometryChange
         for probe in (before, after)
     ]
     differences = {measure: values[1][measure] - values[0][measure] for measure in MEASURES}
-    middle = len(first["layer"]) // 2
+    layer = middle(first["layer"])
     return GeometryChange(
         languages=languages,
         layers=first["layer"],
@@ -89,9 +90,14 @@ def geometry_change(before: Probe | None, after: Probe | None) -> GeometryChange
         position=first["position"],
         change={measure: each.mean(axis=-1) for measure, each in differences.items()},
         interval={measure: bootstrap_intervals(each) for measure, each in differences.items()},
-        layer=first["layer"][middle],
-        headline=headline(languages, *({m: each[m][:, middle] for m in HEADLINE} for each in values)),
+        layer=first["layer"][layer],
+        headline=headline(languages, *({m: each[m][:, layer] for m in HEADLINE} for each in values)),
     )
+
+
+def middle(layers: Sequence[int]) -> int:
+    """Which of the probed layers the headline is of: the middle one, fixed before anything is seen."""
+    return len(layers) // 2
 
 
 def headline(
@@ -124,13 +130,25 @@ def mean_change(before: np.ndarray, after: np.ndarray) -> Change:
 
 def geometry_lines(change: GeometryChange) -> list[list[str]]:
     """The headline as a table: a line of column names, then a line a language and their mean."""
-    names = {"cka": "CKA", "retrieval_centred": "retrieval@1", "reciprocal_rank_centred": "recip. rank"}
-    lines = [
-        [f"geometry, layer {change.layer}", *(text for name in names.values() for text in (name, "change  ", "95 %"))]
-    ]
+    columns = [text for name in HEADLINE.values() for text in (name, "change  ", "95 %")]
+    lines = [[f"geometry, layer {change.layer}", *columns]]
     for language, changes in change.headline.items():
         title = f"mean ({len(change.languages)} languages)" if language == "mean" else language_title(language)
-        lines.append([title, *(text for measure in names for text in change_texts(changes[measure]))])
+        lines.append([title, *(text for measure in HEADLINE for text in change_texts(changes[measure]))])
+    return lines
+
+
+def geometry_values(probe: Probe) -> list[list[str]]:
+    """The geometry of one model as a table: a line of column names, then a line a language."""
+    layer = middle(probe.document["layer"])
+    columns = [text for name in HEADLINE.values() for text in (name, "95 %")]
+    lines = [[f"geometry, layer {probe.document['layer'][layer]}", *columns]]
+    for index, code in enumerate(probe.languages):
+        line = [language_title(code)]
+        for measure in HEADLINE:
+            low, high = probe.arrays[f"{measure}_interval"][index, layer]
+            line += [f"{probe.arrays[measure][index, layer]:.3f}", f"{low:.3f} to {high:.3f}"]
+        lines.append(line)
     return lines
 
 
@@ -149,11 +167,25 @@ def signed_share(value: float) -> str:
     return "0.000" if text in ("+0.000", "-0.000") else text.replace("-", "\N{MINUS SIGN}")
 
 
+def values_note(probe: Probe) -> str:
+    """What the columns of one model's table mean."""
+    document = probe.document
+    layer = document["layer"][middle(document["layer"])]
+    return f"{what_is_compared(layer, len(document['row']), document['position'])} Intervals: bootstrap over rows."
+
+
+def what_is_compared(layer: int, rows: int, position: str) -> str:
+    """What the columns of both tables are."""
+    return (
+        f"Geometry: likeness to English at layer {layer}, the middle one, over {rows} rows (states: {position}; in "
+        "retrieval and reciprocal rank each language's mean is taken off)."
+    )
+
+
 def geometry_note(change: GeometryChange) -> str:
     """What the headline's columns and marks mean."""
     return (
-        f"Geometry: likeness to English at layer {change.layer}, the middle one, over {change.rows} rows (states: "
-        f"{change.position}; in retrieval and reciprocal rank each language's mean is taken off). Intervals: paired "
-        "bootstrap over rows, of the mean over languages too. ** significant at 5 % by sign flips of the rows' "
-        f"differences after Holm's correction over the {len(HEADLINE) * len(change.languages)} changes shown."
+        f"{what_is_compared(change.layer, change.rows, change.position)} Intervals: paired bootstrap over rows, of the "
+        "mean over languages too. ** significant at 5 % by sign flips of the rows' differences after "
+        f"Holm's correction over the {len(HEADLINE) * len(change.languages)} changes shown."
     )

@@ -7,33 +7,21 @@ stands there (control characters, bidirectional overrides) are shown as their co
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
 from jaxalign.errors import InputError
 from jaxalign.files import write_text
-from jaxalign.reporting.escaping import visible
-from jaxalign.reporting.figures import (
-    accuracy_plot,
-    attribution_section,
-    gain_plot,
-    geometry_section,
-    lens_section,
-    masking_section,
-    representation_section,
-    training_plot,
-)
-from jaxalign.reporting.gain_files import interval_text, notes, number_text, p_text
+from jaxalign.reporting.figures import accuracy_plot, gain_plot, training_plot
+from jaxalign.reporting.gain_files import notes
 from jaxalign.reporting.gains import CellGain, Gains, MeanGain, measure_gains
-from jaxalign.reporting.geometry import geometry_lines, geometry_note
-from jaxalign.reporting.lens import LENS_NOTE
-from jaxalign.reporting.neurons import neuron_changes
+from jaxalign.reporting.neurons import neuron_tables
+from jaxalign.reporting.probe_page import probe_page
+from jaxalign.reporting.probe_sections import probe_sections
 from jaxalign.reporting.results import Prediction, Results
 from jaxalign.reporting.runs import TrainingRun
-from jaxalign.reporting.tables import Comparison, block_title, cells_text, compare, language_title, percent, signed
+from jaxalign.reporting.tables import Comparison, block_title, compare
+from jaxalign.reporting.templates import page, versions_table
 
 EXAMPLES_PER_CELL = 3
 
@@ -61,11 +49,11 @@ class Example:
 
 
 def write_report(before: Path, afters: Sequence[Path], out: Path, command: str) -> None:
-    """Compares result folders and writes the report, whole or not at all.
+    """Compares result folders, or shows the probes of one, and writes the page, whole or not at all.
 
     Args:
       before, afters: folders that `evaluate`, and perhaps `probe`, wrote; see `compare`. Accuracies are means over the
-        AFTER folders; label masses, probes and examples are those of the first.
+        AFTER folders; label masses, probes and examples are those of the first. Without AFTER: see `probe_page`.
       out: the HTML file.
       command: the command line that makes the report, shown in it.
 
@@ -74,31 +62,20 @@ def write_report(before: Path, afters: Sequence[Path], out: Path, command: str) 
     """
     if out.is_dir():
         raise InputError(f"{out}: a folder; name the HTML file to write, as {out / 'report.html'}")
-    write_text(out, render(measure_gains(compare(before, *afters)), command))
+    write_text(out, render(measure_gains(compare(before, *afters)), command) if afters else probe_page(before, command))
 
 
 def render(gains: Gains, command: str) -> str:
     """The page's text."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, finalize=visible, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "percent": percent,
-        "signed": signed,
-        "title": language_title,
-        "cells": cells_text,
-        "p": p_text,
-        "interval": interval_text,
-        "number": number_text,
-        "pretty": pretty,
-    }
-    source = package_files("jaxalign.reporting").joinpath("report.html.jinja").read_text(encoding="utf-8")
     comparison, run = gains.comparison, gains.comparison.run
     after_titles = [f"after, run {index + 1}" for index in range(len(comparison.afters))]
     if len(after_titles) == 1:
         after_titles = ["after"]
     sides = {"before": comparison.before, **dict(zip(after_titles, comparison.afters, strict=True))}
-    page = environment.from_string(source).render(
+    changed = {label: each.probes for label, each in (("before", comparison.before), ("after", comparison.after))}
+    neurons = neuron_tables({"before": comparison.before.folder, "after": comparison.after.folder})
+    return page(
+        "report.html.jinja",
         comparison=comparison,
         command=command,
         blocks=[
@@ -117,25 +94,17 @@ def render(gains: Gains, command: str) -> str:
         ],
         gain_plot=gain_plot(gains),
         slices=slice_table(gains),
-        notes=notes(gains),
+        remarks=notes(gains),
         run=run,
         run_facts=run_facts(run) if run else {},
         training=training_plot(run) if run and (run.training or run.held_out) else None,
-        lens=lens_section(comparison),
-        lens_note=LENS_NOTE,
-        representation=representation_section(comparison),
-        attribution=attribution_section(comparison),
-        masking=masking_section(comparison),
-        neurons=neuron_changes(comparison.before.folder, comparison.after.folder),
-        geometry=geometry_section(comparison),
-        geometry_lines=geometry_lines(gains.geometry) if gains.geometry else [],
-        geometry_note=geometry_note(gains.geometry) if gains.geometry else "",
+        sections=probe_sections(changed, neurons, gains.geometry),
+        neurons=neurons,
         sides=sides,
         timings={label: timing_facts(each) for label, each in sides.items()},
         versions=versions(comparison, sides),
         examples_per_cell=EXAMPLES_PER_CELL,
     )
-    return page
 
 
 def slice_table(gains: Gains) -> dict[str, list[MeanGain | None]]:
@@ -145,11 +114,6 @@ def slice_table(gains: Gains) -> dict[str, list[MeanGain | None]]:
     for mean in gains.means:
         table[mean.name][blocks.index((mean.task, mean.variant))] = mean
     return table
-
-
-def pretty(document: Any) -> str:
-    """A JSON document, indented, native script as it is."""
-    return json.dumps(document, ensure_ascii=False, indent=2)
 
 
 def count_range(cells: Sequence[CellGain]) -> str:
@@ -206,12 +170,12 @@ def shown(value: Any) -> str:
 
 
 def versions(comparison: Comparison, sides: Mapping[str, Results]) -> dict[str, Any]:
-    """Package versions of every stage: {"stages": names, "packages": package -> a version per stage}."""
+    """`versions_table` of every stage, those of the tasks at its end."""
     stages: dict[str, Mapping[str, Any]] = {label: each.document["versions"] for label, each in sides.items()}
     if comparison.run and isinstance(comparison.run.document.get("versions"), Mapping):
         stages["tuning"] = comparison.run.document["versions"]
-    packages = sorted({package for stage in stages.values() for package in stage})
-    return {
-        "stages": list(stages),
-        "packages": {package: [stage.get(package, "") for stage in stages.values()] for package in packages},
-    }
+    table = versions_table(stages)
+    for task in comparison.after.task_versions:
+        numbers = [each.task_versions.get(task, "") for each in sides.values()]
+        table["packages"][f"task {task}"] = numbers + [""] * (len(stages) - len(sides))
+    return table

@@ -1,6 +1,6 @@
-"""What a tuning changed in the logit lens: the headline of each language, means over the rows that survive."""
+"""The headline of the logit lens, and what a tuning changed in it: of each language, over the rows that survive."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -8,17 +8,21 @@ from jaxalign.probing.logit_lens import UNSHARED
 from jaxalign.reporting.geometry import signed_share
 from jaxalign.reporting.tables import language_title
 
-LENS_NOTE = (
-    "Means over rows, read without the tokens that an English and an in-language label word share. Largest: over the "
-    "layers, with the layer. No test is made of the changes; the bands above say how sure each mean is."
-)
+
+def lens_note(runs: Collection[str]) -> str:
+    """What the headline's columns mean; `runs`: one, or "before" and "after"."""
+    of_changes = " No test is made of the changes; the bands say how sure each mean is." if len(runs) > 1 else ""
+    return (
+        "Means over rows, read without the tokens that an English and an in-language label word share. Largest: over "
+        f"the layers, with the layer.{of_changes}"
+    )
 
 
 def lens_lines(runs: Mapping[str, Mapping[str, np.ndarray]], languages: Sequence[str]) -> list[list[str]]:
     """A line of column names, then a line for each language of which rows survive.
 
     Args:
-      runs: "before" and "after", or one of them -> float [language, L] by name, as `logit_lens.npz` has them.
+      runs: "before" and "after", or one alone -> float [language, L] by name, as `logit_lens.npz` has them.
     """
     lines = [["lens", "largest English mass", "in-language mass at the output", "entropy at the output, bits"]]
     for index, code in enumerate(languages):

@@ -1,24 +1,40 @@
-"""The figure of the probe masking: what switching off each language's neurons does to every language."""
+"""Figures of language neurons: where they are, and what switching off each language's does to every language."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxalign.reporting.plots import BLACK, STYLE, title
+from jaxalign.reporting.plots import BLACK, STYLE, layers_heat_map, title
 
-MASKING_AXES = {"log_perplexity_change": ["effect", "masked_language", "language", "estimate"]}
+MASKED = {
+    "masking": ("log_perplexity_change", "change of log perplexity (nats per token)", 1),
+    "masked_accuracy": ("accuracy_change", "change of accuracy (percentage points)", 100),
+}
+"""The probes with such a grid: array, what it is in which unit, and times what."""
 
 
-def masking_heat_map(change: np.ndarray, languages: Sequence[str]) -> Figure:
-    """Change of log perplexity, the language's own neurons switched off on the left and random ones on the right.
+def neurons_heat_map(counts: Mapping[str, np.ndarray], languages: Sequence[str]) -> Figure:
+    """How many neurons each language has in each layer, one panel a run.
+
+    Args:
+      counts: label -> int [K, L].
+      languages: codes, length K.
+    """
+    most = max(1, *(int(each.max()) for each in counts.values()))
+    return layers_heat_map(counts, languages, "neurons", "viridis", 0, most)
+
+
+def masking_heat_map(change: np.ndarray, languages: Sequence[str], quantity: str) -> Figure:
+    """Change of a quantity, the language's own neurons switched off on the left and random ones on the right.
 
     A dot: the two differ, by the 95 % interval of their difference.
 
     Args:
-      change: `log_perplexity_change` of `masking.npz`, float [3, K, K, 3].
+      change: `log_perplexity_change` of `masking.npz`, say, float [3, K, K, 3].
       languages: codes, length K.
+      quantity: what the colours are, with its unit.
     """
     most = max(float(np.abs(change[:2, ..., 0]).max()), 1e-3)
     apart = (change[2, ..., 1] > 0) | (change[2, ..., 2] < 0)
@@ -34,5 +50,5 @@ def masking_heat_map(change: np.ndarray, languages: Sequence[str]) -> Figure:
         panels[0].scatter(columns + 0.5, rows + 0.5, s=8, color=BLACK)
         panels[0].set_ylabel("switched off")
         panels[0].invert_yaxis()
-        figure.colorbar(mesh, ax=panels, label="change of log perplexity (nats per token)")
+        figure.colorbar(mesh, ax=panels, label=quantity)
     return figure

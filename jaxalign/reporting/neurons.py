@@ -1,11 +1,15 @@
-"""Language neurons before and after tuning: how many there are of each class, in each layer, of each language."""
+"""Language neurons, before and after tuning too: how many there are of each class, in each layer, of each language."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from jaxalign.data.languages import language_of
 from jaxalign.errors import InputError
-from jaxalign.probing.neurons import CLASSES, read_selection
+from jaxalign.probing.neurons import CLASSES, check_fits, read_selection
 from jaxalign.reporting.fields import field, read_object, texts
 from jaxalign.reporting.tables import language_title
 
@@ -17,61 +21,82 @@ SHOWN = CLASSES[1:3]
 
 @dataclass(frozen=True)
 class NeuronCount:
-    """One row: how many neurons before and after, and how many of those before are among those after."""
+    """One row: how many neurons in each folder, and of two folders how many are in both."""
 
     label: str
-    before: int
-    after: int
+    counts: tuple[int, ...]
     kept: int | None = None
 
     @property
     def change(self) -> int:
-        return self.after - self.before
+        return self.counts[-1] - self.counts[0]
 
 
 @dataclass(frozen=True)
-class NeuronChanges:
-    """Two selections side by side."""
+class NeuronTables:
+    """The selection of one folder, or two side by side."""
 
+    labels: list[str]
+    codes: list[str]
     classes: list[NeuronCount]
     languages: list[NeuronCount]
     layers: dict[str, list[NeuronCount]]
     """class -> a row for each layer"""
+    by_layer: dict[str, np.ndarray]
+    """label -> how many neurons each language has in each layer, int [K, L]"""
 
 
-def neuron_changes(before: Path, after: Path) -> NeuronChanges | None:
-    """The selections that lie in two result folders, compared; None unless both hold one.
+def neuron_tables(folders: Mapping[str, Path]) -> NeuronTables | None:
+    """The selections that lie in one or two folders, by label; None unless all of them hold one.
 
     Raises:
       InputError: a file is broken, or the two were made of other languages, sizes, or by another score.
     """
-    folders = (before, after)
-    if not all((folder / "selection.json").is_file() for folder in folders):
+    if not all((folder / "selection.json").is_file() for folder in folders.values()):
         return None
-    first, second = (read_object(folder / "selection.json") for folder in folders)
+    paths = list(folders.values())
+    documents = [read_object(folder / "selection.json") for folder in paths]
+    (before, first), (after, second) = ((paths[end], documents[end]) for end in (0, -1))
     for name in SAME:
         if first.get(name) != second.get(name):
             raise InputError(
                 f"{before} and {after}: selection.json has {name} {first.get(name)!r} in one and "
                 f"{second.get(name)!r} in the other; select both alike"
             )
-    languages = texts(first, "language", str(before / "selection.json"))
-    pairs = [read_selection(folder / "selection.npz", languages) for folder in folders]
-    own = {code: [{tuple(pair) for pair in each[code].tolist()} for each in pairs] for code in languages}
-    layers = [class_layers(document, folder) for document, folder in zip((first, second), folders, strict=True)]
-    return NeuronChanges(
-        classes=[NeuronCount(title(name), *(sum(each[name]) for each in layers)) for name in CLASSES],
-        languages=[
-            NeuronCount(language_title(code), len(then), len(now), len(then & now)) for code, (then, now) in own.items()
-        ],
+    where = str(before / "selection.json")
+    codes = texts(first, "language", where)
+    for code in codes:
+        language_of(code, f"{where}, language")
+    selections = [read_selection(folder / "selection.npz", codes) for folder in paths]
+    layers = [class_layers(*each) for each in zip(documents, paths, strict=True)]
+    for own in selections:
+        check_fits(own, first["layers"], field(first, "neurons_per_layer", int, where))
+    return NeuronTables(
+        labels=list(folders),
+        codes=codes,
+        classes=[NeuronCount(title(name), tuple(sum(each[name]) for each in layers)) for name in CLASSES],
+        languages=[language_count(code, [own[code] for own in selections]) for code in codes],
         layers={
             title(name): [
-                NeuronCount(str(layer), *counts)
+                NeuronCount(str(layer), counts)
                 for layer, counts in enumerate(zip(*(each[name] for each in layers), strict=True))
             ]
             for name in SHOWN
         },
+        by_layer={
+            label: np.array(
+                [np.bincount(own[code][:, 0].astype(np.int64), minlength=first["layers"]) for code in codes]
+            )
+            for label, own in zip(folders, selections, strict=True)
+        },
     )
+
+
+def language_count(code: str, selections: Sequence[np.ndarray]) -> NeuronCount:
+    """How many neurons a language has; (layer, index) int [n, 2] of each folder."""
+    own = [{tuple(pair) for pair in pairs.tolist()} for pairs in selections]
+    kept = len(set.intersection(*own)) if len(own) > 1 else None
+    return NeuronCount(language_title(code), tuple(map(len, own)), kept)
 
 
 def title(name: str) -> str:

@@ -11,7 +11,7 @@ from jaxalign.data.languages import language_of
 from jaxalign.errors import InputError
 from jaxalign.files import read_npz
 from jaxalign.probing.likeness import GEOMETRY_AXES
-from jaxalign.reporting.fields import field, read_object, texts, whole_numbers
+from jaxalign.reporting.fields import field, read_object, share, texts, whole_numbers
 
 LENS_AXES = {
     f"{way}{quantity}_{statistic}": ["language", "layer"]
@@ -24,6 +24,8 @@ ATTRIBUTION_AXES = {
     for kind in ("language", "script")
     for statistic in ("mean", "half_width")
 }
+MASKING_AXES = {"log_perplexity_change": ["effect", "masked_language", "language", "estimate"]}
+MASKED_ACCURACY_AXES = {"accuracy_change": ["effect", "masked_language", "language", "estimate"]}
 PCA_AXES = {
     "points": ["layer", "scatter_language", "row", "component"],
     "explained_variance_ratio": ["layer", "component"],
@@ -43,6 +45,35 @@ class Probe:
         return self.document["language"]
 
 
+@dataclass(frozen=True)
+class Probes:
+    """The probes that lie in a folder; None where there is none."""
+
+    lens: Probe | None
+    attribution: Probe | None
+    pca: Probe | None
+    geometry: Probe | None
+    masking: Probe | None
+    masked_accuracy: Probe | None
+
+    @property
+    def found(self) -> dict[str, Probe]:
+        """Those that are there, by name."""
+        return {name: probe for name, probe in vars(self).items() if probe is not None}
+
+
+def read_probes(folder: Path) -> Probes:
+    """All that `probe` left in a folder and figures are drawn of; a damaged file raises InputError."""
+    return Probes(
+        lens=read_lens(folder),
+        attribution=read_attribution(folder),
+        pca=read_probe(folder, "pca", PCA_AXES),
+        geometry=read_geometry(folder),
+        masking=read_probe(folder, "masking", MASKING_AXES),
+        masked_accuracy=read_probe(folder, "masked_accuracy", MASKED_ACCURACY_AXES),
+    )
+
+
 def read_lens(folder: Path) -> Probe | None:
     """`logit_lens.npz` and `.json`, or None where neither is."""
     probe = read_probe(folder, "logit_lens", LENS_AXES)
@@ -53,6 +84,19 @@ def read_lens(folder: Path) -> Probe | None:
         counts = field(probe.document, name, dict, where)
         for language in probe.languages:
             field(counts, language, int, f"{where}, {name}")
+    return probe
+
+
+def read_attribution(folder: Path) -> Probe | None:
+    """`attribution.npz` and `.json`, or None where neither is."""
+    probe = read_probe(folder, "attribution", ATTRIBUTION_AXES)
+    if probe is not None:
+        where = str(folder / "attribution.json")
+        token_map = field(probe.document, "token_map", dict, where)
+        held_out = field(field(token_map, "held_out", dict, f"{where}, token_map"), "all", dict, f"{where}, held_out")
+        for name in ("decided", "accuracy"):
+            if held_out.get(name) is not None:
+                share(held_out[name], f"{where}, token_map, held_out, all, {name}")
     return probe
 
 

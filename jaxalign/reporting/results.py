@@ -17,7 +17,7 @@ from jaxalign.data.tasks import task_named
 from jaxalign.errors import InputError
 from jaxalign.files import read_json_lines
 from jaxalign.reporting.fields import field, read_object, share, texts
-from jaxalign.reporting.probe_files import PCA_AXES, Probe, read_geometry, read_lens, read_probe
+from jaxalign.reporting.probe_files import Probes, read_probes
 
 VARIANTS = {
     "english": "English answers",
@@ -109,9 +109,7 @@ class Results:
     document: Mapping[str, Any]
     """`results.json`"""
     timing: Mapping[str, Any]
-    lens: Probe | None
-    pca: Probe | None
-    geometry: Probe | None
+    probes: Probes
 
     @property
     def model(self) -> str:
@@ -164,9 +162,7 @@ def read_results(folder: Path) -> Results:
         task_versions=versions,
         document={"adapter": None, **document},
         timing=read_object(timing) if timing.is_file() else {},
-        lens=read_lens(folder),
-        pca=read_probe(folder, "pca", PCA_AXES),
-        geometry=read_geometry(folder),
+        probes=read_probes(folder),
     )
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.reporting.folders import write_evaluation
+from tests.reporting.folders import write_evaluation, write_lens
 
 CELLS = {("emotion", code): 0.5 for code in ("en", "zh", "sw")}
 NAMES = ["compare.csv", "compare.json", "compare.md"]
@@ -46,12 +46,25 @@ def test_the_report_of_several_runs(ok, folders):
 
 @pytest.mark.parametrize("verb", ["compare", "report"])
 def test_what_cannot_be_compared_is_refused(refused, folders, tmp_path, verb):
-    assert "two arguments or more" in refused(verb)
-    assert "two arguments or more" in refused(verb, folders[0])
     assert "absent: no results.json" in refused(verb, folders[0], tmp_path / "absent")
     assert "given twice" in refused(verb, folders[0], folders[1], folders[1])
     other = write_evaluation(tmp_path / "other", CELLS, tuned_on=["sw"])
     assert "what it was tuned on" in refused(verb, folders[0], folders[1], other)
+
+
+def test_compare_takes_two_folders(refused, folders):
+    assert "two arguments or more" in refused("compare")
+    assert "two arguments or more" in refused("compare", folders[0])
+
+
+def test_the_report_of_one_folder_is_of_its_probes(ok, refused, tmp_path):
+    write_lens(tmp_path / "probed", ["en", "zh"], layers=3)
+    ok("report", tmp_path / "probed")
+    assert "zh Chinese" in (tmp_path / "probed" / "report.html").read_text()
+    (tmp_path / "bare").mkdir()
+    assert "one argument or more" in refused("report")
+    assert "bare: no probe in it" in refused("report", tmp_path / "bare")
+    assert "absent: no such folder" in refused("report", tmp_path / "absent")
 
 
 def test_what_evaluate_writes_is_read(ok, model_folder, run, tmp_path):

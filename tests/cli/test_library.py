@@ -103,6 +103,7 @@ def test_probes_come_back_as_arrays(base, tmp_path):
     probes = ja.probe(base, tmp_path, probes="pca", languages="en,de", rows="0:4")
     assert list(probes) == ["pca"] and probes["pca"].languages == ["en", "de"]
     assert np.isfinite(probes["pca"].arrays["correlations"]).all()
+    assert "variance on two components" in ja.report(tmp_path, out=tmp_path / "page.html").read_text()
 
 
 def test_files_are_read_as_pairs_are(tmp_path, base, folder):

@@ -12,6 +12,7 @@ from jaxalign.files import write_json, write_json_lines
 from jaxalign.probing.likeness import GEOMETRY_AXES, geometry_arrays, language_geometry
 from jaxalign.probing.logit_lens import LanguageLens, LensRows, lens_arrays, lens_document
 from jaxalign.probing.masking import EFFECTS
+from jaxalign.probing.neurons import language_neurons, select_neurons, selection_document
 from jaxalign.probing.records import write_probe
 from jaxalign.probing.representation import pca_arrays
 from jaxalign.probing.token_languages import SCRIPT_CLASSES, UNDECIDABLE
@@ -19,6 +20,14 @@ from jaxalign.reporting.results import Key
 from jaxalign.statistics import wilson_interval
 
 VERSIONS = {"jax": "0.10.2", "flax": "0.12.8", "jaxalign": "0.1.0"}
+PROBED = {
+    "model": "models/smollm2-135m",
+    "adapter": "",
+    "config": {"rows": "0:20"},
+    "command": "jaxalign probe --config.out=base",
+    "versions": VERSIONS,
+}
+"""What every probe's JSON file says besides."""
 
 
 def cell_records(
@@ -170,7 +179,7 @@ def write_lens(folder: Path, languages: Sequence[str], layers: int = 12, rows: i
         )
 
     lens = {language: LanguageLens(lens_rows(language != "de"), lens_rows(True)) for language in languages}
-    write_probe(folder, "logit_lens", lens_arrays(lens), {**lens_document(lens), "versions": VERSIONS})
+    write_probe(folder, "logit_lens", lens_arrays(lens), {**lens_document(lens), **PROBED})
 
 
 def write_pca(
@@ -194,7 +203,7 @@ def write_pca(
         "language": list(languages),
         "scatter_language": list(scatter),
         "row": list(range(rows)),
-        "versions": VERSIONS,
+        **PROBED,
     }
     write_probe(folder, "pca", pca_arrays(states, [languages.index(code) for code in scatter]), document)
 
@@ -212,7 +221,7 @@ def write_geometry(folder: Path, languages: Sequence[str], layers: int = 4, shar
         "row": list(range(rows)),
         "bound": ["low", "high"],
         "position": "query_mean",
-        "versions": VERSIONS,
+        **PROBED,
     }
     write_probe(folder, "geometry", geometry_arrays([language_geometry(each, english) for each in states]), document)
 
@@ -233,20 +242,37 @@ def write_attribution(folder: Path, languages: Sequence[str], layers: int = 4) -
         "position": [-1],
         "token_language": axes["language"],
         "token_script": axes["script"],
-        "versions": VERSIONS,
+        "token_map": {"held_out": {"all": {"tokens": 100, "decided": 0.8, "accuracy": 0.95}}},
+        **PROBED,
     }
     write_probe(folder, "attribution", arrays, document)
 
 
-def write_masking(folder: Path, languages: Sequence[str]) -> None:
-    """A masking of language neurons as `probe` writes it, of what the report reads."""
+def write_masking(
+    folder: Path, languages: Sequence[str], name: str = "masking", array: str = "log_perplexity_change"
+) -> None:
+    """A masking of language neurons as `probe` writes it, of what the report reads; of perplexity, or of accuracy."""
     change = np.random.default_rng(6).normal(size=(3, len(languages), len(languages), 3))
     document = {
-        "axes": {"log_perplexity_change": ["effect", "masked_language", "language", "estimate"]},
+        "axes": {array: ["effect", "masked_language", "language", "estimate"]},
         "language": list(languages),
         "masked_language": list(languages),
         "effect": list(EFFECTS),
         "estimate": ["change", "low", "high"],
-        "versions": VERSIONS,
+        **PROBED,
     }
-    write_probe(folder, "masking", {"log_perplexity_change": change}, document)
+    write_probe(folder, name, {array: change}, document)
+
+
+def write_selection(folder: Path, english: Sequence[tuple[int, int]], rate: float = 0.1) -> Path:
+    """The selection of a model of two layers of ten, whose neurons are English at these places, Swahili at (1, 0)."""
+    codes = ["en", "sw"]
+    probabilities = np.full((2, 2, 10), 0.1, np.float32)
+    for layer, index in english:
+        probabilities[:, layer, index] = 0.9, 0.0
+    probabilities[:, 1, 0] = 0.0, 0.9
+    selection = select_neurons(probabilities, "lape", rate)
+    own = {code: language_neurons(selection, index) for index, code in enumerate(codes)}
+    document = selection_document(selection, probabilities, codes, "lape", rate)
+    write_probe(folder, "selection", own, {**document, **PROBED, "command": "jaxalign neurons counts.npz"})
+    return folder

@@ -3,7 +3,6 @@
 import json
 import re
 from collections import Counter
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -25,42 +24,10 @@ from tests.reporting.folders import (
     write_pca,
     write_run,
 )
+from tests.reporting.read_page import HOSTILE, Page, assert_alone
 
 LANGUAGES = ["en", "de", "zh", "sw"]
 CELLS = {("emotion", language): 0.55 for language in LANGUAGES} | {("snli", "no"): 0.5}
-HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}\x00\u202eabc\u2066\ud800&amp;"
-VOID = {"meta", "br", "img", "link", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, the text of the page, and whether every element is closed in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.open: list[str] = []
-        self.feed(text)
-        self.close()
-        self.text = re.sub(r"\s+", " ", "".join(self.words))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
-
-    def count(self, tag: str) -> int:
-        return sum(name == tag for name, _ in self.tags)
 
 
 def report(before: Path, *afters: Path, command: str = "jaxalign report before after") -> str:
@@ -85,17 +52,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_the_page_is_well_formed_alone_and_without_script(folders: tuple[Path, Path]) -> None:
-    page = Page(report(*folders))
-    assert page.open == []
-    assert page.count("script") == page.count("link") == page.count("iframe") == page.count("base") == 0
-    for tag, attributes in page.tags:
-        for name, value in attributes.items():
-            assert not name.startswith("on"), (tag, name)
-            if name in ("src", "href", "xlink:href", "srcset", "data", "action"):
-                assert value is not None and value.startswith(("#", "data:image/png;base64,")), (tag, name, value)
-            assert "url(" not in (value or "") or "url(#" in (value or "")
-    policies = [value["content"] for _, value in page.tags if value.get("http-equiv") == "Content-Security-Policy"]
-    assert policies and all(policy and policy.startswith("default-src 'none';") for policy in policies)
+    assert_alone(report(*folders))
 
 
 def test_ids_are_unique_and_every_reference_is_to_one(folders: tuple[Path, Path]) -> None:
@@ -113,7 +70,7 @@ def test_ids_are_unique_and_every_reference_is_to_one(folders: tuple[Path, Path]
 def test_pages_of_layers_and_neurons_stand_side_by_side(folders: tuple[Path, Path]) -> None:
     text = report(*folders)
     for label in ("before", "after"):
-        for name in (f"attribution, {label}", f"attribution scripts, {label}", f"neurons switched off, {label}"):
+        for name in (f"attribution, {label}", f"attribution scripts, {label}", f"masking, {label}"):
             assert f'aria-label="{name}"' in text
     for name in ("attribution", "masking"):
         (folders[1] / f"{name}.json").unlink()

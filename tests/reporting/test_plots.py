@@ -65,6 +65,17 @@ def test_svg_is_deterministic_text_with_ids_of_its_own(name: str):
     assert "<text" in element and "<dc:date>" not in element
 
 
+def test_coordinates_are_rounded_and_texts_are_not():
+    figure = Figure()
+    panel = figure.subplots()
+    panel.plot([0, 1 / 3, 1], [0, 2 / 3, 1])
+    panel.set_title("1.23456")
+    element = plots.svg(figure, "rounded")
+    coordinates = "".join(re.findall(r' (?:d|x|y)="[^"]*"', element))
+    assert re.search(r"\d\.\d\d\b", coordinates) and not re.search(r"\d\.\d{3}", coordinates)
+    assert ">1.23456<" in element
+
+
 @pytest.mark.parametrize("name", ["lens", "pca", "correlations", "geometry", "gains", "accuracy"])
 def test_languages_are_named_by_code_and_english_name(name: str):
     element = plots.svg(FIGURES[name](), name)

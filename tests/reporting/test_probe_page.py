@@ -1,0 +1,138 @@
+"""The page of one model's probes: what it says, that it is alone, whole and safe."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxalign.errors import InputError
+from jaxalign.files import read_json, read_npz, write_json
+from jaxalign.reporting.html import write_report
+from tests.reporting.folders import (
+    write_attribution,
+    write_geometry,
+    write_lens,
+    write_masking,
+    write_pca,
+    write_selection,
+)
+from tests.reporting.read_page import HOSTILE, Page, assert_alone
+
+LANGUAGES = ["en", "de", "zh", "sw"]
+
+
+def page_text(folder: Path, command: str = "jaxalign report base") -> str:
+    out = folder.parent / "page.html"
+    write_report(folder, [], out, command)
+    return out.read_text()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All probes of one model."""
+    folder = tmp_path_factory.mktemp("probed") / "base"
+    write_lens(folder, LANGUAGES, layers=6)
+    write_pca(folder, LANGUAGES, ["en", "de"], layers=6)
+    write_geometry(folder, LANGUAGES)
+    write_attribution(folder, LANGUAGES)
+    write_masking(folder, LANGUAGES)
+    write_masking(folder, LANGUAGES, "masked_accuracy", "accuracy_change")
+    write_selection(folder, [(0, 3)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(base: Path) -> str:
+    return page_text(base)
+
+
+@pytest.fixture
+def folder(base: Path, tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    return Path(shutil.copytree(base, tmp_path / "base"))
+
+
+def test_the_page_is_alone_and_holds_every_probe(text: str):
+    assert_alone(text)
+    page = Page(text)
+    # The lens of all languages in two ways, and large (3 of 4 have rows); PCA at two depths, correlations, two
+    # geometries, two attributions, neurons by layer, two maskings.
+    assert page.count("svg") == 2 + 1 + 3 + 2 + 2 + 1 + 2
+    for words in (
+        "Probes of model models/smollm2-135m, no adapter, on the emotion task's prompts in en English, de German",
+        "sw Swahili, n = 20",
+        "No row of de German survives",
+        "80% have a language of their own, and for 95% of these it is the right one",
+        "language specific",
+        "Change of accuracy (percentage points) with the neurons",
+        "jaxalign probe --config.out=base",
+        "jaxalign neurons counts.npz",
+        "jaxalign report base",
+        "Selection",
+        "0.12.8",
+    ):
+        assert words in page.text, words
+    assert "before" not in page.text and "Kept" not in page.text and "changes" not in page.text
+
+
+def test_the_tables_say_what_the_arrays_hold(base: Path, text: str):
+    page = Page(text)
+    geometry = read_npz(base / "geometry.npz")
+    for index in range(3):
+        low, high = geometry["cka_interval"][index, 2]
+        assert f"{geometry['cka'][index, 2]:.3f}{low:.3f} to {high:.3f}" in page.text
+    latent = read_npz(base / "logit_lens.npz")["unshared_latent_mean"]
+    for values in latent:
+        assert f"{values.max():.3f} (layer {values.argmax() + 1})" in page.text
+    correlations = read_npz(base / "pca.npz")["correlations"]
+    assert f"{np.mean(correlations[6, 0, 1:]):.3f}" in page.text
+
+
+def test_a_probe_that_was_not_run_has_no_section(tmp_path: Path):
+    write_geometry(tmp_path / "base", LANGUAGES)
+    page = Page(page_text(tmp_path / "base"))
+    sections = [value["id"] for tag, value in page.tags if tag == "section"]
+    assert sections == ["geometry", "making"] and "no such probe" not in page.text
+
+
+def test_hostile_text_stays_text(tmp_path: Path):
+    folder = tmp_path / "base"
+    write_geometry(folder, LANGUAGES)
+    write_pca(folder, LANGUAGES, ["en"], layers=6)
+    write_selection(folder, [(0, 3)])
+    for file in folder.glob("*.json"):
+        document = read_json(file)
+        document |= {"model": HOSTILE, "adapter": HOSTILE, "command": HOSTILE, "config": {HOSTILE: HOSTILE}}
+        document |= {"versions": {HOSTILE: HOSTILE}, "position": HOSTILE}
+        file.write_text(json.dumps(document))
+    text = page_text(folder, command=HOSTILE)
+    assert_alone(text)
+    page = Page(text)
+    assert page.count("img") == 0 and "{{ 7 * 7 }}[U+0000][U+202E]abc[U+2066][U+D800]&amp;" in page.text
+    assert "States: <script>alert(1)</script>" in page.text  # as text
+
+
+def test_probes_of_two_models_are_refused(folder: Path):
+    write_json(folder / "pca.json", {**read_json(folder / "pca.json"), "adapter": "run"})
+    with pytest.raises(InputError, match="lens is of models/smollm2-135m, pca of models/smollm2-135m with run"):
+        page_text(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        ("attribution", {"token_map": {}}, "no field 'held_out'"),
+        ("masking", {"effect": [1]}, "probe again"),
+        ("selection", {"language": ["xx", "sw"]}, "xx"),
+        ("selection", {"neurons_per_layer": 3}, "the model has 2 layers of 3"),
+        ("geometry", {"command": 3}, "field 'command'"),
+    ],
+)
+def test_damaged_files_are_named(folder: Path, file: str, change: dict[str, object], said: str):
+    path = folder / f"{file}.json"
+    write_json(path, {**read_json(path), **change})
+    with pytest.raises(InputError, match=said) as caught:
+        page_text(folder)
+    assert file in str(caught.value) and not (folder.parent / "page.html").exists()
