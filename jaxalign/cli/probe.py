@@ -173,8 +173,8 @@ def write_plots(out: Path, label: str) -> None:
     """Draws what the probes left in `out`, each figure as SVG and as PDF."""
     figures = {}
     probes = read_probes(out)
-    if probes.lens:
-        figures |= language_pages.lens_pages(probes.lens, label)
+    if probes.logit_lens:
+        figures |= language_pages.lens_pages(probes.logit_lens, label)
     if probes.attribution:
         figures |= language_pages.attribution_pages(probes.attribution, label)
     if pca := probes.pca:

@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxalign.reporting.plots import BLACK, STYLE, layers_heat_map, title
+from jaxalign.reporting.plots import STYLE, layers_heat_map, title
 
 MASKED = {
     "masking": ("log_perplexity_change", "change of log perplexity (nats per token)", 1),
@@ -47,7 +47,9 @@ def masking_heat_map(change: np.ndarray, languages: Sequence[str], quantity: str
             panel.set(title=name, xlabel="measured", xticks=ticks + 0.5, xticklabels=languages)
             panel.set(yticks=ticks + 0.5, yticklabels=[title(code) for code in languages])
         rows, columns = np.nonzero(apart)
-        panels[0].scatter(columns + 0.5, rows + 0.5, s=8, color=BLACK)
+        # Not pure white or black, which a page may map to its own colours.
+        dark = np.abs(change[0, rows, columns, 0]) > 0.6 * most
+        panels[0].scatter(columns + 0.5, rows + 0.5, s=8, color=np.where(dark, "#fefefe", "#111111"), linewidths=0)
         panels[0].set_ylabel("switched off")
         panels[0].invert_yaxis()
         figure.colorbar(mesh, ax=panels, label=quantity)

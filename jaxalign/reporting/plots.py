@@ -156,24 +156,26 @@ def layer_ticks(panel: Axes, layers: int) -> None:
 def pca_scatter(runs: Mapping[str, np.ndarray], languages: Sequence[str], layers: Sequence[int]) -> Figure:
     """Joint two-component PCA, a row for each layer and a column for each run, one mark a prompt.
 
+    Of one run the layers stand side by side.
+
     Args:
       runs: label -> `points` of `pca.npz`, float [L + 1, languages, rows, 2].
       languages: the arrays' language axis.
       layers: which layers, counted as in `pca.npz`.
     """
+    rows, columns = (1, len(layers)) if len(runs) == 1 else (len(layers), len(runs))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.4 * len(runs), 3.0 * len(layers)), layout="constrained")
-        panels = figure.subplots(len(layers), len(runs), squeeze=False)
-        for r, layer in enumerate(layers):
-            for c, (label, points) in enumerate(runs.items()):
-                panel = panels[r, c]
-                for index, code in enumerate(languages):
-                    x, y = points[layer, index].T
-                    colour, marker = mark(index)
-                    panel.scatter(x, y, s=9, linewidths=0, alpha=0.7, label=title(code), color=colour, marker=marker)
-                panel.set(title=f"layer {layer}, {label}", xticks=[], yticks=[])
+        figure = Figure(figsize=(3.4 * columns, 3.0 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False)
+        shown = [(layer, label, points) for layer in layers for label, points in runs.items()]
+        for panel, (layer, label, points) in zip(panels.flat, shown, strict=True):
+            for index, code in enumerate(languages):
+                x, y = points[layer, index].T
+                colour, marker = mark(index)
+                panel.scatter(x, y, s=14, linewidths=0, alpha=0.7, label=title(code), color=colour, marker=marker)
+            panel.set(title=f"layer {layer}, {label}", xticks=[], yticks=[])
         handles, labels = panels[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(languages)))
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(languages)), markerscale=1.5)
     return figure
 
 
@@ -211,7 +213,8 @@ def layers_heat_map(
             panel.set(title=label, xlabel="layer", yticks=range(len(languages)), yticklabels=map(title, languages))
             panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         panels[0].invert_yaxis()
-        figure.colorbar(mesh, ax=panels, label=quantity)
+        whole = all(np.issubdtype(values.dtype, np.integer) for values in runs.values())
+        figure.colorbar(mesh, ax=panels, label=quantity, ticks=MaxNLocator(nbins=8, integer=whole))
     return figure
 
 

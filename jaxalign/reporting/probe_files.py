@@ -49,7 +49,7 @@ class Probe:
 class Probes:
     """The probes that lie in a folder; None where there is none."""
 
-    lens: Probe | None
+    logit_lens: Probe | None
     attribution: Probe | None
     pca: Probe | None
     geometry: Probe | None
@@ -65,7 +65,7 @@ class Probes:
 def read_probes(folder: Path) -> Probes:
     """All that `probe` left in a folder and figures are drawn of; a damaged file raises InputError."""
     return Probes(
-        lens=read_lens(folder),
+        logit_lens=read_lens(folder),
         attribution=read_attribution(folder),
         pca=read_probe(folder, "pca", PCA_AXES),
         geometry=read_geometry(folder),

@@ -61,7 +61,7 @@ def probe_sections(
       change: between two sides' geometry.
     """
     sections = {
-        "lens": lens_section({label: probes.lens for label, probes in sides.items()}),
+        "lens": lens_section({label: probes.logit_lens for label, probes in sides.items()}),
         "representation": representation_section({label: probes.pca for label, probes in sides.items()}),
         "attribution": attribution_section({label: probes.attribution for label, probes in sides.items()}),
         "neurons": neurons_section(sides, neurons),
@@ -81,7 +81,8 @@ def lens_section(sides: Mapping[str, Probe | None]) -> ProbeSection:
     shown = [code for code, full in zip(languages, has_rows, strict=True) if full]
     without = [language_title(code) for code in languages if code not in shown]
     if without:
-        notes.append(f"No row of {', '.join(without)} survives: its label words share tokens with the English ones.")
+        its = "its" if len(without) == 1 else "their"
+        notes.append(f"No row of {', '.join(without)} survives: {its} label words share tokens with the English ones.")
     figures = []
     for start in range(0, len(shown), PANELS_PER_FIGURE):
         codes = shown[start : start + PANELS_PER_FIGURE]
@@ -99,17 +100,19 @@ def lens_section(sides: Mapping[str, Probe | None]) -> ProbeSection:
 
 
 def small_multiples(probe: Probe, label: str) -> list[Plot]:
-    """The lens of all languages in one figure: by the study's choice of rows, and without the shared tokens."""
+    """The lens of all languages in one figure: by the study's choice of rows; without shared ids if that differs."""
     captions = {
         "logit_lens": "The study's choice of rows: those whose English and in-language label words share no token.",
         "logit_lens_unshared": "Shared tokens left out, so that more languages keep rows: those whose label words have "
         "a token each besides.",
     }
+    pages = lens_pages(probe, label)
+    # Rows that survive the study's filter share nothing, so that nothing is left out of them.
+    if probe.document["surviving_rows"] == probe.document["unshared_surviving_rows"]:
+        pages.pop("logit_lens_unshared", None)
     return [
-        inline(
-            figure, f"{name}-{label}", f"{name.replace('_', ' ')} by language, {label}", f"{captions[name]} n: rows."
-        )
-        for name, figure in lens_pages(probe, label).items()
+        inline(figure, f"{name}-{label}", f"{name.replace('_', ' ')} by language", f"{captions[name]} n: rows.")
+        for name, figure in pages.items()
     ]
 
 

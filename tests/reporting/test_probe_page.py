@@ -10,6 +10,8 @@ import pytest
 from jaxalign.errors import InputError
 from jaxalign.files import read_json, read_npz, write_json
 from jaxalign.reporting.html import write_report
+from jaxalign.reporting.probe_files import read_lens
+from jaxalign.reporting.probe_sections import small_multiples
 from tests.reporting.folders import (
     write_attribution,
     write_geometry,
@@ -97,6 +99,14 @@ def test_a_probe_that_was_not_run_has_no_section(tmp_path: Path):
     assert sections == ["geometry", "making"] and "no such probe" not in page.text
 
 
+def test_the_lens_without_shared_tokens_is_shown_where_it_differs(tmp_path: Path):
+    for languages, pages in ((["en", "de"], 2), (["en"], 1)):
+        # No row of German survives the study's filter.
+        write_lens(tmp_path, languages, layers=2, rows=3)
+        lens = read_lens(tmp_path)
+        assert lens is not None and len(small_multiples(lens, "base")) == pages
+
+
 def test_hostile_text_stays_text(tmp_path: Path):
     folder = tmp_path / "base"
     write_geometry(folder, LANGUAGES)
@@ -116,7 +126,7 @@ def test_hostile_text_stays_text(tmp_path: Path):
 
 def test_probes_of_two_models_are_refused(folder: Path):
     write_json(folder / "pca.json", {**read_json(folder / "pca.json"), "adapter": "run"})
-    with pytest.raises(InputError, match="lens is of models/smollm2-135m, pca of models/smollm2-135m with run"):
+    with pytest.raises(InputError, match="logit_lens is of models/smollm2-135m, pca of models/smollm2-135m with run"):
         page_text(folder)
 
 
