@@ -47,7 +47,7 @@ def folder(base: ja.LoadedModel, model_folder: Path, tmp_path_factory: pytest.Te
     "code", ["import jaxalign", "from jaxalign.cli import main; sys.argv = ['jaxalign', '--help']; main.main()"]
 )
 def test_import_loads_nothing_heavy(code: str):
-    """Neither does the command line before it knows its verb. 0.02 s and 0.04 s; jax alone takes a second."""
+    """Neither does the command line before it knows its verb; jax alone takes a second."""
     code = f"import sys; {code}; print({HEAVY!r} & {{name.partition('.')[0] for name in sys.modules}})"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.splitlines()[-1] == "set()"
