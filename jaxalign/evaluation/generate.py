@@ -249,8 +249,8 @@ class Generator:
                     f"{limit} positions; lower config.generate.max_tokens or leave the row out"
                 )
 
-    def answers(self, chosen: Chosen) -> list[Answer]:
-        """What was chosen, row by row; the logits must have been finite."""
+    def answers(self, chosen: Any) -> list[Answer]:
+        """What was chosen (`Chosen`, NumPy arrays), row by row; the logits must have been finite."""
         if not np.isfinite(chosen.margins).all():
             row = int(np.argmin(np.isfinite(chosen.margins).all(-1)))
             raise InputError(
