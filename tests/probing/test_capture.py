@@ -99,7 +99,10 @@ def run_on(data: ProbeData, variables: Any, languages: list[str]) -> ProbeRun:
     return ProbeRun(data.folder, tiny_world.DECODER, variables, make_mesh(8, 1, 1), data, languages, 8, {})
 
 
-@pytest.mark.parametrize("position", ["query_mean", "prompt_mean", "last", -3, 2])
+@pytest.mark.parametrize(
+    "position",
+    ["query_mean", "prompt_mean", *(pytest.param(each, marks=pytest.mark.slow) for each in ("last", -3, 2))],
+)
 def test_what_prompts_share_is_run_once_and_counts_in_each_of_them(data: ProbeData, position: Position):
     """Beside whole prompts: positions before, in and behind the few-shot text."""
     languages = list(capture_tiny_world(data, Capture((0, 1, 3), position)))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -36,27 +37,40 @@ def report(before: Path, *afters: Path, command: str = "jaxalign report before a
     return out.read_bytes().decode("utf-8")
 
 
-@pytest.fixture
-def folders(tmp_path: Path) -> tuple[Path, Path]:
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Everything a report can hold: two tasks, all probes on both sides, and the run behind the adapter."""
-    write_run(tmp_path / "run")
-    before = write_evaluation(tmp_path / "before", CELLS)
-    after = write_evaluation(tmp_path / "after", CELLS, seed=9, adapter="run", tuned_on=["de", "zh", "en"])
+    root = tmp_path_factory.mktemp("written")
+    write_run(root / "run")
+    before = write_evaluation(root / "before", CELLS)
+    after = write_evaluation(root / "after", CELLS, seed=9, adapter="run", tuned_on=["de", "zh", "en"])
     for folder in (before, after):
         write_lens(folder, LANGUAGES, layers=6)
         write_pca(folder, LANGUAGES, ["en", "de"], layers=6)
         write_geometry(folder, LANGUAGES, shared=0.5 if folder == before else 1.5)
         write_attribution(folder, LANGUAGES)
         write_masking(folder, LANGUAGES)
-    return before, after
+    return root
 
 
-def test_the_page_is_well_formed_alone_and_without_script(folders: tuple[Path, Path]) -> None:
-    assert_alone(report(*folders))
+@pytest.fixture
+def folders(written: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """The folders before and after, to be changed."""
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "before", tmp_path / "after"
 
 
-def test_ids_are_unique_and_every_reference_is_to_one(folders: tuple[Path, Path]) -> None:
-    text = report(*folders)
+@pytest.fixture(scope="module")
+def text(written: Path) -> str:
+    """The page of the folders as they are."""
+    return report(written / "before", written / "after")
+
+
+def test_the_page_is_well_formed_alone_and_without_script(text: str) -> None:
+    assert_alone(text)
+
+
+def test_ids_are_unique_and_every_reference_is_to_one(text: str) -> None:
     tags = Page(text).tags
     ids = Counter(value["id"] for _, value in tags if "id" in value)
     assert max(ids.values()) == 1
@@ -67,8 +81,7 @@ def test_ids_are_unique_and_every_reference_is_to_one(folders: tuple[Path, Path]
         assert "".join(reference) in ids
 
 
-def test_pages_of_layers_and_neurons_stand_side_by_side(folders: tuple[Path, Path]) -> None:
-    text = report(*folders)
+def test_pages_of_layers_and_neurons_stand_side_by_side(folders: tuple[Path, Path], text: str) -> None:
     for label in ("before", "after"):
         for name in (f"attribution, {label}", f"attribution scripts, {label}", f"masking, {label}"):
             assert f'aria-label="{name}"' in text
@@ -79,9 +92,9 @@ def test_pages_of_layers_and_neurons_stand_side_by_side(folders: tuple[Path, Pat
     assert 'aria-label="attribution, before"' in text and 'aria-label="attribution, after"' not in text
 
 
-def test_what_was_measured_is_said(folders: tuple[Path, Path]) -> None:
-    page = Page(report(*folders))
-    for cell in read_json(folders[1] / "results.json")["cells"]:
+def test_what_was_measured_is_said(written: Path, text: str) -> None:
+    page = Page(text)
+    for cell in read_json(written / "after" / "results.json")["cells"]:
         assert f"{100 * cell['accuracy_corrected']:.1f}" in page.text
         assert f"{round(cell['accuracy_corrected'] * cell['count'])}/{cell['count']}" in page.text
         low, high = cell["interval_corrected"]
@@ -110,12 +123,12 @@ def test_what_was_measured_is_said(folders: tuple[Path, Path]) -> None:
     assert page.count("svg") == 16
 
 
-def test_the_same_files_give_the_same_bytes(folders: tuple[Path, Path]) -> None:
-    assert report(*folders) == report(*folders)
+def test_the_same_files_give_the_same_bytes(written: Path, text: str) -> None:
+    assert report(written / "before", written / "after") == text
 
 
-def test_hostile_text_stays_text(folders: tuple[Path, Path]) -> None:
-    harmless = Page(report(*folders))
+def test_hostile_text_stays_text(folders: tuple[Path, Path], text: str) -> None:
+    harmless = Page(text)
     run = folders[0].parent / "run"
     for path in (folders[0] / "results.json", folders[1] / "results.json", run / "run.json"):
         document = read_json(path)
@@ -171,8 +184,8 @@ def test_a_probe_on_one_side_is_drawn_alone(tmp_path: Path) -> None:
     assert "zh Chinese, after" in page.text and "zh Chinese, before" not in page.text
 
 
-def test_the_geometry_is_drawn_and_its_changes_said(folders: tuple[Path, Path]) -> None:
-    page = Page(report(*folders))
+def test_the_geometry_is_drawn_and_its_changes_said(folders: tuple[Path, Path], text: str) -> None:
+    page = Page(text)
     gains = measure_gains(compare(*folders))
     assert gains.geometry is not None
     for line in geometry_lines(gains.geometry):
