@@ -39,7 +39,7 @@ from jaxalign.probing.prompts import TASK, VARIANT, ProbeData
 from jaxalign.probing.representation import write_representation
 from jaxalign.probing.run import ProbeRun
 from jaxalign.probing.transplant import write_transplant
-from jaxalign.reporting import language_pages, plots
+from jaxalign.reporting import geometry_plots, language_pages, plots
 from jaxalign.reporting.neuron_plots import MASKED, masking_heat_map
 from jaxalign.reporting.probe_files import read_probes
 from jaxalign.reporting.probe_sections import chosen_layers, token_map_text
@@ -186,7 +186,9 @@ def write_plots(out: Path, label: str) -> None:
         if masked := probes.found.get(name):
             figures[name] = masking_heat_map(scale * masked.arrays[array], masked.languages, quantity)
     if geometry := probes.geometry:
-        figures["geometry"] = plots.geometry({label: geometry.arrays}, geometry.languages, geometry.document["layer"])
+        figures["geometry"] = geometry_plots.geometry(
+            {label: geometry.arrays}, geometry.languages, geometry.document["layer"]
+        )
     for name, figure in figures.items():
         write_text(out / f"{name}.svg", plots.svg(figure, name))
         with whole_file(out / f"{name}.pdf") as partial:

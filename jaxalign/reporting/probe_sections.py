@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.reporting import plots
+from jaxalign.reporting import geometry_plots, plots
 from jaxalign.reporting.figures import Plot, inline
 from jaxalign.reporting.geometry import GeometryChange, geometry_lines, geometry_note, geometry_values, values_note
 from jaxalign.reporting.language_pages import attribution_pages, lens_pages
@@ -169,9 +169,12 @@ def geometry_section(sides: Mapping[str, Probe | None], change: GeometryChange |
         f"average. Layer 0: embeddings; the last: after the final norm. States: {', '.join(positions)}."
     )
     figures = []
-    for name, measures in (("geometry", plots.CENTRED_GEOMETRY), ("geometry-uncentred", plots.UNCENTRED_GEOMETRY)):
-        figure = plots.geometry(arrays, languages, layers, measures)
-        titles = ", ".join(plots.GEOMETRY_TITLES[measure].replace("\n", " ") for measure in measures)
+    for name, measures in (
+        ("geometry", geometry_plots.CENTRED_GEOMETRY),
+        ("geometry-uncentred", geometry_plots.UNCENTRED_GEOMETRY),
+    ):
+        figure = geometry_plots.geometry(arrays, languages, layers, measures)
+        titles = ", ".join(geometry_plots.GEOMETRY_TITLES[measure].replace("\n", " ") for measure in measures)
         figures.append(inline(figure, name, f"{titles} over the layers", caption))
     lines: list[list[str]] = []
     note = ""

@@ -48,7 +48,7 @@ def apart(found: list[float], expected: list[float]) -> float:
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What lm-eval says of all tasks with each model."""
     if "JAXALIGN_MODELS" not in os.environ:
-        pytest.skip("needs JAXALIGN_MODELS")
+        pytest.skip("needs JAXALIGN_MODELS, a folder that holds smollm2/")
     folder, model = tmp_path_factory.mktemp("tasks"), str(Path(os.environ["JAXALIGN_MODELS"]) / "smollm2")
     write_tasks(folder, DOCUMENTS)
     manager = TaskManager(include_path=str(folder), include_defaults=False)

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from jaxalign.reporting import plots
+from jaxalign.reporting import geometry_plots, plots
 
 RNG = np.random.default_rng(0)
 LANGUAGES = ("en", "de", "zh", "sw")
@@ -35,7 +35,9 @@ MARKS = {index: "" for index in np.ndindex(GAINS.shape)} | {(0, 0): "**", (0, 3)
 
 
 def geometry_arrays() -> dict[str, np.ndarray]:
-    arrays = {name: RNG.uniform(0, 1, (len(LANGUAGES), LAYERS)) for name in (*plots.GEOMETRY_TITLES, "cka_chance")}
+    arrays = {
+        name: RNG.uniform(0, 1, (len(LANGUAGES), LAYERS)) for name in (*geometry_plots.GEOMETRY_TITLES, "cka_chance")
+    }
     return {**arrays, "rank": RNG.integers(1, 10, (len(LANGUAGES), LAYERS, 10))}
 
 
@@ -45,7 +47,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "lens": lambda: plots.logit_lens(LENS, LANGUAGES),
     "pca": lambda: plots.pca_scatter(POINTS, LANGUAGES, [0, 3]),
     "correlations": lambda: plots.correlation_heat_map(CORRELATIONS, LANGUAGES),
-    "geometry": lambda: plots.geometry(GEOMETRY, LANGUAGES, range(LAYERS)),
+    "geometry": lambda: geometry_plots.geometry(GEOMETRY, LANGUAGES, range(LAYERS)),
     "training": lambda: plots.training_curves([1, 2, 3], [3.0, 2.0, 1.5], [0, 3], [3.1, 1.9]),
     "gains": lambda: plots.gain_heat_map(["emotion", "snli"], LANGUAGES, GAINS, MARKS),
     "accuracy": lambda: plots.accuracy_dots(LANGUAGES, ACCURACIES, INTERVALS, 0.5),
@@ -102,7 +104,7 @@ def test_heat_map_holds_the_correlations_with_english():
 
 
 def test_geometry_has_a_line_for_each_language_and_chance():
-    figure = plots.geometry(GEOMETRY, LANGUAGES, [0, 2, 3, 4, 5, 9], plots.UNCENTRED_GEOMETRY)
+    figure = geometry_plots.geometry(GEOMETRY, LANGUAGES, [0, 2, 3, 4, 5, 9], geometry_plots.UNCENTRED_GEOMETRY)
     assert len(figure.axes) == 4
     *languages, chance = figure.axes[3].get_lines()
     assert len({(line.get_color(), line.get_marker()) for line in languages}) == len(LANGUAGES)
