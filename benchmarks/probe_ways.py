@@ -131,9 +131,10 @@ def lens_numbers(logits: Any, label_sets: list[list[int]]) -> Any:
 
 
 def ours(folder: Path, probe: str, size: int) -> Way:
-    """jaxalign's probes."""
+    """jaxalign's probes, compiled programs kept as its commands keep them."""
     import jax.numpy as jnp
 
+    from jaxalign import runtime
     from jaxalign.model.hf_config import read_config
     from jaxalign.model.hf_weights import load_params
     from jaxalign.model.next_token import pad_label_sets
@@ -145,9 +146,9 @@ def ours(folder: Path, probe: str, size: int) -> Way:
     from jaxalign.probing.activation_counts import count_function
     from jaxalign.probing.capture import CaptureInputs, capture_function, run_shared_text
     from jaxalign.probing.logit_lens import LensInputs, lens_function
-    from jaxalign.runtime import make_mesh
 
-    config, mesh = read_config(folder), make_mesh(1, -1, 1)
+    runtime.start()
+    config, mesh = read_config(folder), runtime.make_mesh(1, -1, 1)
     variables = {"params": load_params(folder, config, jnp.float32, place_on(mesh))}
     decoder = Decoder(config)
     if probe == "states":
@@ -189,10 +190,11 @@ def main(way: str, probe: str, folder: Path, work_file: Path, threads: int, size
         model = torch_model(folder, threads)
         run = study(model, probe) if way == "study" else mended(model, probe, size)
     loaded, begun = peak_mib(), time.perf_counter()
-    # Ours meets every shape once, which compiles; torch's first calls are slower than the rest.
+    # Ours meets every shape once, which compiles or loads it; torch's first calls are slower than the rest.
     for cell in cells if way == "jaxalign" else cells[:1]:
         run(cell if way == "jaxalign" else {**cell, "prompts": cell["prompts"][:2]})
-    answer({"ready": {"loaded_mib": loaded, "warm_up_seconds": time.perf_counter() - begun}})
+    warmed = {"warm_up_seconds": time.perf_counter() - begun, "warm_up_peak_mib": peak_mib()}
+    answer({"ready": {"loaded_mib": loaded, **warmed}})
     for _ in sys.stdin:
         begun = time.perf_counter()
         numbers = [run(cell) for cell in cells]

@@ -25,3 +25,4 @@ def test_the_command_writes_what_it_measured(tmp_path: Path):
             # Three times the same float32 numbers; of some hundred tokens one may be counted here and not there.
             assert figures["largest_difference"] < (0.02 if probe == "neurons" else 1e-4)
             assert figures["rows_per_second"] > 0
+        assert ways["jaxalign"]["compiling"]["seconds"] > 0

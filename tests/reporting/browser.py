@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ SWITCHES = (
     *("--headless", "--remote-debugging-pipe", "--no-first-run", "--no-sandbox"),
     *("--disable-gpu", "--disable-dev-shm-usage"),
 )
-SETTLE_MILLISECONDS = 300
+SETTLE_SECONDS = 0.3
 """What a script may take to act once the page is loaded: images that fail, timers of no length."""
 
 
@@ -89,7 +90,8 @@ class Page:
         self.call("Page.navigate", url=file.as_uri())
         while not self.seen("Page.loadEventFired"):
             self.keep(self.read())
-        self.evaluate(f"new Promise(done => setTimeout(done, {SETTLE_MILLISECONDS}))")
+        time.sleep(SETTLE_SECONDS)  # not in the page, which may go elsewhere meanwhile
+        self.call("Page.getFrameTree")  # with its reply come the events until now
 
     def seen(self, *methods: str) -> list[dict[str, Any]]:
         """What the events of these kinds say."""
