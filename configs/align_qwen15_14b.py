@@ -5,7 +5,8 @@ Hardware: meant for v5e:2x4, eight chips of a TPU v5e. Nothing of this run has b
 reports, for emotion questions, a mean accuracy over 20 languages of 92.25 after and 86.27 before (arXiv 2405.13816v1,
 table 2).
 Plan: `jaxalign plan --config=align_qwen15_14b --config.model=qwen1.5-14b --config.topology=v5e:2x4`:
-not yet measured.
+fits, 12.81 of 15.75 GiB a device for 16 rows of 2,048 positions; at peak rates at least 1,726 ms a step
+(compute).
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,8 @@ Hardware: meant for v5e:2x2, four chips of a TPU v5e. Nothing of this run has be
 reports, for emotion questions, a mean accuracy over 20 languages of 82.64 after and 79.52 before (arXiv 2405.13816v1,
 table 2).
 Plan: `jaxalign plan --config=align_qwen15_4b --config.model=qwen1.5-4b --config.topology=v5e:2x2`:
-not yet measured.
+fits, 10.13 of 15.75 GiB a device for 16 rows of 2,048 positions; at peak rates at least 1,232 ms a step
+(memory).
 """
 
 from ml_collections import ConfigDict
