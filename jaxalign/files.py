@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 import fsspec.config
 import numpy as np
 from etils import epath
+from safetensors.numpy import save_file
 
 from jaxalign.errors import InputError
 
@@ -182,3 +183,13 @@ def write_json(path: AnyPath, document: Any) -> None:
 def write_json_lines(path: AnyPath, rows: Iterable[Any]) -> None:
     """Writes one JSON object per line."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """A safetensors file, as transformers reads it."""
+    with whole_file(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode
+        # transformers reads a file only if it says which framework's layout it has.
+        save_file(dict(tensors), partial, metadata={"format": "pt"})
+        partial.chmod(mode)  # safetensors lets nobody else read what it writes

@@ -1,6 +1,10 @@
-"""Files in a bucket: found as soon as they are there, and written whole or not at all."""
+"""Files in a bucket: found as soon as they are there, and written whole or not at all. And who may read a file."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from jaxalign import files
 
@@ -22,3 +26,11 @@ def test_a_file_that_fails_half_way_leaves_the_old_one(storage):
         raise ZeroDivisionError
     assert files.read_json(path) == {"ä": 1}
     assert [key for key in storage.objects if key.startswith("bucket/whole/")] == ["bucket/whole/file.json"]
+
+
+def test_tensors_may_be_read_by_whoever_may_read_other_files(tmp_path: Path):
+    tensors = {"a": np.arange(3, dtype=np.float32)}
+    files.write_text(tmp_path / "text", "")
+    files.write_tensors(tmp_path / "a.safetensors", tensors)
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "text").stat().st_mode
+    np.testing.assert_array_equal(load_file(tmp_path / "a.safetensors")["a"], tensors["a"])

@@ -15,7 +15,6 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from jaxalign import files
 from jaxalign.errors import InputError
@@ -72,9 +71,7 @@ def save_params(
             tensors[prefix + weight.name(layer)] = np.ascontiguousarray(tensor.T if weight.transposed else tensor)
     dtype = str(tensors["model.embed_tokens.weight"].dtype)
     files.write_json(folder / "config.json", config_to_hf(config) | {"torch_dtype": dtype} | dict(token_ids or {}))
-    with files.whole_file(folder / "model.safetensors") as partial:
-        # transformers reads a file only if it says which framework's layout it has.
-        save_file(tensors, partial, metadata={"format": "pt"})
+    files.write_tensors(folder / "model.safetensors", tensors)
 
 
 def listed(names: list[str]) -> str:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from jaxalign import files
 from jaxalign.errors import InputError
@@ -76,8 +76,7 @@ def save_adapter(folder: Path, lora_tree: Mapping[str, Any], lora: LoraConfig, b
         "use_rslora": lora.rslora,
     }
     files.write_json(folder / "adapter_config.json", document)
-    with files.whole_file(folder / "adapter_model.safetensors") as partial:
-        save_file(tensors, partial, metadata={"format": "pt"})
+    files.write_tensors(folder / "adapter_model.safetensors", tensors)
 
 
 def load_adapter(folder: Path, config: ModelConfig) -> tuple[LoraConfig, dict[str, Any]]:
