@@ -1,4 +1,4 @@
-"""The decoder against transformers (torch, float32, eager attention) on tiny random models, part by part."""
+"""The decoder against transformers (torch, float32, eager attention) on tiny random models."""
 
 from functools import partial
 from typing import Any
@@ -8,39 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from jaxalign.model.attention import Sight, init_cache, layer_kinds, rotary_frequencies, rotate, sights
-from jaxalign.model.block import Attention, Block, rms_norm
+from jaxalign.model.attention import init_cache
 from jaxalign.model.transformer import Decoder
+from tests.model.tiny_inputs import LENGTH, ROUNDING, plain, relative, some_tokens
 from tests.model.tiny_models import CASES, FAMILIES, VOCABULARY, WIDTH, WINDOW, TinyModel, numpy_of, tiny_case
-
-LENGTH = 17
-"""Longer than the window (5), and than the 16 positions that llama3 scaling calls original."""
-
-
-def relative(ours: Any, reference: Any) -> float:
-    """The largest difference over the largest magnitude."""
-    reference = np.asarray(reference)
-    return float(np.abs(np.asarray(ours) - reference).max() / np.abs(reference).max())
-
-
-# Float32 rounding through seven layers, summed in another order than torch's: 2e-6 is seen.
-ROUNDING = 1e-5
-
-
-def some_tokens(rows: int = 2, length: int = LENGTH) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, VOCABULARY, (rows, length), dtype=np.int32)
-
-
-def some_states(model: TinyModel) -> np.ndarray:
-    return np.random.default_rng(1).normal(size=(2, LENGTH, model.config.width)).astype(np.float32)
-
-
-def plain(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens with the positions and segment ids of rows that are one segment each."""
-    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
-    return tokens, positions, np.ones_like(tokens)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -51,110 +23,6 @@ def run(decoder: Decoder, params: Any, *inputs: np.ndarray, neuron_mask: jax.Arr
 
 def logits_of(model: TinyModel, *inputs: np.ndarray, **options: Any) -> np.ndarray:
     return np.asarray(run(Decoder(model.config), model.params, *inputs, **options))
-
-
-def layer_params(model: TinyModel, layer: int) -> Any:
-    return jax.tree.map(lambda stacked: stacked[layer], model.params["layers"])
-
-
-def sight_of(model: TinyModel, layer: int) -> Sight:
-    _, positions, segment_ids = plain(some_tokens())
-    where = (jnp.asarray(positions), jnp.asarray(segment_ids))
-    every = sights(model.config, *where, *where, jnp.float32)
-    return jax.tree.map(lambda kinds: kinds[layer_kinds(model.config)[1][layer]], every)
-
-
-def torch_layer_inputs(model: TinyModel, layer: int) -> dict[str, Any]:
-    """What transformers' own model would hand to a layer: rotary tables and the additive mask, made there."""
-    inner = model.torch_model.model
-    seen: dict[str, Any] = {}
-    hook = inner.layers[layer].register_forward_pre_hook(lambda _, __, kwargs: seen.update(kwargs), with_kwargs=True)
-    with torch.no_grad():
-        inner(torch.tensor(some_tokens()))
-    hook.remove()
-    return {name: seen[name] for name in ("position_embeddings", "attention_mask")}
-
-
-@pytest.mark.parametrize("name", ["llama_mha", "gemma3_text"])
-def test_norm(name: str):
-    model = tiny_case(name)
-    states = some_states(model) * 3.0
-    norm = model.torch_model.model.layers[1].post_attention_layernorm
-    scale = model.params["layers"]["post_attention_layernorm"]["scale"][1]
-    ours = rms_norm(jnp.asarray(states), jnp.asarray(scale), model.config.norm_eps, model.config.norm_offset)
-    with torch.no_grad():
-        assert relative(ours, norm(torch.tensor(states))) < 1e-6  # one division and one sum of 32
-
-
-@pytest.mark.parametrize("name", ["llama_mha", "gemma3_text"])
-def test_norm_rounds_to_bfloat16_where_transformers_does(name: str):
-    model = tiny_case(name)
-    states = some_states(model) * 3.0
-    norm = model.torch_model.model.layers[1].input_layernorm.to(torch.bfloat16)
-    scale = jnp.asarray(model.params["layers"]["input_layernorm"]["scale"][1], jnp.bfloat16)
-    ours = rms_norm(jnp.asarray(states, jnp.bfloat16), scale, model.config.norm_eps, model.config.norm_offset)
-    with torch.no_grad():
-        theirs = numpy_of(norm(torch.tensor(states).to(torch.bfloat16)))
-    # Float32 statistics summed in another order may round one value in a thousand the other way.
-    assert np.mean(np.asarray(ours, np.float32) != theirs) < 2e-3
-
-
-@pytest.mark.parametrize("name", ["llama_mha", "llama_gqa_llama3_rope", "llama_linear_rope_tied"])
-def test_rotary_frequencies(name: str):
-    model = tiny_case(name)
-    theirs = model.torch_model.model.rotary_emb.inv_freq.numpy()
-    # torch raises to powers in float32, we in float64 before rounding.
-    np.testing.assert_allclose(rotary_frequencies(model.config, local=False), theirs, rtol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["gemma3_text", "gemma3_text_scaled_rope"])
-def test_rotary_frequencies_of_local_and_global_layers(name: str):
-    model = tiny_case(name)
-    theirs = model.torch_model.model.rotary_emb
-    for local, kind in ((True, "sliding_attention"), (False, "full_attention")):
-        frequencies = getattr(theirs, f"{kind}_inv_freq").numpy()
-        np.testing.assert_allclose(rotary_frequencies(model.config, local), frequencies, rtol=1e-6)
-
-
-def test_rotate():
-    states = np.random.default_rng(0).normal(size=(2, LENGTH, 4, 8)).astype(np.float32)
-    angles = np.random.default_rng(1).uniform(0, 6, size=(2, LENGTH, 4)).astype(np.float32)
-    ours = rotate(jnp.asarray(states), jnp.asarray(np.cos(angles)), jnp.asarray(np.sin(angles)))
-    both = torch.tensor(np.concatenate([angles, angles], axis=-1))
-    theirs, _ = apply_rotary_pos_emb(
-        torch.tensor(states), torch.tensor(states), both.cos(), both.sin(), unsqueeze_dim=2
-    )
-    assert relative(ours, theirs) < 1e-6  # two products and a sum
-
-
-LAYERS = [("llama_biases", 1), ("mistral_mqa", 1), *((name, 0) for name in FAMILIES), ("gemma3_text", 2)]
-"""(case, layer): in the Gemma model layer 0 is local and 2 is global."""
-
-
-@pytest.mark.parametrize(("name", "layer"), LAYERS)
-def test_attention(name: str, layer: int):
-    model = tiny_case(name)
-    states = some_states(model)
-    apply = jax.jit(Attention(model.config, None, jnp.float32).apply)
-    ours, _ = apply(
-        {"params": layer_params(model, layer)["self_attn"]}, states, sight_of(model, layer), None, None, None
-    )
-    with torch.no_grad():
-        attend = model.torch_model.model.layers[layer].self_attn
-        theirs = attend(torch.tensor(states), **torch_layer_inputs(model, layer))[0]
-    assert relative(ours, theirs) < ROUNDING
-
-
-@pytest.mark.parametrize(("name", "layer"), LAYERS)
-def test_block(name: str, layer: int):
-    model = tiny_case(name)
-    states = some_states(model)
-    apply = jax.jit(Block(model.config, None, jnp.float32).apply)
-    ours, _, _ = apply({"params": layer_params(model, layer)}, states, sight_of(model, layer), None, None, None, None)
-    with torch.no_grad():
-        block = model.torch_model.model.layers[layer]
-        theirs = block(torch.tensor(states), **torch_layer_inputs(model, layer))
-    assert relative(ours, theirs) < ROUNDING
 
 
 @pytest.mark.parametrize("name", CASES)

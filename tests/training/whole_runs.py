@@ -1,6 +1,7 @@
 """Whole runs of the training loop on a tiny model, for the tests of what a run leaves and survives."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -88,3 +89,8 @@ def assert_same_run(run: AnyPath, undisturbed: AnyPath) -> None:
     assert len(jax.tree.leaves(state)) > 12
     assert_equal_bits(state, expected)
     assert timeless(metrics(run)) == timeless(metrics(undisturbed))
+
+
+def kept_steps(run: Path) -> list[int]:
+    with open_checkpoints(run, create=False) as checkpoints:
+        return list(checkpoints.all_steps())
