@@ -71,9 +71,9 @@ def read_gguf_tokenizer(path: Path) -> "PreTrainedTokenizerFast":
     metadata = open_gguf(path).metadata
     try:
         return _tokenizer_of(metadata, path)
-    except InputError:
+    except (InputError, MemoryError):
         raise
-    except Exception as error:  # what wrong types and numbers in the file make of the libraries
+    except Exception as error:  # which is what tokenizers raises, nothing narrower, of wrong values in the file
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{path}: the tokenizer in it does not load ({reason})") from None
 
