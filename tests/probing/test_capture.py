@@ -101,7 +101,7 @@ def run_on(data: ProbeData, variables: Any, languages: list[str]) -> ProbeRun:
 
 @pytest.mark.parametrize(
     "position",
-    ["query_mean", "prompt_mean", *(pytest.param(each, marks=pytest.mark.slow) for each in ("last", -3, 2))],
+    ["query_mean", *(pytest.param(each, marks=pytest.mark.slow) for each in ("prompt_mean", "last", -3, 2))],
 )
 def test_what_prompts_share_is_run_once_and_counts_in_each_of_them(data: ProbeData, position: Position):
     """Beside whole prompts: positions before, in and behind the few-shot text."""

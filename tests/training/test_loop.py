@@ -56,7 +56,7 @@ def test_a_run_leaves_its_records(undisturbed):
     assert read_trained(run).record.config == {"model": "tiny", "seed": 0}
 
 
-@pytest.mark.parametrize("stop", [0, 1, 4, 7])
+@pytest.mark.parametrize("stop", [1, 7, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (0, 4))])
 def test_an_interrupted_run_ends_as_an_undisturbed_one(tmp_path, undisturbed, stop):
     """Stops before the first checkpoint, right before one is written, and between two."""
     with pytest.raises(Interruption):
@@ -66,6 +66,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(tmp_path, undisturbed, st
     assert timeless(metrics(tmp_path)) == timeless(metrics(undisturbed[0]))
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path, undisturbed):
     repository = Path(__file__).parents[2]
     command = [sys.executable, "-m", "tests.training.kill_at_step", str(tmp_path), "5"]
