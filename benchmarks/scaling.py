@@ -18,11 +18,11 @@ from jaxalign.cli.plan import architecture_named, job_of, planned_job
 from jaxalign.planning.chips import parse_slice
 
 SLICES = {
-    "v5e": ("2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
-    "v5p": ("2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8"),
-    "v6e": ("2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
+    "v5e": ("2x4", "4x8", "8x8", "16x16"),
+    "v5p": ("2x2x2", "2x4x4", "4x4x4", "4x8x8"),
+    "v6e": ("2x4", "4x8", "8x8", "16x16"),
 }
-"""Of 8, 16, 32, 64, 128 and 256 chips."""
+"""Of 8, 32, 64 and 256 chips."""
 SETTINGS = ("--config=align_mistral_7b", "--config.model=mistral-7b-v0.1", "--config.batch.length=2048")
 
 
