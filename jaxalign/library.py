@@ -21,9 +21,10 @@ from jaxalign import runtime
 from jaxalign.cli.configuration import config_with
 from jaxalign.cli.data import gather_pairs
 from jaxalign.cli.demo import demo as run_demo
-from jaxalign.cli.evaluate import check_settings, evaluate_model
+from jaxalign.cli.evaluate import check_settings, chosen_cells, evaluate_model
 from jaxalign.cli.export import export as export_run
 from jaxalign.cli.loading import Model, load_model, run_folder
+from jaxalign.cli.open_answers import open_tasks
 from jaxalign.cli.probe import check_probe_settings, probe_model, probes_of
 from jaxalign.cli.provenance import command
 from jaxalign.cli.train import check_train_settings, train_model
@@ -59,6 +60,16 @@ class LoadedModel:
         return config_with({**self.settings, **settings, "out": str(out)})
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What the tasks that were asked for have shown; None for the kind of which there was none."""
+
+    labels: Results | None
+    """accuracies by label scores, with all predictions"""
+    open_answers: Mapping[str, Any] | None
+    """the content of `open_results.json`"""
+
+
 def demo(out: PathLike, **settings: Any) -> Path:
     """The whole path on the mini set, from evaluation to report, into the folder `out`; the report's path.
 
@@ -84,6 +95,8 @@ def load(model: PathLike, adapter: PathLike = "", **settings: Any) -> LoadedMode
 def train(base: LoadedModel, pairs: Sequence[PathLike | QuestionPair], out: PathLike, **settings: Any) -> TrainingRun:
     """Tunes on pairs, given as files or as records, into the run `out`; the same call again continues it."""
     config = base.config(out, settings)
+    if config.stages:
+        raise InputError("stages: ja.train tunes once; call it for each, with the run before it as ja.load's adapter")
     check_train_settings(config)
     check_watch_settings(config)
     records = [item for item in pairs if isinstance(item, QuestionPair)]
@@ -92,12 +105,15 @@ def train(base: LoadedModel, pairs: Sequence[PathLike | QuestionPair], out: Path
     return read_run(Path(run_folder(config)))
 
 
-def evaluate(model: LoadedModel, out: PathLike, **settings: Any) -> Results:
+def evaluate(model: LoadedModel, out: PathLike, **settings: Any) -> Evaluation:
     """Label scores of the tasks' test rows, and open answers, into the folder `out`."""
     config = model.config(out, settings)
     check_settings(config)
     evaluate_model(config, model.model)
-    return read_results(Path(out))
+    return Evaluation(
+        read_results(Path(out)) if chosen_cells(config) else None,
+        read_json(Path(out) / "open_results.json") if open_tasks(config) else None,
+    )
 
 
 def probe(model: LoadedModel, out: PathLike, **settings: Any) -> dict[str, Probe]:

@@ -113,7 +113,10 @@ def nearest_key(key: str, keys: Iterable[str]) -> str:
 def config_with(settings: Mapping[str, Any], name: str = "base") -> ConfigDict:
     """A shipped config with other values, given as {key: value} with groups as dicts, locked."""
     config = load_config(name)
-    base, given = dict(leaves(config)), dict(leaves(ConfigDict(settings)))
+    try:
+        base, given = dict(leaves(config)), dict(leaves(ConfigDict(settings)))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"settings: {error}; give keys as words, and groups of them as dicts") from None
     for key, value in given.items():
         if key not in base:
             raise InputError(f"{key}: no such setting; {nearest_key(key, base)}")

@@ -155,9 +155,15 @@ def merged(model: Model, param_dtype: str) -> Model:
     params = model.params
     if model.adapter is not None:
         params = merge_lora(params, model.adapter.tree, model.adapter.lora)
-    if param_dtype in SCHEMES:
-        params = quantise_params(params, model.mesh, param_dtype)
-    return replace(model, params=params, adapter=None, decoder=replace(model.decoder, lora=None))
+    model = replace(model, params=params, adapter=None, decoder=replace(model.decoder, lora=None))
+    return with_stored_base(model, param_dtype)
+
+
+def with_stored_base(model: Model, param_dtype: str) -> Model:
+    """The model with its base as int8 or nf4 stores it, if that is its `param_dtype`; what is stored so, stays."""
+    if param_dtype not in SCHEMES:
+        return model
+    return replace(model, params=quantise_params(model.params, model.mesh, param_dtype))
 
 
 def dtype_named(key: str, name: str, types: Mapping[str, Any]) -> Any:

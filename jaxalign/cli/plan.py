@@ -24,7 +24,6 @@ from jaxalign.planning.chips import parse_slice
 from jaxalign.planning.compiler import facts_of, versions
 from jaxalign.planning.job import PROGRAMS, Job
 from jaxalign.planning.plan import lines, make_plan
-from jaxalign.planning.programs import PREFIX
 from jaxalign.planning.search import search
 from jaxalign.planning.table import smallest_that_fits, table
 
@@ -126,7 +125,7 @@ def batch_shape(config: ConfigDict, program: str, ways: int) -> tuple[int, int]:
     if program == "score":
         return round_up(max(1, config.batch_tokens // SHORTEST_ROW), ways), SHORTEST_ROW
     if program == "lens":
-        return round_up(config.batch_size, ways), PREFIX
+        return round_up(config.batch_size, ways), SHORTEST_ROW
     keys = ("pairs_per_step", "rows_per_step", "length", "packed", "accumulation", "rows_at_once")
     layout = BatchLayout(**{key: config.batch[key] for key in keys}, row_multiple=ways)
     per_micro_batch = (layout.pairs_per_step or layout.rows_per_step) // layout.accumulation

@@ -9,7 +9,15 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxalign.cli.data import gather_pairs
-from jaxalign.cli.loading import Model, load_model, merged, run_folder, split_list, with_adapter
+from jaxalign.cli.loading import (
+    Model,
+    load_model,
+    merged,
+    run_folder,
+    split_list,
+    with_adapter,
+    with_stored_base,
+)
 from jaxalign.cli.provenance import provenance
 from jaxalign.cli.stages import files_of_stages, stage_configs
 from jaxalign.cli.watch import check_watch_settings, watch_hooks
@@ -107,6 +115,7 @@ def train_model(config: ConfigDict, model: Model, pairs: Sequence[QuestionPair],
     if config.tune == "all":
         model, lora = merged(model, config.param_dtype), None
     else:
+        model = with_stored_base(model, config.param_dtype)
         lora = model.adapter.lora if model.adapter else lora_config(config)
     document = {
         "model": model_name(model.path),

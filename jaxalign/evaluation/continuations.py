@@ -65,10 +65,12 @@ class ContinuationScorer:
         """The scores of all pairs, each distinct one computed once; so many at a time, in no particular order.
 
         Raises:
-          InputError: a pair is longer than the model's positions, or the model's logits are not finite.
+          InputError: a pair is longer than the model's positions or has no context, or the model's logits are not
+            finite.
         """
         if not pairs:
             return
+        check_lengths([len(context) for context, _ in pairs], 0)
         check_lengths([len(context) + len(continuation) - 1 for context, continuation in pairs], self.max_positions)
         variables = self.rows.place(variables)
         queries = queries_of(pairs)

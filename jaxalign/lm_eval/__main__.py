@@ -14,7 +14,7 @@ def main() -> int:
     """Runs lm-eval; what our model refuses is one line on stderr and exit code 2."""
     try:
         run()
-    except InputError as error:
+    except (InputError, OSError) as error:
         return complain(str(error), 2)
     return 0
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+from jinja2 import TemplateError
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
@@ -104,12 +105,16 @@ class JaxalignLM(TemplateLM):
         """The messages as one text, by the tokenizer's template; without a generation prompt the last one is open."""
         if self.tokenizer.chat_template is None:
             raise InputError(f"{self.model.path}: the tokenizer has no chat template; leave out --apply_chat_template")
-        text = self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
+        try:
+            text = self.tokenizer.apply_chat_template(
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in chat_history)
+            raise InputError(f"{self.model.path}: the chat template refuses messages of {roles} ({error})") from None
         assert isinstance(text, str)
         return text
 
@@ -269,5 +274,10 @@ def fitted(context: list[int], continuation: list[int], max_length: int) -> tupl
     if not continuation or len(continuation) > max_length:
         raise InputError(
             f"a continuation of {len(continuation)} tokens: there must be one at least, and {max_length} at most"
+        )
+    if not context:
+        raise InputError(
+            "a context without a token, as of white space alone to this tokenizer: leave it out of the task, and what "
+            "begins a text stands before the continuation"
         )
     return tuple(context[len(continuation) - max_length - 1 :]), tuple(continuation)

@@ -81,10 +81,7 @@ def lower_score(job: Job, mesh: Mesh) -> Program:
     decoder = Decoder(job.architecture, dtype=jnp.dtype(job.dtype))
     scorer = Scorer(decoder, {"params": base_shapes(job)}, mesh, batch_tokens=job.tokens)
     variables = laid_out({"params": base_shapes(job)}, scorer.variable_shardings)
-    config = job.architecture
-    keys: Any = jax.ShapeDtypeStruct((config.layers, PREFIX, config.kv_heads, config.head_dim), decoder.dtype)
-    length: Any = jax.ShapeDtypeStruct((), jnp.int32)
-    prefix = Prefix(keys, keys, length)
+    prefix = prefix_shapes(decoder)
     rows = [jax.ShapeDtypeStruct((job.rows, job.length), jnp.int32)] * 4
     with jax.set_mesh(mesh):
         lowered = scorer.programs["body"].jitted.lower(variables, prefix, *rows)
@@ -92,7 +89,7 @@ def lower_score(job: Job, mesh: Mesh) -> Program:
 
 
 def lower_lens(job: Job, mesh: Mesh) -> Program:
-    """The logit lens on a batch of whole prompts."""
+    """The logit lens on a batch of what prompts hold behind a shared prefix."""
     decoder = Decoder(job.architecture, dtype=jnp.dtype(job.dtype))
     shapes = {"params": base_shapes(job)}
     runner = PromptRunner(lens_function(decoder), shapes, mesh, job.rows)
@@ -101,8 +98,17 @@ def lower_lens(job: Job, mesh: Mesh) -> Program:
     lengths = jax.ShapeDtypeStruct((job.rows,), jnp.int32, sharding=runner.by_row)
     gram = jax.ShapeDtypeStruct((job.architecture.width,) * 2, jnp.float32)
     with jax.set_mesh(mesh):
-        lowered = runner.step.lower(variables, tokens, lengths, LensInputs(LABELS, gram))
+        inputs = LensInputs(LABELS, gram, prefix_shapes(decoder))
+        lowered = runner.step.lower(variables, tokens, lengths, inputs)
     return Program(lowered, {"parameters": variables, "batch": (tokens, lengths)})
+
+
+def prefix_shapes(decoder: Decoder) -> Prefix:
+    """A shared prefix of PREFIX positions."""
+    config = decoder.config
+    keys: Any = jax.ShapeDtypeStruct((config.layers, PREFIX, config.kv_heads, config.head_dim), decoder.dtype)
+    length: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    return Prefix(keys, keys, length)
 
 
 def base_shapes(job: Job) -> dict[str, Any]:

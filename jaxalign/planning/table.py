@@ -33,7 +33,7 @@ def row(plan: dict[str, Any]) -> tuple[str, ...]:
 
 def smallest_that_fits(plans: Sequence[dict[str, Any]]) -> str | None:
     """The slice of fewest chips, then of least memory, on which all planned programs fit."""
-    names = {plan["topology"] for plan in plans}
+    names = dict.fromkeys(plan["topology"] for plan in plans)
     fitting = [name for name in names if all(plan["fits"] for plan in plans if plan["topology"] == name)]
 
     def size(name: str) -> tuple[int, int]:

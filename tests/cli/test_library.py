@@ -16,6 +16,8 @@ from jaxalign.cli.configuration import config_with
 from jaxalign.data.pair_files import read_pairs
 from jaxalign.data.pairs import QuestionPair
 from jaxalign.errors import InputError
+from jaxalign.training import loop
+from tests.cli.conftest import save_model
 
 README = Path(__file__).parents[2] / "README.md"
 HEAVY = {
@@ -120,6 +122,7 @@ def test_files_are_read_as_pairs_are(tmp_path, base, folder):
     [
         ({"lenguages": "en"}, "lenguages: no such setting; did you mean config.languages"),
         ({"batch": {"length": "long"}}, "batch.length = 'long': int is needed"),
+        ({"batch.length": 64}, "settings: .* groups of them as dicts"),
         ({"dtype": "bfloat16"}, "dtype is a setting of ja.load"),
     ],
 )
@@ -127,3 +130,31 @@ def test_wrong_settings_are_refused(base, tmp_path, settings, said):
     with pytest.raises(InputError, match=said):
         ja.evaluate(base, tmp_path / "out", **settings)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_is_tuned_on_the_base_as_it_is_stored(tmp_path, monkeypatch):
+    """As `jaxalign train` does, which quantises each leaf as it is read."""
+    model = save_model(tmp_path / "model", width=64)
+    seen: list[Any] = []
+    real = loop.train
+    monkeypatch.setattr(
+        loop, "train", lambda decoder, params, *a, **k: (seen.append(params), real(decoder, params, *a, **k))
+    )
+    ja.train(ja.load(model, param_dtype="int8"), PAIRS, tmp_path / "run", **TUNING)
+    assert seen[0]["layers"]["self_attn"]["q_proj"]["codes"].dtype.name == "int8"
+
+
+def test_several_tunings_in_one_call_are_refused(base, tmp_path):
+    with pytest.raises(InputError, match=r"stages: ja\.train tunes once"):
+        ja.train(base, PAIRS, tmp_path / "run", stages=({"epochs": 1}, {"epochs": 2}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_open_answers_come_back_too(base, tmp_path):
+    languages = {"source_language": "de", "target_language": "en"}
+    rows = [{"source": pair.prompt, "target": pair.response, **languages} for pair in PAIRS]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chosen: dict[str, Any] = {"tasks": "translation", "pairs": str(tmp_path / "pairs.jsonl"), "languages": "de"}
+    found = ja.evaluate(base, tmp_path / "out", **chosen, rows="0:2", generate={"max_tokens": 2})
+    assert found.labels is None and found.open_answers is not None
+    assert len(found.open_answers["open_cells"]) == 1

@@ -140,6 +140,10 @@ def test_chat_templates_are_the_tokenizers(both: Both, monkeypatch: pytest.Monke
         text = both.ours.apply_chat_template(messages, prompt)
         assert text == both.hf.apply_chat_template(messages, prompt) and text.startswith("<user>Who?")
     assert both.ours.chat_template(True) == template
+    monkeypatch.setattr(both.ours.tokenizer, "chat_template", "{{ raise_exception('no such role') }}")
+    with pytest.raises(InputError, match=r"refuses messages of user, assistant \(no such role\)"):
+        both.ours.apply_chat_template(messages)
+    monkeypatch.setattr(both.ours.tokenizer, "chat_template", template)
     # A text that spells the begin-of-text token out gets no second one.
     spelt = both.ours.tokenizer.decode([both.ours.prefix_token_id]) + "Who?"
     assert both.ours.tok_encode(spelt) == both.hf.tok_encode(spelt)
@@ -158,6 +162,13 @@ def test_chat_templates_are_the_tokenizers(both: Both, monkeypatch: pytest.Monke
 def test_other_decoding_is_refused_by_name(both: Both, settings: dict[str, Any], named: str):
     with pytest.raises(InputError, match=named):
         both.ours.generate_until(requests_of("generate_until", ("Who?", settings)))
+
+
+def test_a_context_without_tokens_is_refused(both: Both):
+    with pytest.raises(InputError, match="a context without a token"):
+        both.ours._loglikelihood_tokens([((" ", "a"), [], [5, 6])])
+    with pytest.raises(InputError, match="prompt 0 has no tokens"):
+        list(both.ours.scorer.score(both.ours.model.variables, [((), (5, 6))]))
 
 
 def test_a_continuation_without_tokens_or_with_too_many_is_refused(both: Both):

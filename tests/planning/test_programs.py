@@ -32,9 +32,9 @@ def test_scoring_computes_rows_behind_the_prefix():
     assert costs_on_cpu(job).flops == pytest.approx(expected, rel=0.01)
 
 
-def test_the_lens_reads_every_layer_at_one_position():
+def test_the_lens_reads_every_layer_at_one_position_behind_the_prefix():
     job = toy_job(program="lens", mesh=(1, 1, 1), rows=4, length=64)
-    expected = flops.projections(TOY, 4 * 64) + flops.attention(TOY, TOY.layers * 4 * 64 * 64)
+    expected = flops.projections(TOY, 4 * 64) + flops.attention(TOY, TOY.layers * 4 * 64 * (PREFIX + 64))
     expected += flops.head(TOY, TOY.layers * 4)
     assert costs_on_cpu(job).flops == pytest.approx(expected, rel=0.01)
 

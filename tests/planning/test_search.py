@@ -55,3 +55,16 @@ def test_where_nothing_fits_the_smallest_is_returned():
 
 def test_meshes_use_every_device_and_cut_no_head():
     assert set(meshes(8, 2)) == {(8, 1, 1), (4, 2, 1), (2, 4, 1), (1, 8, 1), (4, 1, 2), (2, 2, 2), (1, 4, 2)}
+
+
+def test_of_batches_that_are_estimated_alike_the_largest_that_fits_is_tried_first():
+    """The estimate knows no memory traffic, in which a larger batch is ahead."""
+    asked: list[Job] = []
+    search(mistral_job(), compiler(1.0, asked))
+    first = estimate(asked[0])
+    alike = [
+        one.job.rows * one.job.length
+        for one in candidates(mistral_job())
+        if round(one.estimate.tokens_per_second) == round(first.tokens_per_second) and one.estimate.memory <= LIMIT
+    ]
+    assert min(alike) < asked[0].rows * asked[0].length == max(alike)
