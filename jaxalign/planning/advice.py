@@ -34,7 +34,7 @@ def changes(job: Job) -> Iterator[tuple[str, Job]]:
     yield f"--config.batch.length={job.length // 2}", replace(job, length=job.length // 2)
     if data > 1:
         yield "--config.mesh.data=1 --config.mesh.fsdp=-1", replace(job, mesh=(1, devices // tensor, tensor))
-    elif fsdp > 1:
+    elif fsdp % 2 == 0:
         sizes = (1, fsdp // 2, tensor * 2)
         rows = max(1, micro_rows // 2) * job.step.accumulation
         yield f"--config.mesh.tensor={tensor * 2}, and so half the rows", replace(job, mesh=sizes, rows=rows)

@@ -1,5 +1,6 @@
 """The page of one model's probes: what `report` writes of a folder alone."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,16 @@ def probe_page(folder: Path, command: str) -> str:
         raise InputError(f"{folder}: no such folder; give one that `jaxalign probe` wrote, or two to compare")
     probes = read_probes(folder)
     documents = {name: probe.document for name, probe in probes.found.items()}
+    counts = folder / "neuron_counts.json"
+    if counts.is_file():
+        documents["neuron_counts"] = read_object(counts)
     if not documents:
         raise InputError(f"{folder}: no probe in it; give a folder that `jaxalign probe` wrote, or two to compare")
     model, adapter = probed_model(folder, documents)
     label = "tuned" if adapter else "base"
     neurons = neuron_tables({label: folder})
+    if not probes.found and not neurons:
+        raise InputError(f"{folder}: neurons are counted and none selected; `jaxalign neurons {counts.stem}.npz` does")
     if neurons:
         documents["selection"] = read_object(folder / "selection.json")
     making = made_by(folder, documents)
@@ -64,11 +70,13 @@ def probed_model(folder: Path, documents: Mapping[str, Mapping[str, Any]]) -> tu
 
 
 def made_by(folder: Path, documents: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """What was made by one command, by name -> command, config and versions."""
-    names: dict[str, list[str]] = {}
+    """What was made by one command of one config, by name -> command, config and versions."""
+    names: dict[tuple[str, ...], list[str]] = {}
     for name, document in documents.items():
         where = f"{folder}, {name}"
         for key in ("config", "versions"):
             field(document, key, dict, where)
-        names.setdefault(field(document, "command", str, where), []).append(name)
+        # From Python several calls have one command line.
+        made_from = (json.dumps(document[key], sort_keys=True) for key in ("config", "versions"))
+        names.setdefault((field(document, "command", str, where), *made_from), []).append(name)
     return {", ".join(each).replace("_", " "): documents[each[0]] for each in names.values()}

@@ -158,9 +158,11 @@ def geometry_section(sides: Mapping[str, Probe | None], change: GeometryChange |
     runs, notes = drawable(sides, "cka", 1)
     if not runs:
         return ProbeSection((), notes)
+    layers = next(iter(runs.values())).document["layer"]
+    if any(probe.document["layer"] != layers for probe in runs.values()):
+        return ProbeSection((), [*notes, "The two probes read different layers: they are not drawn side by side."])
     languages = common_languages(runs, "language")
     arrays = {label: select(probe, languages, "language") for label, probe in runs.items()}
-    layers = next(iter(runs.values())).document["layer"]
     positions = [probe.document["position"] for probe in runs.values()]
     if len(runs) > 1:
         positions = [f"{label} {position}" for label, position in zip(runs, positions, strict=True)]

@@ -10,9 +10,11 @@ import pytest
 from jaxalign.errors import InputError
 from jaxalign.files import read_json, read_npz, write_json
 from jaxalign.reporting.html import write_report
-from jaxalign.reporting.probe_files import read_lens
-from jaxalign.reporting.probe_sections import small_multiples
+from jaxalign.reporting.probe_files import read_geometry, read_lens
+from jaxalign.reporting.probe_page import made_by
+from jaxalign.reporting.probe_sections import geometry_section, small_multiples
 from tests.reporting.folders import (
+    PROBED,
     write_attribution,
     write_geometry,
     write_lens,
@@ -146,3 +148,32 @@ def test_damaged_files_are_named(folder: Path, file: str, change: dict[str, obje
     with pytest.raises(InputError, match=said) as caught:
         page_text(folder)
     assert file in str(caught.value) and not (folder.parent / "page.html").exists()
+
+
+def test_selected_neurons_alone_make_a_page(tmp_path: Path):
+    folder = tmp_path / "neurons"
+    folder.mkdir()
+    write_json(folder / "neuron_counts.json", dict(PROBED))
+    with pytest.raises(InputError, match="neurons are counted and none selected; `jaxalign neurons neuron_counts"):
+        page_text(folder)
+    write_selection(folder, [(0, 3)])
+    assert PROBED["model"] in page_text(folder)
+
+
+def test_probes_of_one_command_line_and_two_configs_are_named_apart(folder: Path):
+    """As from Python, where several calls have one command line."""
+    path = folder / "geometry.json"
+    together = made_by(folder, {name: read_json(folder / f"{name}.json") for name in ("pca", "geometry")})
+    write_json(path, read_json(path) | {"config": {"rows": "0:99"}})
+    apart = made_by(folder, {name: read_json(folder / f"{name}.json") for name in ("pca", "geometry")})
+    assert list(together) == ["pca, geometry"] and list(apart) == ["pca", "geometry"]
+    assert apart["geometry"]["config"] == {"rows": "0:99"}
+
+
+def test_geometries_of_other_layers_are_not_drawn_side_by_side(base: Path, folder: Path):
+    path = folder / "geometry.json"
+    layers = read_json(path)["layer"]
+    write_json(path, read_json(path) | {"layer": [10 * layer for layer in layers]})
+    sides = {"before": read_geometry(base), "after": read_geometry(folder)}
+    section = geometry_section(sides, None)
+    assert section.plots == () and "read different layers" in section.notes[-1]
