@@ -4,6 +4,7 @@ import platform
 import shlex
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,8 +14,9 @@ PACKAGES = ("jaxalign", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "n
 
 
 def command() -> str:
-    """The command line as it was given."""
-    return shlex.join(["jaxalign", *sys.argv[1:]])
+    """The command line as it was given; from Python, that of the program which called."""
+    program = Path(sys.argv[0]).stem
+    return shlex.join(["jaxalign" if program in ("jaxalign", "__main__") else Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def versions() -> dict[str, str]:

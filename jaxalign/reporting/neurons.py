@@ -65,6 +65,8 @@ def neuron_tables(folders: Mapping[str, Path]) -> NeuronTables | None:
             )
     where = str(before / "selection.json")
     codes = texts(first, "language", where)
+    if not codes:
+        raise InputError(f"{where}: language is empty; run `jaxalign neurons` again")
     for code in codes:
         language_of(code, f"{where}, language")
     selections = [read_selection(folder / "selection.npz", codes) for folder in paths]

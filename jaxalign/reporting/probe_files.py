@@ -11,6 +11,7 @@ from jaxalign.data.languages import language_of
 from jaxalign.errors import InputError
 from jaxalign.files import read_npz
 from jaxalign.probing.likeness import GEOMETRY_AXES
+from jaxalign.probing.token_languages import SCRIPT_CLASSES
 from jaxalign.reporting.fields import field, read_object, share, texts, whole_numbers
 
 LENS_AXES = {
@@ -92,6 +93,8 @@ def read_attribution(folder: Path) -> Probe | None:
     probe = read_probe(folder, "attribution", ATTRIBUTION_AXES)
     if probe is not None:
         where = str(folder / "attribution.json")
+        if probe.document["token_script"] != list(SCRIPT_CLASSES):
+            raise InputError(f"{where}: token_script is not {', '.join(SCRIPT_CLASSES)}; probe again")
         token_map = field(probe.document, "token_map", dict, where)
         held_out = field(field(token_map, "held_out", dict, f"{where}, token_map"), "all", dict, f"{where}, held_out")
         for name in ("decided", "accuracy"):

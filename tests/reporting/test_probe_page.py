@@ -9,6 +9,7 @@ import pytest
 
 from jaxalign.errors import InputError
 from jaxalign.files import read_json, read_npz, write_json
+from jaxalign.probing.token_languages import SCRIPT_CLASSES
 from jaxalign.reporting.html import write_report
 from jaxalign.reporting.probe_files import read_geometry, read_lens
 from jaxalign.reporting.probe_page import made_by
@@ -136,7 +137,9 @@ def test_probes_of_two_models_are_refused(folder: Path):
     ("file", "change", "said"),
     [
         ("attribution", {"token_map": {}}, "no field 'held_out'"),
+        ("attribution", {"token_script": ["Klingon"] * len(SCRIPT_CLASSES)}, "token_script is not .*probe again"),
         ("masking", {"effect": [1]}, "probe again"),
+        ("selection", {"language": []}, "language is empty"),
         ("selection", {"language": ["xx", "sw"]}, "xx"),
         ("selection", {"neurons_per_layer": 3}, "the model has 2 layers of 3"),
         ("geometry", {"command": 3}, "field 'command'"),
