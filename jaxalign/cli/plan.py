@@ -34,6 +34,8 @@ def plan(config: ConfigDict, paths: Sequence[str]) -> None:
     if not config.topology:
         raise InputError("--config.topology= is needed: TPU slices, comma-separated, as in v5e:4x4")
     written = files.local_path(config.out) / "plan.json" if config.out else None
+    if written and written.parent.is_file():
+        raise InputError(f"--config.out={config.out}: a file is there; name a folder")
     if config.stages:  # all of them are of one model
         config = config.copy_and_resolve_references()
         config.stages = ()

@@ -44,7 +44,7 @@ class JaxalignLM(TemplateLM):
     def __init__(
         self,
         path: str = "",
-        adapter: str = "",
+        adapter: str | None = None,
         dtype: str = "float32",
         param_dtype: str = "float32",
         batch_tokens: int = 1024,
@@ -70,8 +70,8 @@ class JaxalignLM(TemplateLM):
         runtime.start()
         if jax.process_count() > 1:
             raise InputError(f"lm-eval runs in one process, and here are {jax.process_count()}; start it on one host")
-        settings = {"adapter": str(adapter), "dtype": dtype, "param_dtype": param_dtype, "batch_tokens": batch_tokens}
-        config = config_with({"model": str(path), **settings})
+        stored = {"dtype": dtype, "param_dtype": param_dtype, "batch_tokens": batch_tokens}
+        config = config_with({"model": str(path), "adapter": str(adapter or ""), **stored})
         self.model: Model = merged(load_model(config), config.param_dtype)
         self.tokenizer = self.model.tokenizer.backend
         self.max_length = checked_length(max_length, self.model.config.max_positions)

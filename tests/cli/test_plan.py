@@ -98,6 +98,12 @@ def test_bad_settings_are_named(refused, toy, settings, message):
     assert message in refused("plan", f"--config.model={toy}", *settings)
 
 
+def test_a_file_in_the_place_of_the_folder_is_noticed_before_the_compiler_runs(refused, toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(compiler, "compiled_elsewhere", lambda job: pytest.fail("compiled"))
+    (tmp_path / "out").touch()
+    assert "a file is there; name a folder" in refused("plan", f"--config.model={toy}", "--config.topology=v5e:2x4")
+
+
 def test_a_slice_that_libtpu_does_not_know(refused, toy):
     assert "libtpu has no such slice" in refused("plan", f"--config.model={toy}", "--config.topology=v5e:3x5")
 
