@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -86,6 +87,16 @@ def test_bad_input_is_one_line(command: Command, arguments: str, named: str):
     ours = [line for line in err.splitlines() if line.startswith("jaxalign: ")]
     assert code == 2 and len(ours) == 1 and named in ours[0] and "Traceback" not in err
     assert err.splitlines()[-1] == ours[0]
+
+
+def test_what_the_system_refuses_is_one_line(command: Command, folders: dict[str, Path], tmp_path: Path):
+    shutil.copytree(folders["qwen2"], tmp_path / "model")
+    (tmp_path / "model/config.json").unlink()
+    (tmp_path / "model/config.json").symlink_to("config.json")
+    code, _, err = command(
+        "--model", "jaxalign", "--model_args", f"path={tmp_path / 'model'}", "--tasks", "mini_emotion_de"
+    )
+    assert code == 2 and "symbolic link" in err.splitlines()[-1] and "Traceback" not in err
 
 
 def test_without_the_extra_it_is_asked_for(command: Command, monkeypatch: pytest.MonkeyPatch):

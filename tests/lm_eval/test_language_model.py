@@ -207,7 +207,7 @@ def test_a_shorter_length_is_kept_to(folders, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.ERROR)
     hf, ours = (
         HFLM(pretrained=folder, dtype="float32", device="cpu", max_length=40),
-        JaxalignLM(path=folder, max_length=40),
+        JaxalignLM(path=folder, adapter=None, max_length=40),
     )
     whole = requests_of("loglikelihood_rolling", ("Some text, and more. " * 5,))
     np.testing.assert_allclose(ours.loglikelihood_rolling(whole), hf.loglikelihood_rolling(whole), rtol=RTOL)

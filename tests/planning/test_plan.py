@@ -1,6 +1,7 @@
 """Plans from facts that are made up: what counts as a fit, times, advice, and the table."""
 
 import json
+import math
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from jaxalign.errors import InputError
 from jaxalign.model import architectures
-from jaxalign.planning.advice import advice
+from jaxalign.planning.advice import advice, changes
 from jaxalign.planning.chips import GIB
 from jaxalign.planning.costs import COLLECTIVES
 from jaxalign.planning.job import from_json
@@ -85,6 +86,13 @@ def test_advice_names_keys_by_what_they_save():
     assert any(one.startswith("--config.batch.rows_at_once=1 saves") for one in said)
 
 
+@pytest.mark.parametrize("mesh", [(1, 8, 1), (1, 7, 1), (1, 9, 2), (4, 3, 1), (2, 2, 2)])
+def test_advice_names_meshes_of_as_many_devices(mesh):
+    devices = math.prod(mesh)
+    job = toy_job(topology={7: "v5e:1x7", 8: "v5e:2x4", 12: "v5e:3x4", 18: "v5e:3x6"}[devices], mesh=mesh)
+    assert {math.prod(other.mesh) for _, other in changes(job)} == {devices}
+
+
 def test_the_smallest_slice_is_the_one_of_fewest_chips():
     def plan(topology: str, temporaries: int) -> dict[str, Any]:
         return make_plan(toy_job(topology=topology), "toy", facts_with(temporaries))
@@ -92,6 +100,8 @@ def test_the_smallest_slice_is_the_one_of_fewest_chips():
     plans = [plan("v5e:4x4", 0), plan("v5e:2x4", 16 * GIB), plan("v6e:2x4", 16 * GIB)]
     assert smallest_that_fits(plans) == "v6e:2x4"
     assert smallest_that_fits(plans[1:2]) is None
+    of_as_many_chips = [plan("v6e:2x4", 0), plan("v5e:2x4", 0)]
+    assert smallest_that_fits(of_as_many_chips) == "v5e:2x4"  # a chip of half the memory
     assert [line.count("|") for line in table(plans)] == [10] * 5
 
 
