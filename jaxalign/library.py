@@ -7,7 +7,8 @@
     ja.compare("before", "after").means
 
 Settings are the keys of configs/base.py, groups as dicts; a wrong one raises InputError. Paths are str or Path. What is
-written is what the verbs write.
+written is what the verbs write. Several hosts that work together all make the same calls, `out` being in a folder that
+they share: process 0 writes, and each returns what it wrote.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from jaxalign import runtime
@@ -102,7 +105,7 @@ def train(base: LoadedModel, pairs: Sequence[PathLike | QuestionPair], out: Path
     records = [item for item in pairs if isinstance(item, QuestionPair)]
     files = [str(item) for item in pairs if not isinstance(item, QuestionPair)]
     train_model(config, base.model, records + (gather_pairs(config, files) if files else []), files)
-    return read_run(Path(run_folder(config)))
+    return read_run(written(run_folder(config)))
 
 
 def evaluate(model: LoadedModel, out: PathLike, **settings: Any) -> Evaluation:
@@ -110,9 +113,10 @@ def evaluate(model: LoadedModel, out: PathLike, **settings: Any) -> Evaluation:
     config = model.config(out, settings)
     check_settings(config)
     evaluate_model(config, model.model)
+    folder = written(out)
     return Evaluation(
-        read_results(Path(out)) if chosen_cells(config) else None,
-        read_json(Path(out) / "open_results.json") if open_tasks(config) else None,
+        read_results(folder) if chosen_cells(config) else None,
+        read_json(folder / "open_results.json") if open_tasks(config) else None,
     )
 
 
@@ -121,7 +125,15 @@ def probe(model: LoadedModel, out: PathLike, **settings: Any) -> dict[str, Probe
     config = model.config(out, settings)
     check_probe_settings(config)
     probe_model(config, model.model)
-    return {name: written_probe(Path(out), FILE_OF.get(name, name)) for name in probes_of(config)}
+    folder = written(out)
+    return {name: written_probe(folder, FILE_OF.get(name, name)) for name in probes_of(config)}
+
+
+def written(folder: PathLike) -> Path:
+    """The folder, once process 0 is done with it."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("written")
+    return Path(folder)
 
 
 def written_probe(folder: Path, name: str) -> Probe:

@@ -94,6 +94,12 @@ def say(message: str) -> None:
         tqdm.write(message, file=sys.stderr)
 
 
+def tell(result: str) -> None:
+    """One line of what the user asked for, on stdout, from process 0 only."""
+    if jax.process_index() == 0:
+        tqdm.write(result)
+
+
 class Progress:
     """A bar over the steps of a run with loss, tokens/s and time left; silent where stderr is no terminal."""
 

@@ -26,6 +26,7 @@ from jaxalign.evaluation.cells import CellKey, GridData, cell_keys
 from jaxalign.evaluation.grid import evaluate_grid
 from jaxalign.evaluation.score_labels import Scorer
 from jaxalign.files import write_text
+from jaxalign.metrics_log import tell
 from jaxalign.model.hub import model_name
 
 
@@ -71,7 +72,7 @@ def evaluate_model(config: ConfigDict, model: Model) -> None:
         failures += evaluate_labels(config, ready, settings(config, model))["failures"]
     if open_tasks(config):
         failures += evaluate_open_answers(config, ready, settings(config, model))["failures"]
-    print(f"records: {config.out}")
+    tell(f"records: {config.out}")
     if failures:
         first = failures[0]
         raise InputError(
@@ -81,7 +82,7 @@ def evaluate_model(config: ConfigDict, model: Model) -> None:
 
 
 def evaluate_labels(config: ConfigDict, model: Model, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Scores the label tasks into `config.out`, prints a line per cell, and returns the content of `results.json`."""
+    """Scores the label tasks into `config.out`, tells a line per cell, and returns the content of `results.json`."""
     folder, exemplars = evaluation_data(config)
     data = GridData(folder, exemplars, model.tokenizer, parse_rows(config.rows), prompt_style(config), config.seed)
     results = evaluate_grid(
@@ -96,9 +97,9 @@ def evaluate_labels(config: ConfigDict, model: Model, settings: Mapping[str, Any
     if data.style == "mended" and jax.process_index() == 0:
         write_text(out_folder(config) / "mended_prompts.md", differences_table(exemplars))
     for cell in results["cells"]:
-        print(line_of(cell))
+        tell(line_of(cell))
     for failure in results["failures"]:
-        print(f"{failure['task']:8} {failure['language']}  {failure['variant']} failed: {failure['error']}")
+        tell(f"{failure['task']:8} {failure['language']}  {failure['variant']} failed: {failure['error']}")
     return results
 
 

@@ -22,6 +22,7 @@ from jaxalign.evaluation.generate import Generator
 from jaxalign.evaluation.open_answers import evaluate_open
 from jaxalign.evaluation.open_cells import TRANSLATION, OpenCell, math_cell, translation_cells
 from jaxalign.files import AnyPath, path_of
+from jaxalign.metrics_log import tell
 from jaxalign.reporting.fields import field, texts
 from jaxalign.reporting.runs import read_run_document
 from jaxalign.training.checkpoint import read_trained
@@ -49,7 +50,7 @@ def check_open_answers(config: ConfigDict) -> None:
 
 
 def evaluate_open_answers(config: ConfigDict, model: Model, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Decodes the open tasks of `config.tasks` into `config.out` and prints a line per cell.
+    """Decodes the open tasks of `config.tasks` into `config.out` and tells a line per cell.
 
     Args:
       model: ready to apply; an adapter may be merged into it.
@@ -70,7 +71,7 @@ def evaluate_open_answers(config: ConfigDict, model: Model, settings: Mapping[st
         description={**settings, "tuned_on": model.tuned_on, **provenance(config)},
     )
     for cell in results["open_cells"]:
-        print(line_of(cell))
+        tell(line_of(cell))
     return results
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -27,6 +28,7 @@ from jaxalign.data.tasks import parse_rows, read_task_rows
 from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import GridData, cell_keys
 from jaxalign.files import whole_file, write_text
+from jaxalign.metrics_log import tell
 from jaxalign.model.quantised import SCHEMES
 from jaxalign.probing.activation_counts import write_neuron_counts
 from jaxalign.probing.attribution import write_attribution
@@ -124,7 +126,9 @@ def probe_model(config: ConfigDict, model: Model) -> None:
     times = dict.fromkeys(MASKING, len(mask_names(languages))) | {"transplant": len(mask_names(languages)) + 1}
     own = neurons_to_mask(config) if MASKING.intersection(probes) else {}
     check_fits(own, model.config.layers, model.config.mlp_dim)
-    with tqdm(total=prompts * sum(times.get(name, 1) for name in probes), unit="prompt", disable=None) as progress:
+    total = prompts * sum(times.get(name, 1) for name in probes)
+    # None: shown where stderr is a terminal.
+    with tqdm(total=total, unit="prompt", disable=None if jax.process_index() == 0 else True) as progress:
         run = ProbeRun(
             out,
             ready.decoder,
@@ -140,7 +144,7 @@ def probe_model(config: ConfigDict, model: Model) -> None:
         scattered = [code for code in SCATTERED if code in languages] or languages[:4]
         actions: dict[str, Callable[[], object]] = {
             "logit_lens": lambda: say_of_lens(write_logit_lens(run)),
-            "attribution": lambda: tqdm.write(token_map_text(write_attribution(run, config.attribution_positions))),
+            "attribution": lambda: tell(token_map_text(write_attribution(run, config.attribution_positions))),
             "pca": lambda: write_representation(run, scattered),
             "geometry": lambda: write_geometry(run, capture),
             "neurons": lambda: write_neuron_counts(run),
@@ -151,8 +155,9 @@ def probe_model(config: ConfigDict, model: Model) -> None:
         for name in probes:
             progress.set_description(name.replace("_", " "))
             actions[name]()
-    write_plots(out, Path(config.adapter).name or "base model")
-    print(f"probes: {out}")
+    if jax.process_index() == 0:
+        write_plots(out, Path(config.adapter).name or "base model")
+    tell(f"probes: {out}")
 
 
 def of_base(config: ConfigDict, run: ProbeRun) -> ProbeRun:
@@ -166,7 +171,7 @@ def say_of_lens(lens: Mapping[str, Any]) -> None:
     """Says how many rows survived."""
     for rows_named, key in SURVIVING.items():
         counts = ", ".join(f"{code} {count}" for code, count in lens[key].items())
-        tqdm.write(f"{rows_named}: {counts}")
+        tell(f"{rows_named}: {counts}")
 
 
 def write_plots(out: Path, label: str) -> None:

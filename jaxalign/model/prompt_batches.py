@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.errors import InputError
 from jaxalign.model.attention import Prefix
-from jaxalign.model.sharding import BATCH, param_shardings
+from jaxalign.model.sharding import BATCH, param_shardings, place_whole
 from jaxalign.model.transformer import Decoder, DecoderOutput
 
 PromptFunction = Callable[[Any, jax.Array, jax.Array, Any], Any]
@@ -156,10 +156,10 @@ class PromptRunner:
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
         for first in range(0, len(order), self.batch_size):
             members = order[first : first + self.batch_size]
-            tokens, lengths = self.fill([prompts[i] for i in members])
+            batch = [place_whole(array, self.by_row) for array in self.fill([prompts[i] for i in members])]
             with jax.set_mesh(self.mesh):
-                outputs = self.step(variables, *jax.device_put((tokens, lengths), self.by_row), extra)
-            self.counts.computed_positions += tokens.size
+                outputs = self.step(variables, *batch, extra)
+            self.counts.computed_positions += batch[0].size
             yield members, outputs
         self.counts.prompts += len(prompts)
         self.counts.prompt_tokens += sum(map(len, prompts))

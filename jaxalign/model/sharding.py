@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -79,6 +80,11 @@ def cache_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
 def batch_spec() -> P:
     """The spec of a batch's [B,T] arrays: rows over `data` and `fsdp`, positions whole."""
     return P(BATCH, None)
+
+
+def place_whole(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """An array of which every process has the whole, as the mesh holds it: each device takes its part."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
 
 
 def constrain(x: jax.Array, spec: P) -> jax.Array:

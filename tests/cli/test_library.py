@@ -18,6 +18,7 @@ from jaxalign.data.pairs import QuestionPair
 from jaxalign.errors import InputError
 from jaxalign.training import loop
 from tests.cli.conftest import save_model
+from tests.two_processes import end_of, start_two
 
 README = Path(__file__).parents[2] / "README.md"
 HEAVY = {
@@ -158,3 +159,37 @@ def test_open_answers_come_back_too(base, tmp_path):
     found = ja.evaluate(base, tmp_path / "out", **chosen, rows="0:2", generate={"max_tokens": 2})
     assert found.labels is None and found.open_answers is not None
     assert len(found.open_answers["open_cells"]) == 1
+
+
+TOGETHER = """
+import json
+import sys
+import time
+from pathlib import Path
+
+import jax
+
+import jaxalign as ja
+from jaxalign.evaluation import grid
+
+model, out, pairs, cells = json.loads(sys.argv[1])
+out, base = Path(out), ja.load(model)
+if jax.process_index() == 0:
+    write = grid.write_json
+    grid.write_json = lambda *content: (time.sleep(1), write(*content))  # the other process gets ahead
+evaluation = ja.evaluate(base, out / "results", **cells)
+run = ja.train(base, [pairs], out / "run", steps=2, heldout=0.0, batch={"length": 64})
+probe = ja.probe(base, out / "probes", **cells, probes="pca")["pca"]
+told = [[cell.accuracy for cell in evaluation.labels.cells.values()], run.training, probe.arrays["points"].tolist()]
+(out / f"{jax.process_index()}.json").write_text(json.dumps(told))
+"""
+
+
+@pytest.mark.slow
+def test_every_one_of_several_processes_gets_what_was_written(model_folder, tmp_path):
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("source,target,source_language,target_language\n" + "Frage,question,de,en\n" * 16)
+    codes, said = end_of(start_two("-c", TOGETHER, json.dumps([str(model_folder), str(tmp_path), str(pairs), CELLS])))
+    assert codes == [0, 0], said
+    one, other = ((tmp_path / f"{process}.json").read_text() for process in (0, 1))
+    assert one == other and len(json.loads(one)[0]) == 3
