@@ -63,12 +63,15 @@ def plan(config: ConfigDict, paths: Sequence[str]) -> None:
 
 def planned_job(job: Job, config: ConfigDict) -> dict[str, Any]:
     """The plan of a job, or with `config.fit` of the best one like it that fits."""
-    if config.fit and job.program == "train":
-        job, facts = search(job)
-    else:
-        facts = facts_of(job)
+    is_searched = config.fit and job.program == "train"
+    job, facts = search(job) if is_searched else (job, facts_of(job))
     planned = make_plan(job, config.model, facts)
-    if config.batch.pairs_per_step and job.program == "train" and not config.fit:
+    if is_searched:
+        planned["batch"]["note"] = (
+            f"found; to train so: {' '.join(flags_of(job))}; `jaxalign data describe` counts the pairs of more than "
+            f"{job.length} tokens, which no row holds"
+        )
+    elif config.batch.pairs_per_step and job.program == "train":
         planned["batch"]["note"] = (
             f"{config.batch.pairs_per_step} pairs a step taken as so many rows of {job.length} positions, rounded up "
             "to the mesh; packing needs fewer"
@@ -76,6 +79,23 @@ def planned_job(job: Job, config: ConfigDict) -> dict[str, Any]:
     if not planned["fits"]:
         planned["advice"] = advice(job) if job.program == "train" else []
     return planned
+
+
+def flags_of(job: Job) -> list[str]:
+    """The flags under which `train` takes what a search has chosen."""
+    data, fsdp, tensor = job.mesh
+    chosen = {
+        "batch.pairs_per_step": 0,
+        "batch.rows_per_step": job.rows,
+        "batch.length": job.length,
+        "batch.accumulation": job.step.accumulation,
+        "batch.rows_at_once": job.step.rows_at_once,
+        "mesh.data": data,
+        "mesh.fsdp": fsdp,
+        "mesh.tensor": tensor,
+        "remat": job.remat,
+    }
+    return [f"--config.{key}={value}" for key, value in chosen.items()]
 
 
 def architecture_named(model: str) -> ModelConfig:

@@ -1,6 +1,7 @@
 """`jaxalign plan`: the true step of a toy model compiled for TPU slices, on this machine's CPU."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,27 @@ def test_several_slices_make_a_table(ok, toy, tmp_path, monkeypatch):
     ]
     assert said.endswith("smallest that fits: v5e:2x4\n")
     assert json.loads((tmp_path / "plan.json").read_text())["smallest_that_fits"] == "v5e:2x4"
+
+
+def test_what_a_search_finds_is_said_as_flags(ok, toy, tmp_path, monkeypatch):
+    """With a compiler that is played: everything fits."""
+    compiled = []
+
+    def facts(job):
+        compiled.append(job)
+        costs = {"flops": 1e9, "bfloat16_flops": 1e9, "bytes": 1000, "collectives": {}}
+        sizes = {"argument": 0, "output": 0, "alias": 0, "temp": 2**30, "generated_code": 0}
+        known = {"mesh": list(job.mesh), "arguments": {"parameters": 1000}, "compile_seconds": 1.0}
+        return known | {"costs": costs, "memory": sizes}
+
+    monkeypatch.setattr(compiler, "compiled_elsewhere", facts)
+    command = ("plan", f"--config.model={toy}", "--config.topology=v5e:2x4", "--config.seed=2")
+    said = ok(*command, "--config.fit=true")
+    flags = re.findall(r"--config\.[a-z_.]+=\w+", said)
+    searched = len(compiled)
+    ok(*command, *flags)
+    # What is known of a job is kept, so the same job is not compiled again.
+    assert searched > 0 and compiled[searched:] == [] and "found; to train so: --config.batch.pairs_per_step=0" in said
 
 
 @pytest.mark.parametrize(
