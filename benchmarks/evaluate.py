@@ -15,9 +15,8 @@ from typing import Any
 
 import flops
 import numpy as np
-from tqdm import tqdm
 from ways import WAYS
-from workers import Worker, surroundings
+from workers import Worker, exit_code, surroundings, take_turns
 
 from jaxalign.data.folders import data_folder, exemplars_file
 from jaxalign.data.label_queries import label_queries, scored_candidates
@@ -25,7 +24,6 @@ from jaxalign.data.languages import parse_languages
 from jaxalign.data.prompts import read_exemplars
 from jaxalign.data.tasks import parse_rows, read_task_rows, task_named
 from jaxalign.data.tokenizer import load_tokenizer
-from jaxalign.errors import InputError
 from jaxalign.evaluation.packed_queries import shared_prefix_length
 from jaxalign.files import write_json
 from jaxalign.model.config import ModelConfig
@@ -72,36 +70,19 @@ def gather_work(options: argparse.Namespace, model: Path) -> dict[str, list[dict
 def measure(options: argparse.Namespace, model: Path) -> dict[str, Any]:
     """All ways on all tasks with one model."""
     work = gather_work(options, model)
-    workers: dict[str, Worker] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        work_file = Path(folder) / "work.json"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        work_file = folder / "work.json"
         work_file.write_text(json.dumps(work))
-        turns = len(WAYS) * (1 + options.repeats * len(work))
-        try:
-            with tqdm(total=turns, unit="turn", desc=model.name, disable=None) as progress:
-                for way in WAYS:
-                    arguments = [way, model, work_file, options.threads, options.batch_size]
-                    workers[way] = Worker("ways.py", arguments, Path(folder))
-                    progress.update()
-                runs = {way: {task: [] for task in work} for way in WAYS}
-                for _ in range(options.repeats):
-                    for task in work:
-                        for way in WAYS:
-                            runs[way][task].append(workers[way].run(task))
-                            progress.update()
-        finally:
-            for worker in workers.values():
-                worker.end()
+
+        def start(way: str) -> Worker:
+            return Worker("ways.py", [way, model, work_file, options.threads, options.batch_size], folder)
+
+        workers, runs = take_turns(start, WAYS, work, options.repeats, model.name)
     return {
         "model": str(model),
-        "tasks": {
-            task: compared(read_config(model), cells, {way: runs[way][task] for way in WAYS})
-            for task, cells in work.items()
-        },
-        "workers": {
-            way: {**worker.ready, "peak_mib": max(run["peak_mib"] for of_task in runs[way].values() for run in of_task)}
-            for way, worker in workers.items()
-        },
+        "tasks": {task: compared(read_config(model), cells, runs[task]) for task, cells in work.items()},
+        "workers": workers,
     }
 
 
@@ -151,24 +132,14 @@ def table(measured: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def main() -> None:
     options = parsed()
-    try:
-        models = []
-        for model in options.model:
-            models.append(measure(options, Path(model)))
-            print(table(models[-1]), flush=True)
-        document = {
-            "models": models,
-            "settings": vars(options),
-            **surroundings(),
-        }
-        write_json(Path(options.out), document)
-    except (InputError, OSError) as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        return 2
-    return 0
+    models = []
+    for model in options.model:
+        models.append(measure(options, Path(model)))
+        print(table(models[-1]), flush=True)
+    write_json(Path(options.out), {"models": models, "settings": vars(options), **surroundings()})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

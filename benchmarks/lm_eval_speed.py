@@ -20,10 +20,8 @@ from typing import Any
 from lm_eval.tasks import TaskManager
 from lm_eval_tasks import tasks, write_tasks
 from lm_eval_ways import WAYS
-from tqdm import tqdm
-from workers import Worker, surroundings
+from workers import Worker, exit_code, surroundings, take_turns
 
-from jaxalign.errors import InputError
 from jaxalign.files import write_json
 
 
@@ -55,35 +53,18 @@ def gather_work(folder: Path, limit: int | None) -> dict[str, dict[str, Any]]:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All ways at all tasks."""
-    workers: dict[str, Worker] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         work = gather_work(folder, options.limit)
         work_file = folder / "work.json"
         work_file.write_text(json.dumps(work))
-        turns = len(WAYS) * (1 + options.repeats * len(work))
-        try:
-            with tqdm(total=turns, unit="turn", disable=None) as progress:
-                for way in WAYS:
-                    arguments = [way, options.model, work_file, options.threads, options.batch_size]
-                    workers[way] = Worker("lm_eval_ways.py", arguments, folder)
-                    progress.update()
-                runs = {way: {task: [] for task in work} for way in WAYS}
-                for _ in range(options.repeats):
-                    for task in work:
-                        for way in WAYS:
-                            runs[way][task].append(workers[way].run(task))
-                            progress.update()
-        finally:
-            for worker in workers.values():
-                worker.end()
-    return {
-        "tasks": {task: compared(of_task, {way: runs[way][task] for way in WAYS}) for task, of_task in work.items()},
-        "workers": {
-            way: {**worker.ready, "peak_mib": max(run["peak_mib"] for of_task in runs[way].values() for run in of_task)}
-            for way, worker in workers.items()
-        },
-    }
+
+        def start(way: str) -> Worker:
+            arguments = [way, options.model, work_file, options.threads, options.batch_size]
+            return Worker("lm_eval_ways.py", arguments, folder)
+
+        workers, runs = take_turns(start, WAYS, work, options.repeats)
+    return {"tasks": {task: compared(of_task, runs[task]) for task, of_task in work.items()}, "workers": workers}
 
 
 def compared(task: dict[str, Any], runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -129,19 +110,14 @@ def table(measured: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def main() -> None:
     options = parsed()
-    try:
-        measured = measure(options)
-        print(table(measured), flush=True)
-        document = {**measured, "settings": vars(options), **surroundings()}
-        document["versions"]["lm_eval"] = version("lm_eval")
-        write_json(Path(options.out), document)
-    except (InputError, OSError) as error:
-        print(f"lm_eval_speed: {error}", file=sys.stderr)
-        return 2
-    return 0
+    measured = measure(options)
+    print(table(measured), flush=True)
+    document = {**measured, "settings": vars(options), **surroundings()}
+    document["versions"]["lm_eval"] = version("lm_eval")
+    write_json(Path(options.out), document)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -17,15 +17,13 @@ from typing import Any
 
 import numpy as np
 from probe_ways import PROBES, WAYS
-from tqdm import tqdm
-from workers import Worker, surroundings
+from workers import Worker, exit_code, surroundings, take_turns
 
 from jaxalign.data.folders import data_folder, exemplars_file
 from jaxalign.data.languages import parse_languages
 from jaxalign.data.prompts import read_exemplars
 from jaxalign.data.tasks import parse_rows
 from jaxalign.data.tokenizer import load_tokenizer
-from jaxalign.errors import InputError
 from jaxalign.files import write_json
 from jaxalign.probing.logit_lens import word_sets
 from jaxalign.probing.prompts import ProbeData, probe_prompts
@@ -57,28 +55,21 @@ def gather_work(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def measure(options: argparse.Namespace, probe: str, work_file: Path) -> dict[str, Any]:
     """One probe's figures, all ways."""
-    workers: dict[str, Worker] = {}
-    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
-    compiling: dict[str, Any] = {}
-    try:
-        with tqdm(total=len(WAYS) * (1 + options.repeats), unit="turn", desc=probe, disable=None) as progress:
-            for way in WAYS:
-                arguments = [way, probe, options.model, work_file, options.threads, options.batch_size]
-                workers[way] = Worker("probe_ways.py", arguments, work_file.parent)
-                if way == "jaxalign":
-                    compiling = warm_up(workers[way].ready)
-                    workers[way].end()
-                    workers[way] = Worker("probe_ways.py", arguments, work_file.parent)
-                progress.update()
-            for _ in range(options.repeats):
-                for way in WAYS:
-                    runs[way].append(workers[way].run("go"))
-                    progress.update()
-    finally:
-        for worker in workers.values():
+    compiling: dict[str, float] = {}
+
+    def start(way: str) -> Worker:
+        arguments = [way, probe, options.model, work_file, options.threads, options.batch_size]
+        worker = Worker("probe_ways.py", arguments, work_file.parent)
+        if way == "jaxalign" and not compiling:
+            compiling.update(warm_up(worker.ready))
             worker.end()
+            return start(way)
+        return worker
+
+    ready, turns = take_turns(start, WAYS, ["go"], options.repeats, probe)
+    runs = turns["go"]
     rows = sum(len(cell["prompts"]) for cell in json.loads(work_file.read_text()))
-    measured = {way: figures(rows, workers[way].ready, runs[way], runs["study"]) for way in WAYS}
+    measured = {way: figures(rows, ready[way], runs[way], runs["study"]) for way in WAYS}
     measured["jaxalign"]["compiling"] = compiling
     return measured
 
@@ -103,7 +94,7 @@ def figures(
         "seconds": [run["seconds"] for run in runs],
         "rows_per_second": rows / seconds,
         "times_the_study": statistics.median(run["seconds"] for run in reference) / seconds,
-        "peak_mib_beyond_weights": max(run["peak_mib"] for run in runs) - ready["loaded_mib"],
+        "peak_mib_beyond_weights": ready["peak_mib"] - ready["loaded_mib"],
         "largest_difference": max(float(difference.max()) for difference in apart),
     }
 
@@ -120,20 +111,15 @@ def table(measured: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def main() -> None:
     options = parsed()
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            work_file = Path(folder) / "work.json"
-            work_file.write_text(json.dumps(gather_work(options)))
-            measured = {probe: measure(options, probe, work_file) for probe in options.probes.split(",")}
-        print(table(measured))
-        write_json(Path(options.out), {"probes": measured, "settings": vars(options), **surroundings()})
-    except (InputError, OSError) as error:
-        print(f"probe: {error}", file=sys.stderr)
-        return 2
-    return 0
+    with tempfile.TemporaryDirectory() as folder:
+        work_file = Path(folder) / "work.json"
+        work_file.write_text(json.dumps(gather_work(options)))
+        measured = {probe: measure(options, probe, work_file) for probe in options.probes.split(",")}
+    print(table(measured))
+    write_json(Path(options.out), {"probes": measured, "settings": vars(options), **surroundings()})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 from train_peer import SETTINGS
 from train_ways import OURS
-from workers import Worker, surroundings
+from workers import Worker, exit_code, surroundings, take_turns
 
 from jaxalign.cli.configuration import config_from_flags
 from jaxalign.cli.train import lora_config, plans, step_configs
@@ -32,7 +32,6 @@ from jaxalign.data.batches import BatchPlan, fit_pairs
 from jaxalign.data.pair_files import read_pairs
 from jaxalign.data.templates import render, resolve_template
 from jaxalign.data.tokenizer import load_tokenizer
-from jaxalign.errors import InputError
 from jaxalign.files import write_json
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.hf_config import read_config
@@ -120,27 +119,13 @@ def measure(options: argparse.Namespace, model: Path) -> dict[str, Any]:
                 worker.end()
         fastest = min(trials, key=lambda setting: trials[setting]["seconds"])
         ways = {STUDY: STUDY, FASTEST: fastest, OURS: OURS}
-        workers: dict[str, Worker] = {}
-        runs: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
-        try:
-            with tqdm(total=len(ways) * (1 + options.repeats), unit="turn", desc=model.name, disable=None) as progress:
-                for way, setting in ways.items():
-                    workers[way] = start(setting)
-                    progress.update()
-                for _ in range(options.repeats):
-                    for way, worker in workers.items():
-                        runs[way].append(worker.run(options.steps))
-                        progress.update()
-        finally:
-            for worker in workers.values():
-                worker.end()
-    ready = {way: worker.ready for way, worker in workers.items()}
+        ready, runs = take_turns(lambda way: start(ways[way]), ways, [options.steps], options.repeats, model.name)
     return {
         "model": str(model),
         "fastest_setting": fastest,
         "trial_seconds": {setting: trial["seconds"] for setting, trial in trials.items()},
         "plan": {"rows": plan.rows_per_step, "length": plan.length, "padding": plan.padding, "steps": plan.steps},
-        **compared(read_config(model), config, work, ready, runs),
+        **compared(read_config(model), config, work, ready, runs[options.steps]),
     }
 
 
@@ -170,7 +155,6 @@ def compared(
             "flops_ratio": {other: taken[other] / taken[way] for other in runs},
             "flops": taken[way],
             "utilisation": needed / seconds[way] / ceiling,
-            "peak_mib": max(run["peak_mib"] for run in of_way),
             "largest_loss_difference": largest(of_way, runs[STUDY][0], "losses"),
             "largest_gradient_norm_difference": largest(of_way, runs[STUDY][0], "gradient_norms"),
             "losses": of_way[0]["losses"],
@@ -213,19 +197,14 @@ def table(measured: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def main() -> None:
     options = parsed()
-    try:
-        models = []
-        for model in options.model:
-            models.append(measure(options, Path(model)))
-            print(table(models[-1]), flush=True)
-        write_json(Path(options.out), {"models": models, "settings": vars(options), **surroundings()})
-    except (InputError, OSError) as error:
-        print(f"train: {error}", file=sys.stderr)
-        return 2
-    return 0
+    models = []
+    for model in options.model:
+        models.append(measure(options, Path(model)))
+        print(table(models[-1]), flush=True)
+    write_json(Path(options.out), {"models": models, "settings": vars(options), **surroundings()})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

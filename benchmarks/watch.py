@@ -16,7 +16,7 @@ from typing import Any
 import flops
 from ml_collections import ConfigDict
 from train import ON_A_CPU, real_plan
-from workers import surroundings
+from workers import exit_code, surroundings
 
 import jaxalign as ja
 from jaxalign.cli.configuration import config_from_flags
@@ -142,18 +142,13 @@ def table(measured: dict[str, Any]) -> str:
     )
 
 
-def main() -> int:
+def main() -> None:
     options = parsed()
-    try:
-        measured = measure(options)
-        print(table(measured))
-        settings = {key: str(value) for key, value in vars(options).items()}
-        write_json(Path(options.out), {**measured, "settings": settings, **surroundings()})
-    except (InputError, OSError) as error:
-        print(f"watch: {error}", file=sys.stderr)
-        return 2
-    return 0
+    measured = measure(options)
+    print(table(measured))
+    settings = {key: str(value) for key, value in vars(options).items()}
+    write_json(Path(options.out), {**measured, "settings": settings, **surroundings()})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -6,6 +6,7 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Callable, Collection
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,44 @@ class Worker:
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
+
+
+def take_turns(
+    start: Callable[[str], Worker], ways: Collection[str], tasks: Collection[Any], repeats: int, label: str = ""
+) -> tuple[dict[str, dict[str, Any]], dict[Any, dict[str, list[dict[str, Any]]]]]:
+    """Each repeat is a turn of all ways at every task.
+
+    Returns what each way's worker said when it was ready, with its peak memory, and task -> way -> its answers.
+    """
+    from tqdm import tqdm  # not above: workers import this file, and their memory is measured
+
+    workers: dict[str, Worker] = {}
+    runs = {task: {way: [] for way in ways} for task in tasks}
+    try:
+        with tqdm(total=len(ways) * (1 + repeats * len(tasks)), unit="turn", desc=label, disable=None) as progress:
+            for way in ways:
+                workers[way] = start(way)
+                progress.update()
+            for _ in range(repeats):
+                for task in tasks:
+                    for way in ways:
+                        runs[task][way].append(workers[way].run(task))
+                        progress.update()
+    finally:
+        for worker in workers.values():
+            worker.end()
+    peaks = {way: max(run["peak_mib"] for of_task in runs.values() for run in of_task[way]) for way in ways}
+    return {way: {**worker.ready, "peak_mib": peaks[way]} for way, worker in workers.items()}, runs
+
+
+def exit_code(main: Callable[[], None]) -> int:
+    """What a benchmark's process ends with: 2, after a line that says why, where its input or a file is at fault."""
+    try:
+        main()
+    except (InputError, OSError) as error:
+        print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def answer(document: Any) -> None:

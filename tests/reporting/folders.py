@@ -28,6 +28,9 @@ PROBED = {
     "versions": VERSIONS,
 }
 """What every probe's JSON file says besides."""
+LANGUAGES = ["en", "de", "zh", "sw"]
+CELLS = {("emotion", language): 0.55 for language in LANGUAGES} | {("snli", "no"): 0.5}
+"""Of `write_both_sides`."""
 
 
 def cell_records(
@@ -276,3 +279,17 @@ def write_selection(folder: Path, english: Sequence[tuple[int, int]], rate: floa
     document = selection_document(selection, probabilities, codes, "lape", rate)
     write_probe(folder, "selection", own, {**document, **PROBED, "command": "jaxalign neurons counts.npz"})
     return folder
+
+
+def write_both_sides(root: Path) -> tuple[Path, Path]:
+    """Everything a report can hold: two tasks, all probes before and after, and the run behind the adapter."""
+    write_run(root / "run")
+    before = write_evaluation(root / "before", CELLS)
+    after = write_evaluation(root / "after", CELLS, seed=9, adapter="run", tuned_on=["de", "zh", "en"])
+    for folder, shared in ((before, 0.5), (after, 1.5)):
+        write_lens(folder, LANGUAGES, layers=6)
+        write_pca(folder, LANGUAGES, ["en", "de"], layers=6)
+        write_geometry(folder, LANGUAGES, shared=shared)
+        write_attribution(folder, LANGUAGES)
+        write_masking(folder, LANGUAGES)
+    return before, after

@@ -16,19 +16,8 @@ from jaxalign.reporting.geometry import geometry_lines, geometry_note
 from jaxalign.reporting.html import write_report
 from jaxalign.reporting.results import VARIANTS
 from jaxalign.reporting.tables import compare, signed
-from tests.reporting.folders import (
-    write_attribution,
-    write_evaluation,
-    write_geometry,
-    write_lens,
-    write_masking,
-    write_pca,
-    write_run,
-)
+from tests.reporting.folders import CELLS, LANGUAGES, write_both_sides, write_evaluation, write_lens, write_pca
 from tests.reporting.read_page import HOSTILE, Page, assert_alone
-
-LANGUAGES = ["en", "de", "zh", "sw"]
-CELLS = {("emotion", language): 0.55 for language in LANGUAGES} | {("snli", "no"): 0.5}
 
 
 def report(before: Path, *afters: Path, command: str = "jaxalign report before after") -> str:
@@ -39,17 +28,9 @@ def report(before: Path, *afters: Path, command: str = "jaxalign report before a
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything a report can hold: two tasks, all probes on both sides, and the run behind the adapter."""
+    """Where folders hold everything that a report can."""
     root = tmp_path_factory.mktemp("written")
-    write_run(root / "run")
-    before = write_evaluation(root / "before", CELLS)
-    after = write_evaluation(root / "after", CELLS, seed=9, adapter="run", tuned_on=["de", "zh", "en"])
-    for folder in (before, after):
-        write_lens(folder, LANGUAGES, layers=6)
-        write_pca(folder, LANGUAGES, ["en", "de"], layers=6)
-        write_geometry(folder, LANGUAGES, shared=0.5 if folder == before else 1.5)
-        write_attribution(folder, LANGUAGES)
-        write_masking(folder, LANGUAGES)
+    write_both_sides(root)
     return root
 
 

@@ -10,19 +10,10 @@ import pytest
 from jaxalign.files import read_json
 from jaxalign.reporting.html import write_report
 from tests.reporting.browser import Page, browser_page
-from tests.reporting.folders import (
-    write_attribution,
-    write_evaluation,
-    write_geometry,
-    write_lens,
-    write_masking,
-    write_pca,
-    write_run,
-)
+from tests.reporting.folders import write_both_sides
 
 pytestmark = pytest.mark.browser
 
-LANGUAGES = ["en", "de", "zh", "sw"]
 ACTS = (
     "<script>window.acted = 1; alert(1)</script>",
     "<img src=x onerror='window.acted = 2'>",
@@ -53,25 +44,16 @@ def spoil(file: Path, **fields: Any) -> None:
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of folders with everything that a report can hold, hostile wherever text is free."""
     root = tmp_path_factory.mktemp("report") / NAME
-    run = write_run(root / "run")
+    before, after = write_both_sides(root)
     key = {"task": "paws", "language": "sw", "variant": "english"}
     free = {name: HOSTILE for name in ("model", "command", "template")}
     free |= {"versions": {HOSTILE: HOSTILE}, "config": {HOSTILE: [HOSTILE]}, "files": [HOSTILE]}
-    folders = []
-    for name, adapter in (("before", None), ("after", "run")):
-        cells = {("emotion", language): 0.55 for language in LANGUAGES} | {("snli", "no"): 0.5}
-        folder = write_evaluation(root / name, cells, seed=len(name), adapter=adapter, tuned_on=["de", "zh", "en"])
-        write_lens(folder, LANGUAGES, layers=6)
-        write_pca(folder, LANGUAGES, ["en", "de"], layers=6)
-        write_geometry(folder, LANGUAGES)
-        write_attribution(folder, LANGUAGES)
-        write_masking(folder, LANGUAGES)
+    for folder in (before, after):
         spoil(folder / "results.json", **free, failures=[key | {"error": HOSTILE}])
         spoil(folder / "timing.json", **{HOSTILE: HOSTILE, "nested": {HOSTILE: HOSTILE}})
-        folders.append(folder)
-    spoil(run / "run.json", **free)
+    spoil(root / "run" / "run.json", **free)
     out = root.parent / "report.html"
-    write_report(folders[0], folders[1:], out, HOSTILE)
+    write_report(before, [after], out, HOSTILE)
     return out
 
 
