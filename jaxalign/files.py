@@ -5,6 +5,7 @@ What a training run writes may lie in a bucket of Google Cloud Storage, `gs://BU
 
 import json
 import os
+import platform
 import shutil
 import tempfile
 import zipfile
@@ -142,7 +143,7 @@ def whole_file(path: AnyPath) -> Iterator[Path]:
             path.write_bytes(partial.read_bytes())
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(path.with_name(f".{path.name}.{os.getpid()}.partial"))
+    partial = Path(path.with_name(partial_name(path)))
     try:
         yield partial
         os.replace(partial, path)
@@ -160,13 +161,18 @@ def whole_folder(path: Path) -> Iterator[Path]:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"{path}: there is something already; choose another folder, or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(partial_name(path))
     partial.mkdir()
     try:
         yield partial
         os.replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def partial_name(path: AnyPath) -> str:
+    """What is no other process's: hosts that share a folder may have processes of one number."""
+    return f".{path.name}.{platform.node()}.{os.getpid()}.partial"
 
 
 def write_text(path: AnyPath, text: str) -> None:

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from jaxalign import runtime
@@ -26,7 +24,7 @@ from jaxalign.cli.data import gather_pairs
 from jaxalign.cli.demo import demo as run_demo
 from jaxalign.cli.evaluate import check_settings, chosen_cells, evaluate_model
 from jaxalign.cli.export import export as export_run
-from jaxalign.cli.loading import Model, load_model, run_folder
+from jaxalign.cli.loading import Model, load_model
 from jaxalign.cli.open_answers import open_tasks
 from jaxalign.cli.probe import check_probe_settings, probe_model, probes_of
 from jaxalign.cli.provenance import command
@@ -34,7 +32,8 @@ from jaxalign.cli.train import check_train_settings, train_model
 from jaxalign.cli.watch import check_watch_settings
 from jaxalign.data.pairs import QuestionPair
 from jaxalign.errors import InputError
-from jaxalign.files import local_path, read_json, read_npz
+from jaxalign.files import AnyPath, local_path, path_of, read_json, read_npz
+from jaxalign.hosts import alone, wait_for_all
 from jaxalign.reporting.gains import Gains, measure_gains
 from jaxalign.reporting.html import write_report
 from jaxalign.reporting.probe_files import Probe
@@ -79,6 +78,7 @@ def demo(out: PathLike, **settings: Any) -> Path:
     Settings are those of configs/demo.py, the model among them.
     """
     runtime.start()
+    alone("ja.demo")
     run_demo(config_with({**settings, "out": str(out)}, "demo"), [])
     return Path(out) / "report.html"
 
@@ -105,7 +105,7 @@ def train(base: LoadedModel, pairs: Sequence[PathLike | QuestionPair], out: Path
     records = [item for item in pairs if isinstance(item, QuestionPair)]
     files = [str(item) for item in pairs if not isinstance(item, QuestionPair)]
     train_model(config, base.model, records + (gather_pairs(config, files) if files else []), files)
-    return read_run(written(run_folder(config)))
+    return read_run(written(config.out))
 
 
 def evaluate(model: LoadedModel, out: PathLike, **settings: Any) -> Evaluation:
@@ -113,7 +113,7 @@ def evaluate(model: LoadedModel, out: PathLike, **settings: Any) -> Evaluation:
     config = model.config(out, settings)
     check_settings(config)
     evaluate_model(config, model.model)
-    folder = written(out)
+    folder = Path(written(out))
     return Evaluation(
         read_results(folder) if chosen_cells(config) else None,
         read_json(folder / "open_results.json") if open_tasks(config) else None,
@@ -125,15 +125,14 @@ def probe(model: LoadedModel, out: PathLike, **settings: Any) -> dict[str, Probe
     config = model.config(out, settings)
     check_probe_settings(config)
     probe_model(config, model.model)
-    folder = written(out)
+    folder = Path(written(out))
     return {name: written_probe(folder, FILE_OF.get(name, name)) for name in probes_of(config)}
 
 
-def written(folder: PathLike) -> Path:
+def written(folder: PathLike) -> AnyPath:
     """The folder, once process 0 is done with it."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("written")
-    return Path(folder)
+    wait_for_all()
+    return path_of(str(folder))
 
 
 def written_probe(folder: Path, name: str) -> Probe:
@@ -150,6 +149,7 @@ def compare(before: PathLike, *afters: PathLike) -> Gains:
 
 def report(before: PathLike, *afters: PathLike, out: PathLike) -> Path:
     """One HTML file of evaluations and probes before and after, or of the probes of one folder alone; its path."""
+    alone("ja.report")
     file = local_path(str(out))
     write_report(Path(before), [Path(after) for after in afters], file, command())
     return file
@@ -158,5 +158,6 @@ def report(before: PathLike, *afters: PathLike, out: PathLike) -> Path:
 def export(run: PathLike, out: PathLike, **settings: Any) -> Path:
     """A run's adapter as a PEFT folder, or with format="merged" and model=... the whole model; its path."""
     runtime.start()
+    alone("ja.export")
     export_run(config_with({**settings, "out": str(out)}), [str(run)])
     return Path(out)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from jaxalign.errors import InputError
@@ -27,7 +28,9 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[
     """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes(data, fsdp, tensor, len(devices))
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+    # jax.make_mesh refuses sizes that are no products of a slice's axes (tensor=2 on v6e:4x4), but for v5e.
+    grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def mesh_sizes(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, int, int]:
@@ -57,6 +60,8 @@ def join_processes() -> None:
     Elsewhere JAX_COORDINATOR_ADDRESS (host:port of process 0, the same for all), JAX_NUM_PROCESSES and JAX_PROCESS_ID
     (from 0). Of these jax itself reads the address alone.
     """
+    if jax.distributed.is_initialized():
+        return
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     address, *numbers = (os.environ.get(name, "") for name in names)
     limits: dict[str, Any] = {

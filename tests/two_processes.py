@@ -5,13 +5,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
 
 
-def start_two(*command: object) -> list[subprocess.Popen[str]]:
-    """The Python command, begun twice; the first process is number 0."""
+def start_two(*command: object, folders: Sequence[Path] = (REPOSITORY, REPOSITORY)) -> list[subprocess.Popen[str]]:
+    """The Python command, begun twice, each in its folder; the first process is number 0."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -21,16 +22,17 @@ def start_two(*command: object) -> list[subprocess.Popen[str]]:
         "JAX_COORDINATOR_ADDRESS": address,
         "JAX_NUM_PROCESSES": "2",
         "XDG_CACHE_HOME": os.environ["JAX_COMPILATION_CACHE_DIR"],
+        "PYTHONPATH": str(REPOSITORY),
     }
     return [
         subprocess.Popen(
             [sys.executable, *map(str, command)],
-            cwd=REPOSITORY,
+            cwd=folder,
             env=os.environ | cluster | {"JAX_PROCESS_ID": str(process)},
             stderr=subprocess.PIPE,
             text=True,
         )
-        for process in (0, 1)
+        for process, folder in enumerate(folders)
     ]
 
 

@@ -22,7 +22,9 @@ from jaxalign.data.tasks import TASKS, Task, task_named
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
 from jaxalign.errors import InputError
 from jaxalign.files import AnyPath, local_path, path_of
+from jaxalign.hosts import agree, processes
 from jaxalign.model.config import ModelConfig
+from jaxalign.model.fingerprint import weights_sha256
 from jaxalign.model.gguf import load_gguf_params, read_gguf_config, read_gguf_tokenizer
 from jaxalign.model.hf_config import read_config
 from jaxalign.model.hf_weights import load_params
@@ -30,6 +32,7 @@ from jaxalign.model.hub import local_model
 from jaxalign.model.lora import LoraConfig, check_adapter, merge_lora
 from jaxalign.model.peft_adapters import load_adapter
 from jaxalign.model.quantised import SCHEMES, is_projection, quantise_params, quantise_stacked
+from jaxalign.model.sharding import place_whole
 from jaxalign.model.transformer import Decoder
 from jaxalign.model.weights import Leaf, Place, place_on
 from jaxalign.reporting.fields import field
@@ -122,6 +125,8 @@ def with_adapter(model: Model, path: AnyPath) -> Model:
         if not isinstance(path, Path):
             raise InputError(f"{path}: no training run (no checkpoints/ in it), and on gs:// only runs are read")
         lora, tree = load_adapter(path, model.config)
+        if processes() > 1:
+            agree(f"{path}", weights_sha256(tree))
         return replace(adapted(model, Adapter(lora, tree)), tuned_on=None)
     trained = read_trained(path)
     recorded = field(read_run_document(path), "languages", dict, str(path / "run.json"))
@@ -143,7 +148,7 @@ def tuned_params(model: Model, params: Any, path: AnyPath) -> Any:
     """The parameters of a run that tuned all of them, in the place and type of the model's own."""
     if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, model.params):
         raise InputError(f"{path}: tuned parameters of another model than {model.path}")
-    return jax.tree.map(lambda own, tuned: jax.device_put(tuned.astype(own.dtype), own.sharding), model.params, params)
+    return jax.tree.map(lambda own, tuned: place_whole(tuned.astype(own.dtype), own.sharding), model.params, params)
 
 
 def merged(model: Model, param_dtype: str) -> Model:

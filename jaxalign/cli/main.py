@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import sys
+import traceback
 from collections.abc import Sequence
 
 from jaxalign.errors import InputError, Preempted
@@ -56,6 +57,9 @@ VERBS = {
     ),
     "verify": ("verify.verify", "PATH", "compare an exported folder with transformers and peft: PATH/certificate.json"),
 }
+
+TOGETHER = ("train", "evaluate", "probe")
+"""The verbs that several processes do together, one a host."""
 
 
 def usage() -> str:
@@ -115,13 +119,16 @@ def run(arguments: Sequence[str]) -> None:
     if wants_help:
         print(verb_usage(verb, flags))
         return
-    from jaxalign import runtime
+    from jaxalign import hosts, runtime
     from jaxalign.cli.configuration import config_from_flags
 
     config = config_from_flags(flags, default_config(verb))
     runtime.start()
+    if verb not in TOGETHER:
+        hosts.alone(f"jaxalign {verb}")
     module, function = VERBS[verb][0].split(".")
     getattr(importlib.import_module(f"jaxalign.cli.{module}"), function)(config, paths)
+    hosts.wait_for_all()
 
 
 def main() -> int:
@@ -144,7 +151,7 @@ def attempt(arguments: Sequence[str]) -> int:
         return complain(str(error), 75)
     except Exception as error:  # one line for the user; --debug shows where it came from
         if "--debug" in arguments:
-            raise
+            traceback.print_exception(error)
         if isinstance(error, InputError | OSError):
             return complain(str(error), 2)
         return complain(f"{type(error).__name__}: {error}; this is a fault of jaxalign: run it again with --debug", 1)

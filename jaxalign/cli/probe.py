@@ -28,6 +28,7 @@ from jaxalign.data.tasks import parse_rows, read_task_rows
 from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import GridData, cell_keys
 from jaxalign.files import whole_file, write_text
+from jaxalign.hosts import agree
 from jaxalign.metrics_log import tell
 from jaxalign.model.quantised import SCHEMES
 from jaxalign.probing.activation_counts import write_neuron_counts
@@ -122,11 +123,13 @@ def probe_model(config: ConfigDict, model: Model) -> None:
     description = settings(config, model) | {"tuned_on": model.tuned_on} | provenance(config)
     batch_size = round_up(config.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
     ready = merged(model, config.param_dtype)
-    prompts = sum(len(read_task_rows(folder, TASK, language, "test", rows)) for language in languages)
+    read = [read_task_rows(folder, TASK, language, "test", rows) for language in languages]
+    agree("the test rows", read)
     times = dict.fromkeys(MASKING, len(mask_names(languages))) | {"transplant": len(mask_names(languages)) + 1}
     own = neurons_to_mask(config) if MASKING.intersection(probes) else {}
+    agree("the selected neurons", {code: neurons.tolist() for code, neurons in own.items()})
     check_fits(own, model.config.layers, model.config.mlp_dim)
-    total = prompts * sum(times.get(name, 1) for name in probes)
+    total = sum(map(len, read)) * sum(times.get(name, 1) for name in probes)
     # None: shown where stderr is a terminal.
     with tqdm(total=total, unit="prompt", disable=None if jax.process_index() == 0 else True) as progress:
         run = ProbeRun(

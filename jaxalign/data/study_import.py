@@ -19,7 +19,7 @@ from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.prompts import Exemplar, question
 from jaxalign.data.tasks import TASKS, Task, read_task_rows
 from jaxalign.errors import InputError
-from jaxalign.files import read_text, write_json
+from jaxalign.files import partial_name, read_text, write_json
 
 # task -> variant -> script. "english_answer" is the one whose prefixes the exemplars are taken from.
 _SCRIPTS = {
@@ -96,7 +96,7 @@ def import_study(clone: Path, out: Path) -> None:
     out = out.absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: already there; name a new folder or empty this one")
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    partial = out.with_name(partial_name(out))
     try:
         partial.mkdir(parents=True)
         for task in TASKS.values():

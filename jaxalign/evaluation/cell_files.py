@@ -9,6 +9,7 @@ import jax
 
 from jaxalign.errors import InputError
 from jaxalign.files import read_json, write_json
+from jaxalign.hosts import HostsDiffer, processes
 
 CELL_ERRORS = (InputError, jax.errors.JaxRuntimeError)
 """What may be wrong with one cell while others are fine: its data, or memory at its lengths."""
@@ -18,10 +19,17 @@ class OtherOrigin(InputError):
     """A finished cell that was made from something else: no fault of the cell, but of the command."""
 
 
-def finished(path: Path, made_from: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """The records of a cell that an earlier run finished, or None; one made from something else raises OtherOrigin."""
-    if not path.is_file():
-        return None
+def line_of_one_cell(error: Exception) -> str:
+    """An error of a cell as a record holds it: the runtime's go on for pages. Raises what is not that cell's alone."""
+    # Where one of several processes has no memory left, the others are in the middle of a program that it left.
+    is_one_process_s = isinstance(error, jax.errors.JaxRuntimeError) and processes() > 1
+    if is_one_process_s or isinstance(error, OtherOrigin | HostsDiffer):
+        raise error
+    return str(error).split("\n")[0]
+
+
+def finished(path: Path, made_from: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The records of a cell that an earlier run finished; one made from something else raises OtherOrigin."""
     saved = read_json(path)
     for key in {**made_from, **saved["made_from"]}:
         then, now = saved["made_from"].get(key), made_from.get(key)

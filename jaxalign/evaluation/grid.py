@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from jaxalign.data.tasks import TASKS, TaskRow, read_task_rows
 from jaxalign.errors import InputError
-from jaxalign.evaluation.cell_files import CELL_ERRORS, OtherOrigin, finished, save
+from jaxalign.evaluation.cell_files import CELL_ERRORS, finished, line_of_one_cell, save
 from jaxalign.evaluation.cells import Cell, CellKey, GridData, render_cell
 from jaxalign.evaluation.records import records_of, summary
 from jaxalign.evaluation.score_labels import Scorer
 from jaxalign.files import write_json, write_json_lines
+from jaxalign.hosts import agree, of_the_first
 from jaxalign.model.fingerprint import weights_sha256
 
 TASK_VERSIONS = {"emotion": 1, "snli": 1, "paws": 1}
@@ -60,30 +59,31 @@ def evaluate_grid(
     counts = {"scored": 0, "reused": 0}
     rows, errors = read_rows(data, keys)
     is_writer = jax.process_index() == 0
+    agree("the test rows", [key.name for key in rows])
+    was_finished = of_the_first([cell_path(out, key).is_file() for key in rows])
     # None: shown where stderr is a terminal.
     shown = {"unit": "example", "disable": None if is_writer else True}
     with tqdm(total=sum(map(len, rows.values())), **shown) as progress:
         # Finished cells first: one that was made from something else is refused before anything is scored.
-        for key in sorted(rows, key=lambda key: not cell_path(out, key).is_file()):
+        for key, is_finished in sorted(zip(rows, was_finished, strict=True), key=lambda each: not each[1]):
             progress.set_description(key.name)
+            records = None
             try:
                 cell = render_cell(data, key, rows[key])
                 path, made_from = cell_path(out, key), origin(cell, data, settings)
-                records = finished(path, made_from)
-                # Every process must score the same cells; what process 0 finds on its disk counts.
-                if multihost_utils.broadcast_one_to_all(np.array(records is None)):
+                agree(key.name, made_from)
+                if not is_finished:
                     scores = scorer.score(variables, cell.queries, list(cell.candidates.values()), progress.update)
                     records = records_of(cell, scores, data.seed)
                     counts["scored"] += len(records)
                     if is_writer:
                         save(path, made_from, records)
-                elif records is not None:
+                elif is_writer:
+                    records = finished(path, made_from)
                     counts["reused"] += len(records)
                     progress.update(len(records))
-            except OtherOrigin:
-                raise
             except CELL_ERRORS as error:
-                errors[key] = first_line(error)
+                errors[key] = line_of_one_cell(error)
                 continue
             if records is not None:
                 outcomes[key] = Outcome(records, summary(cell, records, data.seed))
@@ -115,13 +115,8 @@ def read_rows(data: GridData, keys: Sequence[CellKey]) -> tuple[dict[CellKey, li
         try:
             rows[key] = read_task_rows(data.folder, TASKS[key.task], key.language, "test", data.rows)
         except InputError as error:
-            errors[key] = first_line(error)
+            errors[key] = line_of_one_cell(error)
     return rows, errors
-
-
-def first_line(error: Exception) -> str:
-    """An error as a record holds it: the runtime's go on for pages."""
-    return str(error).split("\n")[0]
 
 
 def cell_path(out: Path, key: CellKey) -> Path:

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from jaxalign.data.tokenizer import Tokenizer
-from jaxalign.evaluation.cell_files import CELL_ERRORS, finished, save
+from jaxalign.evaluation.cell_files import CELL_ERRORS, finished, line_of_one_cell, save
 from jaxalign.evaluation.generate import Answer, GenerationCounts, Generator
 from jaxalign.evaluation.open_cells import TRANSLATION, OpenCell
 from jaxalign.files import write_json, write_json_lines
+from jaxalign.hosts import agree, of_the_first
 from jaxalign.model.fingerprint import weights_sha256
 
 OPEN_TASK_VERSIONS = {"mgsm": 1, "msvamp": 1, TRANSLATION: 1}
@@ -50,12 +49,17 @@ def evaluate_open(
       The content of `open_results.json`.
     """
     settings = {**settings, "weights_sha256": weights_sha256(variables)}
-    records = {cell.name: finished(cell_path(out, cell), made_from(cell, settings)) for cell in cells}
-    # Every process must decode the same cells; what process 0 finds on its disk counts.
-    found = multihost_utils.broadcast_one_to_all(np.array([records[cell.name] is not None for cell in cells]))
+    origins = {cell.name: made_from(cell, settings) for cell in cells}
+    agree("the questions", origins)
+    found = of_the_first([cell_path(out, cell).is_file() for cell in cells])
     answers = {"decoded": 0, "reused": sum(len(cell.prompts) for cell, done in zip(cells, found, strict=True) if done)}
     failures = []
     is_writer = jax.process_index() == 0
+    records = {
+        cell.name: finished(cell_path(out, cell), origins[cell.name])
+        for cell, done in zip(cells, found, strict=True)
+        if done and is_writer
+    }
     # None: shown where stderr is a terminal.
     shown = {"unit": "answer", "disable": None if is_writer else True}
     with tqdm(total=sum(len(cell.prompts) for cell in cells), initial=answers["reused"], **shown) as progress:
@@ -66,13 +70,14 @@ def evaluate_open(
             try:
                 decoded = generator(variables, cell.prompts, cell.stops, cell.max_tokens, progress.update)
             except CELL_ERRORS as error:
-                failures.append({"task": cell.task, "language": cell.language, "error": str(error).split("\n")[0]})
+                line = line_of_one_cell(error)
+                failures.append({"task": cell.task, "language": cell.language, "error": line})
                 continue
             judged = records[cell.name] = cell.judge(decoded, texts_of(decoded, tokenizer))
             answers["decoded"] += len(cell.prompts)
             if is_writer:
-                save(cell_path(out, cell), made_from(cell, settings), judged)
-    decoded_cells = [(cell, done) for cell in cells if (done := records[cell.name]) is not None]
+                save(cell_path(out, cell), origins[cell.name], judged)
+    decoded_cells = [(cell, done) for cell in cells if (done := records.get(cell.name)) is not None]
     results = {
         "open_cells": [cell.summary(done) for cell, done in decoded_cells],
         "failures": failures,

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
 from jinja2 import TemplateError
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -26,6 +25,7 @@ from jaxalign.data.batches import round_up
 from jaxalign.errors import InputError
 from jaxalign.evaluation.continuations import ContinuationScorer, Score
 from jaxalign.evaluation.generate_until import UntilGenerator
+from jaxalign.hosts import alone
 from jaxalign.model.hf_config import read_end_ids
 
 ARGUMENTS = ("path", "adapter", "dtype", "param_dtype", "batch_tokens", "max_length")
@@ -68,8 +68,7 @@ class JaxalignLM(TemplateLM):
         super().__init__()
         check_arguments(path, batch_tokens, batch_size, others)
         runtime.start()
-        if jax.process_count() > 1:
-            raise InputError(f"lm-eval runs in one process, and here are {jax.process_count()}; start it on one host")
+        alone("lm-eval")
         stored = {"dtype": dtype, "param_dtype": param_dtype, "batch_tokens": batch_tokens}
         config = config_with({"model": str(path), "adapter": str(adapter or ""), **stored})
         self.model: Model = merged(load_model(config), config.param_dtype)

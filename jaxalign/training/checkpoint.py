@@ -24,9 +24,11 @@ from jax.experimental import multihost_utils
 from jaxalign import files
 from jaxalign.errors import InputError
 from jaxalign.files import AnyPath
+from jaxalign.hosts import agree
 from jaxalign.metrics_log import say
 from jaxalign.model.fingerprint import weights_sha256
 from jaxalign.model.lora import LoraConfig
+from jaxalign.model.sharding import place_whole
 from jaxalign.training.damage import Damaged, damage_told
 from jaxalign.training.step import TrainState
 
@@ -168,7 +170,7 @@ def start(checkpoints: Checkpoints, resume: AnyPath | None, initial: TrainState,
     In 1 and 2 a fingerprint that differs raises InputError and names its keys. Arrays are restored to the shardings
     of `initial`, whatever mesh they were saved from.
     """
-    while (step := checkpoints.latest_step()) is not None:
+    while (step := newest_step(checkpoints)) is not None:
         try:
             return restore(checkpoints, step, initial, fingerprint)
         except Damaged as damage:
@@ -182,6 +184,13 @@ def start(checkpoints: Checkpoints, resume: AnyPath | None, initial: TrainState,
             raise InputError(
                 f"{resume}: checkpoint {step} is damaged ({damage}); start that run again to go on before it"
             ) from None
+
+
+def newest_step(checkpoints: Checkpoints) -> int | None:
+    """The step of the newest checkpoint, None where there is none."""
+    step = checkpoints.latest_step()
+    agree(f"{checkpoints.directory}, its newest checkpoint", step)
+    return step
 
 
 def set_aside(checkpoints: Checkpoints, step: int, damage: Damaged) -> None:
@@ -237,7 +246,7 @@ def read_state(
     arrays.metadata(folder / "optimizer")
     trainable = arrays.restore(folder / "trainable", args=ocp.args.StandardRestore(target.trainable))
     opt_state = arrays.restore(folder / "optimizer", args=ocp.args.StandardRestore(target.opt_state))
-    done, skipped = jax.device_put((np.int32(step), np.int32(saved["skipped"])), like.step.sharding)
+    done, skipped = (place_whole(np.array(n, np.int32), like.step.sharding) for n in (step, saved["skipped"]))
     return Start(step, TrainState(done, skipped, trainable, opt_state), saved["evaluated"]), sha256
 
 
@@ -262,7 +271,7 @@ def open_newest(run: AnyPath) -> Iterator[tuple[Checkpoints, int]]:
     if not (run / "checkpoints").is_dir():
         raise InputError(f"{run}: not a run folder (no checkpoints/ in it); name a folder that train wrote")
     with open_checkpoints(run, create=False) as checkpoints:
-        if (step := checkpoints.latest_step()) is None:
+        if (step := newest_step(checkpoints)) is None:
             raise InputError(f"{run}: no checkpoint yet; start the run again and let it reach its first one")
         yield checkpoints, step
 
@@ -284,6 +293,7 @@ def read_trained(run: AnyPath) -> Trained:
         raise InputError(
             f"{folder} is damaged ({damage}); start the run again, which sets it aside and goes on from the one before"
         ) from None
+    agree(f"{folder}", sha256["trainable"])
     return Trained(step, record, collections)
 
 

@@ -15,6 +15,7 @@ from jaxalign import files
 from jaxalign.curves import CurvesConfig
 from jaxalign.data.batches import Batch, BatchPlan, prefetch
 from jaxalign.errors import InputError, Preempted
+from jaxalign.hosts import agree
 from jaxalign.metrics_log import MetricsLog, Progress, say
 from jaxalign.model.lora import check_adapter, init_lora
 from jaxalign.model.transformer import Decoder
@@ -125,6 +126,7 @@ def train(
         "loss.reduction": step_config.reduction,
         "total_steps": plan.steps,
     }
+    agree("what is trained, or how", fingerprint)
     record = checkpoint.Record(document["config"], fingerprint, decoder.lora)
     with checkpoint.open_checkpoints(run, create=True, kept=kept) as checkpoints, preemption_notice() as preempted:
         first, state, evaluated = checkpoint.start(checkpoints, resume, state, fingerprint)

@@ -80,7 +80,7 @@ def test_the_demo_returns_its_report(model_folder, tmp_path):
 def test_the_demo_starts_from_its_own_config(tmp_path):
     with pytest.raises(InputError, match="lenguages: no such setting"):
         ja.demo(tmp_path / "out", lenguages="en")
-    assert config_with({"steps": 5}, "demo").build.sources == "zh,de" and config_with({}).epochs == 3
+    assert config_with({"steps": 5}, "demo").build.sources == "zh,de" and config_with({}).epochs == 6
 
 
 def test_what_is_written_is_what_the_verb_writes(ok, model_folder, folder, tmp_path):
@@ -179,8 +179,10 @@ if jax.process_index() == 0:
     grid.write_json = lambda *content: (time.sleep(1), write(*content))  # the other process gets ahead
 evaluation = ja.evaluate(base, out / "results", **cells)
 run = ja.train(base, [pairs], out / "run", steps=2, heldout=0.0, batch={"length": 64})
+tuned = ja.evaluate(ja.load(model, adapter=out / "run"), out / "tuned", **cells)
 probe = ja.probe(base, out / "probes", **cells, probes="pca")["pca"]
-told = [[cell.accuracy for cell in evaluation.labels.cells.values()], run.training, probe.arrays["points"].tolist()]
+right = [cell.accuracy for each in (evaluation, tuned) for cell in each.labels.cells.values()]
+told = [right, run.training, probe.arrays["points"].tolist()]
 (out / f"{jax.process_index()}.json").write_text(json.dumps(told))
 """
 
@@ -192,4 +194,4 @@ def test_every_one_of_several_processes_gets_what_was_written(model_folder, tmp_
     codes, said = end_of(start_two("-c", TOGETHER, json.dumps([str(model_folder), str(tmp_path), str(pairs), CELLS])))
     assert codes == [0, 0], said
     one, other = ((tmp_path / f"{process}.json").read_text() for process in (0, 1))
-    assert one == other and len(json.loads(one)[0]) == 3
+    assert one == other and len(json.loads(one)[0]) == 6

@@ -1,11 +1,13 @@
 """The verbs that read a model, in two processes of four devices each: what eight devices in one process find."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tests.two_processes import end_of, start_two
 
@@ -15,6 +17,20 @@ JAXALIGN = ("-c", "import sys; from jaxalign.cli.main import main; sys.exit(main
 CELLS = ("--config.languages=en,de", "--config.rows=0:4")
 ATOL = 1e-5
 """The same float32 sums in another order."""
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> list[Path]:
+    """The working folders of two hosts that share no disk: a relative path is another place on each."""
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+    return folders
+
+
+def on_hosts(hosts: list[Path], *command: object) -> tuple[list[int], list[str]]:
+    """Exit codes and stderr of a command on both."""
+    return end_of(start_two(*JAXALIGN, *command, folders=hosts))
 
 
 @pytest.fixture
@@ -43,6 +59,49 @@ def test_label_scores(both):
     for expected, found in zip(one, two, strict=True):
         for key, value in expected.items():
             assert found[key] == pytest.approx(value, abs=ATOL), key
+
+
+def test_finished_cells_are_those_of_the_first_host(ok, model_folder, hosts, tmp_path):
+    """Its disk alone has them; the other may have something else there."""
+    command = ("evaluate", f"--config.model={model_folder}", "--config.rows=0:4", "--config.tasks=emotion,snli")
+    languages = "--config.languages=en,de"
+    ok(*command, "--config.languages=en", f"--config.out={hosts[0] / 'out'}")
+    ok(*command, "--config.languages=de", f"--config.out={hosts[1] / 'out'}", "--config.seed=3")
+    codes, said = on_hosts(hosts, *command, languages, "--config.out=out")
+    assert codes == [0, 0], said
+    ok(*command, languages, f"--config.out={tmp_path / 'alone'}")
+    one, two = (lines_of(folder / "predictions.jsonl") for folder in (tmp_path / "alone", hosts[0] / "out"))
+    assert len(one) == 16
+    for expected, found in zip(one, two, strict=True):
+        for key, value in expected.items():
+            assert found[key] == pytest.approx(value, abs=ATOL), key
+    assert len(lines_of(hosts[1] / "out/predictions.jsonl")) == 8  # as they were
+
+
+@pytest.mark.parametrize(
+    ("verb", "flags", "file", "named"),
+    [
+        ("train", ("pairs.csv", "--config.steps=2", "--config.out=run"), "pairs.csv", "what is trained, or how"),
+        ("evaluate", ("--config.adapter=adapter", *CELLS, "--config.out=out"), "adapter", "adapter"),
+    ],
+)
+def test_other_files_on_another_host_are_noticed(model_folder, adapter, hosts, verb, flags, file, named):
+    for number, host in enumerate(hosts):
+        if file == "adapter":
+            shutil.copytree(adapter, host / file)
+            weights = host / file / "adapter_model.safetensors"
+            save_file({name: array + number for name, array in load_file(weights).items()}, weights)
+        else:
+            row = f"Frage {number},question,de,en\n"
+            (host / file).write_text("source,target,source_language,target_language\n" + row * 16)
+    codes, said = on_hosts(hosts, verb, f"--config.model={model_folder}", *flags)
+    assert codes == [2, 2]
+    assert all(f"{named}: not the same on all hosts" in text for text in said), said
+
+
+def test_what_one_process_does_is_refused_to_two(run, hosts):
+    codes, said = on_hosts(hosts, "export", run, "--config.out=out")
+    assert codes == [2, 2] and all("jaxalign export runs in one process, and here are 2" in text for text in said)
 
 
 def test_open_answers(both, tmp_path):
