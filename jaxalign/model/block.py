@@ -52,9 +52,11 @@ class Projection(nn.Module):
             stored = {name: self.get_variable("params", name) for name in ("codes", "absmax")}
         else:
             stored = {"kernel": self.param("kernel", nn.initializers.lecun_normal(), self.sizes)}
-        y = product(x, stored, self.dtype)
+        path = "/".join(self.path)
+        y = product(x, stored, self.dtype, path)
         if self.lora is not None:
-            y = adapted(y, x, kernel_of(stored), self.factors(kernel_of(stored), self.lora), self.lora)
+            kernel = kernel_of(stored, path)
+            y = adapted(y, x, kernel, self.factors(kernel, self.lora), self.lora)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, self.sizes[1:])
             y = y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)

@@ -1,7 +1,8 @@
 """x @ W where W is stored in another type than it is used in: the backward pass, too, reads W as it is stored.
 
 Left to autodiff, a scan over layers would keep the converted copy of every layer's weights for the backward pass: as
-much memory as the model in the compute type.
+much memory as the model in the compute type. Left to the partitioner, weights would be turned from codes first, each
+device its part, and gathered then, in two to four times the bytes.
 """
 
 from collections.abc import Mapping
@@ -12,37 +13,45 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxalign.model.quantised import dequantise
+from jaxalign.model.sharding import constrain, gathered_spec
 
 Stored = Mapping[str, jax.Array]
 """{"kernel": [in, out]}, or quantised {"codes": ..., "absmax": ...}."""
 
 
-def kernel_of(stored: Stored) -> jax.Array:
-    """[in, out] as stored, or float32 where it is quantised."""
-    return stored["kernel"] if "kernel" in stored else dequantise(stored["codes"], stored["absmax"])
+def kernel_of(stored: Stored, path: str = "") -> jax.Array:
+    """[in, out] as stored, or float32 where it is quantised.
+
+    With the projection's path in the parameter tree, codes are gathered over `fsdp` first.
+    """
+    if "kernel" in stored:
+        return stored["kernel"]
+    if path:
+        stored = {name: constrain(leaf, gathered_spec(f"{path}/{name}")) for name, leaf in stored.items()}
+    return dequantise(stored["codes"], stored["absmax"])
 
 
-def plain_product(x: jax.Array, stored: Stored, dtype: DTypeLike) -> jax.Array:
+def plain_product(x: jax.Array, stored: Stored, dtype: DTypeLike, path: str = "") -> jax.Array:
     """x [..., in] @ kernel [in, out], the kernel in `dtype`. A kernel has a gradient, quantised weights have none."""
-    return x @ kernel_of(stored).astype(dtype)
+    return x @ kernel_of(stored, path).astype(dtype)
 
 
-product = jax.custom_vjp(plain_product, nondiff_argnums=(2,))
+product = jax.custom_vjp(plain_product, nondiff_argnums=(2, 3))
 
 
-def forward(x: Any, stored: Any, dtype: DTypeLike) -> tuple[jax.Array, tuple[Stored, jax.Array | None]]:
+def forward(x: Any, stored: Any, dtype: DTypeLike, path: str) -> tuple[jax.Array, tuple[Stored, jax.Array | None]]:
     """`x` and the leaves of `stored` come with `perturbed`: whether anything asks for their gradient."""
     is_tuned = "kernel" in stored and stored["kernel"].perturbed
     stored = {name: leaf.value for name, leaf in stored.items()}
-    return plain_product(x.value, stored, dtype), (stored, x.value if is_tuned else None)
+    return plain_product(x.value, stored, dtype, path), (stored, x.value if is_tuned else None)
 
 
 def backward(
-    dtype: DTypeLike, residuals: tuple[Stored, jax.Array | None], gradient: jax.Array
+    dtype: DTypeLike, path: str, residuals: tuple[Stored, jax.Array | None], gradient: jax.Array
 ) -> tuple[jax.Array, Stored | None]:
     """The gradients of x, and of the kernel where x was kept for it."""
     stored, x = residuals
-    of_x = gradient @ kernel_of(stored).astype(dtype).T
+    of_x = gradient @ kernel_of(stored, path).astype(dtype).T
     if x is None:
         return of_x, None
     leading = tuple(range(x.ndim - 1))

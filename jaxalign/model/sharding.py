@@ -82,6 +82,12 @@ def batch_spec() -> P:
     return P(BATCH, None)
 
 
+def gathered_spec(path: str) -> P:
+    """The spec of one layer's leaf of that path while it is used: the table's, gathered over `fsdp`."""
+    spec = next(spec for pattern, spec in TABLE if re.search(rf"(^|/){pattern}$", path))
+    return P(*(None if axes == "fsdp" else axes for axes in spec[1:]))
+
+
 def place_whole(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
     """An array of which every process has the whole, as the mesh holds it: each device takes its part."""
     return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])

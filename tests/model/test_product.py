@@ -23,7 +23,7 @@ TOLERANCE = {F32: 1e-6, BF16: 2**-8}
 """Of the largest: sums in another order; or one rounding of the result to bfloat16."""
 
 
-def plain(x: Any, stored: Any, dtype: Any) -> jax.Array:
+def plain(x: Any, stored: Any, dtype: Any, path: str = "") -> jax.Array:
     """`product` as autodiff would have it."""
     return x @ kernel_of(stored).astype(dtype)
 

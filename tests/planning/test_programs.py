@@ -48,3 +48,14 @@ def test_smaller_chunks_of_the_loss_gather_nothing_more():
     """The head is gathered before the chunks, not for each of them."""
     one, many = (costs_on_cpu(toy_job(step=StepConfig(loss_chunk=chunk))).collectives for chunk in (32, 4))
     assert many["all-gather"] == one["all-gather"]
+
+
+def test_quantised_weights_are_gathered_as_they_are_stored():
+    """In codes of one byte, or of half a byte: turned into weights on each device, not before."""
+
+    def gathered(param_dtype: str) -> int:
+        job = toy_job(architecture=replace(TOY, mlp_dim=256), dtype="bfloat16", param_dtype=param_dtype, remat="full")
+        return costs_on_cpu(job).collectives["all-gather"].bytes
+
+    whole, int8, nf4 = map(gathered, ("bfloat16", "int8", "nf4"))
+    assert int8 < whole / 2 and nf4 < whole / 4
