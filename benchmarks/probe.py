@@ -60,11 +60,13 @@ def measure(options: argparse.Namespace, probe: str, work_file: Path) -> dict[st
     def start(way: str) -> Worker:
         arguments = [way, probe, options.model, work_file, options.threads, options.batch_size]
         worker = Worker("probe_ways.py", arguments, work_file.parent)
-        if way == "jaxalign" and not compiling:
+        if way != "jaxalign" or compiling:
+            return worker
+        try:
             compiling.update(warm_up(worker.ready))
+        finally:
             worker.end()
-            return start(way)
-        return worker
+        return start(way)
 
     ready, turns = take_turns(start, WAYS, ["go"], options.repeats, probe)
     runs = turns["go"]

@@ -12,7 +12,11 @@ from jax.experimental import multihost_utils
 from jaxalign.errors import InputError
 
 
-class HostsDiffer(InputError):
+class EndsAll(InputError):
+    """After which several processes cannot go on together, whatever one of them could still do."""
+
+
+class HostsDiffer(EndsAll):
     """What has to be the same on all hosts is not. All of them raise it, together."""
 
 
@@ -24,6 +28,7 @@ def processes() -> int:
 def agree(what: str, facts: Any) -> None:
     """Raises HostsDiffer where the processes have not all the same facts, of which the text as JSON is compared.
 
+    NumPy arrays belong into them as lists: their own text leaves out the middle.
     Arrays that are put together from the parts of several hosts would be a mixture, and nothing would say so.
     """
     if processes() == 1:

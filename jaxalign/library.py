@@ -7,8 +7,8 @@
     ja.compare("before", "after").means
 
 Settings are the keys of configs/base.py, groups as dicts; a wrong one raises InputError. Paths are str or Path. What is
-written is what the verbs write. Several hosts that work together all make the same calls, `out` being in a folder that
-they share: process 0 writes, and each returns what it wrote.
+written is what the verbs write. Several hosts that work together all make the same calls of `load`, `train`, `evaluate`
+and `probe`, `out` being in a folder that they share: process 0 writes, and each returns what it wrote.
 """
 
 from collections.abc import Mapping, Sequence

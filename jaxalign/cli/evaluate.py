@@ -26,6 +26,7 @@ from jaxalign.evaluation.cells import CellKey, GridData, cell_keys
 from jaxalign.evaluation.grid import evaluate_grid
 from jaxalign.evaluation.score_labels import Scorer
 from jaxalign.files import write_text
+from jaxalign.hosts import agree
 from jaxalign.metrics_log import tell
 from jaxalign.model.hub import model_name
 
@@ -66,6 +67,7 @@ def unreadable(config: ConfigDict, keys: Sequence[CellKey]) -> list[InputError]:
 
 def evaluate_model(config: ConfigDict, model: Model) -> None:
     """`evaluate` with a model at hand, its adapter merged into the base weights as in the study."""
+    agree("the settings", config.to_dict())
     ready = merged(model, config.param_dtype)
     failures = []
     if chosen_cells(config):

@@ -32,7 +32,7 @@ from jaxalign.model.hub import local_model
 from jaxalign.model.lora import LoraConfig, check_adapter, merge_lora
 from jaxalign.model.peft_adapters import load_adapter
 from jaxalign.model.quantised import SCHEMES, is_projection, quantise_params, quantise_stacked
-from jaxalign.model.sharding import place_whole
+from jaxalign.model.sharding import spread
 from jaxalign.model.transformer import Decoder
 from jaxalign.model.weights import Leaf, Place, place_on
 from jaxalign.reporting.fields import field
@@ -83,6 +83,9 @@ def load_model(config: ConfigDict, *, quantised: bool = False) -> Model:
     mesh = runtime.make_mesh(**config.mesh)
     place = place_leaf(mesh, config.param_dtype if quantised else "")
     model_config, tokenizer = config_and_tokenizer(path)
+    weights = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    sizes = [(file.name, file.stat().st_size) for file in weights]
+    agree(f"model={config.model}", [model_config, tokenizer.fingerprint, sizes])
     read_params = load_params if path.is_dir() else load_gguf_params
     params = read_params(path, model_config, param_dtype, place)
     model = Model(path, model_config, tokenizer, mesh, params, Decoder(model_config, dtype=dtype))
@@ -126,7 +129,7 @@ def with_adapter(model: Model, path: AnyPath) -> Model:
             raise InputError(f"{path}: no training run (no checkpoints/ in it), and on gs:// only runs are read")
         lora, tree = load_adapter(path, model.config)
         if processes() > 1:
-            agree(f"{path}", weights_sha256(tree))
+            agree(str(path), [lora, weights_sha256(tree)])
         return replace(adapted(model, Adapter(lora, tree)), tuned_on=None)
     trained = read_trained(path)
     recorded = field(read_run_document(path), "languages", dict, str(path / "run.json"))
@@ -148,7 +151,7 @@ def tuned_params(model: Model, params: Any, path: AnyPath) -> Any:
     """The parameters of a run that tuned all of them, in the place and type of the model's own."""
     if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, model.params):
         raise InputError(f"{path}: tuned parameters of another model than {model.path}")
-    return jax.tree.map(lambda own, tuned: place_whole(tuned.astype(own.dtype), own.sharding), model.params, params)
+    return jax.tree.map(lambda own, tuned: spread(tuned.astype(own.dtype), own.sharding), model.params, params)
 
 
 def merged(model: Model, param_dtype: str) -> Model:

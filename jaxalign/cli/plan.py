@@ -66,12 +66,12 @@ def planned_job(job: Job, config: ConfigDict) -> dict[str, Any]:
     is_searched = config.fit and job.program == "train"
     job, facts = search(job) if is_searched else (job, facts_of(job))
     planned = make_plan(job, config.model, facts)
-    if is_searched:
+    if is_searched and planned["fits"]:
         planned["batch"]["note"] = (
-            f"found; to train so: {' '.join(flags_of(job))}; `jaxalign data describe` counts the pairs of more than "
-            f"{job.length} tokens, which no row holds"
+            f"found; to train so: {' '.join(flags_of(job))}; longer pairs are not in its rows: `jaxalign data describe "
+            f"--config.batch.length={job.length}` counts them"
         )
-    elif config.batch.pairs_per_step and job.program == "train":
+    elif not is_searched and config.batch.pairs_per_step and job.program == "train":
         planned["batch"]["note"] = (
             f"{config.batch.pairs_per_step} pairs a step taken as so many rows of {job.length} positions, rounded up "
             "to the mesh; packing needs fewer"

@@ -113,6 +113,7 @@ def capture_of(config: ConfigDict) -> Capture:
 
 def probe_model(config: ConfigDict, model: Model) -> None:
     """`probe` with a model at hand."""
+    agree("the settings", config.to_dict())
     out, probes, languages = out_folder(config), probes_of(config), chosen_languages(config)
     folder, exemplars = evaluation_data(config)
     capture = capture_of(config)
@@ -124,7 +125,7 @@ def probe_model(config: ConfigDict, model: Model) -> None:
     batch_size = round_up(config.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
     ready = merged(model, config.param_dtype)
     read = [read_task_rows(folder, TASK, language, "test", rows) for language in languages]
-    agree("the test rows", read)
+    agree("the test rows or exemplars", [read, sorted(exemplars.cells.items())])
     times = dict.fromkeys(MASKING, len(mask_names(languages))) | {"transplant": len(mask_names(languages)) + 1}
     own = neurons_to_mask(config) if MASKING.intersection(probes) else {}
     agree("the selected neurons", {code: neurons.tolist() for code, neurons in own.items()})

@@ -35,6 +35,7 @@ from jaxalign.data.pairs import QuestionPair, languages_of
 from jaxalign.data.templates import render, resolve_template
 from jaxalign.errors import InputError
 from jaxalign.files import check_bucket, path_of
+from jaxalign.hosts import agree
 from jaxalign.metrics_log import say
 from jaxalign.model.fingerprint import weights_sha256
 from jaxalign.model.hub import model_name
@@ -107,6 +108,7 @@ def step_configs(config: ConfigDict) -> tuple[OptimizerConfig, StepConfig, loop.
 
 def train_model(config: ConfigDict, model: Model, pairs: Sequence[QuestionPair], paths: Sequence[str]) -> None:
     """`train` with a model and the pairs at hand."""
+    agree("the settings", config.to_dict())
     run = run_folder(config)
     template = resolve_template(config.template, model.config.family)
     rendered = [render(pair, template, model.tokenizer) for pair in pairs]

@@ -9,7 +9,7 @@ import jax
 
 from jaxalign.errors import InputError
 from jaxalign.files import read_json, write_json
-from jaxalign.hosts import HostsDiffer, processes
+from jaxalign.hosts import EndsAll, of_the_first, processes
 
 CELL_ERRORS = (InputError, jax.errors.JaxRuntimeError)
 """What may be wrong with one cell while others are fine: its data, or memory at its lengths."""
@@ -21,11 +21,13 @@ class OtherOrigin(InputError):
 
 def line_of_one_cell(error: Exception) -> str:
     """An error of a cell as a record holds it: the runtime's go on for pages. Raises what is not that cell's alone."""
-    # Where one of several processes has no memory left, the others are in the middle of a program that it left.
-    is_one_process_s = isinstance(error, jax.errors.JaxRuntimeError) and processes() > 1
-    if is_one_process_s or isinstance(error, OtherOrigin | HostsDiffer):
+    if isinstance(error, OtherOrigin | EndsAll):
         raise error
-    return str(error).split("\n")[0]
+    line = str(error).split("\n")[0]
+    if isinstance(error, jax.errors.JaxRuntimeError) and processes() > 1:
+        # Where one process has no memory left, the others are in the middle of a program that it left.
+        raise EndsAll(line) from error
+    return line
 
 
 def finished(path: Path, made_from: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -39,6 +41,21 @@ def finished(path: Path, made_from: Mapping[str, Any]) -> list[dict[str, Any]]:
                 f"{json.dumps(now, ensure_ascii=False)}; choose another output folder or delete this one"
             )
     return saved["records"]
+
+
+def finished_on_the_first(path: Path, made_from: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """`finished` on process 0, whose disk counts; None on the others, which raise what it raises."""
+    records = error = None
+    if jax.process_index() == 0:
+        try:
+            records = finished(path, made_from)
+        except InputError as own:
+            error = own
+    is_refused, is_of_other_origin = of_the_first([error is not None, isinstance(error, OtherOrigin)])
+    if is_refused:
+        kind = OtherOrigin if is_of_other_origin else InputError
+        raise error or kind(f"{path}: the first host cannot use it, and says why")
+    return records
 
 
 def save(path: Path, made_from: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:

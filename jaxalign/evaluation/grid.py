@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from jaxalign.data.tasks import TASKS, TaskRow, read_task_rows
 from jaxalign.errors import InputError
-from jaxalign.evaluation.cell_files import CELL_ERRORS, finished, line_of_one_cell, save
+from jaxalign.evaluation.cell_files import CELL_ERRORS, finished_on_the_first, line_of_one_cell, save
 from jaxalign.evaluation.cells import Cell, CellKey, GridData, render_cell
 from jaxalign.evaluation.records import records_of, summary
 from jaxalign.evaluation.score_labels import Scorer
@@ -47,7 +47,7 @@ def evaluate_grid(
       description: what `results.json` says besides its cells: model, adapter, tuned_on, config, command, versions.
 
     Returns:
-      The content of `results.json`.
+      The content of `results.json`; on another process than 0, without the cells that were finished before.
 
     Raises:
       OtherOrigin: a finished cell was made from something else.
@@ -59,7 +59,7 @@ def evaluate_grid(
     counts = {"scored": 0, "reused": 0}
     rows, errors = read_rows(data, keys)
     is_writer = jax.process_index() == 0
-    agree("the test rows", [key.name for key in rows])
+    agree("the test rows or exemplars", [list(rows.items()), sorted(data.exemplars.cells.items())])
     was_finished = of_the_first([cell_path(out, key).is_file() for key in rows])
     # None: shown where stderr is a terminal.
     shown = {"unit": "example", "disable": None if is_writer else True}
@@ -78,8 +78,7 @@ def evaluate_grid(
                     counts["scored"] += len(records)
                     if is_writer:
                         save(path, made_from, records)
-                elif is_writer:
-                    records = finished(path, made_from)
+                elif (records := finished_on_the_first(path, made_from)) is not None:
                     counts["reused"] += len(records)
                     progress.update(len(records))
             except CELL_ERRORS as error:

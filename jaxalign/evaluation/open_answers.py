@@ -14,7 +14,7 @@ import jax
 from tqdm import tqdm
 
 from jaxalign.data.tokenizer import Tokenizer
-from jaxalign.evaluation.cell_files import CELL_ERRORS, finished, line_of_one_cell, save
+from jaxalign.evaluation.cell_files import CELL_ERRORS, finished_on_the_first, line_of_one_cell, save
 from jaxalign.evaluation.generate import Answer, GenerationCounts, Generator
 from jaxalign.evaluation.open_cells import TRANSLATION, OpenCell
 from jaxalign.files import write_json, write_json_lines
@@ -46,7 +46,7 @@ def evaluate_open(
       description: what `open_results.json` says besides its cells: model, adapter, tuned_on, config, command, versions.
 
     Returns:
-      The content of `open_results.json`.
+      The content of `open_results.json`; on another process than 0, without the cells that were finished before.
     """
     settings = {**settings, "weights_sha256": weights_sha256(variables)}
     origins = {cell.name: made_from(cell, settings) for cell in cells}
@@ -56,9 +56,9 @@ def evaluate_open(
     failures = []
     is_writer = jax.process_index() == 0
     records = {
-        cell.name: finished(cell_path(out, cell), origins[cell.name])
+        cell.name: finished_on_the_first(cell_path(out, cell), origins[cell.name])
         for cell, done in zip(cells, found, strict=True)
-        if done and is_writer
+        if done
     }
     # None: shown where stderr is a terminal.
     shown = {"unit": "answer", "disable": None if is_writer else True}

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxalign.model.sharding import place_whole
+from jaxalign.model.sharding import spread
 
 
 class Program:
@@ -24,7 +24,7 @@ class Program:
 
     def __call__(self, variables: Any, *arrays: Any) -> Any:
         arrays = tuple(
-            place_whole(array, sharding) if isinstance(array, np.ndarray) else array
+            spread(array, sharding) if isinstance(array, np.ndarray) else array
             for array, sharding in zip(arrays, self.array_shardings, strict=True)
         )
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arrays))

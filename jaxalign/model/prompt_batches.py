@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.errors import InputError
 from jaxalign.model.attention import Prefix
-from jaxalign.model.sharding import BATCH, param_shardings, place_whole
+from jaxalign.model.sharding import BATCH, param_shardings, spread
 from jaxalign.model.transformer import Decoder, DecoderOutput
 
 PromptFunction = Callable[[Any, jax.Array, jax.Array, Any], Any]
@@ -156,7 +156,7 @@ class PromptRunner:
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
         for first in range(0, len(order), self.batch_size):
             members = order[first : first + self.batch_size]
-            batch = [place_whole(array, self.by_row) for array in self.fill([prompts[i] for i in members])]
+            batch = [spread(array, self.by_row) for array in self.fill([prompts[i] for i in members])]
             with jax.set_mesh(self.mesh):
                 outputs = self.step(variables, *batch, extra)
             self.counts.computed_positions += batch[0].size

@@ -84,11 +84,10 @@ def batch_spec() -> P:
 
 def gathered_spec(path: str) -> P:
     """The spec of one layer's leaf of that path while it is used: the table's, gathered over `fsdp`."""
-    spec = next(spec for pattern, spec in TABLE if re.search(rf"(^|/){pattern}$", path))
-    return P(*(None if axes == "fsdp" else axes for axes in spec[1:]))
+    return P(*(None if axes == "fsdp" else axes for axes in row_of(path)[1:]))
 
 
-def place_whole(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+def spread(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
     """An array of which every process has the whole, as the mesh holds it: each device takes its part."""
     return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
 
@@ -115,9 +114,7 @@ def leaf_spec(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, unev
     """The spec of one leaf, checked against its shape and the mesh; `uneven_axes` cut only what they divide."""
     if not shape:
         return P()
-    spec = next((spec for pattern, spec in TABLE if re.search(rf"(^|/){pattern}$", name)), None)
-    if spec is None:
-        raise ValueError(f"{name} {shape}: no row of the sharding table matches this path; add one")
+    spec = row_of(name)
     if len(spec) != len(shape):
         raise ValueError(f"{name} {shape}: its row of the sharding table, {spec}, is for {len(spec)} dimensions")
     fits = [size % ways(axes, mesh) == 0 for size, axes in zip(shape, spec, strict=True)]
@@ -125,6 +122,14 @@ def leaf_spec(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, unev
     for size, axes in zip(shape, spec, strict=True):
         if size % ways(axes, mesh):
             raise ValueError(f"{name} {shape}: size {size} does not divide by mesh axis {axes} ({ways(axes, mesh)})")
+    return spec
+
+
+def row_of(name: str) -> P:
+    """The spec of the table's row that matches a path; ValueError where none does."""
+    spec = next((spec for pattern, spec in TABLE if re.search(rf"(^|/){pattern}$", name)), None)
+    if spec is None:
+        raise ValueError(f"{name}: no row of the sharding table matches this path; add one")
     return spec
 
 

@@ -28,7 +28,7 @@ from jaxalign.hosts import agree
 from jaxalign.metrics_log import say
 from jaxalign.model.fingerprint import weights_sha256
 from jaxalign.model.lora import LoraConfig
-from jaxalign.model.sharding import place_whole
+from jaxalign.model.sharding import spread
 from jaxalign.training.damage import Damaged, damage_told
 from jaxalign.training.step import TrainState
 
@@ -246,7 +246,7 @@ def read_state(
     arrays.metadata(folder / "optimizer")
     trainable = arrays.restore(folder / "trainable", args=ocp.args.StandardRestore(target.trainable))
     opt_state = arrays.restore(folder / "optimizer", args=ocp.args.StandardRestore(target.opt_state))
-    done, skipped = (place_whole(np.array(n, np.int32), like.step.sharding) for n in (step, saved["skipped"]))
+    done, skipped = (spread(np.array(n, np.int32), like.step.sharding) for n in (step, saved["skipped"]))
     return Start(step, TrainState(done, skipped, trainable, opt_state), saved["evaluated"]), sha256
 
 
@@ -293,7 +293,7 @@ def read_trained(run: AnyPath) -> Trained:
         raise InputError(
             f"{folder} is damaged ({damage}); start the run again, which sets it aside and goes on from the one before"
         ) from None
-    agree(f"{folder}", sha256["trainable"])
+    agree(str(folder), [record.lora, sha256["trainable"]])
     return Trained(step, record, collections)
 
 

@@ -80,7 +80,7 @@ def test_the_demo_returns_its_report(model_folder, tmp_path):
 def test_the_demo_starts_from_its_own_config(tmp_path):
     with pytest.raises(InputError, match="lenguages: no such setting"):
         ja.demo(tmp_path / "out", lenguages="en")
-    assert config_with({"steps": 5}, "demo").build.sources == "zh,de" and config_with({}).epochs == 6
+    assert config_with({"steps": 5}, "demo").build.sources == "zh,de" and config_with({}).epochs == 3
 
 
 def test_what_is_written_is_what_the_verb_writes(ok, model_folder, folder, tmp_path):
