@@ -27,7 +27,7 @@ def kernel_of(stored: Stored, path: str = "") -> jax.Array:
     if "kernel" in stored:
         return stored["kernel"]
     if path:
-        stored = {name: constrain(leaf, gathered_spec(f"{path}/{name}")) for name, leaf in stored.items()}
+        stored = {name: constrain(leaf, gathered_spec(f"{path}/{name}", leaf.shape)) for name, leaf in stored.items()}
     return dequantise(stored["codes"], stored["absmax"])
 
 

@@ -82,9 +82,9 @@ def batch_spec() -> P:
     return P(BATCH, None)
 
 
-def gathered_spec(path: str) -> P:
+def gathered_spec(path: str, shape: tuple[int, ...]) -> P:
     """The spec of one layer's leaf of that path while it is used: the table's, gathered over `fsdp`."""
-    return P(*(None if axes == "fsdp" else axes for axes in row_of(path)[1:]))
+    return P(*(None if axes == "fsdp" else axes for axes in row_of(path, shape)[1:]))
 
 
 def spread(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
@@ -114,7 +114,7 @@ def leaf_spec(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, unev
     """The spec of one leaf, checked against its shape and the mesh; `uneven_axes` cut only what they divide."""
     if not shape:
         return P()
-    spec = row_of(name)
+    spec = row_of(name, shape)
     if len(spec) != len(shape):
         raise ValueError(f"{name} {shape}: its row of the sharding table, {spec}, is for {len(spec)} dimensions")
     fits = [size % ways(axes, mesh) == 0 for size, axes in zip(shape, spec, strict=True)]
@@ -125,11 +125,11 @@ def leaf_spec(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, unev
     return spec
 
 
-def row_of(name: str) -> P:
-    """The spec of the table's row that matches a path; ValueError where none does."""
+def row_of(name: str, shape: tuple[int, ...]) -> P:
+    """The spec of the table's row that matches a path; ValueError, which names the shape too, where none does."""
     spec = next((spec for pattern, spec in TABLE if re.search(rf"(^|/){pattern}$", name)), None)
     if spec is None:
-        raise ValueError(f"{name}: no row of the sharding table matches this path; add one")
+        raise ValueError(f"{name} {shape}: no row of the sharding table matches this path; add one")
     return spec
 
 
