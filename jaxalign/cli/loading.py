@@ -83,9 +83,10 @@ def load_model(config: ConfigDict, *, quantised: bool = False) -> Model:
     mesh = runtime.make_mesh(**config.mesh)
     place = place_leaf(mesh, config.param_dtype if quantised else "")
     model_config, tokenizer = config_and_tokenizer(path)
-    weights = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    sizes = [(file.name, file.stat().st_size) for file in weights]
-    agree(f"model={config.model}", [model_config, tokenizer.fingerprint, sizes])
+    if processes() > 1:
+        weights = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+        sizes = [(file.name, file.stat().st_size) for file in weights]
+        agree(f"model={config.model}", [model_config, tokenizer.fingerprint, sizes])
     read_params = load_params if path.is_dir() else load_gguf_params
     params = read_params(path, model_config, param_dtype, place)
     model = Model(path, model_config, tokenizer, mesh, params, Decoder(model_config, dtype=dtype))
