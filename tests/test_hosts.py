@@ -8,7 +8,7 @@ import pytest
 
 from jaxalign import hosts
 from jaxalign.errors import InputError
-from jaxalign.evaluation.cell_files import OtherOrigin, line_of_one_cell
+from jaxalign.evaluation.cell_files import OtherOrigin, cell_failure
 
 
 @pytest.fixture
@@ -50,13 +50,12 @@ def test_the_work_of_one_process_is_refused_to_two(two):
 
 def test_what_is_not_one_cell_s_fault_ends_the_evaluation(two):
     no_memory = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no memory\nand pages more")
-    assert line_of_one_cell(no_memory) == "RESOURCE_EXHAUSTED: no memory"
+    assert cell_failure(no_memory) == "RESOURCE_EXHAUSTED: no memory"
     for error in (OtherOrigin("made with another seed"), hosts.HostsDiffer("not the same")):
         with pytest.raises(InputError, match=str(error)):
-            line_of_one_cell(error)
+            cell_failure(error)
     two(lambda own: own)
-    assert line_of_one_cell(InputError("row 3 is empty")) == "row 3 is empty"
-    with pytest.raises(
-        hosts.EndsAll, match="no memory"
-    ):  # the other process is still in the program that this one left
-        line_of_one_cell(no_memory)
+    assert cell_failure(InputError("row 3 is empty")) == "row 3 is empty"
+    # The other process is still in the program that this one left.
+    with pytest.raises(hosts.EndsAll, match="no memory"):
+        cell_failure(no_memory)

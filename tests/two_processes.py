@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
+JAXALIGN = ("-c", "import sys; from jaxalign.cli.main import main; sys.exit(main())")
+"""`jaxalign`, behind the interpreter."""
 
 
 def start_two(*command: object, folders: Sequence[Path] = (REPOSITORY, REPOSITORY)) -> list[subprocess.Popen[str]]:

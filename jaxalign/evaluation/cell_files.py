@@ -19,8 +19,11 @@ class OtherOrigin(InputError):
     """A finished cell that was made from something else: no fault of the cell, but of the command."""
 
 
-def line_of_one_cell(error: Exception) -> str:
-    """An error of a cell as a record holds it: the runtime's go on for pages. Raises what is not that cell's alone."""
+def cell_failure(error: Exception) -> str:
+    """What failed, in one line as a record holds it: the runtime's errors go on for pages.
+
+    Raises an error that is not this cell's alone.
+    """
     if isinstance(error, OtherOrigin | EndsAll):
         raise error
     line = str(error).split("\n")[0]

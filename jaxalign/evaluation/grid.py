@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from jaxalign.data.tasks import TASKS, TaskRow, read_task_rows
 from jaxalign.errors import InputError
-from jaxalign.evaluation.cell_files import CELL_ERRORS, finished_on_the_first, line_of_one_cell, save
+from jaxalign.evaluation.cell_files import CELL_ERRORS, cell_failure, finished_on_the_first, save
 from jaxalign.evaluation.cells import Cell, CellKey, GridData, render_cell
 from jaxalign.evaluation.records import records_of, summary
 from jaxalign.evaluation.score_labels import Scorer
@@ -82,7 +82,7 @@ def evaluate_grid(
                     counts["reused"] += len(records)
                     progress.update(len(records))
             except CELL_ERRORS as error:
-                errors[key] = line_of_one_cell(error)
+                errors[key] = cell_failure(error)
                 continue
             if records is not None:
                 outcomes[key] = Outcome(records, summary(cell, records, data.seed))
@@ -114,7 +114,7 @@ def read_rows(data: GridData, keys: Sequence[CellKey]) -> tuple[dict[CellKey, li
         try:
             rows[key] = read_task_rows(data.folder, TASKS[key.task], key.language, "test", data.rows)
         except InputError as error:
-            errors[key] = line_of_one_cell(error)
+            errors[key] = cell_failure(error)
     return rows, errors
 
 

@@ -14,7 +14,7 @@ import jax
 from tqdm import tqdm
 
 from jaxalign.data.tokenizer import Tokenizer
-from jaxalign.evaluation.cell_files import CELL_ERRORS, finished_on_the_first, line_of_one_cell, save
+from jaxalign.evaluation.cell_files import CELL_ERRORS, cell_failure, finished_on_the_first, save
 from jaxalign.evaluation.generate import Answer, GenerationCounts, Generator
 from jaxalign.evaluation.open_cells import TRANSLATION, OpenCell
 from jaxalign.files import write_json, write_json_lines
@@ -70,8 +70,7 @@ def evaluate_open(
             try:
                 decoded = generator(variables, cell.prompts, cell.stops, cell.max_tokens, progress.update)
             except CELL_ERRORS as error:
-                line = line_of_one_cell(error)
-                failures.append({"task": cell.task, "language": cell.language, "error": line})
+                failures.append({"task": cell.task, "language": cell.language, "error": cell_failure(error)})
                 continue
             judged = records[cell.name] = cell.judge(decoded, texts_of(decoded, tokenizer))
             answers["decoded"] += len(cell.prompts)

@@ -13,9 +13,7 @@ import numpy as np
 import pytest
 
 from tests.cli.conftest import TRAIN
-from tests.two_processes import REPOSITORY, end_of, start_two
-
-JAXALIGN = ("-c", "import sys; from jaxalign.cli.main import main; sys.exit(main())")
+from tests.two_processes import JAXALIGN, REPOSITORY, end_of, start_two
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.two_processes import end_of, start_two
+from tests.two_processes import JAXALIGN, end_of, start_two
 
 pytestmark = pytest.mark.slow
 
-JAXALIGN = ("-c", "import sys; from jaxalign.cli.main import main; sys.exit(main())")
 CELLS = ("--config.languages=en,de", "--config.rows=0:4")
 ATOL = 1e-5
 """The same float32 sums in another order."""
@@ -52,13 +51,18 @@ def lines_of(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def test_label_scores(both):
-    alone, together = both("evaluate", *CELLS)
+def compared_predictions(alone: Path, together: Path) -> int:
+    """How many there are; each is the same in both folders."""
     one, two = (lines_of(folder / "predictions.jsonl") for folder in (alone, together))
-    assert len(one) == len(two) > 0
     for expected, found in zip(one, two, strict=True):
         for key, value in expected.items():
             assert found[key] == pytest.approx(value, abs=ATOL), key
+    return len(one)
+
+
+def test_label_scores(both):
+    alone, together = both("evaluate", *CELLS)
+    assert compared_predictions(alone, together) > 0
 
 
 def test_finished_cells_are_those_of_the_first_host(ok, model_folder, hosts, tmp_path):
@@ -70,11 +74,7 @@ def test_finished_cells_are_those_of_the_first_host(ok, model_folder, hosts, tmp
     codes, said = on_hosts(hosts, *command, languages, "--config.out=out")
     assert codes == [0, 0], said
     ok(*command, languages, f"--config.out={tmp_path / 'alone'}")
-    one, two = (lines_of(folder / "predictions.jsonl") for folder in (tmp_path / "alone", hosts[0] / "out"))
-    assert len(one) == 16
-    for expected, found in zip(one, two, strict=True):
-        for key, value in expected.items():
-            assert found[key] == pytest.approx(value, abs=ATOL), key
+    assert compared_predictions(tmp_path / "alone", hosts[0] / "out") == 16
     assert len(lines_of(hosts[1] / "out/predictions.jsonl")) == 8  # as they were
 
 
