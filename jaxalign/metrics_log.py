@@ -100,6 +100,11 @@ def tell(result: str) -> None:
         tqdm.write(result)
 
 
+def is_hidden() -> bool | None:
+    """Whether a progress bar is: tqdm's `disable`. None, in process 0: shown where stderr is a terminal."""
+    return None if jax.process_index() == 0 else True
+
+
 class Progress:
     """A bar over the steps of a run with loss, tokens/s and time left; silent where stderr is no terminal."""
 
@@ -108,7 +113,7 @@ class Progress:
             total=total,
             initial=done,
             unit="step",
-            disable=None if jax.process_index() == 0 else True,
+            disable=is_hidden(),
             bar_format="{percentage:3.0f}% |{bar}| step {n_fmt}/{total_fmt}, {remaining} left{postfix}",
         )
 

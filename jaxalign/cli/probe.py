@@ -29,7 +29,7 @@ from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import GridData, cell_keys
 from jaxalign.files import whole_file, write_text
 from jaxalign.hosts import agree
-from jaxalign.metrics_log import tell
+from jaxalign.metrics_log import is_hidden, tell
 from jaxalign.model.quantised import SCHEMES
 from jaxalign.probing.activation_counts import write_neuron_counts
 from jaxalign.probing.attribution import write_attribution
@@ -131,8 +131,7 @@ def probe_model(config: ConfigDict, model: Model) -> None:
     agree("the selected neurons", {code: neurons.tolist() for code, neurons in own.items()})
     check_fits(own, model.config.layers, model.config.mlp_dim)
     total = sum(map(len, read)) * sum(times.get(name, 1) for name in probes)
-    # None: shown where stderr is a terminal.
-    with tqdm(total=total, unit="prompt", disable=None if jax.process_index() == 0 else True) as progress:
+    with tqdm(total=total, unit="prompt", disable=is_hidden()) as progress:
         run = ProbeRun(
             out,
             ready.decoder,

@@ -22,6 +22,7 @@ from jaxalign.evaluation.records import records_of, summary
 from jaxalign.evaluation.score_labels import Scorer
 from jaxalign.files import write_json, write_json_lines
 from jaxalign.hosts import agree, of_the_first
+from jaxalign.metrics_log import is_hidden
 from jaxalign.model.fingerprint import weights_sha256
 
 TASK_VERSIONS = {"emotion": 1, "snli": 1, "paws": 1}
@@ -61,9 +62,7 @@ def evaluate_grid(
     is_writer = jax.process_index() == 0
     agree("the test rows or exemplars", [list(rows.items()), sorted(data.exemplars.cells.items())])
     was_finished = of_the_first([cell_path(out, key).is_file() for key in rows])
-    # None: shown where stderr is a terminal.
-    shown = {"unit": "example", "disable": None if is_writer else True}
-    with tqdm(total=sum(map(len, rows.values())), **shown) as progress:
+    with tqdm(total=sum(map(len, rows.values())), unit="example", disable=is_hidden()) as progress:
         # Finished cells first: one that was made from something else is refused before anything is scored.
         for key, is_finished in sorted(zip(rows, was_finished, strict=True), key=lambda each: not each[1]):
             progress.set_description(key.name)

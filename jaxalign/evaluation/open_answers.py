@@ -19,6 +19,7 @@ from jaxalign.evaluation.generate import Answer, GenerationCounts, Generator
 from jaxalign.evaluation.open_cells import TRANSLATION, OpenCell
 from jaxalign.files import write_json, write_json_lines
 from jaxalign.hosts import agree, of_the_first
+from jaxalign.metrics_log import is_hidden
 from jaxalign.model.fingerprint import weights_sha256
 
 OPEN_TASK_VERSIONS = {"mgsm": 1, "msvamp": 1, TRANSLATION: 1}
@@ -60,9 +61,8 @@ def evaluate_open(
         for cell, done in zip(cells, found, strict=True)
         if done
     }
-    # None: shown where stderr is a terminal.
-    shown = {"unit": "answer", "disable": None if is_writer else True}
-    with tqdm(total=sum(len(cell.prompts) for cell in cells), initial=answers["reused"], **shown) as progress:
+    total = sum(len(cell.prompts) for cell in cells)
+    with tqdm(total=total, initial=answers["reused"], unit="answer", disable=is_hidden()) as progress:
         for cell, done in zip(cells, found, strict=True):
             if done:
                 continue

@@ -224,7 +224,7 @@ class JaxalignLM(TemplateLM):
                 f"generation_kwargs: max_gen_toks={max_tokens} and the model's length is {self.max_length}; "
                 "set it below, and to 1 or more"
             )
-        return max_tokens, tuple(until)
+        return max_tokens, tuple(stop for stop in until if stop)  # lm-eval passes over an empty string, too
 
     def has_ended(self, ids: list[int], until: Sequence[str]) -> bool:
         """Whether the text holds one of the strings; special tokens count as they are spelt."""

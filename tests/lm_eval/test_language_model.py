@@ -78,6 +78,10 @@ def test_the_first_string_that_comes_ends_a_text(both: Both):
     assert ours.text_until(ours.tokenizer.encode("...xyz", add_special_tokens=False), ["xyz", "y"]) in ("...x", " ...x")
 
 
+def test_an_empty_string_ends_no_text(both: Both):
+    assert both.ours.decoding({"until": ["", "?"]}) == both.ours.decoding({"until": ["?"]})
+
+
 def test_special_tokens_end_a_text_and_are_not_in_it(both: Both):
     eos = both.ours.eot_token_id
     ids = [*both.ours.tokenizer.encode("ab", add_special_tokens=False), eos, eos]

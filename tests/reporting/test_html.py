@@ -41,6 +41,12 @@ def folders(written: Path, tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "before", tmp_path / "after"
 
 
+@pytest.fixture
+def evaluations(tmp_path: Path) -> tuple[Path, Path]:
+    """Folders before and after without probes, whose figures take most of a page's time."""
+    return write_evaluation(tmp_path / "before", CELLS), write_evaluation(tmp_path / "after", CELLS, seed=1)
+
+
 @pytest.fixture(scope="module")
 def text(written: Path) -> str:
     """The page of the folders as they are."""
@@ -128,11 +134,11 @@ def test_hostile_text_stays_text(folders: tuple[Path, Path], text: str) -> None:
     assert not re.search("[\x00\u202a-\u202e\u2066-\u2069]", text)
 
 
-def test_native_script_stays_as_it_is(folders: tuple[Path, Path]) -> None:
-    path = folders[1] / "results.json"
+def test_native_script_stays_as_it_is(evaluations: tuple[Path, Path]) -> None:
+    path = evaluations[1] / "results.json"
     words = "सकारात्मक ইতিবাচক ポジティブ"
     write_json(path, {**read_json(path), "config": {"word": words}})
-    assert words in Page(report(*folders)).text
+    assert words in Page(report(*evaluations)).text
 
 
 def test_without_probes_and_adapter_the_sections_say_so(tmp_path: Path) -> None:
@@ -197,32 +203,32 @@ def test_cells_of_one_side_and_other_rows_are_listed(tmp_path: Path) -> None:
     assert "20 rows in each language" in page.text
 
 
-def test_bad_input_leaves_no_report_and_an_old_one_as_it_was(folders: tuple[Path, Path]) -> None:
-    out = folders[0].parent / "out" / "report.html"
-    path = folders[1] / "results.json"
+def test_bad_input_leaves_no_report_and_an_old_one_as_it_was(evaluations: tuple[Path, Path]) -> None:
+    out = evaluations[0].parent / "out" / "report.html"
+    path = evaluations[1] / "results.json"
     whole = path.read_bytes()
     path.write_bytes(whole[:300])
     with pytest.raises(InputError, match="cut off"):
-        write_report(folders[0], folders[1:], out, "")
+        write_report(evaluations[0], evaluations[1:], out, "")
     assert not out.exists()
     path.write_bytes(whole)
-    write_report(folders[0], folders[1:], out, "")
+    write_report(evaluations[0], evaluations[1:], out, "")
     old = out.read_bytes()
     path.write_bytes(whole[:300])
     with pytest.raises(InputError):
-        write_report(folders[0], folders[1:], out, "")
+        write_report(evaluations[0], evaluations[1:], out, "")
     assert out.read_bytes() == old
     assert [file.name for file in out.parent.iterdir()] == ["report.html"]
 
 
-def test_a_folder_is_no_place_for_the_report(folders: tuple[Path, Path]) -> None:
+def test_a_folder_is_no_place_for_the_report(evaluations: tuple[Path, Path]) -> None:
     with pytest.raises(InputError, match="name the HTML file"):
-        write_report(folders[0], folders[1:], folders[0], "")
+        write_report(evaluations[0], evaluations[1:], evaluations[0], "")
 
 
-def test_the_numbers_are_those_of_the_comparison(folders: tuple[Path, Path]) -> None:
-    page = Page(report(*folders))
-    gains = measure_gains(compare(*folders))
+def test_the_numbers_are_those_of_the_comparison(written: Path, text: str) -> None:
+    page = Page(text)
+    gains = measure_gains(compare(written / "before", written / "after"))
     for cell in gains.cells:
         score = cell.corrected
         numbers = f"{signed(score.gain)}{score.mark}{p_text(score.p_value)}{p_text(score.p_holm)}"
@@ -239,9 +245,9 @@ def test_variants_stand_apart(tmp_path: Path) -> None:
     assert "emotion, in-language answers" in page.text and "emotion, task-irrelevant answers" in page.text
 
 
-def test_several_runs_are_averaged_and_named(folders: tuple[Path, Path]) -> None:
-    second = write_evaluation(folders[0].parent / "second", CELLS, seed=77, adapter="run", tuned_on=["de", "zh", "en"])
-    page = Page(report(*folders, second))
+def test_several_runs_are_averaged_and_named(evaluations: tuple[Path, Path], tmp_path: Path) -> None:
+    second = write_evaluation(tmp_path / "second", CELLS, seed=77)
+    page = Page(report(*evaluations, second))
     assert "2 runs of one recipe" in page.text and "seed deviation" in page.text
     assert "Evaluation after, run 2" in page.text and "jaxalign evaluate --config.out=second" in page.text
 

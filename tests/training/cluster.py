@@ -47,6 +47,9 @@ CONFIG = ModelConfig(
     tied_head=False,
 )
 
+ADAPTERS = {"adapter": LORA, "dora": replace(LORA, dora=True)}
+"""What `tune` trains; anything else: all parameters."""
+
 
 @cache
 def base_params() -> Any:
@@ -75,7 +78,7 @@ def train_job(
         return {}
 
     return train(
-        Decoder(CONFIG, LORA if tune == "adapter" else None),
+        Decoder(CONFIG, ADAPTERS.get(tune)),
         base_params(),
         tiny_plan(STEPS, accumulation=2, row_multiple=row_multiple),
         heldout_plan(random_pairs(20, seed=9), BatchLayout(8, row_multiple=row_multiple)),

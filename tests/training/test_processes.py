@@ -72,16 +72,18 @@ def test_eight_devices_in_one_process_train_as_one(tmp_path, one_device, shape, 
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_device(tmp_path, one_device):
-    two_processes([{"run": str(tmp_path), "shape": (2, 2, 2)}])
-    assert_same_losses(tmp_path, one_device("adapter"))
+def test_two_processes_tune_dora_as_one_device(tmp_path, one_device):
+    """Its magnitudes begin as norms of weights of which each process holds a part."""
+    two_processes([{"run": str(tmp_path), "shape": (2, 2, 2), "tune": "dora"}])
+    assert_same_losses(tmp_path, one_device("dora"))
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_device_on_every_mesh(tmp_path, one_device):
-    runs = {(shape, tune): tmp_path / f"{shape}_{tune}" for shape in SHAPES for tune in TUNES}
-    two_processes([{"run": str(run), "shape": shape, "tune": tune} for (shape, tune), run in runs.items()])
-    for (_, tune), run in runs.items():
+@pytest.mark.parametrize("tune", TUNES)
+def test_two_processes_train_as_one_device_on_every_mesh(tmp_path, one_device, tune):
+    runs = {shape: tmp_path / str(shape) for shape in SHAPES}
+    two_processes([{"run": str(run), "shape": shape, "tune": tune} for shape, run in runs.items()])
+    for run in runs.values():
         assert_same_losses(run, one_device(tune))
 
 
