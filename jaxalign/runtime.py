@@ -96,13 +96,17 @@ def pass_over_libtpu() -> None:
         jax.config.update("jax_platforms", "cpu")
 
 
-def start() -> None:
+def start(waits_for_notice: bool = True) -> None:
     """What every command does first.
 
     Other processes joined; no silent dtype or rank promotion; float32 products in float32, also on TPU; compiled
     programs kept between runs, in JAX_COMPILATION_CACHE_DIR where that is set; and no word from transformers about
     torch, which is not needed.
+
+    `waits_for_notice`: SIGTERM is the notice of a preemption, which training saves at. Of several processes jax takes
+    it for that unless told not to, and what never asks for the notice would not end.
     """
+    jax.config.update("jax_enable_preemption_service", waits_for_notice)
     join_processes()
     pass_over_libtpu()
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -123,7 +123,7 @@ def run(arguments: Sequence[str]) -> None:
     from jaxalign.cli.configuration import config_from_flags
 
     config = config_from_flags(flags, default_config(verb))
-    runtime.start()
+    runtime.start(waits_for_notice=verb == "train")
     if verb not in TOGETHER:
         hosts.alone(f"jaxalign {verb}")
     module, function = VERBS[verb][0].split(".")

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,6 +78,21 @@ def test_finished_cells_are_those_of_the_first_host(ok, model_folder, hosts, tmp
     ok(*command, languages, f"--config.out={tmp_path / 'alone'}")
     assert compared_predictions(tmp_path / "alone", hosts[0] / "out") == 16
     assert len(lines_of(hosts[1] / "out/predictions.jsonl")) == 8  # as they were
+
+
+def test_sigterm_ends_them(model_folder, tmp_path):
+    command = ("evaluate", f"--config.model={model_folder}", "--config.rows=0:20", f"--config.out={tmp_path}")
+    members = start_two(*JAXALIGN, *command)
+    finished_cells = tmp_path / "cells"
+    deadline = time.monotonic() + 200
+    while not list(finished_cells.glob("*.json")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(list(finished_cells.glob("*.json"))) < 20
+    for member in members:
+        member.terminate()
+    codes, said = end_of(members, seconds=20)
+    assert codes == [-signal.SIGTERM, -signal.SIGTERM], said
+    assert not (tmp_path / "results.json").exists()
 
 
 @pytest.mark.parametrize(
