@@ -19,9 +19,9 @@ from tqdm import tqdm
 from jaxalign import files
 from jaxalign.cli.configuration import config_from_flags
 from jaxalign.cli.plan import architecture_named, job_of, planned_job
-from jaxalign.errors import InputError
 from jaxalign.model import architectures
 from jaxalign.planning.chips import GIB
+from jaxalign.planning.estimate import estimate
 
 SLICES = (
     *("v5e:1x1", "v5e:2x4", "v5e:4x4", "v5e:16x16", "v5p:2x2x1", "v5p:4x4x4"),
@@ -73,10 +73,13 @@ def main() -> None:
         bar.set_description(f"{model} in {stored} on {slice}")
         flags = [*SETTINGS, f"--config.model={model}", f"--config.topology={slice}", f"--config.param_dtype={stored}"]
         config = config_from_flags(flags, "base")
+        job = job_of(config, architecture_named(model), slice, "train")
         try:
-            plans.append(planned_job(job_of(config, architecture_named(model), slice, "train"), config))
-        except InputError as error:  # a mesh that does not divide this model's weights
+            estimate(job)
+        except ValueError as error:  # the mesh does not divide this model's weights
             tqdm.write(f"{model} in {stored} on {slice}: {error}")
+        else:
+            plans.append(planned_job(job, config))
     lines = table(plans)
     print(lines)
     if arguments.out:

@@ -12,7 +12,9 @@ def get_config() -> ConfigDict:
 
     # What every verb shares.
     config.model = ""  # a Hugging Face folder, a GGUF file, ORG/NAME[@REVISION] on the hub, or `packaged` (demo extra)
+    config.resume = ""  # train: a run whose newest checkpoint is the start of a new one, optimizer and step with it
     config.adapter = ""  # a PEFT folder or a training run; none if empty
+    config.resume = ""  # train: a run whose newest checkpoint a new one starts from, optimizer and step with it
     config.dtype = "float32"  # compute type: float32, bfloat16, or float16 (the study's evaluation)
     config.param_dtype = "float32"  # how base weights are stored: as those, int8, or nf4
     config.data = "mini"  # a folder holding ap_emotion/, snli/, paws/; or the shipped mini set
@@ -84,7 +86,7 @@ def get_config() -> ConfigDict:
     config.nonfinite = "stop"  # a loss or gradient that is not finite: stop the run, or skip that update
 
     # train: what is watched on a few test rows of `data` meanwhile, beside the loss in metrics.jsonl.
-    config.watch = ""  # accuracy (of `tasks` and `variants`), logit_lens, pca, geometry; comma-separated
+    config.watch = ""  # accuracy, open_answers (of `tasks`), logit_lens, attribution, pca, geometry; comma-separated
     config.watch_every = 50  # steps between looks
     config.watch_rows = "0:20"  # START:STOP of each test file
     config.watch_languages = "all"  # codes, comma-separated, or all
@@ -117,7 +119,7 @@ def get_config() -> ConfigDict:
 
     # plan.
     config.topology = ""  # TPU slices, comma-separated: v5e:4x4, v5p:2x2x1, ...
-    config.fit = False  # search batch, mesh and remat for the most positions/s that fit
+    config.fit = False  # search batch, length, mesh and remat for the most positions/s that fit
     config.plan = ConfigDict()
     config.plan.programs = "train"  # what is compiled: train, score, lens; comma-separated
 

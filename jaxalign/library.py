@@ -104,7 +104,8 @@ def train(base: LoadedModel, pairs: Sequence[PathLike | QuestionPair], out: Path
     check_watch_settings(config)
     records = [item for item in pairs if isinstance(item, QuestionPair)]
     files = [str(item) for item in pairs if not isinstance(item, QuestionPair)]
-    train_model(config, base.model, records + (gather_pairs(config, files) if files else []), files)
+    named = gather_pairs(config, files) if files else []
+    train_model(config, base.model, records + named, files, len(records))
     return read_run(written(config.out))
 
 

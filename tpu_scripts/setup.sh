@@ -16,6 +16,6 @@ on_all road_ssh "set -euo pipefail
 curl --fail --silent --show-error --location https://astral.sh/uv/install.sh | sh -s -- --quiet
 PATH=~/.local/bin:\$PATH
 uv venv --quiet --clear --python 3.12 ~/jaxalign-env
-uv pip install --quiet --python ~/jaxalign-env/bin/python \"jaxalign[tpu] @ file://\$HOME/$(basename "$WHEEL")\"
+uv pip install --quiet --python ~/jaxalign-env/bin/python \"jaxalign[tpu,gs] @ file://\$HOME/$(basename "$WHEEL")\"
 ~/jaxalign-env/bin/jaxalign --help >/dev/null"
 say "$NAME is set up"

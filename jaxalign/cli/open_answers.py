@@ -143,6 +143,11 @@ def heldout_pairs(run: AnyPath, tokenizer: Tokenizer) -> list[QuestionPair]:
     """
     document, trained_on = read_run_document(run), read_trained(run).record.fingerprint["pairs"]
     where = str(run / "run.json")
+    if records := field(document, "records", int, where):
+        raise InputError(
+            f"{run}: {records} of its pairs were given from Python, so those that it held out cannot be read again; "
+            "name files in --config.pairs"
+        )
     config = ConfigDict(field(document, "config", dict, where))
     pairs = gather_pairs(config, texts(document, "files", where))
     template = field(document, "template", str, where)

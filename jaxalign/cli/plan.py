@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from jaxalign import files, runtime
 from jaxalign.cli.loading import DTYPES, dtype_named, refuse_paths, split_list
+from jaxalign.cli.stages import settings_of_stages
 from jaxalign.cli.train import check_train_settings, lora_config, step_configs
 from jaxalign.data.batches import BatchLayout, round_up
 from jaxalign.errors import InputError
@@ -29,26 +30,24 @@ from jaxalign.planning.table import smallest_that_fits, table
 
 
 def plan(config: ConfigDict, paths: Sequence[str]) -> None:
-    """Plans every program of `config.plan.programs` on every slice of `config.topology`."""
+    """Plans every program of `config.plan.programs`, of every stage, on every slice of `config.topology`."""
     refuse_paths("plan", paths)
     if not config.topology:
         raise InputError("--config.topology= is needed: TPU slices, comma-separated, as in v5e:4x4")
     written = files.local_path(config.out) / "plan.json" if config.out else None
     if written and written.parent.is_file():
         raise InputError(f"--config.out={config.out}: a file is there; name a folder")
-    if config.stages:  # all of them are of one model
-        config = config.copy_and_resolve_references()
-        config.stages = ()
     architecture = architecture_named(config.model)
-    jobs = [
-        job_of(config, architecture, topology, program)
+    jobs = {  # stages that differ in nothing that matters here are one job
+        job_of(stage, architecture, topology, program): stage
         for topology in split_list(config.topology)
         for program in split_list(config.plan.programs)
-    ]
+        for stage in settings_of_stages(config)
+    }
     made_with = versions()
     plans = []
-    for job in tqdm(jobs, unit="program", disable=None):
-        planned = planned_job(job, config)
+    for job, stage in tqdm(jobs.items(), unit="program", disable=None):
+        planned = planned_job(job, stage)
         plans.append(planned)
         tqdm.write("\n".join(lines(planned)))
     document: dict[str, Any] = {"plans": plans, "versions": made_with}

@@ -75,6 +75,8 @@ def check_probe_settings(config: ConfigDict) -> None:
     if errors := unreadable(config, cell_keys([TASK], chosen_languages(config), [VARIANT])):
         raise errors[0]
     folder, _ = evaluation_data(config)
+    if config.seed < 0:
+        raise InputError(f"--config.seed={config.seed}: set it to 0 or more")
     if config.attribution_positions < 1:
         raise InputError(f"--config.attribution_positions={config.attribution_positions}: set it to 1 or more")
     rows = read_task_rows(folder, TASK, chosen_languages(config)[0], "test", parse_rows(config.rows))
@@ -87,12 +89,22 @@ def check_probe_settings(config: ConfigDict) -> None:
             )
         if "transplant" in as_numbers and not config.adapter:
             raise InputError("--config.adapter= is needed: transplant takes neurons of a tuned model")
-    compared = {"pca", "geometry"}.intersection(probes_of(config))
-    if compared and len(rows) < 3:
-        raise InputError(f"--config.rows={config.rows}: {' and '.join(sorted(compared))}: at least 3 rows are needed")
+    if compared := compared_by(probes_of(config)):
+        check_enough_rows(f"--config.rows={config.rows}", compared, len(rows))
     capture_of(config)
     if "geometry" in compared:
         check_languages(chosen_languages(config))
+
+
+def compared_by(probes: Sequence[str]) -> list[str]:
+    """Those of the probes that compare representations of one row with those of another."""
+    return sorted({"pca", "geometry"}.intersection(probes))
+
+
+def check_enough_rows(flag: str, compared: Sequence[str], rows: int) -> None:
+    """Refuses to compare representations of fewer than three rows."""
+    if rows < 3:
+        raise InputError(f"{flag}: {' and '.join(compared)}: at least 3 rows are needed")
 
 
 def probes_of(config: ConfigDict) -> list[str]:

@@ -16,13 +16,24 @@ def stage_configs(config: ConfigDict) -> list[ConfigDict]:
     """
     if not config.stages:
         return [config]
+    if config.resume:
+        raise InputError(f"--config.resume={config.resume}: stages go on from their own folders; leave it empty")
     out, adapter, stages = run_folder(config), config.adapter, []
-    for number, changes in enumerate(config.stages, start=1):
-        stage = config.copy_and_resolve_references()
-        stage.update_from_flattened_dict(changes)
-        stage.update(stages=(), adapter=adapter, out=str(out / f"stage{number}"))
+    for number, stage in enumerate(settings_of_stages(config), start=1):
+        stage.update(adapter=adapter, out=str(out / f"stage{number}"))
         stages.append(stage.lock())
         adapter = stage.out
+    return stages
+
+
+def settings_of_stages(config: ConfigDict) -> list[ConfigDict]:
+    """The settings of each stage, folders apart; where there are no stages, the config's own."""
+    stages = []
+    for changes in config.stages or ({},):
+        stage = config.copy_and_resolve_references()
+        stage.update_from_flattened_dict(changes)
+        stage.update(stages=())
+        stages.append(stage)
     return stages
 
 

@@ -106,8 +106,10 @@ def step_configs(config: ConfigDict) -> tuple[OptimizerConfig, StepConfig, loop.
     )
 
 
-def train_model(config: ConfigDict, model: Model, pairs: Sequence[QuestionPair], paths: Sequence[str]) -> None:
-    """`train` with a model and the pairs at hand."""
+def train_model(
+    config: ConfigDict, model: Model, pairs: Sequence[QuestionPair], paths: Sequence[str], records: int = 0
+) -> None:
+    """`train` with a model and the pairs at hand, of which so many came as records, from no file or data set."""
     agree("the settings", config.to_dict())
     run = run_folder(config)
     template = resolve_template(config.template, model.config.family)
@@ -122,6 +124,7 @@ def train_model(config: ConfigDict, model: Model, pairs: Sequence[QuestionPair],
     document = {
         "model": model_name(model.path),
         "files": list(paths),
+        "records": records,
         "template": template,
         "pairs": len(fitted.pairs),
         "heldout_pairs": len(heldout.pairs) if heldout else 0,
@@ -164,10 +167,11 @@ def train_model(config: ConfigDict, model: Model, pairs: Sequence[QuestionPair],
             "tokenizer": model.tokenizer.fingerprint,
             "template": template,
             "heldout": config.heldout,
-            "adapter": config.adapter,
+            "adapter": weights_sha256(model.adapter.tree) if model.adapter else "",
             "dtype": config.dtype,
             "param_dtype": config.param_dtype,
         },
+        resume=path_of(config.resume) if config.resume else None,
         initial_adapter=model.adapter.tree if model.adapter else None,
         hooks=watch_hooks(config, model, decoder, shapes),
     )

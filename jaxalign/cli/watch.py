@@ -1,4 +1,4 @@
-"""What is watched while a model is tuned: label accuracy and probes on a few test rows, as numbers beside the loss."""
+"""What is watched while a model is tuned: scores and probes on a few test rows, as numbers beside the loss."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -11,18 +11,23 @@ from ml_collections import ConfigDict
 
 from jaxalign.cli.evaluate import chosen_cells, prompt_style, unreadable
 from jaxalign.cli.loading import Model, chosen_languages, evaluation_data, split_list
-from jaxalign.cli.probe import capture_of
+from jaxalign.cli.open_answers import OPEN_TASKS, cells_of, check_open_answers, open_tasks
+from jaxalign.cli.probe import capture_of, check_enough_rows, compared_by
 from jaxalign.data.batches import round_up
 from jaxalign.data.tasks import TASKS, parse_rows, read_task_rows
 from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import GridData, cell_keys, render_cell
+from jaxalign.evaluation.generate import Generator
+from jaxalign.evaluation.open_answers import texts_of
+from jaxalign.evaluation.open_cells import TRANSLATION
 from jaxalign.evaluation.records import right_by_mass
 from jaxalign.evaluation.score_labels import Scorer
 from jaxalign.model.transformer import Decoder
+from jaxalign.probing.attribution import AttributionProgram
 from jaxalign.probing.capture import prepared_capture
 from jaxalign.probing.geometry import ENGLISH
 from jaxalign.probing.likeness import geometry_arrays, language_geometry
-from jaxalign.probing.logit_lens import LensProgram
+from jaxalign.probing.logit_lens import LensProgram, check_survivors
 from jaxalign.probing.prompts import TASK, VARIANT, ProbeData
 from jaxalign.probing.representation import WHOLE_PROMPTS, language_correlations
 from jaxalign.probing.run import ProbeRun
@@ -72,13 +77,23 @@ def check_watch_settings(config: ConfigDict) -> None:
     """Refuses what would only fail once the model is loaded."""
     names, watched = watch_names(config), watch_config(config)
     keys = chosen_cells(watched) if "accuracy" in names else []
+    if "accuracy" in names and not keys:
+        raise InputError(f"--config.tasks={config.tasks}: none is scored by labels; watch open_answers in place of it")
     if PROBES & set(names):
         keys += cell_keys([TASK], chosen_languages(watched), [VARIANT])
     if errors := unreadable(watched, keys):
         raise errors[0]
-    compared = [name for name in names if name in ("pca", "geometry")]
-    if compared and ENGLISH not in chosen_languages(watched):
-        raise InputError(f"--config.watch_languages={config.watch_languages}: {compared[0]} compares with en; add it")
+    if "open_answers" in names:
+        if not open_tasks(watched):
+            raise InputError(f"--config.tasks={config.tasks}: open_answers watches {', '.join(OPEN_TASKS)}; name one")
+        check_open_answers(watched)
+    if compared := compared_by(names):
+        if ENGLISH not in chosen_languages(watched):
+            raise InputError(
+                f"--config.watch_languages={config.watch_languages}: {compared[0]} compares with en; add it"
+            )
+        rows = read_task_rows(evaluation_data(watched)[0], TASK, ENGLISH, "test", parse_rows(watched.rows))
+        check_enough_rows(f"--config.watch_rows={config.watch_rows}", compared, len(rows))
     capture_of(config)
 
 
@@ -103,6 +118,26 @@ def accuracy(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) ->
     return measure
 
 
+def open_answers(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) -> Measure:
+    """`accuracy/{task}_{language}` of math problems, and `chrf/translation_{languages}` of translations, 0 to 100."""
+    cells = [cell for task in open_tasks(config) for cell in cells_of(config, task, model)]
+    rows = round_up(config.generate.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
+    generator = Generator(decoder, shapes, model.mesh, rows)
+
+    def measure(variables: Any) -> dict[str, float]:
+        numbers = {}
+        for cell in cells:
+            answers = generator(variables, cell.prompts, cell.stops, cell.max_tokens)
+            summary = cell.summary(cell.judge(answers, texts_of(answers, model.tokenizer)))
+            if cell.task == TRANSLATION:
+                numbers[f"chrf/{cell.name}"] = summary["chrf"]
+            else:
+                numbers[f"accuracy/{cell.name}"] = summary["accuracy_corrected"]
+        return numbers
+
+    return measure
+
+
 def logit_lens(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) -> Measure:
     """`lens_latent/{language}` and `lens_out/{language}`: the largest of the layers' mean masses, over surviving rows.
 
@@ -111,12 +146,31 @@ def logit_lens(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) 
     lens_of = LensProgram(probe_run(config, model, decoder, shapes))
 
     def measure(variables: Any) -> dict[str, float]:
-        numbers = {}
-        for language, both in lens_of(variables).items():
+        numbers, lens = {}, lens_of(variables)
+        check_survivors(lens)
+        for language, both in lens.items():
             rows = both.unshared
             if rows.survives.any():
                 numbers[f"lens_latent/{language}"] = float(rows.latent[rows.survives].mean(axis=0).max())
                 numbers[f"lens_out/{language}"] = float(rows.out[rows.survives].mean(axis=0).max())
+        return numbers
+
+    return measure
+
+
+def attribution(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) -> Measure:
+    """`english_mass/{language}` and `own_mass/{language}`: the largest of the layers' mean masses on tokens of English
+    and of the prompt's own language, at its last position."""
+    masses_of = AttributionProgram(probe_run(config, model, decoder, shapes))
+    groups = masses_of.tokens.languages
+
+    def measure(variables: Any) -> dict[str, float]:
+        numbers = {}
+        for language, masses in masses_of(variables).items():
+            by_layer = masses[:, :, -1].mean(axis=0)
+            for name, code in (("english_mass", ENGLISH), ("own_mass", language)):
+                if code in groups:
+                    numbers[f"{name}/{language}"] = float(by_layer[:, groups.index(code)].max())
         return numbers
 
     return measure
@@ -165,8 +219,10 @@ def probe_run(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) -
 
 MEASURES: dict[str, Callable[[ConfigDict, Model, Decoder, Any], Measure]] = {
     "accuracy": accuracy,
+    "open_answers": open_answers,
     "logit_lens": logit_lens,
+    "attribution": attribution,
     "pca": pca,
     "geometry": geometry,
 }
-PROBES = {"logit_lens", "pca", "geometry"}
+PROBES = {"logit_lens", "attribution", "pca", "geometry"}

@@ -4,7 +4,8 @@
 planning counts them unread.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from jaxalign.model.lora import projection_sizes
 from jaxalign.model.sharding import leaf_spec
 
 Index = tuple[slice, ...]
+Bounds = tuple[tuple[int, int], ...]
+"""Start and stop of a part along each axis."""
 ReadTensor = Callable[["Weight", int, Index, np.ndarray], None]
 """(weight, layer, index, out): writes that part of one tensor into `out`, in the layout of the tree and the type of
 `out`; layer is 0 for what is not stacked."""
@@ -100,23 +103,41 @@ def place_on(mesh: Mesh) -> Callable[[Leaf], jax.Array]:
     def place(leaf: Leaf) -> jax.Array:
         sharding = NamedSharding(mesh, leaf_spec(leaf.path, leaf.shape, mesh))
         indices = sharding.addressable_devices_indices_map(leaf.shape).values()
-        box = bounding_box([index for index in indices if index is not None], leaf.shape)
-        part = leaf.read(box)
+        held = {bounds(index, leaf.shape) for index in indices if index is not None}
+        box = bounding_box(held)
+        if sum(map(size_of, held)) == size_of(box):  # one read serves all
+            whole = {box: leaf.read(as_index(box))}
+        else:  # in a ring through a slice, what lies between the parts of a host is another's
+            whole = {part: leaf.read(as_index(part)) for part in held}
 
         def of_device(index: Any) -> np.ndarray:
-            ends = [axis.indices(size)[:2] for axis, size in zip(index, leaf.shape, strict=True)]
-            return part[tuple(slice(a - own.start, b - own.start) for (a, b), own in zip(ends, box, strict=True))]
+            part = bounds(index, leaf.shape)
+            around = part if part in whole else box
+            starts = [start for start, _ in around]
+            return whole[around][tuple(slice(a - start, b - start) for (a, b), start in zip(part, starts, strict=True))]
 
         return jax.make_array_from_callback(leaf.shape, sharding, of_device)
 
     return place
 
 
-def bounding_box(indices: Sequence[Index], shape: tuple[int, ...]) -> Index:
-    """The smallest part of an array that holds all of these parts."""
-    starts_and_stops = [[axis.indices(size)[:2] for axis, size in zip(index, shape, strict=True)] for index in indices]
-    ends = zip(*starts_and_stops, strict=True)
-    return tuple(slice(min(start for start, _ in axis), max(stop for _, stop in axis)) for axis in ends)
+def bounds(index: Index, shape: tuple[int, ...]) -> Bounds:
+    """Where a part of an array begins and ends."""
+    return tuple(axis.indices(size)[:2] for axis, size in zip(index, shape, strict=True))
+
+
+def as_index(part: Bounds) -> Index:
+    return tuple(slice(start, stop) for start, stop in part)
+
+
+def size_of(part: Bounds) -> int:
+    """How many numbers the part holds."""
+    return math.prod(stop - start for start, stop in part)
+
+
+def bounding_box(parts: Collection[Bounds]) -> Bounds:
+    """The smallest part that holds all of these."""
+    return tuple((min(start for start, _ in axis), max(stop for _, stop in axis)) for axis in zip(*parts, strict=True))
 
 
 def assemble(

@@ -18,8 +18,8 @@ from jaxalign.errors import InputError
 from jaxalign.planning.job import Job
 
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax")
-SOURCES = ("data/batches.py", "model", "training", "planning")
-"""What of this package decides what a training step is and how it is counted."""
+SOURCES = ("data/batches.py", "model", "training", "planning", "runtime.py")
+"""What of this package decides what a training step is, where it runs and how it is counted."""
 MORE_SOURCES = {"train": (), "score": ("evaluation",), "lens": ("probing",)}
 """And what decides another program."""
 

@@ -36,11 +36,11 @@ def estimate(job: Job) -> Estimate:
     slice = parse_slice(job.topology)
     data, fsdp, tensor = job.mesh
     # What lies on the devices between steps is the same for every batch.
-    state, frozen = argument_bytes(replace(job, rows=0, length=0, remat="none"), (data, fsdp, tensor))
-    memory = state + frozen + temporaries(job, data * fsdp, tensor)
+    state, base = argument_bytes(replace(job, rows=0, length=0, remat="none"), (data, fsdp, tensor))
+    memory = state + base + temporaries(job, data * fsdp, tensor)
     compute = flops.train_step(job) / slice.devices / slice.flops
     # Parameters are gathered over fsdp in every pass (forward, recomputed, backward) over the rows computed at once.
-    whole = (frozen or state) * fsdp
+    whole = (base if job.lora else state) * fsdp
     gathered = whole * (fsdp - 1) / fsdp * (2 if job.remat == "none" else 3) * (job.rows // job.rows_at_once)
     positions = job.tokens / (data * fsdp)
     item = jnp.dtype(job.dtype).itemsize
@@ -52,19 +52,20 @@ def estimate(job: Job) -> Estimate:
 
 @lru_cache
 def argument_bytes(job: Job, sizes: tuple[int, int, int]) -> tuple[int, int]:
-    """What state and frozen parameters take on each device of a mesh of these sizes."""
+    """What the state and the model take on each device of a mesh of these sizes.
+
+    Where all parameters are tuned, the state holds them too, and the model that they were copied from stays beside it.
+    """
     mesh = AbstractMesh(sizes, runtime.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
-    params = base_shapes(job)
-    frozen, trainable = {}, {"params": params}
-    if job.lora is not None:
-        frozen, trainable = {"params": params}, {"lora": lora_shapes(job.architecture, job.lora)}
+    base = {"params": base_shapes(job)}
+    trainable = {"lora": lora_shapes(job.architecture, job.lora)} if job.lora else base
     optimizer = make_optimizer(job.optimizer, cosine_schedule(job.optimizer, 1))
     state = jax.eval_shape(partial(new_state, optimizer=optimizer), trainable)
 
     def size(tree: Any) -> int:
         return bytes_per_device(laid_out(tree, param_shardings(tree, mesh)))
 
-    return size(state), size(frozen)
+    return size(state), size(base)
 
 
 def temporaries(job: Job, batch_ways: int, tensor: int) -> int:

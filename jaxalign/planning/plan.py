@@ -4,6 +4,8 @@ import dataclasses
 import re
 from typing import Any
 
+import jax.numpy as jnp
+
 from jaxalign.errors import InputError
 from jaxalign.planning import flops
 from jaxalign.planning.chips import GIB, Slice, parse_slice
@@ -25,7 +27,7 @@ def make_plan(job: Job, name: str, facts: dict[str, Any]) -> dict[str, Any]:
     `facts` as `compile.compiled_facts` gives them; a program that the compiler refused has no costs.
     """
     slice = parse_slice(job.topology)
-    memory = memory_of(facts, slice)
+    memory = memory_of(job, facts, slice)
     document = {
         "architecture": name,
         "program": job.program,
@@ -53,15 +55,18 @@ def make_plan(job: Job, name: str, facts: dict[str, Any]) -> dict[str, Any]:
     return document | {"step": step_of(job, costs, slice)}
 
 
-def memory_of(facts: dict[str, Any], slice: Slice) -> dict[str, Any]:
+def memory_of(job: Job, facts: dict[str, Any], slice: Slice) -> dict[str, Any]:
     """Bytes on each device by what they hold, the peak, and the largest peak that is called a fit.
 
     The peak is what the compiler asks for: arguments, temporaries and the program itself, at once. Outputs take the
-    place of the arguments that the step consumes.
+    place of the arguments that the step consumes. Where all parameters are tuned, the model that they were copied from
+    stays on the devices beside them.
     """
     capacity = slice.chip.capacity
     kinds = dict(facts["arguments"])
     arguments = sum(kinds.values())
+    if job.program == "train" and job.lora is None:
+        kinds["model"] = kinds["parameters"] * jnp.dtype(job.param_dtype).itemsize // 4  # those tuned are float32
     if "refused" in facts:
         kinds["temporaries"] = refused_peak(facts["refused"]) - arguments
     else:

@@ -89,7 +89,7 @@ def kind(job: Job) -> tuple[Any, ...]:
 
 def peak(job: Job, facts: dict[str, Any]) -> int:
     """The bytes that a compiled candidate takes on each device."""
-    return memory_of(facts, parse_slice(job.topology))["peak"]
+    return memory_of(job, facts, parse_slice(job.topology))["peak"]
 
 
 def speed(job: Job, facts: dict[str, Any]) -> float:

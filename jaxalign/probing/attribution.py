@@ -5,7 +5,7 @@ Logits of the whole vocabulary never exist at once: the head is read in chunks, 
 Axis letters: B batch, L layers, P last positions, G groups (languages, then scripts), V vocabulary.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -69,26 +69,44 @@ def groups_of(tokens: TokenLanguages) -> np.ndarray:
     return np.stack([tokens.language_of, tokens.script_of + len(tokens.languages) + 1])
 
 
-def attribution_of_language(
-    run: ProbeRun, masses_of: Callable[[list[list[int]]], np.ndarray], positions: int, language: str
-) -> np.ndarray:
-    """The masses of one language's prompts, [rows, L, P, G], as `masses_of` finds them."""
-    rows, prompts = probe_prompts(run.data, language)
-    check_lengths(list(map(len, prompts)), run.decoder.config.max_positions)
-    short = next((i for i, prompt in enumerate(prompts) if len(prompt) < positions), None)
-    if short is not None:
-        raise InputError(
-            f"attribution: {language}, row {rows[short].row} has {len(prompts[short])} tokens, fewer than the "
-            f"{positions} positions asked for; set --config.attribution_positions lower"
-        )
-    masses = masses_of(prompts)
-    finite = np.isfinite(masses).all(axis=(1, 2, 3))
-    if not finite.all():
-        raise InputError(
-            f"attribution: {language}, row {rows[int(np.argmin(finite))].row}: logits are not finite; "
-            "check the weights, or compute in float32"
-        )
-    return masses
+class AttributionProgram:
+    """The attribution, ready to run on one language after the other, with whatever variables of the run's structure."""
+
+    def __init__(self, run: ProbeRun, positions: int = 1):
+        """`positions`: how many last positions of each prompt are read, each on its own."""
+        self.run, self.positions = run, positions
+        self.tokens = token_languages(run.data.tokenizer, run.decoder.config.vocab_size, run.data.folder)
+        self.groups = groups_of(self.tokens)
+        group_count = len(self.tokens.languages) + 1 + len(SCRIPT_CLASSES)
+        self.runner = run.runner(attribution_function(run.decoder, group_count, positions))
+        self.run_prefix = PrefixRunner(partial(prefill, run.decoder), run.variables, run.mesh)
+
+    def __call__(self, variables: Any) -> dict[str, np.ndarray]:
+        """language -> the masses of its prompts, float32 [rows, L, P, G]."""
+        variables = self.runner.place(variables)
+        return {language: self.of_language(variables, language) for language in self.run.languages}
+
+    def of_language(self, variables: Any, language: str) -> np.ndarray:
+        """One language's prompts: what they begin with runs once."""
+        run, positions = self.run, self.positions
+        rows, prompts = probe_prompts(run.data, language)
+        check_lengths(list(map(len, prompts)), run.decoder.config.max_positions)
+        short = next((i for i, prompt in enumerate(prompts) if len(prompt) < positions), None)
+        if short is not None:
+            raise InputError(
+                f"attribution: {language}, row {rows[short].row} has {len(prompts[short])} tokens, fewer than the "
+                f"{positions} positions asked for; set --config.attribution_positions lower"
+            )
+        shared = shared_length(prompts, keep=positions)
+        inputs = AttributionInputs(self.groups, self.run_prefix(variables, prompts[0][:shared]))
+        masses = self.runner(variables, [prompt[shared:] for prompt in prompts], inputs, run.on_rows)
+        finite = np.isfinite(masses).all(axis=(1, 2, 3))
+        if not finite.all():
+            raise InputError(
+                f"attribution: {language}, row {rows[int(np.argmin(finite))].row}: logits are not finite; "
+                "check the weights, or compute in float32"
+            )
+        return masses
 
 
 def attribution_arrays(masses: Mapping[str, np.ndarray], languages: int) -> dict[str, np.ndarray]:
@@ -138,19 +156,8 @@ def write_attribution(run: ProbeRun, positions: int = 1) -> dict[str, Any]:
     Returns:
       The content of the JSON file.
     """
-    tokens = token_languages(run.data.tokenizer, run.decoder.config.vocab_size, run.data.folder)
-    groups = groups_of(tokens)
-    runner = run.runner(attribution_function(run.decoder, len(tokens.languages) + 1 + len(SCRIPT_CLASSES), positions))
-    run_prefix = PrefixRunner(partial(prefill, run.decoder), run.variables, run.mesh)
-    variables = runner.place(run.variables)
-
-    def masses_of(prompts: list[list[int]]) -> np.ndarray:
-        """What the prompts begin with runs once."""
-        shared = shared_length(prompts, keep=positions)
-        inputs = AttributionInputs(groups, run_prefix(variables, prompts[0][:shared]))
-        return runner(variables, [prompt[shared:] for prompt in prompts], inputs, run.on_rows)
-
-    masses = {language: attribution_of_language(run, masses_of, positions, language) for language in run.languages}
+    program = AttributionProgram(run, positions)
+    tokens, masses = program.tokens, program(run.variables)
     by_language, by_script = (["language", "layer", "position", f"token_{axis}"] for axis in ("language", "script"))
     document = {
         "axes": {

@@ -236,15 +236,19 @@ def lens_arrays(lens: Mapping[str, LanguageLens]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def lens_document(lens: Mapping[str, LanguageLens]) -> dict[str, Any]:
-    """What the arrays of `lens_arrays` mean, and how many rows of each language survived."""
-    surviving = {language: int(both.study.survives.sum()) for language, both in lens.items()}
-    unshared = {language: int(both.unshared.survives.sum()) for language, both in lens.items()}
-    if not any(unshared.values()):
+def check_survivors(lens: Mapping[str, LanguageLens]) -> None:
+    """InputError where no row of any language survives, even without the shared tokens."""
+    if not any(both.unshared.survives.any() for both in lens.values()):
         raise InputError(
             f"logit lens: no row survives in {', '.join(lens)}: their label words begin with the same tokens as the "
             "English ones in this tokenizer; add a language in another script, such as zh, ja or ru"
         )
+
+
+def lens_document(lens: Mapping[str, LanguageLens]) -> dict[str, Any]:
+    """What the arrays of `lens_arrays` mean, and how many rows of each language survived."""
+    surviving = {language: int(both.study.survives.sum()) for language, both in lens.items()}
+    unshared = {language: int(both.unshared.survives.sum()) for language, both in lens.items()}
     layers = next(iter(lens.values())).study.entropy.shape[1]
     return {
         "axes": {name: ["language", "layer"] for name in lens_arrays(lens)},
@@ -272,6 +276,7 @@ def write_logit_lens(run: ProbeRun) -> dict[str, Any]:
       The content of the JSON file.
     """
     lens = LensProgram(run)(run.variables)
+    check_survivors(lens)
     document = {**lens_document(lens), **run.description}
     write_probe(run.out, "logit_lens", lens_arrays(lens), document)
     return document

@@ -28,6 +28,7 @@ EXAMPLES_PER_CELL = 3
 RUN_FACTS = {
     "model": "model",
     "files": "files of pairs",
+    "records": "pairs given from Python",
     "pairs": "pairs read",
     "heldout_pairs": "pairs held out",
     "dropped": "pairs dropped as too long",

@@ -26,7 +26,7 @@ HYPER_PARAMETERS = (
 
 RECORDED = {
     **dict.fromkeys(("model", "template", "command"), str),
-    **dict.fromkeys(("pairs", "heldout_pairs", "dropped", "cut", "steps", "trainable_parameters"), int),
+    **dict.fromkeys(("records", "pairs", "heldout_pairs", "dropped", "cut", "steps", "trainable_parameters"), int),
     **dict.fromkeys(("config", "versions", "languages"), dict),
 }
 """The fields of run.json that a card shows, and what they are."""
@@ -103,7 +103,9 @@ def data_lines(run: TrainingRun) -> Iterator[str]:
     document, config = run.document, run.document["config"]
     if document["files"]:
         yield f"files: {', '.join(code_span(Path(file).name) for file in document['files'])}"
-    else:
+    if document["records"]:
+        yield f"given from Python: {document['records']} pairs"
+    elif not document["files"]:
         built = f"built from {code_span(config['data'])}, task {code_span(config['tasks'])}"
         yield f"files: none; {built}, control {code_span(config['build']['control'])}"
     yield f"pairs: {document['pairs']}, {document['heldout_pairs']} of them held out; too long and dropped " + (

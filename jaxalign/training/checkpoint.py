@@ -10,7 +10,7 @@ checkpoint is whole.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -157,7 +157,13 @@ class Start(NamedTuple):
     evaluated: bool
 
 
-def start(checkpoints: Checkpoints, resume: AnyPath | None, initial: TrainState, fingerprint: Fingerprint) -> Start:
+def start(
+    checkpoints: Checkpoints,
+    resume: AnyPath | None,
+    like: TrainState,
+    initial: Callable[[], TrainState],
+    fingerprint: Fingerprint,
+) -> Start:
     """What a run begins with. The first of these that exists:
 
     1. the run's own newest checkpoint: the same command again continues; a damaged one is set aside, with a warning,
@@ -167,19 +173,20 @@ def start(checkpoints: Checkpoints, resume: AnyPath | None, initial: TrainState,
     4. if none was given a fresh one (or, in full tuning, the model's own parameters): both are in `initial`,
        with an optimizer that starts at step 0.
 
-    In 1 and 2 a fingerprint that differs raises InputError and names its keys. Arrays are restored to the shardings
-    of `initial`, whatever mesh they were saved from.
+    In 1 and 2 a fingerprint that differs raises InputError and names its keys. Arrays are restored to the shapes and
+    shardings of `like`, whatever mesh they were saved from; `initial` is not called, so that no second state lies
+    beside what is restored.
     """
     while (step := newest_step(checkpoints)) is not None:
         try:
-            return restore(checkpoints, step, initial, fingerprint)
+            return restore(checkpoints, step, like, fingerprint)
         except Damaged as damage:
             set_aside(checkpoints, step, damage)
     if resume is None:
-        return Start(0, initial, evaluated=False)
+        return Start(0, initial(), evaluated=False)
     with open_newest(resume) as (other, step):
         try:
-            return restore(other, step, initial, fingerprint)._replace(evaluated=False)
+            return restore(other, step, like, fingerprint)._replace(evaluated=False)
         except Damaged as damage:
             raise InputError(
                 f"{resume}: checkpoint {step} is damaged ({damage}); start that run again to go on before it"

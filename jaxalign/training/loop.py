@@ -114,7 +114,9 @@ def train(
     optimizer = make_optimizer(optimizer_config, schedule)
     shardings = make_shardings(trainable, frozen, optimizer, mesh)
     frozen = jax.device_put(frozen, shardings.frozen)
-    state = init_state(trainable, optimizer, shardings)
+    initial = partial(init_state, trainable, optimizer, shardings)
+    shapes = jax.eval_shape(initial)
+    like = jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), shapes, shardings.state)
 
     # The start: own run, named run, initial adapter, fresh adapter
     fingerprint = {
@@ -129,7 +131,7 @@ def train(
     agree("what is trained, or how", fingerprint)
     record = checkpoint.Record(document["config"], fingerprint, decoder.lora)
     with checkpoint.open_checkpoints(run, create=True, kept=kept) as checkpoints, preemption_notice() as preempted:
-        first, state, evaluated = checkpoint.start(checkpoints, resume, state, fingerprint)
+        first, state, evaluated = checkpoint.start(checkpoints, resume, like, initial, fingerprint)
         own = checkpoints.latest_step()
         if step_config.nonfinite == "stop":
             # What an earlier call left out under "skip" is no reason to stop.

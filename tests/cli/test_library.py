@@ -13,6 +13,7 @@ import pytest
 
 import jaxalign as ja
 from jaxalign.cli.configuration import config_with
+from jaxalign.cli.open_answers import heldout_pairs
 from jaxalign.data.pair_files import read_pairs
 from jaxalign.data.pairs import QuestionPair
 from jaxalign.errors import InputError
@@ -93,6 +94,13 @@ def test_a_run_is_returned_as_it_was_recorded(base, folder):
     assert json.loads((folder / "run" / "run.json").read_text())["steps"] == 3
     again = ja.train(base, PAIRS, folder / "run", **TUNING)
     assert [step for step, _ in again.training] == [1, 3] and set(again.languages) == {"de", "en"}
+
+
+def test_pairs_from_python_are_recorded_as_such(base, folder):
+    document = json.loads((folder / "run" / "run.json").read_text())
+    assert (document["records"], document["files"]) == (len(PAIRS), [])
+    with pytest.raises(InputError, match=f"{len(PAIRS)} of its pairs were given from Python"):
+        heldout_pairs(folder / "run", base.model.tokenizer)
 
 
 def test_before_and_after_compare(folder):

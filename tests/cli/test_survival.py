@@ -9,9 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from jaxalign.training.checkpoint import read_trained
 from tests.cli.conftest import TRAIN
 from tests.two_processes import JAXALIGN, REPOSITORY, end_of, start_two
 
@@ -55,6 +57,23 @@ def test_another_tokenizer_is_refused_by_name(jaxalign, run, model_folder, tmp_p
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     code, _, err = jaxalign(*TRAIN, f"--config.model={other}", f"--config.out={run}")
     assert code == 2 and "tokenizer was " in err and "model was " not in err
+
+
+def test_a_new_run_starts_from_a_named_one(jaxalign, ok, model_folder, tmp_path):
+    """From a copy that has lost its last checkpoint, as of a run cut off in the middle, to the same end."""
+    first, cut_off, second = tmp_path / "first", tmp_path / "cut_off", tmp_path / "second"
+    command = (*TRAIN, "--config.checkpoint_every=5", f"--config.model={model_folder}")
+    ok(*command, f"--config.out={first}")
+    shutil.copytree(first, cut_off)
+    shutil.rmtree(cut_off / "checkpoints/10")
+    resume = f"--config.resume={cut_off}"
+    code, _, err = jaxalign(*command, resume, "--config.seed=7", f"--config.out={second}")
+    assert code == 2 and "seed was 42 and is now 7" in err and not (second / "run.json").exists()
+    ok(*command, resume, f"--config.out={second}")
+    steps = [json.loads(line)["step"] for line in (second / "metrics.jsonl").read_text().splitlines()]
+    assert min(steps) == 5 and max(steps) == 10
+    ours, theirs = read_trained(second), read_trained(first)
+    jax.tree.map(np.testing.assert_array_equal, ours.collections, theirs.collections)
 
 
 def test_sigterm_saves_and_ends_with_75(ok, model_folder, tmp_path, run):

@@ -21,6 +21,7 @@ from jaxalign.probing.logit_lens import (
     LensInputs,
     LensRows,
     WordSets,
+    check_survivors,
     lens_arrays,
     lens_document,
     lens_function,
@@ -140,7 +141,7 @@ def test_means_leave_out_rows_that_do_not_survive():
 
 def test_no_surviving_row_in_any_language_is_an_error():
     with pytest.raises(InputError, match="no row survives in de, nl"):
-        lens_document({code: lens_rows([[0.1]], [True]) for code in ("de", "nl")})
+        check_survivors({code: lens_rows([[0.1]], [True]) for code in ("de", "nl")})
 
 
 def test_files_of_the_lens(tmp_path: Path):

@@ -141,6 +141,7 @@ def write_run(folder: Path, sources: Sequence[str] = ("zh", "de"), targets: Sequ
     document = {
         "model": "models/smollm2-135m",
         "files": ["mini/zh-en.jsonl", "mini/de-en.jsonl"],
+        "records": 0,
         "pairs": 1200,
         "heldout_pairs": 60,
         "dropped": 3,

@@ -34,6 +34,7 @@ def run_of(text: str) -> TrainingRun:
     document = {
         "model": text,
         "files": [text],
+        "records": 0,
         "template": text,
         "pairs": 90,
         "heldout_pairs": 5,
@@ -93,6 +94,13 @@ def test_it_says_what_was_done():
     assert "jaxalign train de\njaxalign export run" in body
     assert "Not evaluated" in body and "PeftModel" in body
     assert "PeftModel" not in card_of("de", is_adapter=False)
+
+
+def test_pairs_from_python_are_not_called_built():
+    run = run_of("de")
+    run = TrainingRun(run.folder, {**run.document, "files": [], "records": 12}, [], [])
+    card = model_card("x", run, [], is_adapter=True, licence=None, check="", command="")
+    assert "- given from Python: 12 pairs" in card and "built from" not in card and "- files" not in card
 
 
 def test_a_base_on_the_hub_is_named_as_the_hub_reads_it():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxalign.data.batches import BatchLayout, fit_pairs, training_plan
 from jaxalign.data.build import build_examples, write_pairs
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.pair_files import read_pairs
@@ -24,6 +25,8 @@ from jaxalign.data.prompts import (
 )
 from jaxalign.data.study_import import import_study
 from jaxalign.data.tasks import TASKS, TaskRow, correct_by_class, correct_by_reference, read_task_rows, task_file
+from jaxalign.data.templates import render
+from jaxalign.data.tokenizer import load_tokenizer
 
 ALL = slice(None)
 
@@ -159,6 +162,19 @@ def test_released_training_files_are_rebuilt(shared, tmp_path, language):
     assert read(tmp_path / "built.json") == released
     assert pairs == read_pairs([shared / "data" / "snli" / f"snli_{language}10k_train_question.json"])
     assert languages_of(pairs) == [code for code in LANGUAGES if code in (language, "en")]
+
+
+@pytest.mark.real_weights
+@pytest.mark.parametrize("name", ["smollm2", "gemma3"])
+@pytest.mark.parametrize("language", ["zh", "de"])
+def test_packing_the_snli_questions_wastes_little(shared, models, name, language):
+    tokenizer = load_tokenizer(models / name)
+    file = shared / f"data/snli/snli_{language}10k_train_question.json"
+    pairs = read_pairs([file])
+    fitted = fit_pairs([render(pair, "none", tokenizer) for pair in pairs], 512, "drop")
+    layout = BatchLayout(pairs_per_step=0, rows_per_step=16, length=512)
+    assert len(fitted.pairs) > 9900
+    assert training_plan(fitted.pairs, layout, epochs=1, steps=0, seed=0).padding <= 0.05
 
 
 def test_mispairing_at_full_size_keeps_no_target(shared, tmp_path):

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxalign import runtime
 from jaxalign.data.batches import BatchLayout, heldout_plan
@@ -95,10 +96,13 @@ def train_job(
     )
 
 
-def read_job(folder: str, shape: Sequence[int]) -> None:
-    """Reads a model folder onto the mesh; `FOLDER/read_PROCESS.json` says how many numbers of which leaf were read."""
+def read_job(folder: str, shape: Sequence[int], order: Sequence[int]) -> None:
+    """Reads a model folder onto a mesh of the devices in this order.
+
+    `FOLDER/read_PROCESS.json` says how many numbers of which leaf were read.
+    """
     numbers: dict[str, int] = {}
-    mesh = mesh_of(*shape)
+    mesh = Mesh(np.array(jax.devices())[list(order)].reshape(shape), mesh_of(*shape).axis_names)
 
     def place(leaf: Leaf) -> Any:
         def read(index: Index) -> np.ndarray:

@@ -120,7 +120,7 @@ def test_no_damage_to_any_file_goes_unnoticed_or_ends_a_run(tmp_path, finished):
 
     def state_in(folder: Path) -> tuple[int, Any]:
         with open_checkpoints(folder, create=True) as checkpoints:
-            step, state, _ = start(checkpoints, None, like, fingerprint)
+            step, state, _ = start(checkpoints, None, like, lambda: like, fingerprint)
             return step, jax.device_get((state.trainable, state.opt_state))
 
     saved = {9: state_in(run)[1]}

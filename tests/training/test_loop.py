@@ -2,7 +2,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from jaxalign.errors import InputError
 from jaxalign.model.lora import LoraConfig
 from jaxalign.model.transformer import Decoder
+from jaxalign.training import loop
 from jaxalign.training.checkpoint import open_checkpoints, read_adapter, read_trained
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizer import OptimizerConfig
@@ -147,6 +150,40 @@ def test_rows_are_written_every_so_many_steps(tmp_path):
     assert [row["step"] for row in rows if "square" in row] == [0, 2, 4, 6, 8, 9]
     with open_checkpoints(tmp_path, create=False) as checkpoints:
         assert list(checkpoints.all_steps()) == [5, 9]
+
+
+def test_steps_are_dispatched_ahead_compile_once_and_move_nothing(tmp_path, monkeypatch):
+    """Step n + 1 is dispatched before the numbers of step n are read; beside its rows nothing goes to the devices."""
+    events: list[tuple[str, int]] = []
+    compiled: list[Any] = []
+    make, write = loop.make_train_step, loop.MetricsLog.write
+
+    def make_watched(*arguments: Any) -> Callable[..., Any]:
+        train_step = make(*arguments)
+        compiled.append(train_step)
+
+        def dispatch(*inputs: Any) -> Any:
+            events.append(("dispatched", len(events_of("dispatched")) + 1))
+            with jax.transfer_guard("allow" if len(events) == 1 else "disallow_explicit"):  # constants come once
+                return train_step(*inputs)
+
+        return dispatch
+
+    def events_of(kind: str) -> list[int]:
+        return [step for name, step in events if name == kind]
+
+    def write_watched(log: loop.MetricsLog, step: int, **numbers: Any) -> None:
+        events.append(("read", step))
+        write(log, step, **numbers)
+
+    monkeypatch.setattr(loop, "make_train_step", make_watched)
+    monkeypatch.setattr(loop.MetricsLog, "write", write_watched)
+    tiny_training(tmp_path, held_out=None, loop_config=LoopConfig(log_every=1, checkpoint_every=STEPS))
+    assert events_of("dispatched") == events_of("read") == list(range(1, STEPS + 1))
+    for step in range(1, STEPS):
+        assert events.index(("dispatched", step + 1)) < events.index(("read", step))
+    (train_step,) = compiled
+    assert train_step._cache_size() == 1
 
 
 def test_another_mesh_continues_the_run(tmp_path, undisturbed):

@@ -114,9 +114,10 @@ def test_a_lost_process_ends_the_other(tmp_path, lost):
 
 
 @pytest.mark.slow
-def test_a_process_reads_the_slices_of_its_own_devices(tmp_path):
+@pytest.mark.parametrize("order", [range(8), (0, 1, 4, 5, 6, 7, 2, 3)], ids=["hosts in a row", "a ring through both"])
+def test_a_process_reads_the_slices_of_its_own_devices(tmp_path, order):
     save_params(tmp_path, cluster.base_params(), cluster.CONFIG)
-    two_processes([{"folder": str(tmp_path), "shape": (1, 8, 1)}])
+    two_processes([{"folder": str(tmp_path), "shape": (1, 8, 1), "order": list(order)}])
     for process in (0, 1):
         read = json.loads((tmp_path / f"read_{process}.json").read_text())
         leaves: dict[str, Any] = dict(flatten_dict(cluster.base_params(), sep="/"))
