@@ -14,20 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from workers import peak_resident_bytes
+
 GIGABYTE = 10**9
 SHARD_BYTES = GIGABYTE // 4
 ALLOWANCE = 256 * 2**20
 WIDTHS = {1: 1024, 4: 2048}
 """Gigabytes -> width of the model. Its vocabulary is large and its head its own, so leaves of every kind are large."""
-
-
-def peak_resident_bytes() -> int:
-    """The largest resident size of this process so far (Linux).
-
-    Not `resource.getrusage`: its maximum survives exec, so a child would start with its parent's.
-    """
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
 
 
 def model_config(gigabytes: int) -> Any:

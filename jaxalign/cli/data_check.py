@@ -26,7 +26,7 @@ from jaxalign.data.description import (
 from jaxalign.data.folders import data_folder
 from jaxalign.data.pair_files import read_pairs
 from jaxalign.data.pairs import QuestionPair
-from jaxalign.data.tasks import Task, read_task_rows, task_file
+from jaxalign.data.tasks import TASKS, Task, read_task_rows, task_file
 from jaxalign.data.templates import resolve_template
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.data.validation import errors_of
@@ -68,6 +68,7 @@ def describe_files(config: ConfigDict, paths: Sequence[Path]) -> dict[str, Any]:
         "pairs": {path: len(found) for path, found in pairs.items()},
         "directions": Counter(f"{pair.source_language}→{pair.target_language}" for pair in together),
         **doubles(together),
+        "tasks": [task.name for task in chosen_tasks(config)],
         "test_rows": test_rows(config, together),
     }
     if not config.model:
@@ -153,6 +154,8 @@ def lines_of(document: Mapping[str, Any]) -> Iterator[str]:
             f"test rows of {record['task']} {record['language']} among the pairs: "
             f"{len(record['among_the_pairs']):,} of {record['count']:,}"
         )
+    if passed_over := [name for name in TASKS if name not in document["tasks"]]:
+        yield f"test rows and label words of {', '.join(passed_over)} were not looked at: --config.tasks=all does"
     for record in document.get("label_words", ()):
         shared = [f"{words} share {' '.join(map(repr, tokens))}" for words, tokens in record["shared"].items()]
         missing = [f"{word} begins with no token" for word in record["without_tokens"]]

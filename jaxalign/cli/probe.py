@@ -134,6 +134,8 @@ def probe_model(config: ConfigDict, model: Model) -> None:
     rows = parse_rows(config.rows)
     data = ProbeData(folder, exemplars, model.tokenizer, rows)
     description = settings(config, model) | {"tuned_on": model.tuned_on} | provenance(config)
+    if jax.process_index() == 0:
+        check_of_one_model(out, description, probes)
     batch_size = round_up(config.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
     ready = merged(model, config.param_dtype)
     read = [read_task_rows(folder, TASK, language, "test", rows) for language in languages]
@@ -173,6 +175,19 @@ def probe_model(config: ConfigDict, model: Model) -> None:
     if jax.process_index() == 0:
         write_plots(out, Path(config.adapter).name or "base model")
     tell(f"probes: {out}")
+
+
+def check_of_one_model(out: Path, description: Mapping[str, Any], probes: Sequence[str]) -> None:
+    """Refuses a folder with probes of another model or adapter, other than those that are written anew.
+
+    The figures are drawn of all that lies there, under one name.
+    """
+    for name, probe in read_probes(out).found.items():
+        of, now = ([document.get(key) for key in ("model", "adapter")] for document in (probe.document, description))
+        if name not in probes and of != now:
+            raise InputError(
+                f"{out}: {name} is of {' with '.join(filter(None, of))}; probe another model into a folder of its own"
+            )
 
 
 def of_base(config: ConfigDict, run: ProbeRun) -> ProbeRun:

@@ -64,4 +64,5 @@ def test_describe_finds_test_rows_and_goes_without_a_model(ok, tmp_path):
     pairs.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
     out = ok("data", "describe", pairs, "--config.tasks=paws")
     assert "test rows of paws de among the pairs: 3 of 8" in out
+    assert "test rows and label words of emotion, snli were not looked at: --config.tasks=all does" in out
     assert "1 pairs repeat an earlier one" in out and "lengths in characters" in out

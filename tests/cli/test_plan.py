@@ -58,6 +58,32 @@ def test_a_toy_step_on_eight_chips(ok, toy, tmp_path, monkeypatch):
     assert ok(*command) == said
 
 
+def test_every_stage_is_planned_and_full_tuning_keeps_the_model(ok, toy, tmp_path, monkeypatch):
+    """With a compiler that is played; of three stages two are one job."""
+    config = tmp_path / "staged.py"
+    config.write_text(
+        "from jaxalign.cli.configuration import load_config\n\n\ndef get_config():\n    config = load_config('base')\n"
+        "    config.stages = ({'batch.length': 64}, {}, {'epochs': 1})\n    config.tune = 'all'\n    return config\n"
+    )
+
+    def facts(job):
+        sizes = {"argument": 0, "output": 0, "alias": 0, "temp": job.length, "generated_code": 0}
+        known = {"mesh": [1, 1, 1], "arguments": {"parameters": 4000, "optimizer": 8000}, "compile_seconds": 1.0}
+        return known | {
+            "costs": {"flops": 1e9, "bfloat16_flops": 1e9, "bytes": 1000, "collectives": {}},
+            "memory": sizes,
+        }
+
+    monkeypatch.setattr(compiler, "compiled_elsewhere", facts)
+    flags = (f"--config.model={toy}", "--config.topology=v5e:1x1", f"--config.out={tmp_path}", "--config.seed=2")
+    ok("plan", f"--config={config}", *flags, "--config.batch.length=128", "--config.param_dtype=bfloat16")
+    plans = json.loads((tmp_path / "plan.json").read_text())["plans"]
+    assert [plan["batch"]["length"] for plan in plans] == [64, 128]
+    # The tuned parameters are float32, the model that they were copied from bfloat16.
+    assert [plan["memory"]["model"] for plan in plans] == [2000, 2000]
+    assert [plan["memory"]["peak"] for plan in plans] == [4000 + 8000 + 2000 + length for length in (64, 128)]
+
+
 def test_several_slices_make_a_table(ok, toy, tmp_path, monkeypatch):
     """With a compiler that is played: the small slice is too small."""
 

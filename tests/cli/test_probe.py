@@ -21,3 +21,15 @@ def test_prompts_shorter_than_the_positions_are_refused(refused, model_folder):
     only = ("--config.probes=attribution", "--config.attribution_positions=4000")
     error = refused(*PROBE, f"--config.model={model_folder}", *only)
     assert "fewer than the 4000 positions" in error
+
+
+def test_a_folder_holds_the_probes_of_one_model(jaxalign, ok, model_folder, adapter, tmp_path):
+    command = ("probe", "--config.languages=en,th", "--config.rows=0:3", f"--config.model={model_folder}")
+    ok(*command, "--config.probes=pca", f"--config.out={tmp_path}")
+    files = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    tuned = (*command, f"--config.adapter={adapter}", f"--config.out={tmp_path}")
+    code, _, err = jaxalign(*tuned, "--config.probes=geometry")
+    assert code == 2 and f"{tmp_path}: pca is of {model_folder}; probe another model into a folder of its own" in err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files
+    ok(*tuned, "--config.probes=pca")  # what is written anew may be of another
+    assert json.loads((tmp_path / "pca.json").read_text())["adapter"] == str(adapter)

@@ -157,6 +157,14 @@ def test_with_languages_shuffled_no_neuron_belongs_to_one(planted: ProbeRun, tmp
     planted_ones = np.concatenate([np.array(pairs) for pairs in PLANTED.values()])
     probabilities = activation_probabilities(counts)[:, planted_ones[:, 0], planted_ones[:, 1]]
     np.testing.assert_allclose(probabilities, 1 / 3, atol=1e-6)
+    chosen = {tuple(pair) for pairs in selected(run).values() for pair in pairs.tolist()}
+    assert chosen.isdisjoint(map(tuple, planted_ones.tolist()))
+    # Without those of one language every file loses, where its own alone did.
+    own = {code: np.array(pairs, np.int32) for code, pairs in PLANTED.items()}
+    write_masking(run, own, seed=0)
+    with np.load(tmp_path / "masking.npz") as stored:
+        change = stored["log_perplexity_change"]
+    assert (change[0, ..., 0] > 0.01).all()
 
 
 def test_a_text_that_predicts_nothing_is_named(planted: ProbeRun, tmp_path: Path):
