@@ -24,7 +24,7 @@ from jaxalign.cli.data import gather_pairs
 from jaxalign.cli.demo import demo as run_demo
 from jaxalign.cli.evaluate import check_settings, chosen_cells, evaluate_model
 from jaxalign.cli.export import export as export_run
-from jaxalign.cli.loading import Model, load_model
+from jaxalign.cli.loading import Model, load_model, run_folder
 from jaxalign.cli.open_answers import open_tasks
 from jaxalign.cli.probe import check_probe_settings, probe_model, probes_of
 from jaxalign.cli.provenance import command
@@ -32,7 +32,7 @@ from jaxalign.cli.train import check_train_settings, train_model
 from jaxalign.cli.watch import check_watch_settings
 from jaxalign.data.pairs import QuestionPair
 from jaxalign.errors import InputError
-from jaxalign.files import AnyPath, local_path, path_of, read_json, read_npz
+from jaxalign.files import AnyPath, check_bucket, local_path, path_of, read_json, read_npz
 from jaxalign.hosts import alone, wait_for_all
 from jaxalign.reporting.gains import Gains, measure_gains
 from jaxalign.reporting.html import write_report
@@ -100,6 +100,7 @@ def train(base: LoadedModel, pairs: Sequence[PathLike | QuestionPair], out: Path
     config = base.config(out, settings)
     if config.stages:
         raise InputError("stages: ja.train tunes once; call it for each, with the run before it as ja.load's adapter")
+    check_bucket(run_folder(config))
     check_train_settings(config)
     check_watch_settings(config)
     records = [item for item in pairs if isinstance(item, QuestionPair)]
@@ -156,9 +157,12 @@ def report(before: PathLike, *afters: PathLike, out: PathLike) -> Path:
     return file
 
 
-def export(run: PathLike, out: PathLike, **settings: Any) -> Path:
-    """A run's adapter as a PEFT folder, or with format="merged" and model=... the whole model; its path."""
+def export(run: PathLike, out: PathLike, evaluations: Sequence[PathLike] = (), **settings: Any) -> Path:
+    """A run's adapter as a PEFT folder, or with format="merged" and model=... the whole model; its path.
+
+    The model card shows the scores of the evaluations, folders that `ja.evaluate` wrote.
+    """
     runtime.start()
     alone("ja.export")
-    export_run(config_with({**settings, "out": str(out)}), [str(run)])
+    export_run(config_with({**settings, "out": str(out)}), [str(run), *map(str, evaluations)])
     return Path(out)

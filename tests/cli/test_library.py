@@ -110,6 +110,13 @@ def test_before_and_after_compare(folder):
     assert "Chinese" in page.read_text()
 
 
+def test_an_export_s_card_shows_the_evaluations(folder, tmp_path):
+    out = ja.export(folder / "run", tmp_path / "adapter", [folder / "before", folder / "after"])
+    card = (out / "README.md").read_text()
+    assert (out / "adapter_model.safetensors").is_file() and "Not evaluated" not in card
+    assert f"given from Python: {len(PAIRS)} pairs" in card and "built from" not in card
+
+
 def test_probes_come_back_as_arrays(base, tmp_path):
     probes = ja.probe(base, tmp_path, probes="pca", languages="en,de", rows="0:4")
     assert list(probes) == ["pca"] and probes["pca"].languages == ["en", "de"]
