@@ -98,13 +98,13 @@ def check_probe_settings(config: ConfigDict) -> None:
 
 def compared_by(probes: Sequence[str]) -> list[str]:
     """Those of the probes that compare representations of one row with those of another."""
-    return sorted({"pca", "geometry"}.intersection(probes))
+    return [name for name in probes if name in ("pca", "geometry")]
 
 
 def check_enough_rows(flag: str, compared: Sequence[str], rows: int) -> None:
     """Refuses to compare representations of fewer than three rows."""
     if rows < 3:
-        raise InputError(f"{flag}: {' and '.join(compared)}: at least 3 rows are needed")
+        raise InputError(f"{flag}: {' and '.join(sorted(compared))}: at least 3 rows are needed")
 
 
 def probes_of(config: ConfigDict) -> list[str]:
