@@ -6,7 +6,7 @@ METAMATH.json MetaMathQA-395K. The runs are RUN/stage1 and RUN/stage2, the tuned
 Hardware: meant for v5e:4x8, 32 chips of a TPU v5e. Nothing of this run has been measured. QAlign reports a mean
 accuracy over ten languages of 49.6 (MGSM) and 57.2 (MSVAMP), and without the first stage 38.4 and 46.2.
 Plan: `jaxalign plan --config=qalign_llama2_7b --config.model=llama-2-7b --config.topology=v5e:4x8`:
-fits, 5.84 of 15.75 GiB a device for 128 rows of 512 positions; at peak rates at least 827 ms a step
+fits, 6.63 of 15.75 GiB a device for 128 rows of 512 positions; at peak rates at least 827 ms a step
 (interconnect).
 """
 
