@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from workers import answer, keep_to, peak_forgotten, peak_mib, torch_model
+from workers import answer, keep_to, peak_mib, reset_peak, torch_model
 
 Cell = dict[str, Any]
 """language; prompts: token ids; label_sets: candidate ids."""
@@ -190,7 +190,7 @@ def main(way: str, probe: str, folder: Path, work_file: Path, threads: int, size
     else:
         model = torch_model(folder, threads)
         run = study(model, probe) if way == "study" else mended(model, probe, size)
-    loaded, begun = peak_forgotten(), time.perf_counter()
+    loaded, begun = reset_peak(), time.perf_counter()
     # Ours meets every shape once, which compiles or loads it; torch's first calls are slower than the rest.
     for cell in cells if way == "jaxalign" else cells[:1]:
         run(cell if way == "jaxalign" else {**cell, "prompts": cell["prompts"][:2]})

@@ -93,7 +93,7 @@ def answer(document: Any) -> None:
 
 
 def peak_resident_bytes() -> int:
-    """The largest resident size of this process, so far or since `peak_forgotten` (Linux).
+    """The largest resident size of this process, so far or since `reset_peak` (Linux).
 
     Not `resource.getrusage`: its maximum survives exec, so a child would start with its parent's.
     """
@@ -106,7 +106,7 @@ def peak_mib() -> float:
     return peak_resident_bytes() / 2**20
 
 
-def peak_forgotten() -> float:
+def reset_peak() -> float:
     """The MiB that this process holds now, from which its largest size counts again (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
     return peak_mib()

@@ -12,7 +12,6 @@ def get_config() -> ConfigDict:
 
     # What every verb shares.
     config.model = ""  # a Hugging Face folder, a GGUF file, ORG/NAME[@REVISION] on the hub, or `packaged` (demo extra)
-    config.resume = ""  # train: a run whose newest checkpoint is the start of a new one, optimizer and step with it
     config.adapter = ""  # a PEFT folder or a training run; none if empty
     config.resume = ""  # train: a run whose newest checkpoint a new one starts from, optimizer and step with it
     config.dtype = "float32"  # compute type: float32, bfloat16, or float16 (the study's evaluation)

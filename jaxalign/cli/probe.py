@@ -45,6 +45,7 @@ from jaxalign.probing.transplant import write_transplant
 from jaxalign.reporting import geometry_plots, language_pages, plots
 from jaxalign.reporting.neuron_plots import MASKED, masking_heat_map
 from jaxalign.reporting.probe_files import read_probes
+from jaxalign.reporting.probe_page import probed_model
 from jaxalign.reporting.probe_sections import chosen_layers, token_map_text
 
 PROBES = ("logit_lens", "attribution", "pca", "geometry", "neurons", "masking", "masked_accuracy", "transplant")
@@ -182,12 +183,8 @@ def check_of_one_model(out: Path, description: Mapping[str, Any], probes: Sequen
 
     The figures are drawn of all that lies there, under one name.
     """
-    for name, probe in read_probes(out).found.items():
-        of, now = ([document.get(key) for key in ("model", "adapter")] for document in (probe.document, description))
-        if name not in probes and of != now:
-            raise InputError(
-                f"{out}: {name} is of {' with '.join(filter(None, of))}; probe another model into a folder of its own"
-            )
+    kept = {name: probe.document for name, probe in read_probes(out).found.items() if name not in probes}
+    probed_model(out, kept | {"what is asked for": description})
 
 
 def of_base(config: ConfigDict, run: ProbeRun) -> ProbeRun:

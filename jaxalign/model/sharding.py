@@ -64,6 +64,11 @@ def param_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), param_specs(tree, mesh))
 
 
+def laid_out(shapes: Any, shardings: Any) -> Any:
+    """Shapes with their shardings."""
+    return jax.tree.map(lambda shape, sharding: shape.update(sharding=sharding), shapes, shardings)
+
+
 def cache_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """`param_shardings` of {"cache": Cache} or {"prefix": Prefix}; heads that `tensor` does not divide stay whole.
 

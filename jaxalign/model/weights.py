@@ -106,15 +106,15 @@ def place_on(mesh: Mesh) -> Callable[[Leaf], jax.Array]:
         held = {bounds(index, leaf.shape) for index in indices if index is not None}
         box = bounding_box(held)
         if sum(map(size_of, held)) == size_of(box):  # one read serves all
-            whole = {box: leaf.read(as_index(box))}
+            parts = {box: leaf.read(as_index(box))}
         else:  # in a ring through a slice, what lies between the parts of a host is another's
-            whole = {part: leaf.read(as_index(part)) for part in held}
+            parts = {part: leaf.read(as_index(part)) for part in held}
 
         def of_device(index: Any) -> np.ndarray:
             part = bounds(index, leaf.shape)
-            around = part if part in whole else box
+            around = part if part in parts else box
             starts = [start for start, _ in around]
-            return whole[around][tuple(slice(a - start, b - start) for (a, b), start in zip(part, starts, strict=True))]
+            return parts[around][tuple(slice(a - start, b - start) for (a, b), start in zip(part, starts, strict=True))]
 
         return jax.make_array_from_callback(leaf.shape, sharding, of_device)
 

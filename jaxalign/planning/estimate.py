@@ -14,11 +14,11 @@ from jax.sharding import AbstractMesh, AxisType
 from jaxalign import runtime
 from jaxalign.model.lora import lora_shapes
 from jaxalign.model.quantised import SCHEMES
-from jaxalign.model.sharding import param_shardings
+from jaxalign.model.sharding import laid_out, param_shardings
 from jaxalign.planning import flops
 from jaxalign.planning.chips import parse_slice
 from jaxalign.planning.job import Job
-from jaxalign.planning.programs import base_shapes, bytes_per_device, laid_out
+from jaxalign.planning.programs import base_shapes, bytes_per_device
 from jaxalign.training.optimizer import cosine_schedule, make_optimizer
 from jaxalign.training.step import new_state
 

@@ -9,10 +9,10 @@ from jax.sharding import AbstractMesh, AxisType
 from jaxalign import runtime
 from jaxalign.model import architectures
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.sharding import param_shardings
+from jaxalign.model.sharding import laid_out, param_shardings
 from jaxalign.planning.chips import CHIPS, GIB
 from jaxalign.planning.plan import LARGEST_SHARE, gib
-from jaxalign.planning.programs import bytes_per_device, laid_out, stored_shapes
+from jaxalign.planning.programs import bytes_per_device, stored_shapes
 
 KINDS = {
     "TPU v5 lite": "v5e",

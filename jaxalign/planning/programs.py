@@ -18,7 +18,7 @@ from jaxalign.model.lora import lora_shapes
 from jaxalign.model.next_token import LabelSets
 from jaxalign.model.prompt_batches import PromptRunner
 from jaxalign.model.quantised import SCHEMES, is_projection
-from jaxalign.model.sharding import param_shardings
+from jaxalign.model.sharding import laid_out, param_shardings
 from jaxalign.model.transformer import Decoder
 from jaxalign.model.weights import Leaf, assemble
 from jaxalign.planning.job import Job
@@ -132,11 +132,6 @@ def stored_shapes(architecture: ModelConfig, dtype: str, param_dtype: str) -> di
 
 def nothing_to_read(*_: Any) -> None:
     raise AssertionError("a plan reads no weights")
-
-
-def laid_out(shapes: Any, shardings: Any) -> Any:
-    """Shapes with their shardings."""
-    return jax.tree.map(lambda shape, sharding: shape.update(sharding=sharding), shapes, shardings)
 
 
 def bytes_per_device(tree: Any) -> int:

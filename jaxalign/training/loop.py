@@ -18,11 +18,13 @@ from jaxalign.errors import InputError, Preempted
 from jaxalign.hosts import agree
 from jaxalign.metrics_log import MetricsLog, Progress, say
 from jaxalign.model.lora import check_adapter, init_lora
+from jaxalign.model.sharding import laid_out
 from jaxalign.model.transformer import Decoder
 from jaxalign.training import checkpoint
 from jaxalign.training.bad_steps import NonFiniteStep, dump_bad_step
 from jaxalign.training.optimizer import OptimizerConfig, cosine_schedule, make_optimizer
 from jaxalign.training.preemption import preemption_notice
+from jaxalign.training.start import start
 from jaxalign.training.step import (
     Metrics,
     Shardings,
@@ -115,8 +117,7 @@ def train(
     shardings = make_shardings(trainable, frozen, optimizer, mesh)
     frozen = jax.device_put(frozen, shardings.frozen)
     initial = partial(init_state, trainable, optimizer, shardings)
-    shapes = jax.eval_shape(initial)
-    like = jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), shapes, shardings.state)
+    like = laid_out(jax.eval_shape(initial), shardings.state)
 
     # The start: own run, named run, initial adapter, fresh adapter
     fingerprint = {
@@ -131,7 +132,7 @@ def train(
     agree("what is trained, or how", fingerprint)
     record = checkpoint.Record(document["config"], fingerprint, decoder.lora)
     with checkpoint.open_checkpoints(run, create=True, kept=kept) as checkpoints, preemption_notice() as preempted:
-        first, state, evaluated = checkpoint.start(checkpoints, resume, like, initial, fingerprint)
+        first, state, evaluated = start(checkpoints, resume, like, initial, fingerprint)
         own = checkpoints.latest_step()
         if step_config.nonfinite == "stop":
             # What an earlier call left out under "skip" is no reason to stop.
