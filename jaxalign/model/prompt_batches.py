@@ -205,6 +205,6 @@ def check_lengths(lengths: Sequence[int], max_positions: int) -> None:
 
 
 def bucket_length(longest: int) -> int:
-    """The fixed length that a batch is padded to: a multiple of 32 up to 256, of 64 up to 512, of 128 beyond."""
-    step = 32 if longest <= 256 else 64 if longest <= 512 else 128
+    """The fixed length that a batch is padded to: a multiple of 16 up to 256, of 64 up to 512, of 128 beyond."""
+    step = 16 if longest <= 256 else 64 if longest <= 512 else 128
     return -(-longest // step) * step

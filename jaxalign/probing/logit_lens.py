@@ -60,6 +60,10 @@ UNSHARED = "unshared_"
 """What the names of the second way's arrays begin with."""
 
 
+HEAD_ROWS = 64
+"""How many states the head reads at once: reading its weights for fewer takes longer than the product itself."""
+
+
 class LensInputs(NamedTuple):
     """What the lens needs beside the prompts."""
 
@@ -131,19 +135,24 @@ def relative_energy(hidden: jax.Array, gram: jax.Array, vocab_size: int) -> jax.
 def lens_function(decoder: Decoder) -> PromptFunction:
     """The lens on a batch: (masses [B, L, C], entropy in bits, energy, whether all logits are finite [B, L] each).
 
-    Logits of one layer exist at a time, at the last position only: the scan over layers reduces them. Layer L is the
-    model's own output. `extra` is LensInputs.
+    The scan over layers keeps the last position alone; then the head reads the states of some layers at once. Layer L,
+    the model's own output, is read apart, by the product of which the model's own logits come. `extra` is LensInputs.
     """
 
     def lens(variables: Any, tokens: jax.Array, lengths: jax.Array, extra: LensInputs) -> Any:
-        def tap(layer: jax.Array, hidden: jax.Array, gate: jax.Array) -> Any:
-            last = last_position(hidden, lengths)
-            logits: Any = decoder.apply(variables, decoder.apply(variables, last, method="final_norm"), method="logits")
-            energy = relative_energy(last, extra.gram, decoder.config.vocab_size)
+        def tap(layer: jax.Array, hidden: jax.Array, gate: jax.Array) -> jax.Array:
+            return last_position(hidden, lengths)
+
+        def read(hidden: jax.Array) -> Any:
+            normed = decoder.apply(variables, hidden, method="final_norm")
+            logits: Any = decoder.apply(variables, normed, method="logits")
+            energy = relative_energy(hidden, extra.gram, decoder.config.vocab_size)
             return label_masses(logits, extra.labels), entropy_bits(logits), energy, jnp.isfinite(logits).all(-1)
 
-        taps = decode_prompts(decoder, variables, tokens, lengths, tap, prefix=extra.prefix).taps
-        return jax.tree.map(lambda array: jnp.moveaxis(array, 0, 1), taps)
+        states: Any = decode_prompts(decoder, variables, tokens, lengths, tap, prefix=extra.prefix).taps  # [L, B, D]
+        inner = jax.lax.map(read, states[:-1], batch_size=max(1, HEAD_ROWS // len(tokens)))
+        layers = jax.tree.map(lambda inner, last: jnp.concatenate([inner, last[None]]), inner, read(states[-1]))
+        return jax.tree.map(lambda array: jnp.moveaxis(array, 0, 1), layers)
 
     return lens
 

@@ -33,8 +33,8 @@ def test_counts():
     run, seen = runner(8), []
     for _ in range(2):
         run(VARIABLES, PROMPTS, jnp.asarray(1, jnp.int32), seen.append)
-    # The eight longest need 320 positions, the other three 32; eight rows are the least on this mesh.
-    assert run.counts.computed_positions == 2 * 8 * (320 + 32)
+    # The eight longest need 320 positions, the other three 16; eight rows are the least on this mesh.
+    assert run.counts.computed_positions == 2 * 8 * (320 + 16)
     assert run.counts.prompt_tokens == 2 * sum(map(len, PROMPTS))
     assert run.counts.prompts == sum(seen) == 2 * len(PROMPTS)
     assert run.counts.compilations == 2
@@ -42,7 +42,7 @@ def test_counts():
 
 
 @pytest.mark.parametrize(
-    ("longest", "length"), [(1, 32), (64, 64), (65, 96), (257, 320), (512, 512), (513, 640), (1344, 1408)]
+    ("longest", "length"), [(1, 16), (64, 64), (65, 80), (257, 320), (512, 512), (513, 640), (1344, 1408)]
 )
 def test_bucket_lengths(longest: int, length: int):
     assert bucket_length(longest) == length
