@@ -85,7 +85,8 @@ def get_config() -> ConfigDict:
     config.nonfinite = "stop"  # a loss or gradient that is not finite: stop the run, or skip that update
 
     # train: what is watched on a few test rows of `data` meanwhile, beside the loss in metrics.jsonl.
-    config.watch = ""  # accuracy, open_answers (of `tasks`), logit_lens, attribution, pca, geometry; comma-separated
+    # accuracy, open_answers (of `tasks`), logit_lens, attribution, pca, geometry, neurons; comma-separated
+    config.watch = ""
     config.watch_every = 50  # steps between looks
     config.watch_rows = "0:20"  # START:STOP of each test file
     config.watch_languages = "all"  # codes, comma-separated, or all

@@ -9,9 +9,10 @@ from ml_collections import ConfigDict
 from jaxalign.cli.loading import chosen_languages, out_folder
 from jaxalign.cli.provenance import provenance
 from jaxalign.errors import InputError
-from jaxalign.probing.neuron_counts import read_counts
+from jaxalign.probing.neuron_counts import ActivationCounts, read_counts
 from jaxalign.probing.neurons import (
     SCORES,
+    Selection,
     activation_probabilities,
     language_neurons,
     read_selection,
@@ -26,17 +27,11 @@ def neurons(config: ConfigDict, paths: Sequence[str]) -> None:
     """Selects the neurons into `config.out`: selection.npz and selection.json."""
     if len(paths) != 1:
         raise InputError("neurons takes one argument: the .npz file of counts")
+    check_selection_settings(config)
     out, form, rate = out_folder(config), config.neurons.score, config.neurons.top_rate
-    if form not in SCORES:
-        raise InputError(f"--config.neurons.score={form}: choose {', '.join(SCORES)}")
-    if not 0 < rate <= 1:
-        raise InputError(f"--config.neurons.top_rate={rate}: set it above 0, and to 1 at most")
     counts = read_counts(Path(paths[0]))
-    neurons = counts.active[0].size
-    if not round(rate * neurons):
-        raise InputError(f"--config.neurons.top_rate={rate}: none of {neurons} neurons; set at least {1 / neurons:.2g}")
     probabilities = activation_probabilities(counts)
-    selection = select_neurons(probabilities, form, rate)
+    selection = selected_of(counts, config)
     document = {
         **selection_document(selection, probabilities, counts.languages, form, rate),
         "tokens": dict(zip(counts.languages, counts.tokens.tolist(), strict=True)),
@@ -49,6 +44,22 @@ def neurons(config: ConfigDict, paths: Sequence[str]) -> None:
     print(f"active in 0, 1, ... languages: {' '.join(map(str, document['histogram']))}")
     print(f"of a language: {', '.join(f'{code} {number}' for code, number in document['neurons'].items())}")
     print(f"selection: {out}")
+
+
+def check_selection_settings(config: ConfigDict) -> None:
+    """Refuses a score and a rate that there are not."""
+    if config.neurons.score not in SCORES:
+        raise InputError(f"--config.neurons.score={config.neurons.score}: choose {', '.join(SCORES)}")
+    if not 0 < config.neurons.top_rate <= 1:
+        raise InputError(f"--config.neurons.top_rate={config.neurons.top_rate}: set it above 0, and to 1 at most")
+
+
+def selected_of(counts: ActivationCounts, config: ConfigDict) -> Selection:
+    """The neurons that `config.neurons` selects from counts."""
+    rate, neurons = config.neurons.top_rate, counts.active[0].size
+    if not round(rate * neurons):
+        raise InputError(f"--config.neurons.top_rate={rate}: none of {neurons} neurons; set at least {1 / neurons:.2g}")
+    return select_neurons(activation_probabilities(counts), config.neurons.score, rate)
 
 
 def neurons_to_mask(config: ConfigDict) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxalign.cli.evaluate import chosen_cells, prompt_style, unreadable
 from jaxalign.cli.loading import Model, chosen_languages, evaluation_data, split_list
+from jaxalign.cli.neurons import check_selection_settings, selected_of
 from jaxalign.cli.open_answers import OPEN_TASKS, cells_of, check_open_answers, open_tasks
 from jaxalign.cli.probe import capture_of, check_enough_rows, compared_by
 from jaxalign.data.batches import round_up
@@ -23,11 +24,13 @@ from jaxalign.evaluation.open_cells import TRANSLATION
 from jaxalign.evaluation.records import right_by_mass
 from jaxalign.evaluation.score_labels import Scorer
 from jaxalign.model.transformer import Decoder
+from jaxalign.probing.activation_counts import CountProgram
 from jaxalign.probing.attribution import AttributionProgram
 from jaxalign.probing.capture import prepared_capture
 from jaxalign.probing.geometry import ENGLISH
 from jaxalign.probing.likeness import geometry_arrays, language_geometry
 from jaxalign.probing.logit_lens import LensProgram, check_survivors
+from jaxalign.probing.neurons import CLASSES, class_of, language_neurons
 from jaxalign.probing.prompts import TASK, VARIANT, ProbeData
 from jaxalign.probing.representation import WHOLE_PROMPTS, language_correlations
 from jaxalign.probing.run import ProbeRun
@@ -94,6 +97,13 @@ def check_watch_settings(config: ConfigDict) -> None:
             )
         rows = read_task_rows(evaluation_data(watched)[0], TASK, ENGLISH, "test", parse_rows(watched.rows))
         check_enough_rows(f"--config.watch_rows={config.watch_rows}", compared, len(rows))
+    if "neurons" in names:
+        check_selection_settings(config)
+        if len(languages := chosen_languages(watched)) < 2:
+            raise InputError(
+                f"--config.watch_languages={config.watch_languages}: neurons compares languages, and {languages[0]} is "
+                "one; add another"
+            )
     capture_of(config)
 
 
@@ -209,6 +219,23 @@ def geometry(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) ->
     return measure
 
 
+def neurons(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) -> Measure:
+    """`neurons/{language}`: how many of the neurons that `config.neurons` selects are a language's own; and of them all
+    `neurons_language_specific`, `neurons_language_related`, `neurons_general`, `neurons_unassigned`."""
+    counts_of = CountProgram(probe_run(config, model, decoder, shapes))
+
+    def measure(variables: Any) -> dict[str, float]:
+        counts = counts_of(variables)
+        selection, languages = selected_of(counts, config), counts.languages
+        classes = class_of(selection.languages_active[selection.selected], len(languages))
+        own = {code: float(len(language_neurons(selection, index))) for index, code in enumerate(languages)}
+        return {f"neurons/{code}": number for code, number in own.items()} | {
+            f"neurons_{name}": float((classes == index).sum()) for index, name in enumerate(CLASSES)
+        }
+
+    return measure
+
+
 def probe_run(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) -> ProbeRun:
     """What the probes watch; nothing is written."""
     folder, exemplars = evaluation_data(config)
@@ -224,5 +251,6 @@ MEASURES: dict[str, Callable[[ConfigDict, Model, Decoder, Any], Measure]] = {
     "attribution": attribution,
     "pca": pca,
     "geometry": geometry,
+    "neurons": neurons,
 }
-PROBES = {"logit_lens", "attribution", "pca", "geometry"}
+PROBES = set(MEASURES) - {"accuracy", "open_answers"}

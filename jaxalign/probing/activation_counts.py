@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import InputError
-from jaxalign.model.prompt_batches import EmptyFillerRunner, PromptFunction, PromptRunner, decode_prompts
+from jaxalign.model.prompt_batches import EmptyFillerRunner, PromptFunction, decode_prompts
 from jaxalign.model.transformer import Decoder
+from jaxalign.probing.neuron_counts import ActivationCounts
 from jaxalign.probing.prompts import TASK, probe_texts
 from jaxalign.probing.records import write_probe
 from jaxalign.probing.run import ProbeRun
@@ -47,22 +48,36 @@ def count_function(decoder: Decoder) -> PromptFunction:
     return count
 
 
-def count_language(run: ProbeRun, runner: PromptRunner, variables: Any, language: str) -> tuple[np.ndarray, int]:
-    """Counts int32 [L, F] over the texts of one language, added up on the devices, and the number of their tokens.
+class CountProgram:
+    """The counts, ready to run on whatever variables of the run's structure."""
 
-    All real tokens count, a BOS among them. `runner` holds `count_function` and gives filler rows length 0.
-    """
-    rows, prompts = probe_texts(run.data, language)
-    total = None
-    for members, (active, finite) in runner.outputs(variables, prompts):
-        if not (known := np.asarray(finite)[: len(members)]).all():
-            raise InputError(
-                f"{language}, row {rows[members[int(np.argmin(known))]].row}: hidden states are not finite; "
-                "check the weights, or compute in float32"
-            )
-        total = active if total is None else total + active
-        run.on_rows(len(members))
-    return np.asarray(total), sum(map(len, prompts))
+    def __init__(self, run: ProbeRun):
+        self.run = run
+        function, longest = count_function(run.decoder), run.decoder.config.max_positions
+        self.runner = EmptyFillerRunner(function, run.variables, run.mesh, run.batch_size, longest)
+
+    def __call__(self, variables: Any) -> ActivationCounts:
+        """Of every language's texts."""
+        variables = self.runner.place(variables)
+        active, tokens = zip(*(self.of_language(variables, language) for language in self.run.languages), strict=True)
+        return ActivationCounts(list(self.run.languages), np.stack(active), np.array(tokens, np.int64))
+
+    def of_language(self, variables: Any, language: str) -> tuple[np.ndarray, int]:
+        """Counts int32 [L, F] over the texts of one language, added up on the devices, and the number of their tokens.
+
+        All real tokens count, a BOS among them.
+        """
+        rows, prompts = probe_texts(self.run.data, language)
+        total = None
+        for members, (active, finite) in self.runner.outputs(variables, prompts):
+            if not (known := np.asarray(finite)[: len(members)]).all():
+                raise InputError(
+                    f"{language}, row {rows[members[int(np.argmin(known))]].row}: hidden states are not finite; "
+                    "check the weights, or compute in float32"
+                )
+            total = active if total is None else total + active
+            self.run.on_rows(len(members))
+        return np.asarray(total), sum(map(len, prompts))
 
 
 def write_neuron_counts(run: ProbeRun) -> dict[str, Any]:
@@ -71,13 +86,8 @@ def write_neuron_counts(run: ProbeRun) -> dict[str, Any]:
     Returns:
       The content of the JSON file.
     """
-    config = run.decoder.config
-    function = count_function(run.decoder)
-    runner = EmptyFillerRunner(function, run.variables, run.mesh, run.batch_size, config.max_positions)
-    variables = runner.place(run.variables)
-    counts = [count_language(run, runner, variables, language) for language in run.languages]
-    active, tokens = zip(*counts, strict=True)
-    arrays = {"languages": np.array(run.languages), "active": np.stack(active), "tokens": np.array(tokens, np.int64)}
+    config, counts = run.decoder.config, CountProgram(run)(run.variables)
+    arrays = {"languages": np.array(counts.languages), "active": counts.active, "tokens": counts.tokens}
     document = {
         "axes": {"languages": ["language"], "active": ["language", "layer", "neuron"], "tokens": ["language"]},
         "language": list(run.languages),

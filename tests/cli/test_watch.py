@@ -27,14 +27,15 @@ def data(tmp_path):
     return folder
 
 
-def test_open_answers_and_attribution_are_those_of_the_verbs(ok, model_folder, data, tmp_path):
+def test_open_answers_attribution_and_neurons_are_those_of_the_verbs(ok, model_folder, data, tmp_path):
     """Before the first step, where the model is the base model; it is tuned on pairs of a file."""
-    model, data = f"--config.model={model_folder}", f"--config.data={data}"
+    model, data, rate = f"--config.model={model_folder}", f"--config.data={data}", "--config.neurons.top_rate=0.05"
     ok("evaluate", model, data, *ROWS, *OPEN, f"--config.out={tmp_path}/before")
-    ok("probe", model, data, *ROWS, "--config.probes=attribution", f"--config.out={tmp_path}/before")
+    ok("probe", model, data, *ROWS, "--config.probes=attribution,neurons", f"--config.out={tmp_path}/before")
+    ok("neurons", tmp_path / "before/neuron_counts.npz", rate, f"--config.out={tmp_path}/before")
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("source,target,source_language,target_language\n" + "frage,question,de,en\n" * 4)
-    watch = ("--config.watch=open_answers,attribution", *WATCHED)
+    watch = ("--config.watch=open_answers,attribution,neurons", rate, *WATCHED)
     once = ("--config.epochs=1", "--config.heldout=0", "--config.steps=1")
     ok("train", pairs, model, data, *OPEN, *watch, *once, f"--config.out={tmp_path}/run")
     first, *_ = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
@@ -47,7 +48,11 @@ def test_open_answers_and_attribution_are_those_of_the_verbs(ok, model_folder, d
         for name, code in (("english_mass", "en"), ("own_mass", language)):
             of_layers = means[index, :, -1, document["token_language"].index(code)]
             expected[f"{name}/{language}"] = of_layers.max().item()
-    assert {name for name in first if "/" in name} == expected.keys()
+    selection = json.loads((tmp_path / "before/selection.json").read_text())
+    expected |= {f"neurons/{language}": number for language, number in selection["neurons"].items()}
+    expected |= {f"neurons_{name}": number for name, number in selection["classes"].items()}
+    assert any(selection["neurons"].values())
+    assert {name for name in first if "/" in name or name.startswith("neurons")} == expected.keys()
     assert {name: first[name] for name in expected} == pytest.approx(expected, rel=1e-5)  # float32 means
 
 
@@ -57,6 +62,8 @@ def test_open_answers_and_attribution_are_those_of_the_verbs(ok, model_folder, d
         (("--config.watch=geometry", "--config.watch_rows=0:2"), "--config.watch_rows=0:2: geometry: at least 3 rows"),
         (("--config.watch=pca", "--config.watch_rows=0:1"), "--config.watch_rows=0:1: pca: at least 3 rows"),
         (("--config.watch=accuracy", "--config.tasks=mgsm"), "none is scored by labels; watch open_answers"),
+        (("--config.watch=neurons", "--config.watch_languages=zh"), "neurons compares languages, and zh is one"),
+        (("--config.watch=neurons", "--config.neurons.score=best"), "--config.neurons.score=best: choose code"),
         (("--config.watch=open_answers",), "open_answers watches mgsm, msvamp, translation; name one"),
     ],
 )

@@ -117,7 +117,7 @@ def test_what_is_watched_at_the_end_is_what_the_finished_run_shows(ok, model_fol
     [
         (
             "--config.watch=accuracy,loss",
-            "cannot watch 'loss'; choose accuracy, open_answers, logit_lens, attribution, pca, geometry",
+            "cannot watch 'loss'; choose accuracy, open_answers, logit_lens, attribution, pca, geometry, neurons",
         ),
         ("--config.watch_languages=zh", "pca compares with en"),
         ("--config.watch_every=0", "watch_every=0: set it to 1 or more"),
