@@ -21,6 +21,7 @@ from jaxalign.probing.neurons import (
     specific_neurons,
 )
 from jaxalign.probing.records import write_probe
+from jaxalign.reporting.fields import field, read_object
 
 
 def neurons(config: ConfigDict, paths: Sequence[str]) -> None:
@@ -36,6 +37,7 @@ def neurons(config: ConfigDict, paths: Sequence[str]) -> None:
         **selection_document(selection, probabilities, counts.languages, form, rate),
         "tokens": dict(zip(counts.languages, counts.tokens.tolist(), strict=True)),
         "counts": paths[0],
+        **counted_model(Path(paths[0])),
         **provenance(config),
     }
     own = {code: language_neurons(selection, index) for index, code in enumerate(counts.languages)}
@@ -60,6 +62,25 @@ def selected_of(counts: ActivationCounts, config: ConfigDict) -> Selection:
     if not round(rate * neurons):
         raise InputError(f"--config.neurons.top_rate={rate}: none of {neurons} neurons; set at least {1 / neurons:.2g}")
     return select_neurons(activation_probabilities(counts), config.neurons.score, rate)
+
+
+def counted_model(counts: Path) -> dict[str, str]:
+    """Model and adapter that the JSON file beside a file of counts names; {} where it names none, or there is none."""
+    described = counts.with_suffix(".json")
+    document = read_object(described) if described.is_file() else {}
+    if "model" not in document:
+        return {}
+    return {name: field({"adapter": "", **document}, name, str, str(described)) for name in ("model", "adapter")}
+
+
+def check_selected_of(selection: Path, model: str) -> None:
+    """Refuses a selection whose JSON file names another model. Its adapter may differ: tuning keeps neurons' places."""
+    described = selection.with_suffix(".json")
+    document = read_object(described) if described.is_file() else {}
+    if "model" in document and (other := field(document, "model", str, str(described))) != model:
+        raise InputError(
+            f"{selection}: neurons of {other}, the model is {model}; take a selection of this model's counts"
+        )
 
 
 def neurons_to_mask(config: ConfigDict) -> dict[str, np.ndarray]:

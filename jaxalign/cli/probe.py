@@ -21,7 +21,7 @@ from jaxalign.cli.loading import (
     split_list,
 )
 from jaxalign.cli.masked_accuracy import write_masked_accuracy
-from jaxalign.cli.neurons import neurons_to_mask
+from jaxalign.cli.neurons import check_selected_of, neurons_to_mask
 from jaxalign.cli.provenance import provenance
 from jaxalign.data.batches import round_up
 from jaxalign.data.tasks import parse_rows, read_task_rows
@@ -44,8 +44,7 @@ from jaxalign.probing.run import ProbeRun
 from jaxalign.probing.transplant import write_transplant
 from jaxalign.reporting import geometry_plots, language_pages, plots
 from jaxalign.reporting.neuron_plots import MASKED, masking_heat_map
-from jaxalign.reporting.probe_files import read_probes
-from jaxalign.reporting.probe_page import probed_model
+from jaxalign.reporting.probe_files import probed_model, read_probes
 from jaxalign.reporting.probe_sections import chosen_layers, token_map_text
 
 PROBES = ("logit_lens", "attribution", "pca", "geometry", "neurons", "masking", "masked_accuracy", "transplant")
@@ -142,7 +141,10 @@ def probe_model(config: ConfigDict, model: Model) -> None:
     read = [read_task_rows(folder, TASK, language, "test", rows) for language in languages]
     agree("the test rows or exemplars", [read, sorted(exemplars.cells.items())])
     times = dict.fromkeys(MASKING, len(mask_names(languages))) | {"transplant": len(mask_names(languages)) + 1}
-    own = neurons_to_mask(config) if MASKING.intersection(probes) else {}
+    own = {}
+    if MASKING.intersection(probes):
+        own = neurons_to_mask(config)
+        check_selected_of(Path(config.neurons.selection), description["model"])
     agree("the selected neurons", {code: neurons.tolist() for code, neurons in own.items()})
     check_fits(own, model.config.layers, model.config.mlp_dim)
     total = sum(map(len, read)) * sum(times.get(name, 1) for name in probes)

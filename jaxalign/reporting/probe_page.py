@@ -9,7 +9,7 @@ from jaxalign.errors import InputError
 from jaxalign.probing.prompts import TASK
 from jaxalign.reporting.fields import field, read_object
 from jaxalign.reporting.neurons import neuron_tables
-from jaxalign.reporting.probe_files import read_probes
+from jaxalign.reporting.probe_files import model_documents, probed_model, read_probes
 from jaxalign.reporting.probe_sections import probe_sections
 from jaxalign.reporting.templates import page, versions_table
 
@@ -27,17 +27,14 @@ def probe_page(folder: Path, command: str) -> str:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give one that `jaxalign probe` wrote, or two to compare")
     probes = read_probes(folder)
-    documents = {name: probe.document for name, probe in probes.found.items()}
-    counts = folder / "neuron_counts.json"
-    if counts.is_file():
-        documents["neuron_counts"] = read_object(counts)
+    documents = model_documents(folder, probes)
     if not documents:
         raise InputError(f"{folder}: no probe in it; give a folder that `jaxalign probe` wrote, or two to compare")
     model, adapter = probed_model(folder, documents)
     label = "tuned" if adapter else "base"
     neurons = neuron_tables({label: folder})
     if not probes.found and not neurons:
-        raise InputError(f"{folder}: neurons are counted and none selected; `jaxalign neurons {counts.stem}.npz` does")
+        raise InputError(f"{folder}: neurons are counted and none selected; `jaxalign neurons neuron_counts.npz` does")
     if neurons:
         documents["selection"] = read_object(folder / "selection.json")
     making = made_by(folder, documents)
@@ -53,20 +50,6 @@ def probe_page(folder: Path, command: str) -> str:
         versions=versions_table({title: document["versions"] for title, document in making.items()}),
         command=command,
     )
-
-
-def probed_model(folder: Path, documents: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
-    """The model and the adapter ("": none), the same of all probes."""
-    models: dict[tuple[str, str], str] = {}
-    for name, document in documents.items():
-        where = f"{folder}, {name}"
-        models.setdefault((field(document, "model", str, where), field(document, "adapter", str, where)), name)
-    if len(models) > 1:
-        (one, first), (other, second) = (
-            (" with ".join(filter(None, key)), name) for key, name in list(models.items())[:2]
-        )
-        raise InputError(f"{folder}: {first} is of {one}, {second} of {other}; probe each into a folder of its own")
-    return next(iter(models))
 
 
 def made_by(folder: Path, documents: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:

@@ -17,7 +17,7 @@ from jaxalign.data.tasks import task_named
 from jaxalign.errors import InputError
 from jaxalign.files import read_json_lines
 from jaxalign.reporting.fields import field, read_object, share, texts
-from jaxalign.reporting.probe_files import Probes, read_probes
+from jaxalign.reporting.probe_files import Probes, model_documents, probed_model, read_probes
 
 VARIANTS = {
     "english": "English answers",
@@ -129,7 +129,8 @@ def read_results(folder: Path) -> Results:
     """The evaluation in `folder`: `results.json` and `predictions.jsonl`, and what else there is.
 
     Raises:
-      InputError: one of the two is missing, cut off or not as `evaluate` writes it, or they contradict each other.
+      InputError: one of the two is missing, cut off or not as `evaluate` writes it, they contradict each other, or
+        what was probed there is another model.
     """
     path = folder / "results.json"
     if not path.is_file():
@@ -154,6 +155,9 @@ def read_results(folder: Path) -> Results:
         cells[cell.key] = cell
     if not cells:
         raise InputError(f"{path}: no cells; evaluate some task in some language first")
+    probes = read_probes(folder)
+    own = {"model": document["model"], "adapter": document.get("adapter") or ""}
+    probed_model(folder, {"results": own, **model_documents(folder, probes)})
     timing = folder / "timing.json"
     return Results(
         folder=folder,
@@ -162,7 +166,7 @@ def read_results(folder: Path) -> Results:
         task_versions=versions,
         document={"adapter": None, **document},
         timing=read_object(timing) if timing.is_file() else {},
-        probes=read_probes(folder),
+        probes=probes,
     )
 
 

@@ -128,6 +128,17 @@ def test_one_file_is_needed(refused, tmp_path):
     assert "one argument" in refused("neurons", write(tmp_path), write(tmp_path))
 
 
+def test_a_selection_names_the_model_of_its_counts(ok, tmp_path):
+    counts, selection = write(tmp_path), tmp_path / "selection.json"
+    flags = (f"--config.out={tmp_path}", "--config.neurons.top_rate=0.25")
+    ok("neurons", counts, *flags)
+    assert "model" not in json.loads(selection.read_text())
+    (tmp_path / "counts.json").write_text(json.dumps({"model": "org/name@1", "adapter": "run", "task": "emotion"}))
+    ok("neurons", counts, *flags)
+    document = json.loads(selection.read_text())
+    assert (document["model"], document["adapter"]) == ("org/name@1", "run")
+
+
 CELLS = ("--config.languages=en,de", "--config.rows=0:2")
 
 
@@ -145,6 +156,7 @@ def probed(ok, model_folder, tmp_path_factory) -> Path:
 def test_counts_selection_and_masking(probed):
     selection, masking = (json.loads((probed / f"{name}.json").read_text()) for name in ("selection", "masking"))
     assert (probed / "masking.svg").read_text().count("<svg") == 1
+    assert selection["model"] == masking["model"] and selection["adapter"] == ""
     assert selection["selected"] == 24 and selection["language"] == masking["language"] == ["en", "de"]
     assert masking["neurons"] == selection["neurons"] and sum(selection["neurons"].values()) > 0
     with np.load(probed / "masking.npz") as arrays:
@@ -202,6 +214,14 @@ def test_quantised_weights_are_not_masked(refused, model_folder, tmp_path):
     chosen = ("--config.probes=masked_accuracy", f"--config.neurons.selection={tmp_path / 'selection.npz'}")
     message = refused("probe", f"--config.model={model_folder}", *CELLS, *chosen, "--config.param_dtype=nf4")
     assert "param_dtype=nf4" in message
+
+
+def test_a_selection_of_another_model_is_named(refused, model_folder, tmp_path):
+    np.savez(tmp_path / "selection.npz", en=np.array([[0, 1]]), de=np.array([[0, 1]]))
+    (tmp_path / "selection.json").write_text(json.dumps({"model": "org/other", "adapter": ""}))
+    chosen = ("--config.probes=masking", f"--config.neurons.selection={tmp_path / 'selection.npz'}")
+    message = refused("probe", f"--config.model={model_folder}", *CELLS, *chosen)
+    assert f"neurons of org/other, the model is {model_folder}" in message
 
 
 def test_a_selection_that_is_not_there(refused, model_folder, tmp_path):

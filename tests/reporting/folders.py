@@ -1,5 +1,6 @@
 """Made-up result folders, as `evaluate`, `train` and `probe` write them."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.data.tasks import TASKS
-from jaxalign.files import write_json, write_json_lines
+from jaxalign.files import read_json, write_json, write_json_lines
 from jaxalign.probing.likeness import GEOMETRY_AXES, geometry_arrays, language_geometry
 from jaxalign.probing.logit_lens import LanguageLens, LensRows, lens_arrays, lens_document
 from jaxalign.probing.masking import EFFECTS
@@ -293,4 +294,13 @@ def write_both_sides(root: Path) -> tuple[Path, Path]:
         write_geometry(folder, LANGUAGES, shared=shared)
         write_attribution(folder, LANGUAGES)
         write_masking(folder, LANGUAGES)
+    name_model(after, adapter="run")
     return before, after
+
+
+def name_model(folder: Path, **names: str) -> None:
+    """Gives the probes of a folder another `model` or `adapter`; what stands in results.json is not touched."""
+    for path in folder.glob("*.json"):
+        if path.stem not in ("results", "timing"):
+            # A lone surrogate is written as an escape, as json.dumps does by default.
+            path.write_text(json.dumps(read_json(path) | names))

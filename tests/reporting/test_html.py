@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,17 @@ from jaxalign.reporting.geometry import geometry_lines, geometry_note
 from jaxalign.reporting.html import write_report
 from jaxalign.reporting.results import VARIANTS
 from jaxalign.reporting.tables import compare, signed
-from tests.reporting.folders import CELLS, LANGUAGES, write_both_sides, write_evaluation, write_lens, write_pca
+from tests.reporting.folders import (
+    CELLS,
+    LANGUAGES,
+    name_model,
+    write_both_sides,
+    write_evaluation,
+    write_geometry,
+    write_lens,
+    write_pca,
+    write_selection,
+)
 from tests.reporting.read_page import HOSTILE, Page, assert_alone
 
 
@@ -124,6 +135,8 @@ def test_hostile_text_stays_text(folders: tuple[Path, Path], text: str) -> None:
         document |= {"config": {HOSTILE: [HOSTILE]}, "files": [HOSTILE]}
         document |= {"failures": [{"task": "paws", "language": "sw", "variant": "english", "error": HOSTILE}]}
         path.write_text(json.dumps(document))
+    for folder in folders:
+        name_model(folder, model=HOSTILE)
     text = report(*folders, command=HOSTILE)
     page = Page(text)
     assert page.open == []
@@ -163,6 +176,21 @@ def test_an_adapter_without_a_run_is_named(tmp_path: Path) -> None:
     assert "no training run was found at somewhere/else" in Page(report(before, after)).text
 
 
+@pytest.mark.parametrize(
+    "write", [lambda folder: write_geometry(folder, LANGUAGES), lambda folder: write_selection(folder, [(0, 3)])]
+)
+def test_probes_of_another_model_than_the_results_are_refused(
+    evaluations: tuple[Path, Path], write: Callable[[Path], object]
+) -> None:
+    write(evaluations[1])
+    compare(*evaluations)
+    name_model(evaluations[1], adapter="run")
+    with pytest.raises(
+        InputError, match=r"after: results is of models/smollm2-135m, .* of models/smollm2-135m with run"
+    ):
+        report(*evaluations)
+
+
 def test_a_probe_on_one_side_is_drawn_alone(tmp_path: Path) -> None:
     before, after = (write_evaluation(tmp_path / name, CELLS) for name in ("before", "after"))
     write_lens(after, LANGUAGES, layers=6)
@@ -180,7 +208,7 @@ def test_the_geometry_is_drawn_and_its_changes_said(folders: tuple[Path, Path], 
             assert text.strip() in page.text
     assert geometry_note(gains.geometry) in page.text
     assert "linear CKA" in page.text and "geometry, layer 2" in page.text and "**" in page.text
-    document = read_json(folders[0] / "geometry.json")
+    document = read_json(folders[1] / "geometry.json")
     write_json(folders[1] / "geometry.json", document | {"position": "last"})
     assert "their changes are not paired" in Page(report(*folders)).text
 
@@ -188,6 +216,7 @@ def test_the_geometry_is_drawn_and_its_changes_said(folders: tuple[Path, Path], 
 def test_probes_of_other_depths_or_languages_are_not_drawn_together(folders: tuple[Path, Path]) -> None:
     write_lens(folders[1], LANGUAGES, layers=5)
     write_pca(folders[1], ["sw", "zh"], ["sw"], layers=6)
+    name_model(folders[1], adapter="run")
     page = Page(report(*folders))
     assert "different numbers of layers (6 and 5)" in page.text
     assert "no correlation with English" in page.text

@@ -10,7 +10,7 @@ import pytest
 from jaxalign.files import read_json
 from jaxalign.reporting.html import write_report
 from tests.reporting.browser import Page, browser_page
-from tests.reporting.folders import write_both_sides
+from tests.reporting.folders import name_model, write_both_sides
 
 pytestmark = pytest.mark.browser
 
@@ -49,6 +49,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     free = {name: HOSTILE for name in ("model", "command", "template")}
     free |= {"versions": {HOSTILE: HOSTILE}, "config": {HOSTILE: [HOSTILE]}, "files": [HOSTILE]}
     for folder in (before, after):
+        name_model(folder, model=HOSTILE)
         spoil(folder / "results.json", **free, failures=[key | {"error": HOSTILE}])
         spoil(folder / "timing.json", **{HOSTILE: HOSTILE, "nested": {HOSTILE: HOSTILE}})
     spoil(root / "run" / "run.json", **free)

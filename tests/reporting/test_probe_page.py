@@ -163,6 +163,19 @@ def test_selected_neurons_alone_make_a_page(tmp_path: Path):
     assert PROBED["model"] in page_text(folder)
 
 
+def test_a_selection_of_another_model_is_refused_and_one_of_no_named_model_shown(folder: Path):
+    path = folder / "selection.json"
+    document = read_json(path)
+    write_json(path, document | {"model": "models/other"})
+    with pytest.raises(InputError, match="logit_lens is of models/smollm2-135m, selection of models/other"):
+        page_text(folder)
+    geometry = folder.parent / "geometry"
+    write_geometry(geometry, LANGUAGES)
+    write_selection(geometry, [(0, 3)])
+    write_json(geometry / "selection.json", {name: each for name, each in document.items() if name != "model"})
+    assert "language specific" in page_text(geometry)
+
+
 def test_probes_of_one_command_line_and_two_configs_are_named_apart(folder: Path):
     """As from Python, where several calls have one command line."""
     path = folder / "geometry.json"
