@@ -115,7 +115,7 @@ def get_config() -> ConfigDict:
     config.neurons.score = "code"  # the follow-up's score as in its code, as in its paper, or of lape (no lambda)
     config.neurons.top_rate = 0.01  # share of all neurons that is selected
     config.neurons.selection = ""  # masking, transplant: the selection.npz whose neurons are meant
-    config.neurons.masked = "related"  # the same: specific ones only, or those related to several languages too
+    config.neurons.masked = "related"  # the same: specific; related, of several languages too; general, of all too
 
     # plan.
     config.topology = ""  # TPU slices, comma-separated: v5e:4x4, v5p:2x2x1, ...

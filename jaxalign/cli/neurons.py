@@ -11,9 +11,11 @@ from jaxalign.cli.provenance import provenance
 from jaxalign.errors import InputError
 from jaxalign.probing.neuron_counts import ActivationCounts, read_counts
 from jaxalign.probing.neurons import (
+    GENERAL,
     SCORES,
     Selection,
     activation_probabilities,
+    general_neurons,
     language_neurons,
     read_selection,
     select_neurons,
@@ -22,6 +24,9 @@ from jaxalign.probing.neurons import (
 )
 from jaxalign.probing.records import write_probe
 from jaxalign.reporting.fields import field, read_object
+
+MASKED = ("specific", "related", "general")
+"""What may be switched off of a language: `config.neurons.masked`."""
 
 
 def neurons(config: ConfigDict, paths: Sequence[str]) -> None:
@@ -41,7 +46,7 @@ def neurons(config: ConfigDict, paths: Sequence[str]) -> None:
         **provenance(config),
     }
     own = {code: language_neurons(selection, index) for index, code in enumerate(counts.languages)}
-    write_probe(out, "selection", own, document)
+    write_probe(out, "selection", {**own, GENERAL: general_neurons(selection)}, document)
     print(f"lambda {selection.weight}, tau {selection.threshold:.7f}; {document['selected']} neurons selected")
     print(f"active in 0, 1, ... languages: {' '.join(map(str, document['histogram']))}")
     print(f"of a language: {', '.join(f'{code} {number}' for code, number in document['neurons'].items())}")
@@ -84,11 +89,21 @@ def check_selected_of(selection: Path, model: str) -> None:
 
 
 def neurons_to_mask(config: ConfigDict) -> dict[str, np.ndarray]:
-    """(layer, index) of the neurons of each language that the probe masking switches off."""
+    """(layer, index) of the neurons of each language that the probe masking switches off.
+
+    They are nested: `related` holds the specific ones too, `general` both of these and those of every language.
+    """
     chosen = config.neurons
-    if chosen.masked not in ("specific", "related"):
-        raise InputError(f"--config.neurons.masked={chosen.masked}: choose specific or related")
+    if chosen.masked not in MASKED:
+        raise InputError(f"--config.neurons.masked={chosen.masked}: choose {', '.join(MASKED[:-1])} or {MASKED[-1]}")
     if not chosen.selection:
         raise InputError("--config.neurons.selection= is needed: the selection.npz that `jaxalign neurons` wrote")
     own = read_selection(Path(chosen.selection), chosen_languages(config))
-    return specific_neurons(own) if chosen.masked == "specific" else own
+    general = own.pop(GENERAL, None)
+    if chosen.masked == "specific":
+        return specific_neurons(own)
+    if chosen.masked == "related":
+        return own
+    if general is None:
+        raise InputError(f"{chosen.selection}: no general neurons in it; run `jaxalign neurons` of this version again")
+    return {code: np.unique(np.concatenate([pairs, general]), axis=0) for code, pairs in own.items()}

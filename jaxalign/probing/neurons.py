@@ -33,6 +33,8 @@ LARGEST_WEIGHT, WEIGHT_STEP = 0.2, 1e-3
 """Where the search for the weight begins, and the interval at which it ends."""
 CLASSES = ("unassigned", "language_specific", "language_related", "general")
 """Of a neuron active in none, one, several, all languages."""
+GENERAL = "general"
+"""The array of `selection.npz` beside those of the languages; no language's code."""
 
 
 class Selection(NamedTuple):
@@ -146,8 +148,19 @@ def language_neurons(selection: Selection, language: int) -> np.ndarray:
     return np.argwhere(selection.selected & selection.active[language] & of_some).astype(np.int32)
 
 
+def general_neurons(selection: Selection) -> np.ndarray:
+    """(layer, index) of all neurons that are active in every language: int32 [n, 2], ascending.
+
+    Of all, not of the selected ones: the search for the weight ends where no such neuron is among those.
+    """
+    return np.argwhere(selection.active.all(axis=0)).astype(np.int32)
+
+
 def read_selection(path: Path, languages: Sequence[str]) -> dict[str, np.ndarray]:
-    """The arrays of `selection.npz`, int [n, 2] each; one that is not, or a language without one, raises InputError."""
+    """The arrays of `selection.npz`, int [n, 2] each, GENERAL among them unless another program wrote the file.
+
+    An array that is not so, or a language without one, raises InputError.
+    """
     own = read_npz(path)
     for code, pairs in own.items():
         if pairs.dtype.kind not in "iu" or pairs.ndim != 2 or pairs.shape[1] != 2 or (pairs < 0).any():
@@ -194,7 +207,7 @@ def selection_document(
     own = {code: language_neurons(selection, index) for index, code in enumerate(languages)}
     at_zero = select_neurons(probabilities, "lape", rate).selected
     return {
-        "axes": {code: ["neuron", "layer and index, both from 0"] for code in languages},
+        "axes": {name: ["neuron", "layer and index, both from 0"] for name in (*languages, GENERAL)},
         "language": languages,
         "layers": layers,
         "neurons_per_layer": width,

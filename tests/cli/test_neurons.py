@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxalign.cli.configuration import config_from_flags
 from jaxalign.cli.masked_accuracy import masked_params
+from jaxalign.cli.neurons import neurons_to_mask
 from tests import tiny_world
 
 COUNTS = {
@@ -36,7 +38,9 @@ def test_files_of_a_selection(ok, tmp_path):
     assert document["selected"] == sum(document["histogram"]) == 20 and document["top_rate"] == 0.25
     assert f"lambda {document['lambda_star']}" in out
     with np.load(tmp_path / "out/selection.npz") as own:
-        assert {code: len(own[code]) for code in own} == document["neurons"]
+        lengths = {code: len(own[code]) for code in own}
+        assert lengths.pop("general") == sum(document["general_of_all_neurons_per_layer"])
+        assert lengths == document["neurons"]
 
 
 def test_a_prefix_need_not_be_there(ok, tmp_path):
@@ -139,6 +143,24 @@ def test_a_selection_names_the_model_of_its_counts(ok, tmp_path):
     assert (document["model"], document["adapter"]) == ("org/name@1", "run")
 
 
+def test_masks_are_nested(tmp_path):
+    own = {"en": [[0, 1], [0, 3]], "de": [[0, 1], [1, 2]], "zh": [[1, 5]], "general": [[0, 0], [1, 9]]}
+    np.savez(tmp_path / "selection.npz", allow_pickle=False, **{code: np.array(pairs) for code, pairs in own.items()})
+    expected = {
+        "specific": {"en": [[0, 3]], "de": [[1, 2]], "zh": [[1, 5]]},
+        "related": {code: pairs for code, pairs in own.items() if code != "general"},
+        "general": {
+            "en": [[0, 0], [0, 1], [0, 3], [1, 9]],
+            "de": [[0, 0], [0, 1], [1, 2], [1, 9]],
+            "zh": [[0, 0], [1, 5], [1, 9]],
+        },
+    }
+    for masked, pairs in expected.items():
+        flags = ("languages=en,de,zh", f"neurons.masked={masked}", f"neurons.selection={tmp_path / 'selection.npz'}")
+        config = config_from_flags([f"--config.{flag}" for flag in flags], "base")
+        assert {code: found.tolist() for code, found in neurons_to_mask(config).items()} == pairs
+
+
 CELLS = ("--config.languages=en,de", "--config.rows=0:2")
 
 
@@ -198,7 +220,8 @@ def test_masked_parameters_are_a_mask_in_the_forward_pass():
         ({"en": [[0, 1]], "de": [[0, -1]]}, "", "pairs of (layer, index)"),
         ({"en": [[0, 1]], "de": [[2, 1]]}, "", "the model has 2 layers of 24"),
         ({"en": [[0, 24]], "de": [[0, 1]]}, "", "index 24, the model has 2 layers of 24"),
-        ({"en": [[0, 1]], "de": [[0, 1]]}, "--config.neurons.masked=all", "specific or related"),
+        ({"en": [[0, 1]], "de": [[0, 1]]}, "--config.neurons.masked=all", "specific, related or general"),
+        ({"en": [[0, 1]], "de": [[0, 1]]}, "--config.neurons.masked=general", "no general neurons in it"),
     ],
 )
 def test_what_cannot_be_masked(refused, model_folder, tmp_path, own, flag, named):

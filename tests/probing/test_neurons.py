@@ -8,6 +8,7 @@ from jaxalign.probing.neurons import (
     CLASSES,
     activation_probabilities,
     activity_threshold,
+    general_neurons,
     language_entropy,
     language_neurons,
     largest_passing,
@@ -96,6 +97,7 @@ def test_selection_finds_what_was_planted():
     assert language_neurons(selection, 0).tolist() == language_neurons(selection, 2).tolist() == [[0, 20]]
     assert language_neurons(selection, 1).tolist() == [[0, 3], [1, 8], [1, 9]]
     assert language_neurons(selection, 1).dtype == np.int32
+    assert general_neurons(selection).tolist() == [[1, 40], [1, 41], [1, 42]]  # of all, though none is selected
     document = selection_document(selection, p, ["en", "zh", "de"], "code", 0.04)
     assert document["histogram"] == [0, 3, 1, 0] and document["neurons"] == {"en": 1, "zh": 3, "de": 1}
     assert document["classes"] == dict(zip(CLASSES, (0, 3, 1, 0), strict=True))
