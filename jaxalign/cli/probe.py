@@ -43,7 +43,8 @@ from jaxalign.probing.representation import write_representation
 from jaxalign.probing.run import ProbeRun
 from jaxalign.probing.transplant import write_transplant
 from jaxalign.reporting import geometry_plots, language_pages, plots
-from jaxalign.reporting.neuron_plots import MASKED, masking_heat_map
+from jaxalign.reporting.neuron_effects import NEURON_EFFECTS
+from jaxalign.reporting.neuron_plots import effect_heat_map
 from jaxalign.reporting.probe_files import probed_model, read_probes
 from jaxalign.reporting.probe_sections import chosen_layers, token_map_text
 
@@ -133,7 +134,8 @@ def probe_model(config: ConfigDict, model: Model) -> None:
         captured_layers(capture, model.config.layers)
     rows = parse_rows(config.rows)
     data = ProbeData(folder, exemplars, model.tokenizer, rows)
-    description = settings(config, model) | {"tuned_on": model.tuned_on} | provenance(config)
+    named = settings(config, model)
+    description = named | {"tuned_on": model.tuned_on} | provenance(config)
     if jax.process_index() == 0:
         check_of_one_model(out, description, probes)
     batch_size = round_up(config.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
@@ -144,7 +146,7 @@ def probe_model(config: ConfigDict, model: Model) -> None:
     own = {}
     if MASKING.intersection(probes):
         own = neurons_to_mask(config)
-        check_selected_of(Path(config.neurons.selection), description["model"])
+        check_selected_of(Path(config.neurons.selection), named["model"])
     agree("the selected neurons", {code: neurons.tolist() for code, neurons in own.items()})
     check_fits(own, model.config.layers, model.config.mlp_dim)
     total = sum(map(len, read)) * sum(times.get(name, 1) for name in probes)
@@ -216,9 +218,10 @@ def write_plots(out: Path, label: str) -> None:
         figures["pca"] = plots.pca_scatter({label: pca.arrays["points"]}, pca.document["scatter_language"], layers)
         if "en" in pca.languages and len(pca.languages) > 1:
             figures["pca_correlations"] = plots.correlation_heat_map({label: pca.arrays["correlations"]}, pca.languages)
-    for name, (array, quantity, scale) in MASKED.items():
-        if masked := probes.found.get(name):
-            figures[name] = masking_heat_map(scale * masked.arrays[array], masked.languages, quantity)
+    for name, effect in NEURON_EFFECTS.items():
+        if probe := probes.found.get(name):
+            change = effect.scale * probe.arrays[effect.array]
+            figures[name] = effect_heat_map(change, probe.languages, effect.quantity, effect.done)
     if geometry := probes.geometry:
         figures["geometry"] = geometry_plots.geometry(
             {label: geometry.arrays}, geometry.languages, geometry.document["layer"]

@@ -73,7 +73,7 @@ def write_transplant(run: ProbeRun, tuned: Any, own: Mapping[str, np.ndarray], s
     config, languages, base = run.decoder.config, list(run.languages), run.variables["params"]
     check_tuned(base, tuned)
     masks = language_masks(own, languages, config, seed)
-    models = ["base", "tuned", *mask_names(languages)[1:]]
+    weights = ["base", "tuned", *mask_names(languages)[1:]]
     runner = run.runner(nats_function(run.decoder))
     shardings = runner.variable_shardings["params"]
     transplant = jax.jit(transplanted, in_shardings=(shardings, shardings, None), out_shardings=shardings)
@@ -81,23 +81,23 @@ def write_transplant(run: ProbeRun, tuned: Any, own: Mapping[str, np.ndarray], s
     rows, tokens = texts[languages[0]].rows, token_counts(texts.values())
     every_neuron = [np.ones_like(masks[0])]
     nats = []
-    for name, mask in zip(models, [None, None, *masks[1:]], strict=True):
+    for name, mask in zip(weights, [None, None, *masks[1:]], strict=True):
         params = {"base": base, "tuned": tuned}.get(name)
         params = transplant(base, tuned, jnp.asarray(mask)) if params is None else params
         variables = runner.place({"params": params})
         measured = [measure(run, runner, variables, texts[language], every_neuron) for language in languages]
         nats.append([sums[0].nats for sums in measured])
     nats = np.array(nats, np.float32)
-    of_transplants = np.delete(nats, models.index("tuned"), axis=0).astype(np.float64)
+    of_transplants = np.delete(nats, weights.index("tuned"), axis=0).astype(np.float64)
     document = {
         "axes": {
-            "nats": ["model", "language", "row"],
+            "nats": ["weights", "language", "row"],
             "tokens": ["language", "row"],
-            "perplexity": ["model", "language"],
+            "perplexity": ["weights", "language"],
             "log_perplexity_change": ["effect", "transplanted_language", "language", "estimate"],
         },
         **effect_labels("transplanted_language", own, languages, rows),
-        "model": models,
+        "weights": weights,
         "units": {"nats": "nats of a row's tokens together", "log_perplexity_change": "nats per token, from the base"},
         **run.description,
     }

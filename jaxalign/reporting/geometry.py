@@ -161,10 +161,10 @@ def change_texts(change: Change) -> list[str]:
     ]
 
 
-def signed_share(value: float) -> str:
-    """Three decimals and a sign; what rounds to zero has none."""
-    text = f"{value:+.3f}"
-    return "0.000" if text in ("+0.000", "-0.000") else text.replace("-", "\N{MINUS SIGN}")
+def signed_share(value: float, decimals: int = 3) -> str:
+    """So many decimals and a sign; what rounds to zero has none."""
+    text = f"{value:+.{decimals}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
 
 
 def values_note(probe: Probe) -> str:

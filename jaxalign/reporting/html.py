@@ -15,7 +15,7 @@ from jaxalign.files import write_text
 from jaxalign.reporting.figures import accuracy_plot, gain_plot, training_plot
 from jaxalign.reporting.gain_files import notes
 from jaxalign.reporting.gains import CellGain, Gains, MeanGain, measure_gains
-from jaxalign.reporting.neurons import neuron_tables
+from jaxalign.reporting.neurons import missing_selections, neuron_tables
 from jaxalign.reporting.probe_page import probe_page
 from jaxalign.reporting.probe_sections import probe_sections
 from jaxalign.reporting.results import Prediction, Results
@@ -74,7 +74,8 @@ def render(gains: Gains, command: str) -> str:
         after_titles = ["after"]
     sides = {"before": comparison.before, **dict(zip(after_titles, comparison.afters, strict=True))}
     changed = {label: each.probes for label, each in (("before", comparison.before), ("after", comparison.after))}
-    neurons = neuron_tables({"before": comparison.before.folder, "after": comparison.after.folder})
+    selected = {"before": comparison.before.folder, "after": comparison.after.folder}
+    neurons = neuron_tables(selected)
     return page(
         "report.html.jinja",
         comparison=comparison,
@@ -99,7 +100,7 @@ def render(gains: Gains, command: str) -> str:
         run=run,
         run_facts=run_facts(run) if run else {},
         training=training_plot(run) if run and (run.training or run.held_out) else None,
-        sections=probe_sections(changed, neurons, gains.geometry),
+        sections=probe_sections(changed, neurons, gains.geometry, missing_selections(selected)),
         neurons=neurons,
         sides=sides,
         timings={label: timing_facts(each) for label, each in sides.items()},

@@ -1,4 +1,4 @@
-"""Figures of language neurons: where they are, and what switching off each language's does to every language."""
+"""Figures of language neurons: where they are, and what masking or transplanting each language's does to every one."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,12 +7,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxalign.reporting.plots import STYLE, layers_heat_map, title
-
-MASKED = {
-    "masking": ("log_perplexity_change", "change of log perplexity (nats per token)", 1),
-    "masked_accuracy": ("accuracy_change", "change of accuracy (percentage points)", 100),
-}
-"""The probes with such a grid: array, what it is in which unit, and times what."""
 
 
 def neurons_heat_map(counts: Mapping[str, np.ndarray], languages: Sequence[str]) -> Figure:
@@ -26,8 +20,8 @@ def neurons_heat_map(counts: Mapping[str, np.ndarray], languages: Sequence[str])
     return layers_heat_map(counts, languages, "neurons", "viridis", 0, most)
 
 
-def masking_heat_map(change: np.ndarray, languages: Sequence[str], quantity: str) -> Figure:
-    """Change of a quantity, the language's own neurons switched off on the left and random ones on the right.
+def effect_heat_map(change: np.ndarray, languages: Sequence[str], quantity: str, done: str) -> Figure:
+    """Change of a quantity, by the language's own neurons on the left and by random ones on the right.
 
     A dot: the two differ, by the 95 % interval of their difference.
 
@@ -35,6 +29,7 @@ def masking_heat_map(change: np.ndarray, languages: Sequence[str], quantity: str
       change: `log_perplexity_change` of `masking.npz`, say, float [3, K, K, 3].
       languages: codes, length K.
       quantity: what the colours are, with its unit.
+      done: to the neurons: "switched off", say.
     """
     most = max(float(np.abs(change[:2, ..., 0]).max()), 1e-3)
     apart = (change[2, ..., 1] > 0) | (change[2, ..., 2] < 0)
@@ -50,7 +45,7 @@ def masking_heat_map(change: np.ndarray, languages: Sequence[str], quantity: str
         # Not pure white or black, which a page may map to its own colours.
         dark = np.abs(change[0, rows, columns, 0]) > 0.6 * most
         panels[0].scatter(columns + 0.5, rows + 0.5, s=8, color=np.where(dark, "#fefefe", "#111111"), linewidths=0)
-        panels[0].set_ylabel("switched off")
+        panels[0].set_ylabel(done)
         panels[0].invert_yaxis()
         figure.colorbar(mesh, ax=panels, label=quantity)
     return figure

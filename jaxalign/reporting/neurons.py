@@ -94,6 +94,14 @@ def neuron_tables(folders: Mapping[str, Path]) -> NeuronTables | None:
     )
 
 
+def missing_selections(folders: Mapping[str, Path]) -> list[str]:
+    """Notes on the folders, by label, without whose selection that of the others has nothing beside it."""
+    without = [label for label, folder in folders.items() if not (folder / "selection.json").is_file()]
+    if len(without) == len(folders):
+        return []
+    return [f"The {label} folder holds no selection.json: no neurons are compared." for label in without]
+
+
 def language_count(code: str, selections: Sequence[np.ndarray]) -> NeuronCount:
     """How many neurons a language has; (layer, index) int [n, 2] of each folder."""
     own = [{tuple(pair) for pair in pairs.tolist()} for pairs in selections]

@@ -27,6 +27,10 @@ ATTRIBUTION_AXES = {
 }
 MASKING_AXES = {"log_perplexity_change": ["effect", "masked_language", "language", "estimate"]}
 MASKED_ACCURACY_AXES = {"accuracy_change": ["effect", "masked_language", "language", "estimate"]}
+TRANSPLANT_AXES = {
+    "log_perplexity_change": ["effect", "transplanted_language", "language", "estimate"],
+    "perplexity": ["weights", "language"],
+}
 PCA_AXES = {
     "points": ["layer", "scatter_language", "row", "component"],
     "explained_variance_ratio": ["layer", "component"],
@@ -56,6 +60,7 @@ class Probes:
     geometry: Probe | None
     masking: Probe | None
     masked_accuracy: Probe | None
+    transplant: Probe | None
 
     @property
     def found(self) -> dict[str, Probe]:
@@ -72,6 +77,7 @@ def read_probes(folder: Path) -> Probes:
         geometry=read_geometry(folder),
         masking=read_probe(folder, "masking", MASKING_AXES),
         masked_accuracy=read_probe(folder, "masked_accuracy", MASKED_ACCURACY_AXES),
+        transplant=read_transplant(folder),
     )
 
 
@@ -139,6 +145,14 @@ def read_geometry(folder: Path) -> Probe | None:
         field(probe.document, "position", str, where)
         for axis in ("layer", "row"):
             whole_numbers(probe.document, axis, where)
+    return probe
+
+
+def read_transplant(folder: Path) -> Probe | None:
+    """`transplant.npz` and `.json`, or None where neither is."""
+    probe = read_probe(folder, "transplant", TRANSPLANT_AXES)
+    if probe is not None and probe.document["weights"][:2] != ["base", "tuned"]:
+        raise InputError(f"{folder / 'transplant.json'}: weights do not begin with base, tuned; probe again")
     return probe
 
 

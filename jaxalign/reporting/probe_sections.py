@@ -4,54 +4,32 @@ Every section takes label -> what was probed, "before" and "after" or one label 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from jaxalign.reporting import geometry_plots, plots
+from jaxalign.reporting.attribution import attribution_lines, attribution_note
 from jaxalign.reporting.figures import Plot, inline
 from jaxalign.reporting.geometry import GeometryChange, geometry_lines, geometry_note, geometry_values, values_note
 from jaxalign.reporting.language_pages import attribution_pages, lens_pages
 from jaxalign.reporting.lens import lens_lines, lens_note
-from jaxalign.reporting.neuron_plots import MASKED, masking_heat_map, neurons_heat_map
+from jaxalign.reporting.neuron_effects import NEURON_EFFECTS
+from jaxalign.reporting.neuron_sections import effect_section, neurons_section
 from jaxalign.reporting.neurons import NeuronTables
 from jaxalign.reporting.probe_files import Probe, Probes
+from jaxalign.reporting.sections import LayerFacts, ProbeSection, absent, common_languages, drawable, present, select
 from jaxalign.reporting.tables import language_title
 
 PANELS_PER_FIGURE = 3
 """Languages side by side in one figure of the lens; more would be too small to read."""
 
 
-@dataclass(frozen=True)
-class LayerFacts:
-    """What the representation probe measured at one layer, a value for each run."""
-
-    layer: int
-    explained: Sequence[float]
-    """share of the variance on the first two components"""
-    correlation: Sequence[float]
-    """mean over languages of the correlation with English; empty where English was not probed"""
-
-
-@dataclass(frozen=True)
-class ProbeSection:
-    """The plots of one probe, notes on what is missing, and facts by layer."""
-
-    runs: Sequence[str]
-    notes: Sequence[str]
-    plots: Sequence[Plot] = ()
-    folded: Sequence[Plot] = ()
-    """shown on request"""
-    facts: Sequence[LayerFacts] = ()
-    lines: Sequence[Sequence[str]] = ()
-    """a headline as a table: column names, then the rows"""
-    lines_note: str = ""
-    """what the table's columns mean"""
-
-
 def probe_sections(
-    sides: Mapping[str, Probes], neurons: NeuronTables | None, change: GeometryChange | None = None
+    sides: Mapping[str, Probes],
+    neurons: NeuronTables | None,
+    change: GeometryChange | None = None,
+    neuron_notes: Sequence[str] = (),
 ) -> dict[str, ProbeSection]:
     """Name -> section, of those in which there is something to show or to say.
 
@@ -59,12 +37,17 @@ def probe_sections(
       sides: label -> the probes of one folder.
       neurons: the selections beside them.
       change: between two sides' geometry.
+      neuron_notes: why there are no `neurons`.
     """
     sections = {
         "lens": lens_section({label: probes.logit_lens for label, probes in sides.items()}),
         "representation": representation_section({label: probes.pca for label, probes in sides.items()}),
         "attribution": attribution_section({label: probes.attribution for label, probes in sides.items()}),
-        "neurons": neurons_section(sides, neurons),
+        "neurons": neurons_section(neurons, neuron_notes),
+        **{
+            name: effect_section(name, {label: probes.found.get(name) for label, probes in sides.items()})
+            for name in NEURON_EFFECTS
+        },
         "geometry": geometry_section({label: probes.geometry for label, probes in sides.items()}, change),
     }
     return {name: section for name, section in sections.items() if section.runs or section.notes}
@@ -203,7 +186,10 @@ def attribution_section(sides: Mapping[str, Probe | None]) -> ProbeSection:
         for name, kind in (("attribution", "language"), ("attribution_scripts", "script"))
     )
     notes = list(dict.fromkeys(token_map_text(probe.document) for probe in runs.values()))
-    return ProbeSection(tuple(runs), notes, by_language, by_script)
+    notes += absent(sides) if runs else []
+    languages = common_languages(runs, "language") if runs else []
+    lines = attribution_lines(runs, languages) if languages else []
+    return ProbeSection(tuple(runs), notes, by_language, by_script, lines=lines, lines_note=attribution_note(runs))
 
 
 def token_map_text(attribution: Mapping[str, Any]) -> str:
@@ -215,29 +201,6 @@ def token_map_text(attribution: Mapping[str, Any]) -> str:
         f"Of the tokens of held-out texts, {held_out['decided']:.0%} have a language of their own, and for "
         f"{held_out['accuracy']:.0%} of these it is the right one."
     )
-
-
-def neurons_section(sides: Mapping[str, Probes], neurons: NeuronTables | None) -> ProbeSection:
-    """Where each language's neurons are, and what they do for each language, beside random ones."""
-    figures = []
-    if neurons:
-        figure = neurons_heat_map(neurons.by_layer, neurons.codes)
-        caption = "Selected neurons that are active in a language but not in all, by layer; layers are counted from 0."
-        figures.append(inline(figure, "neurons", "neurons of each language over the layers", caption))
-    runs = []
-    for name, (array, quantity, scale) in MASKED.items():
-        for label, probes in sides.items():
-            if not (probe := probes.found.get(name)):
-                continue
-            runs.append(label)
-            figure = masking_heat_map(scale * probe.arrays[array], probe.languages, quantity)
-            caption = (
-                f"{quantity.capitalize()} with the neurons of each language switched off, beside as many random ones "
-                f"of the same layers; a dot: the 95 % interval of the two's difference leaves out 0; {label}."
-            )
-            figures.append(inline(figure, f"{name}-{label}", f"{name.replace('_', ' ')}, {label}", caption))
-    labels = [label for label in sides if label in runs or neurons]
-    return ProbeSection(labels, (), figures)
 
 
 def scatter_plot(points: Mapping[str, np.ndarray], languages: Sequence[str], layers: Sequence[int]) -> Plot:
@@ -258,39 +221,6 @@ def surviving_text(runs: Mapping[str, Probe], languages: Sequence[str]) -> str:
         numbers = " and ".join(map(str, sorted(set(sides.values()))))
         counts.append(f"{language_title(code)} {numbers} of {max(p.document['rows'][code] for p in runs.values())}")
     return f"Rows whose gold words can be told apart: {', '.join(counts)}."
-
-
-def present(sides: Mapping[str, Probe | None]) -> dict[str, Probe]:
-    """Those that were probed."""
-    return {label: probe for label, probe in sides.items() if probe is not None}
-
-
-def drawable(sides: Mapping[str, Probe | None], array: str, layer_axis: int) -> tuple[dict[str, Probe], list[str]]:
-    """The probes that can be drawn together, and notes on those of two sides that cannot."""
-    runs = present(sides)
-    notes = [f"The {label} folder holds no such probe." for label in sides if label not in runs and len(sides) > 1]
-    depths = [probe.arrays[array].shape[layer_axis] for probe in runs.values()]
-    if len(set(depths)) > 1:
-        return {}, [f"Not drawn: the two models have different numbers of layers ({' and '.join(map(str, depths))})."]
-    if runs and not common_languages(runs, "language"):
-        return {}, ["Not drawn: the two probes have no language in common."]
-    return runs, notes
-
-
-def common_languages(runs: Mapping[str, Probe], axis: str) -> list[str]:
-    """The labels of an axis that all probes have, in the order of the first."""
-    first, *others = (probe.document[axis] for probe in runs.values())
-    return [code for code in first if all(code in other for other in others)]
-
-
-def select(probe: Probe, languages: Sequence[str], axis: str) -> dict[str, np.ndarray]:
-    """The probe's arrays with every axis of that name reduced to the given languages."""
-    indices = [probe.document[axis].index(code) for code in languages]
-    arrays = dict(probe.arrays)
-    for name, axes in probe.document["axes"].items():
-        for position in (position for position, label in enumerate(axes) if label == axis):
-            arrays[name] = np.take(arrays[name], indices, axis=position)
-    return arrays
 
 
 def chosen_layers(layers: int) -> list[int]:

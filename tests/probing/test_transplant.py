@@ -11,6 +11,7 @@ from jaxalign.errors import InputError
 from jaxalign.probing.prompts import ProbeData
 from jaxalign.probing.run import ProbeRun
 from jaxalign.probing.transplant import check_tuned, write_transplant
+from jaxalign.reporting.probe_files import read_transplant
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
 from tests.probing.language_world import PLANTED, planted_variables, write_languages
@@ -26,13 +27,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> ProbeRun:
         for layer, index in pairs:
             variables["params"]["layers"]["mlp"]["down_proj"]["kernel"][layer, index] = 0
     data = ProbeData(folder, write_languages(folder), tiny_world.byte_tokenizer(), slice(0, 6))
-    return ProbeRun(folder, tiny_world.DECODER, variables, make_mesh(2, 2, 2), data, ["en", "de", "zh"], 8, {})
+    return ProbeRun(
+        folder, tiny_world.DECODER, variables, make_mesh(2, 2, 2), data, ["en", "de", "zh"], 8, {"model": "tiny"}
+    )
 
 
 def test_a_language_s_tuned_neurons_do_in_the_base_what_tuning_did_for_it(run: ProbeRun):
     document = write_transplant(run, planted_variables()["params"], OWN, seed=0)
     assert json.loads((run.out / "transplant.json").read_text()) == document
-    assert document["model"][:3] == ["base", "tuned", "en"] and len(document["model"]) == 8
+    assert document["weights"][:3] == ["base", "tuned", "en"] and len(document["weights"]) == 8
+    assert document["model"] == "tiny" and read_transplant(run.out) is not None
     with np.load(run.out / "transplant.npz") as stored:
         arrays = dict(stored)
     assert set(arrays) == set(document["axes"])

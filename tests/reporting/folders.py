@@ -17,6 +17,7 @@ from jaxalign.probing.neurons import language_neurons, select_neurons, selection
 from jaxalign.probing.records import write_probe
 from jaxalign.probing.representation import pca_arrays
 from jaxalign.probing.token_languages import SCRIPT_CLASSES, UNDECIDABLE
+from jaxalign.reporting.probe_files import TRANSPLANT_AXES
 from jaxalign.reporting.results import Key
 from jaxalign.statistics import wilson_interval
 
@@ -267,6 +268,28 @@ def write_masking(
         **PROBED,
     }
     write_probe(folder, name, {array: change}, document)
+
+
+def write_transplant(folder: Path, languages: Sequence[str]) -> None:
+    """A transplant of language neurons as `probe` writes it, of what the report reads."""
+    random, weights = (
+        np.random.default_rng(7),
+        ["base", "tuned", *languages, *(f"random, as {code}" for code in languages)],
+    )
+    document = {
+        "axes": TRANSPLANT_AXES,
+        "language": list(languages),
+        "transplanted_language": list(languages),
+        "effect": list(EFFECTS),
+        "estimate": ["change", "low", "high"],
+        "weights": weights,
+        **PROBED,
+    }
+    arrays = {
+        "log_perplexity_change": random.normal(size=(3, len(languages), len(languages), 3)),
+        "perplexity": random.uniform(5, 20, (len(weights), len(languages))),
+    }
+    write_probe(folder, "transplant", arrays, document)
 
 
 def write_selection(folder: Path, english: Sequence[tuple[int, int]], rate: float = 0.1) -> Path:

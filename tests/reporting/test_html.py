@@ -88,6 +88,7 @@ def test_pages_of_layers_and_neurons_stand_side_by_side(folders: tuple[Path, Pat
         (folders[1] / f"{name}.npz").unlink()
     text = report(*folders)
     assert 'aria-label="attribution, before"' in text and 'aria-label="attribution, after"' not in text
+    assert text.count("The after folder holds no such probe.") == 2
 
 
 def test_what_was_measured_is_said(written: Path, text: str) -> None:

@@ -56,8 +56,10 @@ def test_the_report_shows_them(tmp_path: Path):
     folders = [write_evaluation(tmp_path / name, {("emotion", "en"): 0.6}) for name in ("before", "after")]
     write_report(folders[0], folders[1:], tmp_path / "without.html", "jaxalign report")
     assert "Language neurons" not in (tmp_path / "without.html").read_text()
-    for folder, english in zip(folders, ([(0, 3)], [(1, 4)]), strict=True):
-        write_selection(folder, english)
+    write_selection(folders[0], [(0, 3)])
+    write_report(folders[0], folders[1:], tmp_path / "one.html", "jaxalign report")
+    assert "The after folder holds no selection.json: no neurons are compared." in (tmp_path / "one.html").read_text()
+    write_selection(folders[1], [(1, 4)])
     write_report(folders[0], folders[1:], tmp_path / "report.html", "jaxalign report")
     page = (tmp_path / "report.html").read_text()
     assert '<section id="neurons">' in page

@@ -22,6 +22,7 @@ from tests.reporting.folders import (
     write_masking,
     write_pca,
     write_selection,
+    write_transplant,
 )
 from tests.reporting.read_page import HOSTILE, Page, assert_alone
 
@@ -44,6 +45,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_attribution(folder, LANGUAGES)
     write_masking(folder, LANGUAGES)
     write_masking(folder, LANGUAGES, "masked_accuracy", "accuracy_change")
+    write_transplant(folder, LANGUAGES)
     write_selection(folder, [(0, 3)])
     return folder
 
@@ -63,15 +65,16 @@ def test_the_page_is_alone_and_holds_every_probe(text: str):
     assert_alone(text)
     page = Page(text)
     # The lens of all languages in two ways, and large (3 of 4 have rows); PCA at two depths, correlations, two
-    # geometries, two attributions, neurons by layer, two maskings.
-    assert page.count("svg") == 2 + 1 + 3 + 2 + 2 + 1 + 2
+    # geometries, two attributions, neurons by layer, two maskings, a transplant.
+    assert page.count("svg") == 2 + 1 + 3 + 2 + 2 + 1 + 2 + 1
     for words in (
         "Probes of model models/smollm2-135m, no adapter, on the emotion task's prompts in en English, de German",
         "sw Swahili, n = 20",
         "No row of de German survives",
         "80% have a language of their own, and for 95% of these it is the right one",
         "language specific",
-        "Change of accuracy (percentage points) with the neurons",
+        "Change of accuracy (percentage points) with the neurons of each language switched off",
+        "Change of log perplexity (nats per token) with the neurons of each language transplanted",
         "jaxalign probe --config.out=base",
         "jaxalign neurons counts.npz",
         "jaxalign report base",
@@ -91,6 +94,15 @@ def test_the_tables_say_what_the_arrays_hold(base: Path, text: str):
     latent = read_npz(base / "logit_lens.npz")["unshared_latent_mean"]
     for values in latent:
         assert f"{values.max():.3f} (layer {values.argmax() + 1})" in page.text
+    english = read_npz(base / "attribution.npz")["language_mass_mean"][:, :, -1, 0]
+    for values in english:
+        assert f"{values.max():.3f} (layer {values.argmax() + 1})" in page.text
+    for name, scale, decimals in (("masking", 1, 3), ("masked_accuracy", 100, 1), ("transplant", 1, 3)):
+        change = next(array for key, array in read_npz(base / f"{name}.npz").items() if key.endswith("_change"))
+        own = [f"{scale * change[0, k, k, 0]:+.{decimals}f}".replace("-", "\N{MINUS SIGN}") for k in range(4)]
+        start = text.index(f'<section id="{name}">')
+        section = text[start : text.index("</section>", start)]
+        assert all(f'<td class="number">{value}</td>' in section for value in own)
     correlations = read_npz(base / "pca.npz")["correlations"]
     assert f"{np.mean(correlations[6, 0, 1:]):.3f}" in page.text
 
@@ -139,6 +151,7 @@ def test_probes_of_two_models_are_refused(folder: Path):
         ("attribution", {"token_map": {}}, "no field 'held_out'"),
         ("attribution", {"token_script": ["Klingon"] * len(SCRIPT_CLASSES)}, "token_script is not .*probe again"),
         ("masking", {"effect": [1]}, "probe again"),
+        ("transplant", {"weights": ["tuned", "base", *"12345678"]}, "do not begin with base, tuned"),
         ("selection", {"language": []}, "language is empty"),
         ("selection", {"language": ["xx", "sw"]}, "xx"),
         ("selection", {"neurons_per_layer": 3}, "the model has 2 layers of 3"),
