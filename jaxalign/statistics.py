@@ -80,7 +80,36 @@ def bootstrap_intervals(values: np.ndarray, *, resamples: int = 2000, seed: int 
         raise ValueError(f"values of shape {values.shape}")
     counts = times_drawn(np.random.default_rng(seed), values.shape[-1], resamples)
     means = values.astype(np.float64) @ counts.T / values.shape[-1]
-    return np.moveaxis(np.quantile(means, [0.5 - level / 2, 0.5 + level / 2], axis=-1), 0, -1)
+    return percentile_interval(means, level)
+
+
+def percentile_interval(drawn: np.ndarray, level: float = 0.95) -> np.ndarray:
+    """Between which bounds that share of resampled values lies: float64 [..., 2] of float [..., resamples]."""
+    return np.moveaxis(np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2], axis=-1), 0, -1)
+
+
+def resampled_correlations(series: np.ndarray, *, resamples: int = 2000, seed: int = 0) -> np.ndarray:
+    """Pearson's r of every pair of series in resamples of their rows, which are drawn for all series together.
+
+    Args:
+      series: float [k, n].
+
+    Returns:
+      float64 [pairs, resamples], pairs as in `np.triu_indices(k, 1)`; 0 where one of the two does not vary over the
+      rows drawn.
+    """
+    shares = times_drawn(np.random.default_rng(seed), series.shape[1], resamples).T / series.shape[1]
+    centred = series - series.mean(axis=1, keepdims=True, dtype=np.float64)
+    deviations = centred.std(axis=1, keepdims=True)
+    # In units of its own deviation, each series is as far from rounding as any other.
+    scaled = np.divide(centred, deviations, out=np.zeros_like(centred), where=deviations > 0)
+    means = scaled @ shares
+    variances = scaled**2 @ shares - means**2
+    varies = variances > 1e-9
+    spreads = np.sqrt(np.where(varies, variances, 1))
+    one, other = np.triu_indices(len(series), 1)
+    covariances = (scaled[one] * scaled[other]) @ shares - means[one] * means[other]
+    return np.where(varies[one] & varies[other], covariances / (spreads[one] * spreads[other]), 0)
 
 
 def times_drawn(random: np.random.Generator, size: int, resamples: int) -> np.ndarray:

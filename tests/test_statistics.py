@@ -19,6 +19,7 @@ from jaxalign.statistics import (
     holm,
     mcnemar_exact,
     mean_and_half_width,
+    resampled_correlations,
     seed_deviation,
     sign_flip_p_values,
     smallest_detectable_difference,
@@ -83,6 +84,21 @@ def test_many_bootstrap_intervals_are_those_of_each():
     np.testing.assert_allclose(found, each, rtol=1e-12)
     with pytest.raises(ValueError):
         bootstrap_intervals(np.zeros((2, 0)))
+
+
+def test_resampled_correlations_are_numpys_of_the_rows_drawn():
+    random = np.random.default_rng(8)
+    shared = random.normal(size=12)
+    # The second is far from 0 and of other units, the fourth does not vary.
+    series = np.stack([shared, 1e4 + 1e-2 * (shared + random.normal(size=12)), random.normal(size=12), np.ones(12)])
+    found = resampled_correlations(series, resamples=60, seed=2)
+    drawn = np.random.default_rng(2).integers(12, size=(60, 12))
+    expected = np.array([np.corrcoef(series[:3, rows]) for rows in drawn])
+    # Pairs 01, 02, 03, 12, 13, 23.
+    np.testing.assert_allclose(found[[0, 1, 3]], expected[:, [0, 0, 1], [1, 2, 2]].T, atol=1e-8)
+    assert found.shape == (6, 60) and not found[[2, 4, 5]].any()
+    # Of three rows the same one is often drawn three times.
+    assert set(resampled_correlations(np.array([[1.0, 2.0, 4.0]] * 2))[0].round(9)) == {0, 1}
 
 
 def test_sign_flips_are_scipys_exact_permutation_test():

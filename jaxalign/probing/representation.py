@@ -14,9 +14,20 @@ from jaxalign.probing.capture import Capture, capture_languages
 from jaxalign.probing.prompts import TASK, VARIANT
 from jaxalign.probing.records import write_probe
 from jaxalign.probing.run import ProbeRun
+from jaxalign.statistics import percentile_interval, resampled_correlations
 
 WHOLE_PROMPTS = Capture(layers=None, position="prompt_mean")
 """What the study analyses: every layer, averaged over all positions of a prompt, BOS included."""
+
+PCA_AXES = {
+    "points": ["layer", "scatter_language", "row", "component"],
+    "explained_variance_ratio": ["layer", "component"],
+    "first_component": ["layer", "language", "row"],
+    "correlations": ["layer", "language", "language"],
+    "correlations_interval": ["layer", "language", "language", "bound"],
+}
+"""The arrays of `pca.npz`. `points` and their shares of variance are of a fit of two components to the scatter
+languages alone, the others of a fit of one component to all languages."""
 
 
 class Projection(NamedTuple):
@@ -51,6 +62,12 @@ def joint_pca(states: np.ndarray, components: int) -> Projection:
     return Projection(coordinates, values / np.trace(gram))
 
 
+def first_component(states: np.ndarray) -> np.ndarray:
+    """The coordinate on the first joint component: float64 [languages, rows] of states [languages, rows, D]."""
+    languages, rows, width = states.shape
+    return joint_pca(states.reshape(-1, width), 1).coordinates.reshape(languages, rows)
+
+
 def language_correlations(states: np.ndarray) -> np.ndarray:
     """Pearson r between languages, over the same rows, of the coordinate on the first joint component.
 
@@ -60,9 +77,21 @@ def language_correlations(states: np.ndarray) -> np.ndarray:
     Returns:
       float64 [languages, languages].
     """
-    languages, rows, width = states.shape
-    first = joint_pca(states.reshape(-1, width), 1).coordinates.reshape(languages, rows)
-    return np.corrcoef(first).reshape(languages, languages)
+    return np.corrcoef(first_component(states)).reshape(len(states), len(states))
+
+
+def correlation_intervals(first: np.ndarray) -> np.ndarray:
+    """95 % percentile bootstrap intervals, over the rows, of the correlations: float64 [languages, languages, 2].
+
+    The component stays as it was fitted.
+
+    Args:
+      first: `first_component`.
+    """
+    intervals = np.ones((len(first), len(first), 2))
+    one, other = np.triu_indices(len(first), 1)
+    intervals[one, other] = intervals[other, one] = percentile_interval(resampled_correlations(first))
+    return intervals
 
 
 def pca_arrays(states: np.ndarray, scatter: Sequence[int]) -> dict[str, np.ndarray]:
@@ -75,9 +104,14 @@ def pca_arrays(states: np.ndarray, scatter: Sequence[int]) -> dict[str, np.ndarr
     layers = range(states.shape[2])
     fits = [joint_pca(states[list(scatter), :, k].reshape(-1, states.shape[3]), 2) for k in layers]
     points = np.stack([fit.coordinates.reshape(len(scatter), -1, 2) for fit in fits])
-    correlations = np.stack([language_correlations(states[:, :, k]) for k in layers])
-    explained = np.stack([fit.explained for fit in fits])
-    arrays = {"points": points, "explained_variance_ratio": explained, "correlations": correlations}
+    firsts = [first_component(states[:, :, k]) for k in layers]
+    arrays = {
+        "points": points,
+        "explained_variance_ratio": np.stack([fit.explained for fit in fits]),
+        "first_component": np.stack(firsts),
+        "correlations": np.stack([np.corrcoef(first).reshape(len(first), len(first)) for first in firsts]),
+        "correlations_interval": np.stack(list(map(correlation_intervals, firsts))),
+    }
     return {name: array.astype(np.float32) for name, array in arrays.items()}
 
 
@@ -103,15 +137,12 @@ def write_representation(run: ProbeRun, scatter_languages: Sequence[str]) -> dic
     states = np.stack([each.states for each in probed])
     arrays = pca_arrays(states, [list(languages).index(language) for language in scatter_languages])
     document = {
-        "axes": {
-            "points": ["layer", "scatter_language", "row", "component"],
-            "explained_variance_ratio": ["layer", "component"],
-            "correlations": ["layer", "language", "language"],
-        },
+        "axes": PCA_AXES,
         "layer": list(range(states.shape[2])),
         "language": list(languages),
         "scatter_language": list(scatter_languages),
         "row": rows,
+        "bound": ["low", "high"],
         "task": TASK.name,
         "variant": VARIANT,
         **run.description,

@@ -10,6 +10,7 @@ from typing import Any
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.errors import InputError
 from jaxalign.files import write_text
+from jaxalign.reporting.correlations import correlation_lines, correlation_note
 from jaxalign.reporting.escaping import code_span, one_line
 from jaxalign.reporting.gains import LEVEL, POWER, RESAMPLES, SEED, CellGain, Gains, MeanGain, MeanScore, Score
 from jaxalign.reporting.geometry import geometry_lines, geometry_note
@@ -52,6 +53,7 @@ def document(gains: Gains, command: str) -> dict[str, Any]:
         ],
         "method": {"level": LEVEL, "power": POWER, "resamples": RESAMPLES, "seed": SEED, "notes": notes(gains)},
         "geometry": gains.geometry.document() if gains.geometry else None,
+        "correlations": gains.correlations.document() if gains.correlations else None,
         "command": command,
     }
 
@@ -153,6 +155,8 @@ def plain_text(gains: Gains) -> str:
         blocks.append(aligned([["mean over", *mean_columns(gains)], *(mean_line(gains, each) for each in shown)]))
     if gains.geometry:
         blocks.append(aligned(geometry_lines(gains.geometry)))
+    if gains.correlations:
+        blocks.append(aligned(correlation_lines(gains.correlations)))
     failures = [
         one_line(f"Failed in {folder}: {cells_text([failure.key])}: {failure.error}")
         for folder, failure in gains.comparison.failures
@@ -171,6 +175,8 @@ def markdown(gains: Gains, command: str) -> str:
         parts.append(pipe_table([["mean over", *mean_columns(gains)], *(mean_line(gains, each) for each in means)]))
     if gains.geometry:
         parts += ["### geometry", pipe_table(geometry_lines(gains.geometry))]
+    if gains.correlations:
+        parts += ["### correlations", pipe_table(correlation_lines(gains.correlations))]
     if comparison.failures:
         parts.append(
             "\n".join(
@@ -289,6 +295,8 @@ def notes(gains: Gains) -> list[str]:
             )
     if gains.geometry:
         texts.append(geometry_note(gains.geometry))
+    if gains.correlations:
+        texts.append(correlation_note(gains.correlations))
     texts += left_over("before", gains.comparison.only_before) + left_over("after", gains.comparison.only_after)
     return texts
 

@@ -14,6 +14,7 @@ import numpy as np
 from jaxalign.crossed_bootstrap import crossed_bootstrap
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.errors import InputError
+from jaxalign.reporting.correlations import CorrelationChange, correlation_change
 from jaxalign.reporting.geometry import GeometryChange, geometry_change
 from jaxalign.reporting.results import Cell, Prediction
 from jaxalign.reporting.tables import AccuracyRow, Comparison, block_title
@@ -145,6 +146,8 @@ class Gains:
     means: Sequence[MeanGain]
     geometry: GeometryChange | None
     """of the first AFTER; None where there is nothing to pair"""
+    correlations: CorrelationChange | None
+    """the same"""
 
     @property
     def by_block(self) -> Mapping[tuple[str, str], tuple[list[CellGain], list[MeanGain]]]:
@@ -169,8 +172,14 @@ def measure_gains(comparison: Comparison) -> Gains:
     )
     cells = [CellGain(*parts) for parts in zip(comparison.rows, corrected, reference, strict=True)]
     means = [mean for block, rows in comparison.by_block.items() for mean in mean_gains(*block, rows)]
-    geometry = geometry_change(comparison.before.probes.geometry, comparison.after.probes.geometry)
-    return Gains(comparison, cells, means, geometry)
+    before, after = comparison.before.probes, comparison.after.probes
+    return Gains(
+        comparison,
+        cells,
+        means,
+        geometry_change(before.geometry, after.geometry),
+        correlation_change(before.pca, after.pca),
+    )
 
 
 def correct(row: AccuracyRow, numbers: Sequence[int], is_correct: Callable[[Prediction], bool]) -> np.ndarray:

@@ -28,7 +28,8 @@ class Change:
     high: float
     """95 % interval of after - before"""
     p_holm: float | None
-    """of exchanging before and after in every row, adjusted over the headline's languages and measures; None: a mean"""
+    """of exchanging before and after in every row, adjusted over the headline's languages and measures; None where no
+    test is made"""
 
     @property
     def mark(self) -> str:

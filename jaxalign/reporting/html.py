@@ -100,7 +100,7 @@ def render(gains: Gains, command: str) -> str:
         run=run,
         run_facts=run_facts(run) if run else {},
         training=training_plot(run) if run and (run.training or run.held_out) else None,
-        sections=probe_sections(changed, neurons, gains.geometry, missing_selections(selected)),
+        sections=probe_sections(changed, neurons, gains.geometry, gains.correlations, missing_selections(selected)),
         neurons=neurons,
         sides=sides,
         timings={label: timing_facts(each) for label, each in sides.items()},

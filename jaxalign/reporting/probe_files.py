@@ -11,6 +11,7 @@ from jaxalign.data.languages import language_of
 from jaxalign.errors import InputError
 from jaxalign.files import read_npz
 from jaxalign.probing.likeness import GEOMETRY_AXES
+from jaxalign.probing.representation import PCA_AXES
 from jaxalign.probing.token_languages import SCRIPT_CLASSES
 from jaxalign.reporting.fields import field, read_object, share, texts, whole_numbers
 
@@ -30,11 +31,6 @@ MASKED_ACCURACY_AXES = {"accuracy_change": ["effect", "masked_language", "langua
 TRANSPLANT_AXES = {
     "log_perplexity_change": ["effect", "transplanted_language", "language", "estimate"],
     "perplexity": ["weights", "language"],
-}
-PCA_AXES = {
-    "points": ["layer", "scatter_language", "row", "component"],
-    "explained_variance_ratio": ["layer", "component"],
-    "correlations": ["layer", "language", "language"],
 }
 
 
@@ -73,7 +69,7 @@ def read_probes(folder: Path) -> Probes:
     return Probes(
         logit_lens=read_lens(folder),
         attribution=read_attribution(folder),
-        pca=read_probe(folder, "pca", PCA_AXES),
+        pca=read_pca(folder),
         geometry=read_geometry(folder),
         masking=read_probe(folder, "masking", MASKING_AXES),
         masked_accuracy=read_probe(folder, "masked_accuracy", MASKED_ACCURACY_AXES),
@@ -134,6 +130,15 @@ def read_attribution(folder: Path) -> Probe | None:
         for name in ("decided", "accuracy"):
             if held_out.get(name) is not None:
                 share(held_out[name], f"{where}, token_map, held_out, all, {name}")
+    return probe
+
+
+def read_pca(folder: Path) -> Probe | None:
+    """`pca.npz` and `.json`, or None where neither is."""
+    probe = read_probe(folder, "pca", PCA_AXES)
+    if probe is not None:
+        for axis in ("layer", "row"):
+            whole_numbers(probe.document, axis, str(folder / "pca.json"))
     return probe
 
 

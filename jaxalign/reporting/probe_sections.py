@@ -10,6 +10,13 @@ import numpy as np
 
 from jaxalign.reporting import geometry_plots, plots
 from jaxalign.reporting.attribution import attribution_lines, attribution_note
+from jaxalign.reporting.correlations import (
+    CorrelationChange,
+    correlation_lines,
+    correlation_note,
+    correlation_values,
+    correlation_values_note,
+)
 from jaxalign.reporting.figures import Plot, inline
 from jaxalign.reporting.geometry import GeometryChange, geometry_lines, geometry_note, geometry_values, values_note
 from jaxalign.reporting.language_pages import attribution_pages, lens_pages
@@ -29,6 +36,7 @@ def probe_sections(
     sides: Mapping[str, Probes],
     neurons: NeuronTables | None,
     change: GeometryChange | None = None,
+    correlations: CorrelationChange | None = None,
     neuron_notes: Sequence[str] = (),
 ) -> dict[str, ProbeSection]:
     """Name -> section, of those in which there is something to show or to say.
@@ -36,12 +44,12 @@ def probe_sections(
     Args:
       sides: label -> the probes of one folder.
       neurons: the selections beside them.
-      change: between two sides' geometry.
+      change, correlations: between two sides' geometry and first components.
       neuron_notes: why there are no `neurons`.
     """
     sections = {
         "lens": lens_section({label: probes.logit_lens for label, probes in sides.items()}),
-        "representation": representation_section({label: probes.pca for label, probes in sides.items()}),
+        "representation": representation_section({label: probes.pca for label, probes in sides.items()}, correlations),
         "attribution": attribution_section({label: probes.attribution for label, probes in sides.items()}),
         "neurons": neurons_section(neurons, neuron_notes),
         **{
@@ -99,7 +107,7 @@ def small_multiples(probe: Probe, label: str) -> list[Plot]:
     ]
 
 
-def representation_section(sides: Mapping[str, Probe | None]) -> ProbeSection:
+def representation_section(sides: Mapping[str, Probe | None], change: CorrelationChange | None) -> ProbeSection:
     """PCA scatter at the study's relative depths, correlation with English over all layers, and both as numbers."""
     runs, notes = drawable(sides, "points", 0)
     if not runs:
@@ -133,7 +141,16 @@ def representation_section(sides: Mapping[str, Probe | None]) -> ProbeSection:
         )
         for layer in layers
     ]
-    return ProbeSection(tuple(runs), notes, figures, folded, facts)
+    lines: list[list[str]] = []
+    note = ""
+    if change:
+        lines, note = correlation_lines(change), correlation_note(change)
+    elif len(runs) > 1:
+        notes.append("The two probes differ in languages or rows: the changes of their correlations are not paired.")
+    elif english:
+        [probe] = runs.values()
+        lines, note = correlation_values(probe), correlation_values_note(probe)
+    return ProbeSection(tuple(runs), notes, figures, folded, facts, lines, note)
 
 
 def geometry_section(sides: Mapping[str, Probe | None], change: GeometryChange | None) -> ProbeSection:

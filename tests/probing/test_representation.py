@@ -46,6 +46,20 @@ def test_correlations_are_pearsons_of_the_first_joint_component():
     assert found[0, 1] > 0.95 and found[0, 2] == pytest.approx(-1)
 
 
+def test_intervals_of_correlations_are_those_of_drawn_rows():
+    shared = RNG.normal(size=(40, 2, 6)) * [5, 1, 1, 1, 1, 1]
+    arrays = pca_arrays(shared + RNG.normal(size=(3, 40, 2, 6)) * 3, [0, 1])
+    drawn = np.random.default_rng(9).integers(40, size=(2000, 40))
+    for first, correlations, interval in zip(
+        *(arrays[name] for name in ("first_component", "correlations", "correlations_interval")), strict=True
+    ):
+        np.testing.assert_allclose(np.corrcoef(first), correlations, atol=1e-5)
+        expected = np.quantile([np.corrcoef(first[:, rows]) for rows in drawn], [0.025, 0.975], axis=0)
+        # Other draws: quantiles of 2,000 agree within some hundredths.
+        np.testing.assert_allclose(interval, np.moveaxis(expected, 0, -1), atol=0.04)
+        assert interval[0, 1, 1] - interval[0, 1, 0] > 0.1
+
+
 def test_files_of_the_pca(tmp_path: Path):
     exemplars = tiny_world.write_data(tmp_path)
     data = ProbeData(tmp_path, exemplars, tiny_world.byte_tokenizer(), slice(1, 6))

@@ -15,7 +15,7 @@ from jaxalign.probing.logit_lens import LanguageLens, LensRows, lens_arrays, len
 from jaxalign.probing.masking import EFFECTS
 from jaxalign.probing.neurons import language_neurons, select_neurons, selection_document
 from jaxalign.probing.records import write_probe
-from jaxalign.probing.representation import pca_arrays
+from jaxalign.probing.representation import PCA_AXES, pca_arrays
 from jaxalign.probing.token_languages import SCRIPT_CLASSES, UNDECIDABLE
 from jaxalign.reporting.probe_files import TRANSPLANT_AXES
 from jaxalign.reporting.results import Key
@@ -200,11 +200,8 @@ def write_pca(
     )
     states = items + apart * offsets + 0.5 * generator.normal(size=(len(languages), rows, layers + 1, width))
     document = {
-        "axes": {
-            "points": ["layer", "scatter_language", "row", "component"],
-            "explained_variance_ratio": ["layer", "component"],
-            "correlations": ["layer", "language", "language"],
-        },
+        "axes": PCA_AXES,
+        "bound": ["low", "high"],
         "layer": list(range(layers + 1)),
         "language": list(languages),
         "scatter_language": list(scatter),

@@ -11,6 +11,7 @@ import pytest
 
 from jaxalign.errors import InputError
 from jaxalign.files import read_json, write_json
+from jaxalign.reporting.correlations import correlation_lines
 from jaxalign.reporting.gain_files import interval_text, p_text
 from jaxalign.reporting.gains import measure_gains
 from jaxalign.reporting.geometry import geometry_lines, geometry_note
@@ -208,6 +209,10 @@ def test_the_geometry_is_drawn_and_its_changes_said(folders: tuple[Path, Path], 
         for text in line:
             assert text.strip() in page.text
     assert geometry_note(gains.geometry) in page.text
+    assert gains.correlations is not None
+    for line in correlation_lines(gains.correlations):
+        for text in line:
+            assert text.strip() in page.text
     assert "linear CKA" in page.text and "geometry, layer 2" in page.text and "**" in page.text
     document = read_json(folders[1] / "geometry.json")
     write_json(folders[1] / "geometry.json", document | {"position": "last"})
@@ -221,6 +226,7 @@ def test_probes_of_other_depths_or_languages_are_not_drawn_together(folders: tup
     page = Page(report(*folders))
     assert "different numbers of layers (6 and 5)" in page.text
     assert "no correlation with English" in page.text
+    assert "the changes of their correlations are not paired" in page.text
 
 
 def test_cells_of_one_side_and_other_rows_are_listed(tmp_path: Path) -> None:

@@ -104,6 +104,7 @@ def test_the_tables_say_what_the_arrays_hold(base: Path, text: str):
         section = text[start : text.index("</section>", start)]
         assert all(f'<td class="number">{value}</td>' in section for value in own)
     correlations = read_npz(base / "pca.npz")["correlations"]
+    assert all(f"{correlations[3, 0, k]:.3f}" in page.text for k in (1, 2, 3))
     assert f"{np.mean(correlations[6, 0, 1:]):.3f}" in page.text
 
 
