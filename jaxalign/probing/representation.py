@@ -22,9 +22,9 @@ WHOLE_PROMPTS = Capture(layers=None, position="prompt_mean")
 PCA_AXES = {
     "points": ["layer", "scatter_language", "row", "component"],
     "explained_variance_ratio": ["layer", "component"],
-    "first_component": ["layer", "language", "row"],
     "correlations": ["layer", "language", "language"],
     "correlations_interval": ["layer", "language", "language", "bound"],
+    "first_component": ["layer", "language", "row"],
 }
 """The arrays of `pca.npz`. `points` and their shares of variance are of a fit of two components to the scatter
 languages alone, the others of a fit of one component to all languages."""
