@@ -63,24 +63,30 @@ def correlation_change(before: Probe | None, after: Probe | None) -> Correlation
         array[:, *of_pairs].T.astype(np.float64)
         for array in (before.arrays["correlations"], after.arrays["correlations"][:, order][:, :, order])
     )
-    intervals, changes = [], {}
-    for k in range(len(layers)):
-        drawn_then, drawn_now = (resampled_correlations(each[k]) for each in coordinates)
-        intervals.append(percentile_interval(drawn_now - drawn_then))
-        if k == middle(layers):
-            for name, members in headline_pairs(languages).items():
-                low, high = percentile_interval((drawn_now - drawn_then)[members].mean(axis=0)).tolist()
-                values = float(then[members, k].mean()), float(now[members, k].mean())
-                changes[name] = Change(*values, low, high, p_holm=None)
+    k = middle(layers)
     return CorrelationChange(
         pairs=list(combinations(languages, 2)),
         layers=layers,
         rows=len(first["row"]),
         change=now - then,
-        interval=np.stack(intervals, axis=1),
-        layer=layers[middle(layers)],
-        headline=changes,
+        interval=np.stack([percentile_interval(drawn_changes(*sides)) for sides in zip(*coordinates, strict=True)], 1),
+        layer=layers[k],
+        headline=headline(languages, then[:, k], now[:, k], drawn_changes(*(each[k] for each in coordinates))),
     )
+
+
+def drawn_changes(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """After minus before in resamples of the same rows: float64 [pairs, resamples] of two [languages, rows]."""
+    return resampled_correlations(after) - resampled_correlations(before)
+
+
+def headline(languages: Sequence[str], before: np.ndarray, after: np.ndarray, drawn: np.ndarray) -> dict[str, Change]:
+    """The changes at one layer, by line; r before and after [pairs], and `drawn_changes`."""
+    changes = {}
+    for name, members in headline_pairs(languages).items():
+        low, high = percentile_interval(drawn[members].mean(axis=0)).tolist()
+        changes[name] = Change(float(before[members].mean()), float(after[members].mean()), low, high, p_holm=None)
+    return changes
 
 
 def headline_pairs(languages: Sequence[str]) -> dict[str, list[int]]:
