@@ -12,6 +12,7 @@ from jaxalign.errors import InputError
 from jaxalign.probing.neuron_counts import ActivationCounts, read_counts
 from jaxalign.probing.neurons import (
     GENERAL,
+    LAYER_AND_INDEX,
     SCORES,
     Selection,
     activation_probabilities,
@@ -30,7 +31,7 @@ MASKED = ("specific", "related", "general")
 
 
 def neurons(config: ConfigDict, paths: Sequence[str]) -> None:
-    """Selects the neurons into `config.out`: selection.npz and selection.json."""
+    """Selects the neurons into `config.out`: selection.npz and selection.json, and those of all languages beside."""
     if len(paths) != 1:
         raise InputError("neurons takes one argument: the .npz file of counts")
     check_selection_settings(config)
@@ -38,15 +39,16 @@ def neurons(config: ConfigDict, paths: Sequence[str]) -> None:
     counts = read_counts(Path(paths[0]))
     probabilities = activation_probabilities(counts)
     selection = selected_of(counts, config)
+    made_from = {"counts": paths[0], **counted_model(Path(paths[0])), **provenance(config)}
     document = {
         **selection_document(selection, probabilities, counts.languages, form, rate),
         "tokens": dict(zip(counts.languages, counts.tokens.tolist(), strict=True)),
-        "counts": paths[0],
-        **counted_model(Path(paths[0])),
-        **provenance(config),
+        **made_from,
     }
     own = {code: language_neurons(selection, index) for index, code in enumerate(counts.languages)}
-    write_probe(out, "selection", {**own, GENERAL: general_neurons(selection)}, document)
+    write_probe(out, "selection", own, document)
+    of_all = {"axes": {GENERAL: ["neuron", LAYER_AND_INDEX]}, "neurons": "active in every language, selected or not"}
+    write_probe(out, "general_neurons", {GENERAL: general_neurons(selection)}, of_all | made_from)
     print(f"lambda {selection.weight}, tau {selection.threshold:.7f}; {document['selected']} neurons selected")
     print(f"active in 0, 1, ... languages: {' '.join(map(str, document['histogram']))}")
     print(f"of a language: {', '.join(f'{code} {number}' for code, number in document['neurons'].items())}")
@@ -99,11 +101,9 @@ def neurons_to_mask(config: ConfigDict) -> dict[str, np.ndarray]:
     if not chosen.selection:
         raise InputError("--config.neurons.selection= is needed: the selection.npz that `jaxalign neurons` wrote")
     own = read_selection(Path(chosen.selection), chosen_languages(config))
-    general = own.pop(GENERAL, None)
     if chosen.masked == "specific":
         return specific_neurons(own)
     if chosen.masked == "related":
         return own
-    if general is None:
-        raise InputError(f"{chosen.selection}: no general neurons in it; run `jaxalign neurons` of this version again")
+    general = read_selection(Path(chosen.selection).with_name("general_neurons.npz"), [GENERAL])[GENERAL]
     return {code: np.unique(np.concatenate([pairs, general]), axis=0) for code, pairs in own.items()}

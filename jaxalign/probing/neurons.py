@@ -34,7 +34,8 @@ LARGEST_WEIGHT, WEIGHT_STEP = 0.2, 1e-3
 CLASSES = ("unassigned", "language_specific", "language_related", "general")
 """Of a neuron active in none, one, several, all languages."""
 GENERAL = "general"
-"""The array of `selection.npz` beside those of the languages; no language's code."""
+"""The one array of `general_neurons.npz`, which lies beside `selection.npz`."""
+LAYER_AND_INDEX = "layer and index, both from 0"
 
 
 class Selection(NamedTuple):
@@ -157,10 +158,7 @@ def general_neurons(selection: Selection) -> np.ndarray:
 
 
 def read_selection(path: Path, languages: Sequence[str]) -> dict[str, np.ndarray]:
-    """The arrays of `selection.npz`, int [n, 2] each, GENERAL among them unless another program wrote the file.
-
-    An array that is not so, or a language without one, raises InputError.
-    """
+    """The arrays of `selection.npz`, int [n, 2] each; one that is not, or a language without one, raises InputError."""
     own = read_npz(path)
     for code, pairs in own.items():
         if pairs.dtype.kind not in "iu" or pairs.ndim != 2 or pairs.shape[1] != 2 or (pairs < 0).any():
@@ -207,7 +205,7 @@ def selection_document(
     own = {code: language_neurons(selection, index) for index, code in enumerate(languages)}
     at_zero = select_neurons(probabilities, "lape", rate).selected
     return {
-        "axes": {name: ["neuron", "layer and index, both from 0"] for name in (*languages, GENERAL)},
+        "axes": {name: ["neuron", LAYER_AND_INDEX] for name in languages},
         "language": languages,
         "layers": layers,
         "neurons_per_layer": width,

@@ -38,9 +38,10 @@ def test_files_of_a_selection(ok, tmp_path):
     assert document["selected"] == sum(document["histogram"]) == 20 and document["top_rate"] == 0.25
     assert f"lambda {document['lambda_star']}" in out
     with np.load(tmp_path / "out/selection.npz") as own:
-        lengths = {code: len(own[code]) for code in own}
-        assert lengths.pop("general") == sum(document["general_of_all_neurons_per_layer"])
-        assert lengths == document["neurons"]
+        assert {code: len(own[code]) for code in own} == document["neurons"]
+    with np.load(tmp_path / "out/general_neurons.npz") as of_all:
+        assert list(of_all) == ["general"]
+        assert len(of_all["general"]) == sum(document["general_of_all_neurons_per_layer"])
 
 
 def test_a_prefix_need_not_be_there(ok, tmp_path):
@@ -144,11 +145,12 @@ def test_a_selection_names_the_model_of_its_counts(ok, tmp_path):
 
 
 def test_masks_are_nested(tmp_path):
-    own = {"en": [[0, 1], [0, 3]], "de": [[0, 1], [1, 2]], "zh": [[1, 5]], "general": [[0, 0], [1, 9]]}
+    own = {"en": [[0, 1], [0, 3]], "de": [[0, 1], [1, 2]], "zh": [[1, 5]]}
     np.savez(tmp_path / "selection.npz", allow_pickle=False, **{code: np.array(pairs) for code, pairs in own.items()})
+    np.savez(tmp_path / "general_neurons.npz", allow_pickle=False, general=np.array([[0, 0], [1, 9]]))
     expected = {
         "specific": {"en": [[0, 3]], "de": [[1, 2]], "zh": [[1, 5]]},
-        "related": {code: pairs for code, pairs in own.items() if code != "general"},
+        "related": own,
         "general": {
             "en": [[0, 0], [0, 1], [0, 3], [1, 9]],
             "de": [[0, 0], [0, 1], [1, 2], [1, 9]],
@@ -221,7 +223,7 @@ def test_masked_parameters_are_a_mask_in_the_forward_pass():
         ({"en": [[0, 1]], "de": [[2, 1]]}, "", "the model has 2 layers of 24"),
         ({"en": [[0, 24]], "de": [[0, 1]]}, "", "index 24, the model has 2 layers of 24"),
         ({"en": [[0, 1]], "de": [[0, 1]]}, "--config.neurons.masked=all", "specific, related or general"),
-        ({"en": [[0, 1]], "de": [[0, 1]]}, "--config.neurons.masked=general", "no general neurons in it"),
+        ({"en": [[0, 1]], "de": [[0, 1]]}, "--config.neurons.masked=general", "general_neurons.npz: no such file"),
     ],
 )
 def test_what_cannot_be_masked(refused, model_folder, tmp_path, own, flag, named):
