@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
+LONGEST = 2000
+"""Characters of a message."""
 
 
 class InputError(Exception):
@@ -11,6 +13,11 @@ class InputError(Exception):
 
     A command that meets one prints the message and ends with exit code 2.
     """
+
+    def __init__(self, message: str):
+        # Names and values of files stand in messages, whatever they hold and however long they are.
+        line = " ".join(message.split())
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST - 500]} [...] {line[-400:]}")
 
 
 class InputErrors(InputError):

@@ -92,7 +92,10 @@ def _read_config(file: GgufFile) -> ModelConfig:
 
     layers = keys.whole("block_count", most=MOST_LAYERS)
     width, heads = keys.whole("embedding_length"), keys.whole("attention.head_count")
+    kv_heads = keys.whole("attention.head_count_kv", heads)
     head_dim = keys.whole("attention.key_length", width // heads)
+    if heads % kv_heads or head_dim % 2:
+        raise InputError(f"{keys.where}: {heads} heads over {kv_heads}, {head_dim} wide: no multiple, or an odd width")
     for key in ("rope.dimension_count", "attention.value_length"):
         if keys.whole(key, head_dim) != head_dim:
             raise InputError(f"{keys.where}: {key} differs from the head width {head_dim}, which is not supported")
@@ -109,7 +112,7 @@ def _read_config(file: GgufFile) -> ModelConfig:
         width=width,
         layers=layers,
         heads=heads,
-        kv_heads=keys.whole("attention.head_count_kv", heads),
+        kv_heads=kv_heads,
         head_dim=head_dim,
         mlp_dim=keys.whole("feed_forward_length"),
         norm_eps=keys.real("attention.layer_norm_rms_epsilon"),
@@ -150,7 +153,7 @@ def _read_window(keys: Keys, layers: int) -> tuple[int | None, tuple[bool, ...]]
 
 def _read_rope_scaling(keys: Keys, file: GgufFile, base: float, head_dim: int) -> RopeScaling | None:
     kind = keys.take("rope.scaling.type", "none")
-    original = keys.take("rope.scaling.original_context_length", _LLAMA3_POSITIONS)
+    original = keys.whole("rope.scaling.original_context_length", _LLAMA3_POSITIONS)
     if kind == "linear":
         return RopeScaling("linear", keys.real("rope.scaling.factor"))
     if kind != "none":
@@ -160,8 +163,9 @@ def _read_rope_scaling(keys: Keys, file: GgufFile, base: float, head_dim: int) -
     # Llama 3's scaling reaches the file as what each frequency is divided by.
     divisors = file.array(_ROPE_FACTORS)
     scaling = RopeScaling("llama3", float(divisors.max()), _LLAMA3_LOW, _LLAMA3_HIGH, original)
+    usable = divisors.shape == (head_dim // 2,) and np.isfinite(divisors).all() and divisors.min() > 0
     # The file's divisors are float32; those of another scaling differ by far more than a thousandth.
-    if divisors.shape != (head_dim // 2,) or not np.allclose(divisors, _llama3_divisors(scaling, base, head_dim), 1e-3):
+    if not usable or not np.allclose(divisors, _llama3_divisors(scaling, base, head_dim), 1e-3):
         raise InputError(f"{file.path}: {_ROPE_FACTORS} is not Llama 3's rope scaling, which is the only one supported")
     return scaling
 

@@ -138,7 +138,7 @@ def _read_tables(cursor: _Cursor, path: Path) -> tuple[dict[str, Any], dict[str,
         if kind not in GGML_QUANT_SIZES:
             raise InputError(f"{path}: {name} is of GGML type {kind}, which this gguf package does not know")
         elements, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
-        if not shape or shape[-1] % elements:
+        if not shape or 0 in shape or shape[-1] % elements:
             raise InputError(f"{path}: {name} has shape {list(shape)}, which does not go with blocks of {elements}")
         tensors[name] = StoredTensor(shape, GGMLQuantizationType(kind), offset, math.prod(shape) // elements * size)
 

@@ -1,7 +1,7 @@
 """A checkpoint's `config.json` as a ModelConfig. Every key is used, known to change nothing, or refused by name."""
 
 import json
-import math
+import sys
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,8 @@ from jaxalign.model.config import Family, ModelConfig, RopeScaling
 
 MOST_LAYERS = 1000
 """Many times more than any decoder has; lists of so many are made before a file is asked whether it holds them."""
+MOST_OF_A_SIZE = 2**31 - 1
+"""Sizes, positions and token ids are int32 on the devices."""
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -34,7 +36,7 @@ def read_end_ids(folder: Path) -> list[int]:
     document = files.read_json(files_there[0])
     found = document.get("eos_token_id") if isinstance(document, dict) else None
     ids = found if isinstance(found, list) else [] if found is None else [found]
-    if any(type(number) is not int or number < 0 for number in ids):
+    if any(type(number) is not int or not 0 <= number <= MOST_OF_A_SIZE for number in ids):
         raise InputError(
             f"{files_there[0]}: eos_token_id = {json.dumps(found)}: a token id or a list of them is needed"
         )
@@ -65,6 +67,8 @@ def config_from_hf(document: dict[str, Any], where: str) -> ModelConfig:
     if head_dim is None and width % heads:
         raise InputError(f"{where}: hidden_size {width} is not a multiple of num_attention_heads {heads}; set head_dim")
     head_dim = head_dim or width // heads
+    if head_dim % 2:
+        raise InputError(f"{where}: head_dim {head_dim} is odd; rotary positions need an even one")
     max_positions = keys.whole("max_position_embeddings")
     rope_base, rope_scaling, local_rope_base = _read_rope(keys, family, max_positions)
     window, local_layers = _read_window(keys, family, layers)
@@ -175,10 +179,10 @@ class Keys:
         self.taken.add(key)
         return self.document.get(key, self.defaults.get(key, default))
 
-    def whole(self, key: str, default: int | None = None, least: int = 1, most: int | None = None) -> int:
+    def whole(self, key: str, default: int | None = None, least: int = 1, most: int = MOST_OF_A_SIZE) -> int:
         value = self.take(key, default)
-        if type(value) is not int or value < least or (most is not None and value > most):
-            bounds = f"from {least} on" if most is None else f"from {least} to {most}"
+        if type(value) is not int or not least <= value <= most:
+            bounds = f"from {least} to {most}"
             raise InputError(f"{self.where}: {key} must be a whole number {bounds}, not {json.dumps(value)}")
         return value
 
@@ -187,7 +191,8 @@ class Keys:
 
     def real(self, key: str, default: float | None = None) -> float:
         value = self.take(key, default)
-        if type(value) not in (int, float) or not 0 < value < math.inf:
+        # A whole number of JSON may be larger than any float.
+        if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
             raise InputError(f"{self.where}: {key} must be a positive number, not {json.dumps(value)}")
         return float(value)
 

@@ -162,7 +162,8 @@ def _weight_files(folder: Path) -> list[Path]:
         if not isinstance(weight_map, dict) or not weight_map or not all(map(is_file_name, weight_map.values())):
             raise InputError(f"{index}: has no weight_map from tensor names to files of its folder")
         paths = [folder / name for name in sorted(set(weight_map.values()))]
-        if missing := [path for path in paths if not path.is_file()]:
+        there = {path.name for path in folder.iterdir() if path.is_file()}
+        if missing := [path for path in paths if path.name not in there]:
             raise InputError(f"{missing[0]}: no such file, though {index.name} names it; the download is incomplete")
         return paths
     if pickled := sorted(folder.glob("pytorch_model*.bin")):

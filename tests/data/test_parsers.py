@@ -1,11 +1,10 @@
 """Whatever stands in a file of data, its reader returns rows, or raises InputError with one line."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxalign.data.languages import LANGUAGES, parse_languages
@@ -22,16 +21,9 @@ from jaxalign.data.prompts import read_exemplars
 from jaxalign.data.tasks import TASKS, TaskRow, parse_rows, read_task_rows
 from jaxalign.data.templates import TEMPLATES, render, render_text, resolve_template
 from jaxalign.data.tokenizer import Tokenizer
-from jaxalign.errors import InputError, messages_of
+from tests.any_input import quick, value_or_one_line, written
 from tests.data.tiny_tokenizers import byte_level, sentencepiece_style
 
-quick = settings(
-    max_examples=40,
-    deadline=None,
-    database=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
 CODES = st.sampled_from(list(LANGUAGES))
 NAMES = st.sampled_from(
     [
@@ -66,21 +58,6 @@ ROWS = st.dictionaries(NAMES, TEXTS | VALUES, max_size=6)
 DOCUMENTS = st.lists(ROWS | VALUES, max_size=4) | VALUES
 
 
-def rows_or_one_line(read, *arguments):
-    """What the reader returns; None where it refuses, each message being one line."""
-    try:
-        return read(*arguments)
-    except InputError as error:
-        assert not any("\n" in message for message in [str(error), *messages_of(error)])
-        return None
-
-
-def written(path: Path, content: str | bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
-    return path
-
-
 def check_pairs(pairs):
     for pair in pairs or []:
         assert pair.prompt.strip() and pair.response.strip()
@@ -91,14 +68,14 @@ def check_pairs(pairs):
 @quick
 @given(DOCUMENTS)
 def test_json_of_any_shape(tmp_path, document):
-    check_pairs(rows_or_one_line(read_pairs, [written(tmp_path / "pairs.json", json.dumps(document))]))
+    check_pairs(value_or_one_line(read_pairs, [written(tmp_path / "pairs.json", json.dumps(document))]))
 
 
 @quick
 @given(st.lists(ROWS | VALUES, max_size=4))
 def test_json_lines_of_any_shape(tmp_path, rows):
     file = written(tmp_path / "pairs.jsonl", "\n".join(map(json.dumps, rows)))
-    check_pairs(rows_or_one_line(read_pairs, [file]))
+    check_pairs(value_or_one_line(read_pairs, [file]))
 
 
 @quick
@@ -110,27 +87,27 @@ def test_json_lines_of_any_shape(tmp_path, rows):
 )
 def test_tables_of_any_cells(tmp_path, suffix, rows, header, delimiter):
     text = header + "\n".join(delimiter.join(cells) for cells in rows)
-    check_pairs(rows_or_one_line(read_pairs, [written(tmp_path / f"pairs{suffix}", text)]))
+    check_pairs(value_or_one_line(read_pairs, [written(tmp_path / f"pairs{suffix}", text)]))
 
 
 @quick
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_aligned_lines_of_any_text(tmp_path, german, english):
     written(tmp_path / "train.en", english)
-    check_pairs(rows_or_one_line(read_pairs, [written(tmp_path / "train.de", german)]))
+    check_pairs(value_or_one_line(read_pairs, [written(tmp_path / "train.de", german)]))
 
 
 @quick
 @given(st.sampled_from([".json", ".jsonl", ".csv", ".tsv", ".de"]), st.binary(max_size=80))
 def test_files_of_any_bytes(tmp_path, suffix, content):
     written(tmp_path / "pairs.en", content)
-    check_pairs(rows_or_one_line(read_pairs, [written(tmp_path / f"pairs{suffix}", content)]))
+    check_pairs(value_or_one_line(read_pairs, [written(tmp_path / f"pairs{suffix}", content)]))
 
 
 @quick
 @given(st.text(alphabet=st.characters(exclude_categories=["C", "Z"], exclude_characters="/"), max_size=12))
 def test_file_names_of_any_text(tmp_path, suffix):
-    assert rows_or_one_line(read_pairs, [tmp_path / f"pairs.{suffix}"]) is None
+    assert value_or_one_line(read_pairs, [tmp_path / f"pairs.{suffix}"]) is None
 
 
 @quick
@@ -138,7 +115,7 @@ def test_file_names_of_any_text(tmp_path, suffix):
 def test_task_files_of_any_shape(tmp_path, document, task, language, split):
     for code in ("en", "de"):
         written(tmp_path / TASKS[task].folder / f"{task}_{code}1_{split}.json", json.dumps(document))
-    for row in rows_or_one_line(read_task_rows, tmp_path, TASKS[task], language, split, slice(None)) or []:
+    for row in value_or_one_line(read_task_rows, tmp_path, TASKS[task], language, split, slice(None)) or []:
         assert isinstance(row, TaskRow) and all(text.strip() for text in row.fields)
 
 
@@ -147,7 +124,7 @@ def test_task_files_of_any_shape(tmp_path, document, task, language, split):
     st.dictionaries(st.sampled_from([*TASKS, "_note", "pawz"]), st.dictionaries(CODES | TEXTS, VALUES | ROWS)) | VALUES
 )
 def test_exemplars_of_any_shape(tmp_path, document):
-    rows_or_one_line(read_exemplars, written(tmp_path / "exemplars.json", json.dumps(document)))
+    value_or_one_line(read_exemplars, written(tmp_path / "exemplars.json", json.dumps(document)))
 
 
 @quick
@@ -155,20 +132,20 @@ def test_exemplars_of_any_shape(tmp_path, document):
 def test_math_problems_of_any_shape(tmp_path, task, rows, content):
     file = tmp_path / task / MATH_TASKS[task].file.format("German")
     written(file, "\n".join(map(json.dumps, rows)) if rows else content)
-    for problem in rows_or_one_line(read_problems, tmp_path, MATH_TASKS[task], "de", slice(None)) or []:
+    for problem in value_or_one_line(read_problems, tmp_path, MATH_TASKS[task], "de", slice(None)) or []:
         assert problem.question.strip() and problem.gold == problem.gold
 
 
 @quick
 @given(st.text(max_size=30) | st.from_regex(r"\s*\d*:\d*\s*", fullmatch=True))
 def test_rows_and_languages_of_any_text(text):
-    rows = rows_or_one_line(parse_rows, text)
+    rows = value_or_one_line(parse_rows, text)
     assert rows is None or rows == slice(None) or 0 <= rows.start < rows.stop
-    assert set(rows_or_one_line(parse_languages, text) or []) <= set(LANGUAGES)
+    assert set(value_or_one_line(parse_languages, text) or []) <= set(LANGUAGES)
 
 
 def test_endless_row_numbers_are_refused():
-    assert rows_or_one_line(parse_rows, f"0:{'9' * 5000}") is None
+    assert value_or_one_line(parse_rows, f"0:{'9' * 5000}") is None
 
 
 @quick
@@ -177,7 +154,7 @@ def test_instructions_are_read_back_from_any_text(text, source, target, instruct
     prompt = with_instruction(text, source, target, instruction)
     assert instruction_languages(prompt, "x") == (source, target)
     assert without_instruction(prompt) == text
-    rows_or_one_line(instruction_languages, text, "x")
+    value_or_one_line(instruction_languages, text, "x")
 
 
 @quick
@@ -189,12 +166,12 @@ def test_instructions_are_read_back_from_any_text(text, source, target, instruct
 )
 def test_templates_of_any_text(text, name, family, kind):
     tokenizer = TOKENIZERS[kind]
-    template = rows_or_one_line(resolve_template, name, family)
+    template = value_or_one_line(resolve_template, name, family)
     if template is None:
         return
     pair = QuestionPair(text, text, "de", "en")
-    rendered = rows_or_one_line(render, pair, template, tokenizer)
-    shown = rows_or_one_line(render_text, pair, template, tokenizer)
+    rendered = value_or_one_line(render, pair, template, tokenizer)
+    shown = value_or_one_line(render_text, pair, template, tokenizer)
     assert (rendered is None) == (shown is None)
     if rendered is not None and shown is not None:
         assert text in shown[0] and shown[1].startswith(text)

@@ -207,7 +207,11 @@ REFUSED = [
     (LLAMA_31_8B, {"hidden_act": "relu"}, "hidden_act"),
     (LLAMA_31_8B, {"hidden_size": "4096"}, "hidden_size"),
     (LLAMA_31_8B, {"num_key_value_heads": 5}, "num_key_value_heads"),
+    (LLAMA_31_8B, {"hidden_size": 10**400}, "hidden_size must be a whole number from 1 to 2147483647"),
+    (LLAMA_31_8B, {"rope_theta": 10**400}, "rope_theta must be a positive number"),
+    (LLAMA_31_8B, {"head_dim": 3}, "head_dim 3 is odd"),
     (LLAMA_31_8B, {"num_experts": 8}, "num_experts"),
+    (LLAMA_31_8B, {"two\nlines": 8}, "unknown key two lines"),
     (LLAMA_31_8B, {"quantization_config": {"bits": 4}}, "quantization_config"),
     (LLAMA_31_8B, {"model_type": "gpt2"}, "gpt2"),
     (LLAMA_31_8B, {"model_type": ["llama"]}, "model_type"),
@@ -263,7 +267,7 @@ def test_the_ids_that_end_a_text(tmp_path, files, ids):
     assert read_end_ids(tmp_path) == ids
 
 
-@pytest.mark.parametrize("wrong", ["</s>", -1, [1, "</s>"], True])
+@pytest.mark.parametrize("wrong", ["</s>", -1, [1, "</s>"], True, 2**31])
 def test_ids_that_are_none_are_refused(tmp_path, wrong):
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": wrong}))
     with pytest.raises(InputError, match=r"generation_config\.json: eos_token_id"):
