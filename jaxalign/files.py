@@ -8,8 +8,6 @@ import os
 import platform
 import shutil
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -116,18 +114,23 @@ def filled_lines(path: Path) -> Iterator[str]:
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an .npz file; what is no such file, cut off, or pickled raises InputError."""
+    broken = f"{path}: not a whole .npz file of plain arrays (pickled objects are never read)"
     try:
         with path.open("rb") as file:
             stored = np.load(file, allow_pickle=False)
-            if isinstance(stored, np.ndarray):
-                raise InputError(f"{path}: one array (.npy), where an .npz file of named arrays is needed")
-            return dict(stored)
+            arrays = stored if isinstance(stored, np.ndarray) else dict(stored)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise InputError(f"{path}: a folder, where an .npz file is needed") from None
-    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error):
-        raise InputError(f"{path}: not a whole .npz file of plain arrays (pickled objects are never read)") from None
+    except Exception:  # whatever a broken archive, or what an array in it says of its type and size, makes of NumPy
+        raise InputError(broken) from None
+    if isinstance(arrays, np.ndarray):
+        raise InputError(f"{path}: one array (.npy), where an .npz file of named arrays is needed")
+    # A member of the archive that is no array comes as bytes.
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        raise InputError(broken)
+    return arrays
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from jaxalign import files
 from jaxalign.curves import CurvesConfig, open_curves
+from jaxalign.errors import InputError
 
 UPLOAD_SECONDS = 10.0
 """A bucket takes about one write of the same file per second, and each is a wait for the loop."""
@@ -81,11 +82,18 @@ class MetricsLog:
 
 
 def whole_rows(path: files.AnyPath) -> list[dict[str, Any]]:
-    """The rows of a metrics file; a last line that was cut off (its writer was killed) is left out."""
+    """The rows of a metrics file; a last line that was cut off (its writer was killed) is left out.
+
+    InputError where another line is no JSON object with a whole number `step`.
+    """
     if not path.exists():
         return []
     *lines, _ = files.read_text(path).split("\n")
-    return [json.loads(line) for line in lines]
+    rows = [files.json_line(line, f"{path}, row {index}") for index, line in enumerate(lines)]
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict) or type(row.get("step")) is not int:
+            raise InputError(f"{path}, row {index}: a JSON object with its step is needed; remove the line")
+    return rows
 
 
 def say(message: str) -> None:

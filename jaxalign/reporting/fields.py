@@ -1,6 +1,7 @@
 """Fields of JSON documents, checked one by one: what does not fit raises InputError with file and field."""
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -23,7 +24,8 @@ def field(document: Mapping[str, Any], name: str, kind: type[Value], where: str)
     if name not in document:
         raise InputError(f"{where}: no field {name!r}; is the file complete?")
     value = document[name]
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    # A whole number of JSON may be larger than any float.
+    if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
         value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise InputError(f"{where}, field {name!r}: {KINDS[kind]} is needed, found {json.dumps(value)[:60]}")

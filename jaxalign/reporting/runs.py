@@ -1,6 +1,5 @@
 """Training runs as typed records: the run behind an adapter, its facts and its curves."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,10 +61,7 @@ def read_run(folder: AnyPath) -> TrainingRun:
     path = folder / "metrics.jsonl"
     if not path.is_file():
         raise InputError(f"{path}: no such file; the run in {folder} is not complete")
-    try:
-        rows = whole_rows(path)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not JSON lines ({error.msg})") from None
+    rows = whole_rows(path)
     training, held_out = (list(curve(rows, name, path)) for name in ("loss", "heldout_loss"))
     return TrainingRun(folder, document, training, held_out)
 
@@ -83,9 +79,8 @@ def read_run_document(folder: AnyPath) -> dict[str, Any]:
     return document
 
 
-def curve(rows: Sequence[Any], name: str, path: AnyPath) -> Iterator[tuple[int, float]]:
+def curve(rows: Sequence[Mapping[str, Any]], name: str, path: AnyPath) -> Iterator[tuple[int, float]]:
     """(step, value) of every row that has the field."""
     for index, row in enumerate(rows):
-        if isinstance(row, dict) and name in row:
-            where = f"{path}, row {index}"
-            yield field(row, "step", int, where), field(row, name, float, where)
+        if name in row:
+            yield row["step"], field(row, name, float, f"{path}, row {index}")

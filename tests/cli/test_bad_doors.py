@@ -224,6 +224,8 @@ def test_runs_as_adapters(refused, tmp_path, model_folder, run, spoil, named):
         (changed("run.json", config={}), "run.json, config: no field 'tune'"),
         (changed("run.json", versions=3), "field 'versions': an object is needed"),
         (written("metrics.jsonl", '{"step": 1, "loss": "x"}\n'), "field 'loss': a number is needed"),
+        (written("metrics.jsonl", '{"loss": 1}\n'), "row 0: a JSON object with its step is needed"),
+        (written("metrics.jsonl", "[" * 100_000 + "\n"), "row 0: JSON nested too deeply"),
     ],
 )
 def test_runs_that_are_exported(refused, tmp_path, run, spoil, named):
@@ -289,6 +291,7 @@ def first_cell(**fields: Any) -> Spoil:
     [
         (written("results.json", "[]"), "a JSON object is needed"),
         (first_cell(accuracy_corrected=float("nan")), "field 'accuracy_corrected': nan"),
+        (first_cell(accuracy_corrected=10**400), "field 'accuracy_corrected': a number is needed"),
         (first_cell(count="x"), "field 'count': a whole number is needed"),
         (first_cell(language="xx"), "unknown language 'xx'"),
         (changed("results.json", failures=[3]), "failure 0: a JSON object is needed"),
