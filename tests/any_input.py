@@ -3,6 +3,7 @@
 Whatever stands in a file or an argument, its reader returns a value, or raises InputError with one line.
 """
 
+import errno
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -41,6 +42,9 @@ def value_or_one_line(read, *arguments: Any) -> Any:
     except InputError as error:
         for message in (str(error), *messages_of(error)):
             assert message.splitlines() == [message] and len(message) <= LONGEST
+        return None
+    except OSError as error:  # commands print the system's line as they print ours
+        assert error.errno == errno.ENAMETOOLONG
         return None
 
 

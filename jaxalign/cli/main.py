@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Sequence
 
 from jaxalign.errors import InputError, Preempted
+from jaxalign.reporting.escaping import one_line
 
 # Verb -> (module in jaxalign.cli and its function, arguments, one line of help).
 VERBS = {
@@ -159,6 +160,6 @@ def attempt(arguments: Sequence[str]) -> int:
 
 
 def complain(message: str, exit_code: int) -> int:
-    """Prints one line on stderr."""
-    print(f"jaxalign: {' '.join(message.split())}", file=sys.stderr)
+    """Prints one line on stderr; what files say in it cannot steer the terminal."""
+    print(f"jaxalign: {one_line(message)}", file=sys.stderr)
     return exit_code
