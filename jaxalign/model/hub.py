@@ -37,7 +37,8 @@ WEIGHT_FILES = ("model.safetensors", "model-*.safetensors", "model.safetensors.i
 MODEL_FILES = (*CONFIG_FILES, *TOKENIZER_FILES, *WEIGHT_FILES)
 
 _PART = r"[A-Za-z0-9_][\w.-]*"
-_ID = re.compile(rf"({_PART}/{_PART})(?:@([^@\s]+))?", re.ASCII)
+# Nothing that git calls a revision has two dots in a row, and in a path they lead elsewhere.
+_ID = re.compile(rf"({_PART}/{_PART})(?:@((?!.*\.\.)[^@\s]+))?", re.ASCII)
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # The hub's name of a file's content: its sha256 or, where git holds it, git's id of it.
 _SHA256, _GIT_ID = re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{40}")
@@ -110,6 +111,8 @@ def _explained(error: Exception, model: HubId) -> str:
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, errors.HfHubHTTPError):
         error = error.__cause__  # the hub was reached, and would not
     match error:
+        case errors.HFValidationError():
+            return f"no such folder here, and no name that a model on the hub can have ({first_line(error)})"
         case errors.GatedRepoError():
             return f"the model is gated; ask for access at {hub}/{model.repo}, then {log_in}"
         case errors.RepositoryNotFoundError():

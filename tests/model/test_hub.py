@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from huggingface_hub import constants
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from jaxalign.errors import InputError
 from jaxalign.model.hub import CONFIG_FILES, HubId, hub_id, local_model, model_name
+from tests.any_input import TEXTS, quick, value_or_one_line
 from tests.fake_hub import COMMIT, FakeHub, served_hub
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -86,6 +89,7 @@ def refusal(text: str) -> str:
         ("org/model.GGUF", None),
         ("a/b/c", None),
         ("org/model@", None),
+        ("org/model@../../main", None),
         ("org/model@main\n", None),
         ("gs://org/model", None),
         ("", None),
@@ -93,6 +97,39 @@ def refusal(text: str) -> str:
 )
 def test_what_is_taken_for_an_id(text, found):
     assert hub_id(text) == found
+
+
+PARTS = st.sampled_from(
+    [
+        "org",
+        "model",
+        "a--b",
+        "a..b",
+        "-",
+        "_",
+        ".",
+        "x." * 60,
+        "v.git",
+        "é",
+        "\0",
+        "\n",
+        "..",
+        "v1.0",
+        "refs/pr/3",
+        "%2e%2e",
+    ]
+)
+
+
+@quick
+@given(
+    st.builds("{}/{}{}".format, PARTS, PARTS, PARTS.map("@{}".format) | st.just("")),
+    st.lists(PARTS | st.sampled_from("/@") | TEXTS, max_size=5).map("".join),
+)
+def test_names_of_any_text(hub, id_like, text):
+    for name in (id_like, text):
+        path = value_or_one_line(local_model, name)
+        assert path is None or path == Path(name) or path.name == COMMIT
 
 
 def test_a_path_that_is_there_is_no_id(tmp_path, monkeypatch, hub):
@@ -163,6 +200,7 @@ def test_a_file_spoilt_in_the_cache_after_it_was_checked_is_read_again(hub):
 def test_what_the_hub_has_not(hub):
     assert "no such model" in refusal("org/absent") and "log in" in refusal("org/absent")
     assert "no revision v9" in refusal("org/model@v9")
+    assert "no name that a model on the hub can have (Cannot have -- or .." in refusal("org/a--b")
     hub.listed_only.add(SHARDS[0])
     message = refusal("org/model")
     assert SHARDS[0] in message and "has it not" in message
