@@ -43,6 +43,7 @@ class JaxalignLM(TemplateLM):
 
     def __init__(
         self,
+        /,
         path: str = "",
         adapter: str | None = None,
         dtype: str = "float32",
@@ -79,6 +80,15 @@ class JaxalignLM(TemplateLM):
         self.scorer = ContinuationScorer(decoder, variables, mesh, config.batch_tokens)
         rows = round_up(int(batch_size), mesh.shape["data"] * mesh.shape["fsdp"])
         self.generator = UntilGenerator(decoder, variables, mesh, rows)
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> "JaxalignLM":
+        """The model of `--model_args`; `additional_config` holds lm-eval's own flags, which may not stand there too."""
+        if twice := sorted(arg_dict.keys() & (additional_config or {}).keys()):
+            raise InputError(f"model_args: {twice[0]} is a flag of lm-eval's own: write --{twice[0]}")
+        return super().create_from_arg_obj(arg_dict, additional_config)
 
     @property
     def eot_token_id(self) -> int:

@@ -80,7 +80,12 @@ def test_the_command_line_gives_what_hf_gives(command: Command, folders: dict[st
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [("path=nowhere", "nowhere"), ("path=nowhere,revision=main", "revision"), ("dtype=float32", "path=")],
+    [
+        ("path=nowhere", "nowhere"),
+        ("path=nowhere,revision=main", "revision"),
+        ("path=nowhere,batch_size=4", "--batch_size"),
+        ("dtype=float32", "path="),
+    ],
 )
 def test_bad_input_is_one_line(command: Command, arguments: str, named: str):
     code, _, err = command("--model", "jaxalign", "--model_args", arguments, "--tasks", "mini_emotion_de")
