@@ -168,28 +168,62 @@ def _why_no_weights(model: HubId, commit: str) -> str:
     return "it holds no model.safetensors and no model.safetensors.index.json; is it a whole model?"
 
 
+class _Content(NamedTuple):
+    """A file of a snapshot, where its content lies, and the hub's hash of it."""
+
+    file: Path
+    stored: Path
+    hash: str
+
+    @property
+    def mark(self) -> Path:
+        """What is younger than the content once that has been read."""
+        snapshot = self.file.parent
+        # Snapshots share blobs, and what is no link is of one snapshot alone.
+        name = f"{snapshot.name}-{self.file.name}" if self.stored == self.file else self.hash
+        return snapshot.parent.parent / "jaxalign-checked" / name
+
+
+def _contents(folder: Path, model: HubId) -> list[_Content]:
+    """The files of a snapshot: links to blobs/HASH or, in a cache without links, themselves what the listing names.
+
+    What is no link is left out where no listing was kept: a huggingface_hub before 2.4 has fetched it.
+    """
+    from huggingface_hub import errors, get_cached_repo_tree
+
+    files = sorted(folder.iterdir())
+    blobs = {file: file.parent / os.readlink(file) for file in files if file.is_symlink()}
+    contents = [_Content(file, blob, blob.name) for file, blob in blobs.items()]
+    if len(blobs) < len(files):
+        try:
+            listing = get_cached_repo_tree(model.repo, revision=folder.name)
+        except errors.CachedRepoTreeNotFoundError:
+            return contents
+        hashes = {folder / each.path: each.lfs.sha256 if each.lfs else each.blob_id for each in listing}
+        contents += [_Content(file, file, hashes[file]) for file in files if file not in blobs and file in hashes]
+    return contents
+
+
 def _check_contents(folder: Path, model: HubId) -> None:
     """Compares every file of a snapshot with the hash that the hub knows it by: huggingface_hub looks at sizes alone.
 
-    The cache keeps contents as blobs/HASH, and a snapshot's files are links to them. A file is read once: a mark that
-    is younger than the blob says that it has been. One that differs is removed, so that it is fetched again.
+    A file is read once: a mark that is younger than its content says that it has been. One that differs is removed, so
+    that it is fetched again.
     """
-    blobs = {file: file.parent / os.readlink(file) for file in sorted(folder.iterdir()) if file.is_symlink()}
-    marks = folder.parent.parent / "jaxalign-checked"
-    new = {file: blob for file, blob in blobs.items() if not _is_younger(marks / blob.name, blob)}
-    size = sum(blob.stat().st_size for blob in new.values())
+    new = [content for content in _contents(folder, model) if not _is_younger(content.mark, content.stored)]
+    size = sum(content.stored.stat().st_size for content in new)
     with tqdm(total=size, unit="B", unit_scale=True, desc="checking", leave=False, disable=None) as progress:
-        for file, blob in new.items():
-            if _hash_like(blob.name, blob, progress) != blob.name:
-                blob.unlink()
-                file.unlink()
+        for content in new:
+            if _hash_like(content.hash, content.stored, progress) != content.hash:
+                content.stored.unlink()
+                content.file.unlink(missing_ok=True)
                 raise InputError(
-                    f"model={model}: {file.name} is not what the hub says it is (hash {blob.name}), and was removed; "
-                    f"{_AGAIN}"
+                    f"model={model}: {content.file.name} is not what the hub says it is (hash {content.hash}), and was "
+                    f"removed; {_AGAIN}"
                 )
             try:
-                marks.mkdir(exist_ok=True)
-                (marks / blob.name).touch()
+                content.mark.parent.mkdir(exist_ok=True)
+                content.mark.touch()
             except OSError:
                 pass  # a cache that others keep and we may only read: its files are read every time
 

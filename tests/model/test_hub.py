@@ -178,8 +178,15 @@ def test_a_download_that_failed_goes_on_with_what_is_missing(hub):
     assert SHARDS[0] not in hub.gets() and hub.gets()[SHARDS[1]] > 0
 
 
+@pytest.fixture(params=["links", "files"])
+def cache_of(request, monkeypatch):
+    """A cache of links to contents, or one of files, as on Windows."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", request.param == "files")
+    return request.param
+
+
 @pytest.mark.parametrize("name", [SHARDS[0], "tokenizer.json"])
-def test_a_file_that_is_not_what_the_hub_says_is_refused_and_fetched_again(hub, name):
+def test_a_file_that_is_not_what_the_hub_says_is_refused_and_fetched_again(hub, cache_of, name):
     """Of the right size: that is what huggingface_hub compares."""
     hub.spoilt.add(name)
     message = refusal("org/model")
@@ -188,8 +195,10 @@ def test_a_file_that_is_not_what_the_hub_says_is_refused_and_fetched_again(hub, 
     assert files_in(local_model("org/model")) == MODEL
 
 
-def test_a_file_spoilt_in_the_cache_after_it_was_checked_is_read_again(hub):
-    blob = (local_model("org/model") / SHARDS[0]).resolve()
+def test_a_file_spoilt_in_the_cache_after_it_was_checked_is_read_again(hub, cache_of):
+    file = local_model("org/model") / SHARDS[0]
+    assert file.is_symlink() is (cache_of == "links")
+    blob = file.resolve()
     blob.write_bytes(bytes(len(MODEL[SHARDS[0]])))
     later = blob.stat().st_mtime + 10
     os.utime(blob, (later, later))
