@@ -6,6 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxalign.cli.configuration import check_type, leaves, load_config
 from jaxalign.cli.data import gather_pairs
 from jaxalign.cli.loading import Model, chosen_languages, out_folder, rendering, split_list
 from jaxalign.cli.provenance import provenance
@@ -148,7 +149,7 @@ def heldout_pairs(run: AnyPath, tokenizer: Tokenizer) -> list[QuestionPair]:
             f"{run}: {records} of its pairs were given from Python, so those that it held out cannot be read again; "
             "name files in --config.pairs"
         )
-    config = ConfigDict(field(document, "config", dict, where))
+    config = recorded_config(field(document, "config", dict, where), f"{where}, config")
     pairs = gather_pairs(config, texts(document, "files", where))
     template = field(document, "template", str, where)
     rendered = [render(pair, template, tokenizer) for pair in pairs]
@@ -162,3 +163,18 @@ def heldout_pairs(run: AnyPath, tokenizer: Tokenizer) -> list[QuestionPair]:
     if not len(heldout):
         raise InputError(f"{run}: it held no pair out (heldout=0); name files in --config.pairs")
     return [pairs[fitted.kept[index]] for index in heldout]
+
+
+def recorded_config(recorded: Mapping[str, Any], where: str) -> ConfigDict:
+    """The base config with what a run recorded of its own: a run of an older version may lack keys, or have others."""
+    config = load_config("base")
+    try:
+        own = dict(leaves(ConfigDict(recorded)))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: {error}; is it what train wrote?") from None
+    # Stages are recorded as one run each.
+    known = {key: value for key, value in leaves(config) if key in own and key != "stages"}
+    for key, value in known.items():
+        check_type(key, own[key], value, where)
+    config.update_from_flattened_dict({key: own[key] for key in known})
+    return config

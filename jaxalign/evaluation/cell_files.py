@@ -35,15 +35,19 @@ def cell_failure(error: Exception) -> str:
 
 def finished(path: Path, made_from: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The records of a cell that an earlier run finished; one made from something else raises OtherOrigin."""
-    saved = read_json(path)
-    for key in {**made_from, **saved["made_from"]}:
-        then, now = saved["made_from"].get(key), made_from.get(key)
+    match read_json(path):
+        case {"made_from": dict(saved), "records": list(records)}:
+            pass
+        case _:
+            raise InputError(f"{path}: not a finished cell as it was written; delete the file to compute it again")
+    for key in {**made_from, **saved}:
+        then, now = saved.get(key), made_from.get(key)
         if then != now:
             raise OtherOrigin(
                 f"{path}: made with {key}={json.dumps(then, ensure_ascii=False)}, now "
                 f"{json.dumps(now, ensure_ascii=False)}; choose another output folder or delete this one"
             )
-    return saved["records"]
+    return records
 
 
 def finished_on_the_first(path: Path, made_from: Mapping[str, Any]) -> list[dict[str, Any]] | None:

@@ -14,6 +14,7 @@ from jaxalign.cli.data import gather_pairs
 from jaxalign.cli.loading import load_model
 from jaxalign.cli.open_answers import check_open_answers, evaluate_open_answers, heldout_pairs, open_tasks
 from jaxalign.data.batches import split_heldout
+from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.errors import InputError
 from jaxalign.files import read_json, write_json
 
@@ -60,6 +61,19 @@ def test_pairs_that_cannot_be_told_are_refused(run: Path, model_folder: Path, tm
     write_json(tmp_path / "run.json", {**document, "config": document["config"] | change})
     with pytest.raises(InputError, match="cannot be told"):
         heldout_pairs(tmp_path, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "said"),
+    [({"heldout": "x"}, "run.json, config: heldout = 'x': float is needed"), ({"a.b": 1}, "run.json, config: .*a.b")],
+)
+def test_a_record_that_is_no_config_is_refused(
+    run: Path, model_folder: Path, tmp_path: Path, recorded: dict[str, Any], said: str
+):
+    (tmp_path / "checkpoints").symlink_to(run / "checkpoints")
+    write_json(tmp_path / "run.json", read_json(run / "run.json") | {"config": recorded})
+    with pytest.raises(InputError, match=said):
+        heldout_pairs(tmp_path, load_tokenizer(model_folder))
 
 
 def test_a_run_is_evaluated_on_what_it_held_out(

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from jaxalign.cli.configuration import config_from_flags, config_with, leaves, load_config
 from jaxalign.cli.main import VERBS, attempt
-from tests.any_input import TEXTS, VALUES, quick, thorough, value_or_one_line
+from jaxalign.cli.open_answers import recorded_config
+from tests.any_input import TEXTS, VALUES, quick, spoilt_document, thorough, value_or_one_line
 
 pytestmark = pytest.mark.filterwarnings("error")
 BASE = dict(leaves(load_config("base")))
@@ -41,6 +42,12 @@ def test_flags_of_any_text(flags):
 )
 def test_settings_of_any_value(settings):
     check_types(value_or_one_line(config_with, settings))
+
+
+@quick
+@given(spoilt_document(load_config("base").to_dict()) | st.dictionaries(NAMES | TEXTS, VALUES, max_size=3))
+def test_recorded_configs_of_any_value(recorded):
+    check_types(value_or_one_line(recorded_config, recorded, "run.json"))
 
 
 @quick
