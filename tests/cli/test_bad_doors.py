@@ -307,6 +307,7 @@ def test_results(refused, tmp_path, verb, spoil, named):
     before, after = (write_evaluation(tmp_path / name, {("emotion", "en"): 0.6}) for name in ("before", "after"))
     changed("results.json", adapter="run")(after)
     write_lens(after, ["en"], layers=2)
+    changed("logit_lens.json", adapter="run")(after)
     spoil(after)
     message = refused(verb, before, after)
     assert str(tmp_path) in message and named in message
