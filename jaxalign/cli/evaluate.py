@@ -29,6 +29,7 @@ from jaxalign.files import write_text
 from jaxalign.hosts import agree
 from jaxalign.metrics_log import tell
 from jaxalign.model.hub import model_name
+from jaxalign.reporting.models import check_of_one_model
 
 
 def evaluate(config: ConfigDict, paths: Sequence[str]) -> None:
@@ -68,6 +69,8 @@ def unreadable(config: ConfigDict, keys: Sequence[CellKey]) -> list[InputError]:
 def evaluate_model(config: ConfigDict, model: Model) -> None:
     """`evaluate` with a model at hand, its adapter merged into the base weights as in the study."""
     agree("the settings", config.to_dict())
+    if jax.process_index() == 0:
+        check_of_one_model(out_folder(config), settings(config, model), ["results"])
     ready = merged(model, config.param_dtype)
     failures = []
     if chosen_cells(config):

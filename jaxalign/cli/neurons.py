@@ -81,10 +81,13 @@ def counted_model(counts: Path) -> dict[str, str]:
 
 
 def check_selected_of(selection: Path, model: str) -> None:
-    """Refuses a selection whose JSON file names another model. Its adapter may differ: tuning keeps neurons' places."""
+    """Refuses a selection whose JSON file names another model. Its adapter may differ: tuning keeps neurons' places.
+
+    By the name alone: the folder that holds the model may be another on another machine.
+    """
     described = selection.with_suffix(".json")
     document = read_object(described) if described.is_file() else {}
-    if "model" in document and (other := field(document, "model", str, str(described))) != model:
+    if "model" in document and Path(other := field(document, "model", str, str(described))).name != Path(model).name:
         raise InputError(
             f"{selection}: neurons of {other}, the model is {model}; take a selection of this model's counts"
         )

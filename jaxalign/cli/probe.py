@@ -43,9 +43,10 @@ from jaxalign.probing.representation import write_representation
 from jaxalign.probing.run import ProbeRun
 from jaxalign.probing.transplant import write_transplant
 from jaxalign.reporting import geometry_plots, language_pages, plots
+from jaxalign.reporting.models import check_of_one_model
 from jaxalign.reporting.neuron_effects import NEURON_EFFECTS
 from jaxalign.reporting.neuron_plots import effect_heat_map
-from jaxalign.reporting.probe_files import probed_model, read_probes
+from jaxalign.reporting.probe_files import read_probes
 from jaxalign.reporting.probe_sections import chosen_layers, token_map_text
 
 PROBES = ("logit_lens", "attribution", "pca", "geometry", "neurons", "masking", "masked_accuracy", "transplant")
@@ -137,7 +138,7 @@ def probe_model(config: ConfigDict, model: Model) -> None:
     named = settings(config, model)
     description = named | {"tuned_on": model.tuned_on} | provenance(config)
     if jax.process_index() == 0:
-        check_of_one_model(out, description, probes)
+        check_of_one_model(out, named, ["neuron_counts" if name == "neurons" else name for name in probes])
     batch_size = round_up(config.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
     ready = merged(model, config.param_dtype)
     read = [read_task_rows(folder, TASK, language, "test", rows) for language in languages]
@@ -180,15 +181,6 @@ def probe_model(config: ConfigDict, model: Model) -> None:
     if jax.process_index() == 0:
         write_plots(out, Path(config.adapter).name or "base model")
     tell(f"probes: {out}")
-
-
-def check_of_one_model(out: Path, description: Mapping[str, Any], probes: Sequence[str]) -> None:
-    """Refuses a folder with probes of another model or adapter, other than those that are written anew.
-
-    The figures are drawn of all that lies there, under one name.
-    """
-    kept = {name: probe.document for name, probe in read_probes(out).found.items() if name not in probes}
-    probed_model(out, kept | {"what is asked for": description})
 
 
 def of_base(config: ConfigDict, run: ProbeRun) -> ProbeRun:

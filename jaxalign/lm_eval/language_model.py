@@ -86,7 +86,8 @@ class JaxalignLM(TemplateLM):
         cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
     ) -> "JaxalignLM":
         """The model of `--model_args`; `additional_config` holds lm-eval's own flags, which may not stand there too."""
-        if twice := sorted(arg_dict.keys() & (additional_config or {}).keys()):
+        flags = {name for name, value in (additional_config or {}).items() if value is not None}
+        if twice := sorted(arg_dict.keys() & flags):
             raise InputError(f"model_args: {twice[0]} is a flag of lm-eval's own: write --{twice[0]}")
         return super().create_from_arg_obj(arg_dict, additional_config)
 

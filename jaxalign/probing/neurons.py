@@ -152,7 +152,7 @@ def language_neurons(selection: Selection, language: int) -> np.ndarray:
 def general_neurons(selection: Selection) -> np.ndarray:
     """(layer, index) of all neurons that are active in every language: int32 [n, 2], ascending.
 
-    Of all, not of the selected ones: the search for the weight ends where no such neuron is among those.
+    Of all, not of the selected ones: the weight is searched for so that no such neuron is among those.
     """
     return np.argwhere(selection.active.all(axis=0)).astype(np.int32)
 

@@ -97,7 +97,8 @@ def headline_pairs(languages: Sequence[str]) -> dict[str, list[int]]:
     if len(with_english) > 1:
         lines[f"mean ({len(with_english)} languages)"] = list(with_english.values())
     if len(pairs) > len(with_english):
-        lines[f"mean of all {len(pairs)} pairs"] = list(range(len(pairs)))
+        several = f"mean of all {len(pairs)} pairs"
+        lines[several if len(pairs) > 1 else " and ".join(pairs[0])] = list(range(len(pairs)))
     return lines
 
 
@@ -133,6 +134,7 @@ def correlation_values_note(probe: Probe) -> str:
 def what_is_correlated(layer: int, rows: int) -> str:
     """What the columns of both tables are."""
     return (
-        f"Correlation: Pearson's r with English, over the same {rows} rows, of the coordinates on the first joint "
-        f"component at layer {layer}, the middle one. Intervals: bootstrap over rows of the component as fitted"
+        f"Correlation: Pearson's r of two languages (a language alone: with English), over the same {rows} rows, of "
+        f"the coordinates on the first joint component at layer {layer}, the middle one. Intervals: bootstrap over "
+        "rows of the component as fitted"
     )

@@ -52,8 +52,8 @@ def effect_lines(name: str, runs: Mapping[str, Probe], languages: Sequence[str])
     columns = [*COLUMNS, WHOLE_TUNING] if name == "transplant" else COLUMNS
     lines = [[f"{effect.quantity}: {sides}", *columns]]
     # [languages, columns, runs]
-    values = np.array([[language_effects(name, probe, code) for probe in runs.values()] for code in languages])
-    values = np.moveaxis(values, 2, 1)
+    effects = [[language_effects(name, probe, code, languages) for probe in runs.values()] for code in languages]
+    values = np.moveaxis(np.array(effects), 2, 1)
     for code, of_language in zip(languages, values, strict=True):
         intervals = [interval_text(effect, probe, code) for probe in runs.values()]
         texts = [
@@ -67,11 +67,15 @@ def effect_lines(name: str, runs: Mapping[str, Probe], languages: Sequence[str])
     return lines
 
 
-def language_effects(name: str, probe: Probe, code: str) -> list[float]:
-    """What a language's neurons change in it, in the others on average (NaN without one), and beyond random neurons."""
+def language_effects(name: str, probe: Probe, code: str, languages: Sequence[str]) -> list[float]:
+    """What a language's neurons change in it, in the others on average (NaN without one), and beyond random neurons.
+
+    Args:
+      languages: of which the others are.
+    """
     effect, k = NEURON_EFFECTS[name], probe.languages.index(code)
     change = effect.scale * probe.arrays[effect.array][:, k, :, 0]
-    others = np.delete(change[0], k)
+    others = change[0, [probe.languages.index(other) for other in languages if other != code]]
     values = [change[0, k], others.mean() if others.size else np.nan, change[2, k]]
     if name == "transplant":
         base, tuned = probe.arrays["perplexity"][:2, k]

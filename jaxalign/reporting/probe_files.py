@@ -77,34 +77,6 @@ def read_probes(folder: Path) -> Probes:
     )
 
 
-def model_documents(folder: Path, probes: Probes) -> dict[str, Mapping[str, Any]]:
-    """The documents in a folder that say what model they are of, by name: of probes, counts of neurons, a selection.
-
-    A selection of another program's counts names no model, and is not among them.
-    """
-    documents = {name: probe.document for name, probe in probes.found.items()}
-    counts, selection = folder / "neuron_counts.json", folder / "selection.json"
-    if counts.is_file():
-        documents["neuron_counts"] = read_object(counts)
-    if selection.is_file() and "model" in (document := read_object(selection)):
-        documents["selection"] = document
-    return documents
-
-
-def probed_model(folder: Path, documents: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
-    """The model and the adapter ("": none), the same of all documents; several raise InputError."""
-    models: dict[tuple[str, str], str] = {}
-    for name, document in documents.items():
-        where = f"{folder}, {name}"
-        models.setdefault((field(document, "model", str, where), field(document, "adapter", str, where)), name)
-    if len(models) > 1:
-        (one, first), (other, second) = (
-            (" with ".join(filter(None, key)), name) for key, name in list(models.items())[:2]
-        )
-        raise InputError(f"{folder}: {first} is of {one}, {second} of {other}; probe each into a folder of its own")
-    return next(iter(models))
-
-
 def read_lens(folder: Path) -> Probe | None:
     """`logit_lens.npz` and `.json`, or None where neither is."""
     probe = read_probe(folder, "logit_lens", LENS_AXES)

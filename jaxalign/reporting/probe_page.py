@@ -8,8 +8,9 @@ from typing import Any
 from jaxalign.errors import InputError
 from jaxalign.probing.prompts import TASK
 from jaxalign.reporting.fields import field, read_object
+from jaxalign.reporting.models import model_documents, model_of_all
 from jaxalign.reporting.neurons import neuron_tables
-from jaxalign.reporting.probe_files import model_documents, probed_model, read_probes
+from jaxalign.reporting.probe_files import read_probes
 from jaxalign.reporting.probe_sections import probe_sections
 from jaxalign.reporting.templates import page, versions_table
 
@@ -27,10 +28,10 @@ def probe_page(folder: Path, command: str) -> str:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give one that `jaxalign probe` wrote, or two to compare")
     probes = read_probes(folder)
-    documents = model_documents(folder, probes)
+    documents = model_documents(folder)
     if not documents:
         raise InputError(f"{folder}: no probe in it; give a folder that `jaxalign probe` wrote, or two to compare")
-    model, adapter = probed_model(folder, documents)
+    model, adapter = model_of_all(folder, documents)
     label = "tuned" if adapter else "base"
     neurons = neuron_tables({label: folder})
     if not probes.found and not neurons:

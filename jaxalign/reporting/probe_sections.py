@@ -145,7 +145,7 @@ def representation_section(sides: Mapping[str, Probe | None], change: Correlatio
     note = ""
     if change:
         lines, note = correlation_lines(change), correlation_note(change)
-    elif len(runs) > 1:
+    elif len(runs) > 1 and any(len(probe.languages) > 1 for probe in runs.values()):
         notes.append("The two probes differ in languages or rows: the changes of their correlations are not paired.")
     elif english:
         [probe] = runs.values()

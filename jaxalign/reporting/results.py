@@ -17,7 +17,8 @@ from jaxalign.data.tasks import task_named
 from jaxalign.errors import InputError
 from jaxalign.files import read_json_lines
 from jaxalign.reporting.fields import field, read_object, share, texts
-from jaxalign.reporting.probe_files import Probes, model_documents, probed_model, read_probes
+from jaxalign.reporting.models import model_documents, model_of_all
+from jaxalign.reporting.probe_files import Probes, read_probes
 
 VARIANTS = {
     "english": "English answers",
@@ -157,7 +158,7 @@ def read_results(folder: Path) -> Results:
         raise InputError(f"{path}: no cells; evaluate some task in some language first")
     probes = read_probes(folder)
     own = {"model": document["model"], "adapter": document.get("adapter") or ""}
-    probed_model(folder, {"results": own, **model_documents(folder, probes)})
+    model_of_all(folder, {"results": own, **model_documents(folder)})
     timing = folder / "timing.json"
     return Results(
         folder=folder,

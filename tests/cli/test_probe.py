@@ -30,7 +30,7 @@ def test_a_folder_holds_the_probes_of_one_model(jaxalign, ok, model_folder, adap
     tuned = (*command, f"--config.adapter={adapter}", f"--config.out={tmp_path}")
     code, _, err = jaxalign(*tuned, "--config.probes=geometry")
     assert code == 2 and f"{tmp_path}: pca is of {model_folder}, what is asked for of {model_folder} with" in err
-    assert err.endswith("probe each into a folder of its own\n")
+    assert err.endswith("use a folder for each\n")
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files
     ok(*tuned, "--config.probes=pca")  # what is written anew may be of another
     assert json.loads((tmp_path / "pca.json").read_text())["adapter"] == str(adapter)

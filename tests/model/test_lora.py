@@ -143,9 +143,11 @@ def test_a_fresh_adapter_changes_nothing(dora: bool):
     lora = LoraConfig(rank=4, alpha=8.0, targets=EVERYWHERE, dora=dora)
     tree = init_lora(jax.random.key(0), model.config, lora, model.params)
     adapted = logits_of(model, lora, {"params": model.params, "lora": tree})
-    # Exact zeros are added. DoRA divides norms by themselves, computed in two programs: a rounding for each product.
+    # Adding exact zeros; the two programs may be fused differently. DoRA divides norms by themselves, computed in two
+    # programs: a rounding more for each product.
     products = model.config.layers * len(EVERYWHERE) if dora else 0
-    assert relative(adapted, logits_of(model, None, {"params": model.params})) <= products * np.finfo(np.float32).eps
+    bound = 1e-6 + products * np.finfo(np.float32).eps
+    assert relative(adapted, logits_of(model, None, {"params": model.params})) < bound
 
 
 def test_a_fresh_adapter_is_drawn_as_peft_draws_it():
