@@ -49,7 +49,8 @@ class StopsAfter:
 
     def score(self, *arguments: Any) -> LabelScores:
         if not self.cells:
-            raise self.error("no memory left\nand a page of details")
+            # Ours are one line by themselves, the runtime's go on for pages.
+            raise self.error("no memory left" if self.error is InputError else "no memory left\nand a page of details")
         self.cells -= 1
         return self.scorer.score(*arguments)
 

@@ -127,7 +127,7 @@ def test_a_stopped_run_continues_and_ends_the_same(tmp_path: Path, generator: Ge
 
 
 def test_a_cell_that_fails_does_not_lose_the_others(tmp_path: Path, generator: Generator, cells: list[OpenCell]):
-    results = run(tmp_path, StopsAfter(generator, 3, InputError("prompt 0 is too long\nindeed")), cells)
+    results = run(tmp_path, StopsAfter(generator, 3, InputError("prompt 0 is too long")), cells)
     assert results["failures"] == [{"task": "translation", "language": "sw", "error": "prompt 0 is too long"}]
     assert len(results["open_cells"]) == 3 and len(lines(tmp_path / "answers.jsonl")) == 8
     again = run(tmp_path, StopsAfter(generator, 1, KeyboardInterrupt()), cells)
