@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -71,13 +72,16 @@ def selected_of(counts: ActivationCounts, config: ConfigDict) -> Selection:
     return select_neurons(activation_probabilities(counts), config.neurons.score, rate)
 
 
+def document_beside(arrays: Path) -> dict[str, Any]:
+    """The JSON file of an .npz file; {} where there is none."""
+    described = arrays.with_suffix(".json")
+    return read_object(described) if described.is_file() else {}
+
+
 def counted_model(counts: Path) -> dict[str, str]:
     """Model and adapter that the JSON file beside a file of counts names; {} where it names none, or there is none."""
-    described = counts.with_suffix(".json")
-    document = read_object(described) if described.is_file() else {}
-    if "model" not in document:
-        return {}
-    return {name: field({"adapter": "", **document}, name, str, str(described)) for name in ("model", "adapter")}
+    document, where = {"adapter": "", **document_beside(counts)}, f"{counts}'s JSON file"
+    return {name: field(document, name, str, where) for name in ("model", "adapter")} if "model" in document else {}
 
 
 def check_selected_of(selection: Path, model: str) -> None:
@@ -85,9 +89,8 @@ def check_selected_of(selection: Path, model: str) -> None:
 
     By the name alone: the folder that holds the model may be another on another machine.
     """
-    described = selection.with_suffix(".json")
-    document = read_object(described) if described.is_file() else {}
-    if "model" in document and Path(other := field(document, "model", str, str(described))).name != Path(model).name:
+    document, where = document_beside(selection), f"{selection}'s JSON file"
+    if "model" in document and Path(other := field(document, "model", str, where)).name != Path(model).name:
         raise InputError(
             f"{selection}: neurons of {other}, the model is {model}; take a selection of this model's counts"
         )

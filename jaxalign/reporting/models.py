@@ -25,8 +25,8 @@ def model_of_all(folder: Path, documents: Mapping[str, Mapping[str, Any]]) -> tu
     """The model and the adapter ("": none), the same of all documents; several raise InputError."""
     models: dict[tuple[str, ...], tuple[str, str, str]] = {}
     for name, document in documents.items():
-        own = (field({"adapter": "", **document}, key, str, f"{folder}, {name}") for key in ("model", "adapter"))
-        model, adapter = own
+        known, where = {"adapter": "", **document}, f"{folder}, {name}"
+        model, adapter = (field(known, key, str, where) for key in ("model", "adapter"))
         models.setdefault((place(model), place(adapter)), (name, model, adapter))
     (first, *one), *others = models.values()
     if others:
