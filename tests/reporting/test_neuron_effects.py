@@ -39,6 +39,12 @@ def test_two_runs_are_paired_by_language():
     assert chinese[3] == "−45.0 (−70.0 to +5.0) → −22.5 (−47.5 to +27.5), +22.5"
 
 
+def test_other_languages_are_those_of_the_table():
+    _, english, chinese, _ = effect_lines("masking", {"base": grid(0.5, -0.2)}, ["en", "zh"])
+    # The neurons of English change Swahili, which is not among them; those of Chinese change English.
+    assert (english[2], chinese[2]) == ("0.000", "−0.200")
+
+
 def test_a_transplant_stands_beside_the_whole_tuning_and_one_language_beside_none():
     head, line = effect_lines("transplant", {"tuned": grid(-0.5, 0.0, languages=["en"])}, ["en"])
     assert head[-1] == "the whole tuning"
