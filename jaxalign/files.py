@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -19,7 +20,7 @@ import numpy as np
 from etils import epath
 from safetensors.numpy import save_file
 
-from jaxalign.errors import InputError
+from jaxalign.errors import InputError, InputErrors
 
 AnyPath = Path | epath.Path
 """A path on this machine or, always an `epath.Path`, one in a bucket."""
@@ -57,9 +58,9 @@ def local_path(text: str) -> Path:
 
 
 def read_text(path: AnyPath) -> str:
-    """The file's text, UTF-8, with its newlines as they are."""
+    """The file's text, UTF-8, with its newlines as they are, but without a byte-order mark, which is no text."""
     try:
-        return path.read_bytes().decode("utf-8")
+        return path.read_bytes().decode("utf-8").removeprefix("\ufeff")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -82,15 +83,42 @@ def read_json(path: AnyPath) -> Any:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """The JSON document in a text; JSONDecodeError where it is none, InputError where Python's reader gives up."""
+    """The JSON document in a text; JSONDecodeError where it is none, InputError where Python's reader gives up.
+
+    A key that stands twice in one object raises InputErrors with the place of each: Python's reader keeps the last.
+    """
+    repeated: list[tuple[Any, str]] = []
+
+    def object_of(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(items)
+        if len(found) < len(items):
+            repeated.append((found, Counter(name for name, _ in items).most_common(1)[0][0]))
+        return found
+
     try:
-        return json.loads(text)
+        document = json.loads(text, object_pairs_hook=object_of)
+        places = list(_places(document, {id(found): name for found, name in repeated})) if repeated else []
     except json.JSONDecodeError:
         raise
     except RecursionError:
         raise InputError(f"{where}: JSON nested too deeply") from None
     except ValueError:
         raise InputError(f"{where}: a number of too many digits") from None
+    if places:
+        raise InputErrors([f"{where}{place}: the key {name!r} stands there twice; keep one" for place, name in places])
+    return document
+
+
+def _places(document: Any, names: Mapping[int, str], place: str = "") -> Iterator[tuple[str, str]]:
+    """(", row 3, field 'x'", name) of every object of a document that has a name, by its id."""
+    if id(document) in names:
+        yield place, names[id(document)]
+    if isinstance(document, dict):
+        for key, value in document.items():
+            yield from _places(value, names, f"{place}, field {key!r}")
+    if isinstance(document, list):
+        for row, value in enumerate(document):
+            yield from _places(value, names, f"{place}, row {row}")
 
 
 def json_line(line: str, where: str) -> Any:
@@ -108,8 +136,18 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def filled_lines(path: Path) -> Iterator[str]:
-    """The lines of a file, ended by \\n only, but for blank ones."""
-    return (line for line in read_text(path).split("\n") if line.strip())
+    """The lines of a file, but for blank ones; files that were joined may leave a byte-order mark before any."""
+    return (line for line in lines_of(read_text(path).replace("\n\ufeff", "\n")) if line.strip())
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text without their ends: \\n, \\r\\n or, where there is no \\n at all, \\r.
+
+    A \\r inside a line stays. str.splitlines would also break at U+2028 and U+0085, which occur inside texts.
+    """
+    if "\n" not in text:
+        text = text.replace("\r", "\n")
+    return [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxalign import files
+from jaxalign.errors import InputErrors
 
 
 def test_a_listing_shows_what_others_have_written_since(storage):
@@ -34,3 +35,30 @@ def test_tensors_may_be_read_by_whoever_may_read_other_files(tmp_path: Path):
     files.write_tensors(tmp_path / "a.safetensors", tensors)
     assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "text").stat().st_mode
     np.testing.assert_array_equal(load_file(tmp_path / "a.safetensors")["a"], tensors["a"])
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path):
+    """Whatever JSON is read: configs, indices, results."""
+    path = tmp_path / "config.json"
+    path.write_bytes(b'\xef\xbb\xbf{"a":\r\n 1}\r\n')
+    assert files.read_json(path) == {"a": 1} and files.read_text(path).startswith("{")
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\xef\xbb\xbf{"a": 2}\n\n')
+    assert list(files.read_json_lines(path)) == [(0, {"a": 1}), (1, {"a": 2})]
+
+
+def test_lines():
+    assert files.lines_of("a\r\nb\u2028\x85\rc\n\r\r\n") == ["a", "b\u2028\x85\rc", ""]
+    assert files.lines_of("a\rb\r") == files.lines_of("a\nb") == ["a", "b"]
+
+
+def test_every_key_that_stands_twice_is_told_of(tmp_path: Path):
+    path = tmp_path / "rows.json"
+    path.write_text('[{"a": 1}, {"a": 1, "b": [0, {"c": 1, "c": 1}], "a": {"d": 1, "d": 1}}, {"e": 0, "e": 0}]')
+    with pytest.raises(InputErrors) as error:
+        files.read_json(path)
+    assert error.value.messages == [
+        f"{path}, row 1: the key 'a' stands there twice; keep one",
+        f"{path}, row 1, field 'a': the key 'd' stands there twice; keep one",
+        f"{path}, row 1, field 'b', row 1: the key 'c' stands there twice; keep one",
+        f"{path}, row 2: the key 'e' stands there twice; keep one",
+    ]

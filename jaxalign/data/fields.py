@@ -8,29 +8,50 @@ from jaxalign.data.languages import language_of
 from jaxalign.errors import InputError
 
 _HALF_A_PAIR = re.compile("[\ud800-\udfff]")
+_LINE_END = re.compile(r"\r+(?=\n|\Z)")
+# White space, control characters, Unicode's Default_Ignorable_Code_Point (zero-width spaces, fillers, marks of
+# direction, variation selectors) and the blank of Braille.
+_UNSEEN = re.compile(
+    r"[\s\x00-\x1f\x7f-\xa0\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
+    r"\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]*"
+)
 
 
 def object_of(item: Any, where: str) -> Mapping[str, Any]:
     """The row, which must be a JSON object."""
-    if not isinstance(item, dict):
+    if not isinstance(item, Mapping):
         raise InputError(f"{where}: an object is needed, found {kind(item)}")
     return item
 
 
 def text_of(item: Mapping[str, Any], name: str, where: str, mend: str = "fill it in or leave the row out") -> str:
-    """The text of a field, unchanged. mend: what to do about an empty one."""
+    """The text of a field. mend: what to do about an empty one, which has no visible character.
+
+    A line end and a byte-order mark are no text: a `\\r` before a `\\n` or at the end, and U+FEFF at the start, are
+    left out. All else is unchanged.
+    """
     if name not in item:
         raise InputError(f"{where}: no field {name!r}; the row has {', '.join(map(repr, item)) or 'none'}")
     text = item[name]
     if not isinstance(text, str):
         raise InputError(f"{where}, field {name!r}: text is needed, found {kind(text)}")
-    if not text.strip():
-        raise InputError(f"{where}, field {name!r}: empty; {mend}")
+    if not is_visible(text):
+        unseen = f"no visible character in {text[:20]!r}" if text.strip() else "empty"
+        raise InputError(f"{where}, field {name!r}: {unseen}; {mend}")
+    return whole_text(text, f"{where}, field {name!r}")
+
+
+def is_visible(text: str) -> bool:
+    """Whether a text has a character that one can see."""
+    return _UNSEEN.fullmatch(text) is None
+
+
+def whole_text(text: str, where: str) -> str:
+    """A text without the marks of its file, as `text_of` says; half a character of UTF-16 raises InputError."""
     if half := _HALF_A_PAIR.search(text):
-        raise InputError(
-            f"{where}, field {name!r}: {half[0]!r} is half a character (UTF-16); save the whole text as UTF-8"
-        )
-    return text
+        raise InputError(f"{where}: {half[0]!r} is half a character (UTF-16); save the whole text as UTF-8")
+    text = text.lstrip("\ufeff")
+    return _LINE_END.sub("", text) if "\r" in text else text
 
 
 def language_code_of(item: Mapping[str, Any], name: str, where: str) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxalign.data.fields import is_visible, whole_text
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.templates import TEMPLATES
 from jaxalign.errors import InputError
@@ -104,9 +105,9 @@ def _text(item: Any, name: str, where: str) -> str:
         raise InputError(f"{where}: an object is needed; is the file JSON lines, one problem a line?")
     if name not in item:
         raise InputError(f"{where}: no field {name!r}; the row has {', '.join(map(repr, item)) or 'none'}")
-    if not isinstance(item[name], str) or not item[name].strip():
+    if not isinstance(item[name], str) or not is_visible(item[name]):
         raise InputError(f"{where}, field {name!r}: text is needed, found {item[name]!r}")
-    return item[name]
+    return whole_text(item[name], f"{where}, field {name!r}")
 
 
 def _number(item: Any, name: str, where: str) -> str:

@@ -296,16 +296,15 @@ def read_objects(file: Path, task: Task, language: str, split: Split) -> list[Ma
 def _checked_object(item: Any, task: Task, known: set[str], split: Split, where: str) -> Mapping[str, str]:
     item = object_of(item, where)
     names = task.fields if split == "train" and "answer" not in item else (*task.fields, "answer")
-    mend = "fill it in or leave the row out of every language"
-    reads = [partial(text_of, item, name, where, mend) for name in names]
-    gather([*reads, partial(_check_answer, item, known, where)])
-    return item
+    texts = gather(partial(_checked_text, item, name, known, where) for name in names)
+    return {**item, **dict(zip(names, texts, strict=True))}
 
 
-def _check_answer(item: Mapping[str, Any], known: set[str], where: str) -> None:
-    answer = item.get("answer")
-    if isinstance(answer, str) and answer.strip() and answer not in known:
+def _checked_text(item: Mapping[str, Any], name: str, known: set[str], where: str) -> str:
+    text = text_of(item, name, where, "fill it in or leave the row out of every language")
+    if name == "answer" and text not in known:
         raise InputError(
-            f"{where}, field 'answer': {answer!r} is no label word of this task and language; "
+            f"{where}, field 'answer': {text!r} is no label word of this task and language; "
             f"known: {', '.join(sorted(known))}"
         )
+    return text

@@ -13,7 +13,7 @@ ALL = slice(None)
 
 def write(file: Path, rows: list[Any]) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return file
 
 
@@ -42,6 +42,8 @@ def test_rows_of_both_tasks(tmp_path: Path, folder: str):
         ({"query": "q", "response": "1,23"}, "row 1, field 'response': a number is needed.*'1,23'"),
         ({"query": "q", "response": "one"}, "row 1, field 'response': a number"),
         (["q", "1"], "row 1: an object is needed"),
+        ({"query": "\u200b", "response": "1"}, "row 1, field 'query': text"),
+        ({"query": "q\ud800", "response": "1"}, "row 1, field 'query': .* is half a character"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path: Path, row: Any, message: str):
@@ -70,3 +72,14 @@ def test_the_prompt_ends_with_its_colon():
         "Below is an instruction that describes a task. Write a response that appropriately completes the request."
         "\n\n### Instruction:\nHow many?\n{x}\n\n### Response:"
     )
+
+
+def test_marks_of_the_file_are_no_text(tmp_path: Path):
+    rows = [{"query": f"q{number}", "response": "1"} for number in range(2)]
+    file = write(tmp_path / "mgsm/mgsm_German.json", rows)
+    expected = read_problems(tmp_path, MGSM, "de", ALL)
+    file.write_bytes(b"\xef\xbb\xbf" + "".join(json.dumps(row) + "\r\n" for row in rows).encode())
+    assert read_problems(tmp_path, MGSM, "de", ALL) == expected
+    file.write_text('{"query": "q", "query": "r", "response": "1"}')
+    with pytest.raises(InputError, match="row 0: the key 'query' stands there twice"):
+        read_problems(tmp_path, MGSM, "de", ALL)

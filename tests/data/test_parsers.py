@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxalign.data.fields import is_visible, whole_text
 from jaxalign.data.languages import LANGUAGES, parse_languages
 from jaxalign.data.math_problems import MATH_TASKS, read_problems
 from jaxalign.data.pair_files import read_pairs
@@ -38,6 +39,11 @@ NAMES = st.sampled_from(
             "query",
             "m_query",
             "response",
+            "instruction",
+            "output",
+            "messages",
+            "role",
+            "content",
         ),
         *("premise", "hypothesis", "sentence1", "sentence2", "exemplars", "label", "text", "overrides", "keywords"),
     ]
@@ -60,7 +66,7 @@ DOCUMENTS = st.lists(ROWS | VALUES, max_size=4) | VALUES
 
 def check_pairs(pairs):
     for pair in pairs or []:
-        assert pair.prompt.strip() and pair.response.strip()
+        assert is_visible(pair.prompt) and is_visible(pair.response)
         assert {pair.source_language, pair.target_language} <= set(LANGUAGES)
         (pair.prompt + pair.response).encode("utf-8")
 
@@ -197,4 +203,7 @@ def test_pairs_survive_being_written_as_json_lines(tmp_path, instruction):
     survive()
 
 
-READABLE = st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(str.strip)
+READABLE = st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(
+    lambda text: is_visible(text) and whole_text(text, "") == text
+)
+"""Texts that one can see, without the marks of files at their ends."""

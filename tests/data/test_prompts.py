@@ -4,6 +4,7 @@ import pytest
 
 from jaxalign.data.mended import MENDED_CUES
 from jaxalign.data.prompts import (
+    Exemplar,
     cues_of,
     differences,
     differences_table,
@@ -52,7 +53,7 @@ def exemplars(tmp_path):
 
 def written(folder, document):
     file = folder / "exemplars.json"
-    file.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
+    file.write_text(json.dumps(document), encoding="utf-8")
     return file
 
 
@@ -160,6 +161,15 @@ def test_a_missing_cell_is_named(exemplars):
         ({"emotion": {"de": {"exemplars": []}}}, "emotion, de: an object with a non-empty array 'exemplars'"),
         ({"emotion": {"de": {"exemplars": [3]}}}, "exemplar 0: an object is needed"),
         ({"emotion": {"de": {"exemplars": [{"input": "x", "label": "positive"}]}}}, "exemplar 0, field 'text'"),
+        ({"emotion": {"de": {"exemplars": [{"text": "\u200b", "label": "positive"}]}}}, "exemplar 0, field 'text'"),
+        (
+            {"emotion": {"de": {"exemplars": [{"text": "x\ud800", "label": "positive"}]}}},
+            "exemplar 0, field 'text': '\\ud800' is half a character",
+        ),
+        (
+            {"emotion": {"de": {"exemplars": [{"text": "x", "label": "positive", "trailing": "\udc00"}]}}},
+            "exemplar 0, field 'trailing': '\\udc00' is half a character",
+        ),
         (
             {"emotion": {"de": {"exemplars": [{"text": "x", "label": "positiv"}]}}},
             "'positiv' is none of positive, nega",
@@ -182,3 +192,21 @@ def test_bad_files_are_named(tmp_path, document, message):
     with pytest.raises(InputError) as error:
         read_exemplars(written(tmp_path, document))
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_marks_of_the_file_are_no_text(tmp_path):
+    file = written(tmp_path, DOCUMENT)
+    expected = read_exemplars(file).cells
+    text = file.read_text(encoding="utf-8")
+    file.write_bytes(("\ufeff" + text.replace("\n", "\r\n")).encode("utf-8"))
+    assert read_exemplars(file).cells == expected
+    exemplar = {"text": "\ufeffx\r", "label": "positive", "trailing": " \r", "overrides": {"answer": "Gefühl: \r"}}
+    file = written(tmp_path, {"emotion": {"de": {"exemplars": [exemplar]}}})
+    assert read_exemplars(file).of("emotion", "de") == (Exemplar(("x",), "positive", {"answer": "Gefühl: "}, " "),)
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    file = tmp_path / "exemplars.json"
+    file.write_text('{"emotion": {"de": {"exemplars": [{"text": "x", "text": "y", "label": "positive"}]}}}')
+    with pytest.raises(InputError, match="field 'exemplars', row 0: the key 'text' stands there twice"):
+        read_exemplars(file)

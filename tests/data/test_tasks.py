@@ -151,3 +151,28 @@ def test_unknown_task_is_named():
     assert task_named("snli") is TASKS["snli"]
     with pytest.raises(InputError, match="no task 'pawz'; did you mean 'paws'"):
         task_named("pawz")
+
+
+def test_marks_of_the_file_are_no_text(data):
+    """A byte-order mark, and line ends that another program left in the texts."""
+    rows = read_task_rows(data, TASKS["emotion"], "de", "test", ALL)
+    file = data / "ap_emotion" / "emotion_de500_test.json"
+    spoilt = [{"input": f"\ufeff{row.fields[0]}\r", "answer": f"{row.answer}\r"} for row in rows]
+    file.write_bytes(f"\ufeff{json.dumps(spoilt, indent=1)}".replace("\n", "\r\n").encode())
+    assert read_task_rows(data, TASKS["emotion"], "de", "test", ALL) == rows
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"input": "\u200b", "answer": "positiv"}', "field 'input': no visible character"),
+        ('{"input": "\\ud800x", "answer": "positiv"}', "field 'input': '\\ud800' is half a character"),
+        ('{"input": "x", "input": "y", "answer": "positiv"}', "the key 'input' stands there twice"),
+    ],
+)
+def test_texts_that_are_none_are_refused(data, row, message):
+    file = data / "ap_emotion" / "emotion_de500_test.json"
+    file.write_text(f"[{json.dumps(EMOTION_DE[0])}, {row}]", encoding="utf-8")
+    with pytest.raises(InputError) as error:
+        read_task_rows(data, TASKS["emotion"], "de", "test", slice(0, 1))
+    assert f"{file}, row 1" in str(error.value) and message in str(error.value)
