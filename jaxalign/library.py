@@ -13,6 +13,7 @@ and `probe`, `out` being in a folder that they share: process 0 writes, and each
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,14 @@ from jaxalign.cli.data import gather_pairs
 from jaxalign.cli.demo import demo as run_demo
 from jaxalign.cli.evaluate import check_settings, chosen_cells, evaluate_model
 from jaxalign.cli.export import export as export_run
-from jaxalign.cli.loading import Model, load_model, run_folder
+from jaxalign.cli.loading import Model, load_model, rendering, run_folder
 from jaxalign.cli.open_answers import open_tasks
 from jaxalign.cli.probe import check_probe_settings, probe_model, probes_of
 from jaxalign.cli.provenance import command
 from jaxalign.cli.train import check_train_settings, train_model
 from jaxalign.cli.watch import check_watch_settings
-from jaxalign.data.pairs import QuestionPair
-from jaxalign.errors import InputError
+from jaxalign.data.pairs import QuestionPair, pair_of
+from jaxalign.errors import InputError, gather
 from jaxalign.files import AnyPath, check_bucket, local_path, path_of, read_json, read_npz
 from jaxalign.hosts import alone, wait_for_all
 from jaxalign.reporting.gains import Gains, measure_gains
@@ -42,6 +43,8 @@ from jaxalign.reporting.runs import TrainingRun, read_run
 from jaxalign.reporting.tables import compare as pair
 
 PathLike = str | Path
+Record = QuestionPair | Mapping[str, Any]
+"""A pair, or a row with the fields that a row of a file may have."""
 FILE_OF = {"neurons": "neuron_counts"}
 """The files of a probe that are not called as it is."""
 LOADED_WITH = ("model", "adapter", "dtype", "param_dtype", "mesh")
@@ -95,7 +98,7 @@ def load(model: PathLike, adapter: PathLike = "", **settings: Any) -> LoadedMode
     return LoadedModel(load_model(config_with(loaded_with)), loaded_with)
 
 
-def train(base: LoadedModel, pairs: Sequence[PathLike | QuestionPair], out: PathLike, **settings: Any) -> TrainingRun:
+def train(base: LoadedModel, pairs: Sequence[PathLike | Record], out: PathLike, **settings: Any) -> TrainingRun:
     """Tunes on pairs, given as files or as records, into the run `out`; the same call again continues it."""
     config = base.config(out, settings)
     if config.stages:
@@ -103,8 +106,14 @@ def train(base: LoadedModel, pairs: Sequence[PathLike | QuestionPair], out: Path
     check_bucket(run_folder(config))
     check_train_settings(config)
     check_watch_settings(config)
-    records = [item for item in pairs if isinstance(item, QuestionPair)]
-    files = [str(item) for item in pairs if not isinstance(item, QuestionPair)]
+    files = [str(item) for item in pairs if isinstance(item, PathLike)]
+    records = gather(
+        partial(
+            pair_of, vars(item) if isinstance(item, QuestionPair) else item, rendering(config), f"pairs, item {index}"
+        )
+        for index, item in enumerate(pairs)
+        if not isinstance(item, PathLike)
+    )
     named = gather_pairs(config, files) if files else []
     train_model(config, base.model, records + named, files, len(records))
     return read_run(written(config.out))

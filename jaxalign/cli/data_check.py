@@ -16,6 +16,7 @@ from jaxalign.cli.loading import (
     rendering,
 )
 from jaxalign.data.description import (
+    control_characters,
     describe_labels,
     describe_languages,
     doubles,
@@ -68,6 +69,7 @@ def describe_files(config: ConfigDict, paths: Sequence[Path]) -> dict[str, Any]:
         "pairs": {path: len(found) for path, found in pairs.items()},
         "directions": Counter(f"{pair.source_language}→{pair.target_language}" for pair in together),
         **doubles(together),
+        "control_characters": control_characters(together),
         "tasks": [task.name for task in chosen_tasks(config)],
         "test_rows": test_rows(config, together),
     }
@@ -149,6 +151,9 @@ def lines_of(document: Mapping[str, Any]) -> Iterator[str]:
         f"{document['repeated_pairs']:,} pairs repeat an earlier one, {document['prompts_of_several_responses']:,} "
         "prompts have several responses"
     )
+    if counts := document["control_characters"]:
+        named = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+        yield f"control characters in the texts: {named}; tuning teaches the model to write those of responses"
     for record in document["test_rows"]:
         yield (
             f"test rows of {record['task']} {record['language']} among the pairs: "

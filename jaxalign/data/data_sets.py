@@ -2,13 +2,13 @@
 
 Of TFDS (ArrayRecord files, no TensorFlow), by features; rows of the split `train`:
 
-    prompt, response, source_language, target_language   as they are (see question_translation)
     Translation (opus, wmt)                              the other language's text, and the target's
     translations (ted_multi_translate)                   each source language's text, and the target's, where both are
     id, question (xquad)                                 split `test` of DIR/de/3.0.0, joined by id with DIR/en/3.0.0
 
-Of Hugging Face, saved by `save_to_disk`, by columns: those of the first line; source, target and their languages; the
-study's input and answer; answered questions; or `translation`, which holds a text per language.
+    others                                               whatever `pairs` reads of rows
+
+Of Hugging Face, saved by `save_to_disk`, by columns: `translation`, a text per language, or whatever `pairs` reads.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,18 +22,9 @@ import numpy as np
 
 from jaxalign.data.fields import text_of
 from jaxalign.data.languages import LANGUAGES, language_of
-from jaxalign.data.pairs import (
-    ANSWERED_FIELDS,
-    PARALLEL_FIELDS,
-    RENDERED_FIELDS,
-    QuestionPair,
-    Rendering,
-    parallel_pair,
-    rendered_pair,
-    study_pair,
-    with_instruction,
-)
+from jaxalign.data.pairs import QuestionPair, Rendering, makes_pairs, not_pairs, pair_of, with_instruction
 from jaxalign.errors import InputError, gather
+from jaxalign.files import read_json
 
 Reads = Iterator[Callable[[], QuestionPair]]
 """A call per pair, which returns it or raises InputError: so all bad rows can be told of, not the first alone."""
@@ -56,6 +47,13 @@ def is_data_set(folder: Path) -> bool:
 
 def read_data_set(folder: Path, rendering: Rendering) -> Reads:
     """The pairs of a data set; what is no such set, or broken, raises InputError."""
+    info = read_json(folder / "dataset_info.json") if (folder / "dataset_info.json").is_file() else None
+    if isinstance(info, dict) and info and all(isinstance(entry, dict) for entry in info.values()):
+        files = [f"{folder}/{entry['file_name']}" for entry in info.values() if "file_name" in entry]
+        raise InputError(
+            f"{folder}: its dataset_info.json lists data sets of LLaMA-Factory; name the files of pairs one by one "
+            f"({', '.join(files) or 'it names none that lie here'}), which are read by the names of their own fields"
+        )
     is_hugging_face = (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
     return (_read_hugging_face if is_hugging_face else _read_tfds)(folder, rendering)
 
@@ -99,8 +97,8 @@ def _decoded(value: Any) -> Any:
 def _read_tfds(folder: Path, rendering: Rendering) -> Reads:
     features = tfds_features(folder)
     names = set(features)
-    if names >= set(RENDERED_FIELDS):
-        return _each(folder, tfds_rows(folder, "train"), rendered_pair)
+    if makes_pairs(names):
+        return _each(folder, tfds_rows(folder, "train"), rendering)
     if names >= {"id", "question"}:
         return _joined_by_id(folder, rendering)
     if "translations" in names:
@@ -113,10 +111,7 @@ def _read_tfds(folder: Path, rendering: Rendering) -> Reads:
         # OPUS's lines have kept their ends.
         rows = ({name: text.removesuffix("\n") for name, text in row.items()} for row in tfds_rows(folder, "train"))
         return _translated(folder, rows, directions, rendering)
-    raise InputError(
-        f"{folder}: a data set of {', '.join(sorted(names))}; pairs are read from {', '.join(RENDERED_FIELDS)}, from "
-        "translations, or from id and question"
-    )
+    raise not_pairs(names, f"{folder}: a data set")
 
 
 def _joined_by_id(folder: Path, rendering: Rendering) -> Reads:
@@ -130,13 +125,13 @@ def _joined_by_id(folder: Path, rendering: Rendering) -> Reads:
         )
     targets = {row["id"]: row for row in tfds_rows(target_folder, "test")}
 
-    def pair_of(row: Mapping[str, Any], where: str) -> QuestionPair:
+    def joined(row: Mapping[str, Any], where: str) -> QuestionPair:
         if row["id"] not in targets:
             raise InputError(f"{where}, field 'id': {row['id']!r} is not in {target_folder}")
         texts = {source: row["question"], rendering.target: targets[row["id"]]["question"]}
         return _translation(texts, source, rendering.target, rendering, where)
 
-    return _each(folder, tfds_rows(folder, "test"), pair_of)
+    return (partial(joined, row, f"{folder}, row {index}") for index, row in enumerate(tfds_rows(folder, "test")))
 
 
 # Hugging Face
@@ -155,12 +150,8 @@ def _read_hugging_face(folder: Path, rendering: Rendering) -> Reads:
             raise InputError(f"{folder}: no split 'train'; there are {', '.join(rows)}: name the folder of one")
         rows = rows["train"]
     names = set(rows.column_names)
-    if names >= set(RENDERED_FIELDS):
-        return _each(folder, rows, rendered_pair)
-    if names >= set(PARALLEL_FIELDS):
-        return _each(folder, rows, lambda row, where: parallel_pair(row, rendering.instruction, where))
-    if any(names >= set(fields) for fields in (("input", "answer"), *ANSWERED_FIELDS)):
-        return _each(folder, rows, study_pair)
+    if makes_pairs(names):
+        return _each(folder, rows, rendering)
     if "translation" in names:
         feature = rows.features["translation"]
         languages = getattr(feature, "languages", feature)
@@ -168,10 +159,7 @@ def _read_hugging_face(folder: Path, rendering: Rendering) -> Reads:
             raise InputError(f"{folder}: the column 'translation' does not hold a text per language")
         directions = _directions(languages, rendering, folder)
         return _translated(folder, (row["translation"] for row in rows), directions, rendering)
-    raise InputError(
-        f"{folder}: a data set of {', '.join(sorted(names))}; pairs are read from {', '.join(RENDERED_FIELDS)}; from "
-        f"{', '.join(PARALLEL_FIELDS)}; from input, answer; from question, answer; or from translation"
-    )
+    raise not_pairs(names, f"{folder}: a data set")
 
 
 # Both
@@ -191,10 +179,10 @@ def _loading(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _each(folder: Path, rows: Iterable[Any], pair_of: Callable[[Any, str], QuestionPair]) -> Reads:
+def _each(folder: Path, rows: Iterable[Any], rendering: Rendering) -> Reads:
     """One pair of every row."""
     for index, row in enumerate(rows):
-        yield partial(pair_of, row, f"{folder}, row {index}")
+        yield partial(pair_of, row, rendering, f"{folder}, row {index}")
 
 
 def _translated(folder: Path, rows: Iterable[Mapping[str, str]], directions: Directions, rendering: Rendering) -> Reads:

@@ -1,5 +1,6 @@
 """What a set of question pairs holds: counts, lengths, scripts, doubles, and test rows among them."""
 
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from jaxalign.data.tokenizer import Tokenizer
 
 SCRIPTS = {"Japanese": {"Han", "Hiragana", "Katakana"}}
 """A language's script -> the scripts of its letters, where that is not the one of the same name."""
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 
 def describe_languages(pairs: Sequence[QuestionPair], length: Callable[[str], int]) -> dict[str, dict[str, Any]]:
@@ -91,6 +93,15 @@ def doubles(pairs: Sequence[QuestionPair]) -> dict[str, int]:
         "repeated_pairs": len(pairs) - len(set(pairs)),
         "prompts_of_several_responses": sum(len(found) > 1 for found in responses.values()),
     }
+
+
+def control_characters(pairs: Sequence[QuestionPair]) -> dict[str, int]:
+    """ "U+000D" -> how many such characters stand in prompts and responses; line ends (U+000A) are not counted."""
+    counts: Counter[str] = Counter()
+    for pair in pairs:
+        counts.update(_CONTROL.findall(pair.prompt))
+        counts.update(_CONTROL.findall(pair.response))
+    return {f"U+{ord(character):04X}": count for character, count in sorted(counts.items())}
 
 
 def rows_among(pairs: Sequence[QuestionPair], task: Task, rows: Sequence[TaskRow]) -> list[int]:

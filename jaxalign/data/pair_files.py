@@ -1,39 +1,36 @@
 """Files and folders of question pairs, read by suffix:
 
-    .json         the study's format: an array of {"input", "answer"}, the instruction already in the input
-    .jsonl        one object a line: source, target, source_language, target_language
-    .csv .tsv     a header with those four names; quoted as spreadsheets quote, newlines inside quotes kept
+    .json .jsonl  an array of objects (the study's format), or one object a line; their fields as `pairs` says
+    .csv          a header with the names of fields; quoted as spreadsheets quote, newlines inside quotes kept
+    .tsv          the same, or, as corpora have it, a row a line, where a quotation mark is a character like others
     .de .sw ...   QAlign's format: line i of DIR/train.de and of DIR/train.en is the same question
 
-The objects of .json and .jsonl may also be English questions with their answers, which are tuned on as they are:
-{"question", "answer"} (GSM8K) or {"query", "response"} (MetaMathQA).
+Which kind a .tsv is, its quotation marks say. They are a spreadsheet's if it could have written every row so (cells
+that have one are quoted as a whole, with the marks inside doubled) and some were written so for a reason: doubled
+marks, a tab or line end inside a cell, or a quoted header. Otherwise they are text. Where rows of both kinds meet, or
+where just the cells with a comma are quoted, as Excel does, the file is refused.
 
 A folder is a prepared data set of TFDS or of Hugging Face (see data_sets), or all the files of pairs in it.
 """
 
-import csv
-import io
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from jaxalign.data.data_sets import Reads, is_data_set, read_data_set
-from jaxalign.data.fields import object_of
+from jaxalign.data.fields import is_visible, whole_text
 from jaxalign.data.languages import LANGUAGES, nearest
-from jaxalign.data.pairs import (
-    Instruction,
-    QuestionPair,
-    Rendering,
-    answered_question,
-    parallel_pair,
-    study_pair,
-    with_instruction,
-)
+from jaxalign.data.pairs import Instruction, QuestionPair, Rendering, makes_pairs, pair_of, with_instruction
 from jaxalign.errors import InputError, gather
-from jaxalign.files import filled_lines, json_line, read_json, read_text
+from jaxalign.files import filled_lines, json_line, lines_of, read_json, read_text
 
 FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 """Of files of pairs, besides the language codes of aligned text."""
+
+Rows = Iterator[tuple[str, Callable[[], Any]]]
+"""Of each row its place, for messages, and a call that returns it or raises InputError."""
 
 
 def read_pairs(paths: Sequence[Path], rendering: Rendering = Rendering()) -> list[QuestionPair]:  # noqa: B008 - frozen
@@ -70,18 +67,21 @@ def pair_files(path: Path) -> list[Path]:
 
 
 def _reads_of(path: Path, rendering: Rendering) -> Reads:
-    readers: dict[str, Callable[[Path, Instruction], Reads]] = {
-        ".json": _read_study_json,
-        ".jsonl": _read_json_lines,
-        ".csv": _read_table,
-        ".tsv": _read_table,
-    }
     if path.is_dir():
         return read_data_set(path, rendering)
-    if path.suffix in readers:
-        return readers[path.suffix](path, rendering.instruction)
     if path.suffix[1:] in LANGUAGES:
         return _read_aligned(path, rendering.instruction)
+    return (partial(_pair_of_row, row, rendering, where) for where, row in _rows_of(path))
+
+
+def _pair_of_row(row: Callable[[], Any], rendering: Rendering, where: str) -> QuestionPair:
+    return pair_of(row(), rendering, where)
+
+
+def _rows_of(path: Path) -> Rows:
+    readers = {".json": _json_rows, ".jsonl": _json_rows, ".csv": _csv_rows, ".tsv": _tsv_rows}
+    if path.suffix in readers:
+        return readers[path.suffix](path)
     known = [*readers, *(f".{code}" for code in LANGUAGES)]
     raise InputError(
         f"{path}: unknown suffix {path.suffix!r}; did you mean {nearest(path.suffix, known)!r}? Read are "
@@ -89,56 +89,117 @@ def _reads_of(path: Path, rendering: Rendering) -> Reads:
     )
 
 
-def _read_study_json(path: Path, instruction: Instruction) -> Reads:
+def _json_rows(path: Path) -> Rows:
+    """An array of objects, or one object a line, whatever the suffix promises."""
+    lines = list(filled_lines(path))
+    first = lines[0].strip() if lines else ""
+    if first[:1] != "[" and (path.suffix == ".jsonl" or (len(lines) > 1 and first[:1] + first[-1:] == "{}")):
+        for index, line in enumerate(lines):
+            where = f"{path}, row {index}"
+            yield where, partial(json_line, line, where)
+        return
     document = read_json(path)
+    if isinstance(document, dict) and makes_pairs(document):
+        document = [document]
     if not isinstance(document, list):
-        raise InputError(f"{path}: an array of objects with input and answer is needed; one object a line is .jsonl")
-    for row, item in enumerate(document):
-        yield partial(study_pair, item, f"{path}, row {row}")
+        raise InputError(f"{path}: an array of objects with input and answer is needed, or one object a line")
+    for index, item in enumerate(document):
+        yield f"{path}, row {index}", lambda item=item: item
 
 
-def _read_json_lines(path: Path, instruction: Instruction) -> Reads:
-    for row, line in enumerate(filled_lines(path)):
-        yield partial(_pair_of_line, line, instruction, f"{path}, row {row}")
+def _csv_rows(path: Path) -> Rows:
+    return _table_rows(path, _quoted_rows("\n".join(lines_of(read_text(path))), ","))
 
 
-def _pair_of_line(line: str, instruction: Instruction, where: str) -> QuestionPair:
-    item = object_of(json_line(line, where), where)
-    return answered_question(item, where) or parallel_pair(item, instruction, where)
+def _tsv_rows(path: Path) -> Rows:
+    """As the top of this file says."""
+    lines = lines_of(read_text(path))
+    text, plain = "\n".join(lines), [line.split("\t") for line in lines if line]
+    doubled = _DOUBLED.search(text) or _QUOTED_HEADER.search(lines[0])
+    try:
+        quoted = list(_quoted_rows(text, "\t"))
+    except _NotQuoted as error:
+        if doubled:
+            raise InputError(
+                f"{path}: quotation marks are text in line {error}, but a spreadsheet's around "
+                f"{doubled[0].strip()[:60]!r}; {_EITHER}"
+            ) from None
+        return _table_rows(path, iter(plain), f"; line {error} shows that quotation marks are text here")
+    if doubled or any(len(cells) != len(plain[0]) for cells in plain):
+        return _table_rows(path, iter(quoted))
+    cells = {cell for row in plain for cell in row}
+    marked = {cell for cell in cells if cell.startswith('"')}
+    # Spreadsheets quote cells with a comma, too.
+    if marked and marked == {cell for cell in cells if "," in cell}:
+        raise InputError(f"{path}: is {min(marked)!r} in quotation marks, or quoted for its comma? {_EITHER}")
+    return _table_rows(path, iter(plain))
 
 
-def _read_table(path: Path, instruction: Instruction) -> Reads:
-    # Spreadsheets write a byte-order mark; it is no part of the first column's name.
-    text = read_text(path).removeprefix("\ufeff")
-    table = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+_DOUBLED = re.compile(r'(?:^|\t)"[^"\t\n]*+(?:""[^"\t\n]*+)++"(?=\t|$)', re.MULTILINE)
+_QUOTED_HEADER = re.compile(r'(?:^|\t)"[^\t]*')
+_EITHER = "save it as .csv, where all quotation marks are a spreadsheet's, or as .jsonl"
+
+
+class _NotQuoted(Exception):
+    """A line that no spreadsheet wrote; its number, from 1."""
+
+
+def _quoted_rows(text: str, delimiter: str) -> Iterator[list[str]]:
+    """The cells of every row but blank ones, of a table that a spreadsheet wrote.
+
+    In a .csv a cell that is not quoted may have quotation marks inside. In a .tsv these raise _NotQuoted, and so does a
+    quoted cell that ends in another whole row than it begins in.
+    """
+    bare = r'[^"\t\n]*' if delimiter == "\t" else rf'(?!")[^{delimiter}\n]*'
+    cell = re.compile(rf'(?:"([^"]*+(?:""[^"]*+)*+)"|({bare}))({delimiter}|\n|\Z)')
+    cells: list[str] = []
+    position, start, width, end = 0, 0, 0, delimiter
+    while end:  # it is empty at the end of the text
+        found = cell.match(text, position)
+        if found is None:
+            raise _NotQuoted(text.count("\n", 0, position) + 1)
+        cells.append(found[2] if found[1] is None else found[1].replace('""', '"'))
+        position, end = found.end(), found[3]
+        if end == delimiter:
+            continue
+        lines = text[start : found.start(3)].split("\n")
+        if lines != [""]:
+            width = width or len(cells)
+            if delimiter == "\t" and len(lines) > 1 and all(line.count("\t") == width - 1 for line in lines):
+                raise _NotQuoted(text.count("\n", 0, start) + 1)
+            yield cells
+        cells, start = [], position
+
+
+def _table_rows(path: Path, table: Iterator[list[str]], note: str = "") -> Rows:
+    """The first row has the names of the fields. note: what to say of quotation marks where a row is wrong."""
     header, row = None, -1
     try:
         for cells in table:
-            if not cells:
-                continue
             if header is None:
                 header = cells
                 if twice := sorted({name for name in header if header.count(name) > 1}):
                     raise InputError(f"{path}: the header has {', '.join(map(repr, twice))} more than once; keep one")
                 continue
             row += 1
-            yield partial(_pair_of_cells, header, cells, instruction, f"{path}, row {row}")
-    except csv.Error as error:
+            where = f"{path}, row {row}"
+            yield where, partial(_row_of_cells, header, cells, where, note)
+    except _NotQuoted as error:
         raise InputError(
-            f"{path}, row {row + 1} (line {table.line_num}): {error}; quotes are doubled inside quotes"
+            f"{path}, row {row + 1} (line {error}): a quoted cell ends in a quotation mark; those inside are doubled"
         ) from None
 
 
-def _pair_of_cells(header: list[str], cells: list[str], instruction: Instruction, where: str) -> QuestionPair:
+def _row_of_cells(header: list[str], cells: list[str], where: str, note: str) -> Mapping[str, str]:
     if len(cells) != len(header):
-        raise InputError(f"{where}: {len(cells)} columns, but the header has {len(header)}")
-    return parallel_pair(dict(zip(header, cells, strict=True)), instruction, where)
+        raise InputError(f"{where}: {len(cells)} columns, but the header has {len(header)}{note}")
+    return dict(zip(header, cells, strict=True))
 
 
 def _read_aligned(path: Path, instruction: Instruction) -> Reads:
     """Line-aligned text: `path` is the source side, its sibling .en (or else the only other one) the target."""
     sibling = _target_side(path)
-    sources, targets = _lines(path), _lines(sibling)
+    sources, targets = (lines_of(read_text(side)) for side in (path, sibling))
     if len(sources) != len(targets):
         raise InputError(f"{path}: {len(sources)} lines, but {sibling} has {len(targets)}; line i must match line i")
     for row, texts in enumerate(zip(sources, targets, strict=True)):
@@ -149,10 +210,11 @@ def _pair_of_lines(
     sides: tuple[Path, Path], texts: tuple[str, str], row: int, instruction: Instruction
 ) -> QuestionPair:
     for side, text in zip(sides, texts, strict=True):
-        if not text.strip():
+        if not is_visible(text):
             raise InputError(f"{side}, row {row}: empty line; leave the line out of both sides")
+    text, response = (whole_text(text, f"{side}, row {row}") for side, text in zip(sides, texts, strict=True))
     source, target = (side.suffix[1:] for side in sides)
-    return QuestionPair(with_instruction(texts[0], source, target, instruction), texts[1], source, target)
+    return QuestionPair(with_instruction(text, source, target, instruction), response, source, target)
 
 
 def _target_side(path: Path) -> Path:
@@ -167,8 +229,3 @@ def _target_side(path: Path) -> Path:
     raise InputError(
         f"{path}: its target side must lie beside it, as {english.name} or as the only other; found {names}"
     )
-
-
-def _lines(path: Path) -> list[str]:
-    """Lines ended by \\n only: str.splitlines would also break at U+2028 and U+0085, which occur inside texts."""
-    return read_text(path).removesuffix("\n").split("\n")

@@ -1,23 +1,38 @@
 """Question pairs: a question in one language as the prompt, the same question in another as the response.
 
-Here a row of a file or a data set becomes a pair; `pair_files` and `data_sets` find the rows.
+Here a row of any source becomes a pair, by the names of its fields; `pair_files` and `data_sets` find the rows:
+
+    source, target                       two texts without instruction
+    prompt, response                     as they are
+    input, answer                        the study's: as they are
+    question, answer or query, response  an English question and its answer (GSM8K, MetaMathQA), as they are
+    instruction, input, output           Alpaca's: the prompt is instruction and input, each on lines of its own
+    conversations or messages            ShareGPT's and OpenAI's, of one question and one answer
+
+source_language and target_language are codes. Prompts that are taken as they are may name them in their instruction.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal
 
-from jaxalign.data.fields import language_code_of, object_of, text_of
+from jaxalign.data.fields import is_visible, kind, language_code_of, object_of, text_of
 from jaxalign.data.languages import LANGUAGES, Language, language_named
 from jaxalign.errors import InputError, gather
 
 Instruction = Literal["after", "before"]
-ANSWERED_FIELDS = (("question", "answer"), ("query", "response"))
-"""Names of a question's field and of its answer's."""
-PARALLEL_FIELDS = ("source", "target", "source_language", "target_language")
-RENDERED_FIELDS = ("prompt", "response", "source_language", "target_language")
+LANGUAGE_FIELDS = ("source_language", "target_language")
+_PARALLEL, _RENDERED = ("source", "target"), ("prompt", "response")
+_ANSWERED = (("question", "answer"), ("query", "response"))
+_CHATS = (("conversations",), ("messages",))
+READINGS = (_PARALLEL, _RENDERED, ("input", "answer"), *_ANSWERED, ("instruction", "output"), *_CHATS)
+"""The fields that must be there for each way to read a row."""
+_PART_OF_A_PROMPT = ("instruction", "system", "history", "tools", "images", "videos", "audios", "kto_tag")
+"""Fields of LLaMA-Factory's rows that change what is asked, or how the answer is meant."""
+_KNOWN = {name for names in (*READINGS, LANGUAGE_FIELDS, _PART_OF_A_PROMPT) for name in names}
+_ROLES = (("human", "user"), ("gpt", "assistant"))
 
 
 @dataclass(frozen=True)
@@ -49,8 +64,8 @@ class Rendering:
 # QAlign took its names from ISO 639-3, where Swahili is this; its nine other languages have the plain names.
 _QALIGN_NAMES = {"sw": "Swahili (macrolanguage)"}
 _QALIGN_CODES = {name: code for code, name in _QALIGN_NAMES.items()}
-_AFTER_LINE = re.compile(r"^Translate the input from (.+?) to (.+?):$", re.MULTILINE)
-_BEFORE_START = re.compile(r"Translate the following sentences from (.+?) to (.+?)\. ")
+_AFTER_LINE = re.compile(r"^Translate the input from (.+?) to (.+?):[^\S\n]*$", re.MULTILINE)
+_BEFORE_START = re.compile(r"Translate the following sentences from (.+?) to (.+?)\.\s")
 
 
 def with_instruction(text: str, source: str, target: str, instruction: Instruction) -> str:
@@ -101,63 +116,124 @@ def languages_of(pairs: Iterable[QuestionPair], earlier: Iterable[str] = ()) -> 
     return [code for code in LANGUAGES if code in seen]
 
 
-def study_pair(item: Any, where: str) -> QuestionPair:
-    """The pair of a row with the study's fields input and answer, or of an answered question.
+def pair_of(row: Any, rendering: Rendering, where: str) -> QuestionPair:
+    """The pair of one row. `where` begins the message of each InputError.
 
-    The languages are read from the instruction in the input, or from fields source_language and target_language.
+    The names of the fields that are filled in decide; two texts with their languages (source, target; prompt, response)
+    come before all else. A row that can be read in two ways is refused, as is a field that contradicts the reading:
+    another language than the instruction's, or than English for an answered question; what would belong to the prompt.
+    Other fields are passed over.
     """
-    item = object_of(item, where)
-    if (answered := answered_question(item, where)) is not None:
-        return answered
+    row = object_of(row, where)
+    reading = _reading_of(row, where)
+    if reading == _PARALLEL:
+        text, response, source, target = gather(
+            partial(text_of if name in _PARALLEL else language_code_of, row, name, where)
+            for name in (*_PARALLEL, *LANGUAGE_FIELDS)
+        )
+        return QuestionPair(with_instruction(text, source, target, rendering.instruction), response, source, target)
+
+    def side(index: int) -> str:
+        return _turn(row, reading[0], index, where) if reading in _CHATS else text_of(row, reading[index], where)
 
     def prompt_and_languages() -> tuple[str, str, str]:
-        prompt = text_of(item, "input", where)
-        return prompt, *_study_languages(item, prompt, where)
+        prompt = side(0)
+        if reading[0] == "instruction" and _is_filled(row.get("input")):
+            prompt = f"{prompt}\n{text_of(row, 'input', where)}"
+        return prompt, *_languages(row, prompt, reading, where)
 
-    reads: list[Any] = [prompt_and_languages, partial(text_of, item, "answer", where)]
+    reads: list[Any] = [prompt_and_languages, partial(side, 1)]
     (prompt, source, target), response = gather(reads)
     return QuestionPair(prompt, response, source, target)
 
 
-def _study_languages(item: Mapping[str, Any], prompt: str, where: str) -> tuple[str, str]:
-    told = instruction_languages(prompt, f"{where}, field 'input'")
-    if told and "source_language" not in item and "target_language" not in item:
-        return told
-    if not told and "source_language" not in item:
-        raise InputError(
-            f"{where}: the input has no line 'Translate the input from X to Y:' and the row no source_language and "
-            "target_language; give one of the two"
-        )
-    source, target = gather(
-        partial(language_code_of, item, name, where) for name in ("source_language", "target_language")
+def makes_pairs(names: Iterable[str]) -> bool:
+    """Whether a pair can be read from fields of these names."""
+    return any({*names}.issuperset(reading) for reading in READINGS)
+
+
+def not_pairs(names: Iterable[str], where: str) -> InputError:
+    """What to say of fields that no pair can be read from."""
+    return InputError(
+        f"{where} of {', '.join(sorted(names)) or 'no fields'}; pairs are read from "
+        f"{'; '.join(', '.join(reading) for reading in READINGS)}; with source_language and target_language"
     )
+
+
+def _reading_of(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """The fields that prompt and response are read from; if none are whole, those of which most are there."""
+    filled = frozenset(name for name in row.keys() & _KNOWN if _is_filled(row[name]))
+    whole = _whole_readings(filled)
+    if len(whole) > 1:
+        raise InputError(
+            f"{where}: the pair may be {' and '.join(whole[0])}, or {' and '.join(whole[1])}; leave one of the two out"
+        )
+    if not whole:
+        reading = max(READINGS, key=lambda names: (len(filled & {*names}), len(row.keys() & {*names})))
+        if not row.keys() & {*reading}:
+            raise not_pairs(row, f"{where}: a row")
+        return reading
+    added = [name for name in _PART_OF_A_PROMPT if name in filled and name not in whole[0]]
+    if added and whole[0] != _PARALLEL:
+        raise InputError(
+            f"{where}: the pair is {' and '.join(whole[0])}, but field {added[0]!r} changes what is asked; write it "
+            f"into {whole[0][0]!r}, or leave it out of the row"
+        )
+    return whole[0]
+
+
+@cache
+def _whole_readings(filled: frozenset[str]) -> list[tuple[str, ...]]:
+    whole = [reading for reading in READINGS if filled.issuperset(reading)]
+    if filled.issuperset(LANGUAGE_FIELDS):
+        return [reading for reading in whole if reading in (_PARALLEL, _RENDERED)] or whole
+    return whole
+
+
+def _is_filled(value: Any) -> bool:
+    """Rows of tables and data sets have all fields, and nothing in those that are not theirs."""
+    return is_visible(value) if isinstance(value, str) else value not in (None, [], {})
+
+
+def _turn(row: Mapping[str, Any], name: str, index: int, where: str) -> str:
+    """What is said first, or in answer, in a conversation of one question."""
+    turns, where = row[name], f"{where}, field {name!r}"
+    if not isinstance(turns, list):
+        raise InputError(f"{where}: an array of turns is needed, found {kind(turns)}")
+    turns = [object_of(turn, f"{where}, row {number}") for number, turn in enumerate(turns)]
+    said = [turn.get("role", turn.get("from")) for turn in turns]
+    if len(said) != 2 or not all(role in names for role, names in zip(said, _ROLES, strict=True)):
+        raise InputError(
+            f"{where}: a pair is one turn of human or user and one of gpt or assistant, found {said}; write longer "
+            "ones as input and answer"
+        )
+    return text_of(turns[index], "content" if "content" in turns[index] else "value", f"{where}, row {index}")
+
+
+def _languages(row: Mapping[str, Any], prompt: str, reading: tuple[str, ...], where: str) -> tuple[str, str]:
+    """The languages of a prompt that is taken as it is and of its response, which all that tells them must agree on."""
+    told = instruction_languages(prompt, f"{where}, field {reading[0]!r}")
+    if reading in _ANSWERED:
+        names = [name for name in (*LANGUAGE_FIELDS, "language", "lang") if _is_filled(row.get(name))]
+        codes = gather(partial(language_code_of, row, name, where) for name in names)
+        if {*codes, *(told or ())} - {"en"}:
+            said = ", ".join(f"{name} is {code}" for name, code in zip(names, codes, strict=True))
+            raise InputError(
+                f"{where}: {' and '.join(reading)} are an English question and its answer, but "
+                f"{said or f'its instruction says {told}'}; a translation has source and target, or its instruction in "
+                "input and its response in answer"
+            )
+        return "en", "en"
+    if not any(_is_filled(row.get(name)) for name in LANGUAGE_FIELDS):
+        if told:
+            return told
+        raise InputError(
+            f"{where}: the {reading[0]} has no line 'Translate the input from X to Y:' and the row no source_language "
+            "and target_language; give one of the two"
+        )
+    source, target = gather(partial(language_code_of, row, name, where) for name in LANGUAGE_FIELDS)
     if told and told != (source, target):
-        raise InputError(f"{where}: the input's instruction says {told}, the language fields say {(source, target)}")
+        raise InputError(
+            f"{where}: the {reading[0]}'s instruction says {told}, the language fields say {(source, target)}"
+        )
     return source, target
-
-
-def answered_question(item: Mapping[str, Any], where: str) -> QuestionPair | None:
-    """An English question as the prompt, with no instruction, and its answer as the response; None if it is neither."""
-    for names in ANSWERED_FIELDS:
-        if names[0] in item:
-            prompt, response = gather(partial(text_of, item, name, where) for name in names)
-            return QuestionPair(prompt, response, "en", "en")
-    return None
-
-
-def parallel_pair(item: Any, instruction: Instruction, where: str) -> QuestionPair:
-    """The pair of one row with the fields source, target, source_language and target_language."""
-    text, response, source, target = _four_fields(item, PARALLEL_FIELDS, where)
-    return QuestionPair(with_instruction(text, source, target, instruction), response, source, target)
-
-
-def rendered_pair(item: Any, where: str) -> QuestionPair:
-    """The pair of one row with the fields of QuestionPair."""
-    return QuestionPair(*_four_fields(item, RENDERED_FIELDS, where))
-
-
-def _four_fields(item: Any, names: tuple[str, ...], where: str) -> list[str]:
-    """Two texts and two language codes."""
-    item = object_of(item, where)
-    reads = (text_of, text_of, language_code_of, language_code_of)
-    return gather(partial(read, item, name, where) for read, name in zip(reads, names, strict=True))

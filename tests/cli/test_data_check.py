@@ -66,3 +66,7 @@ def test_describe_finds_test_rows_and_goes_without_a_model(ok, tmp_path):
     assert "test rows of paws de among the pairs: 3 of 8" in out
     assert "test rows and label words of emotion, snli were not looked at: --config.tasks=all does" in out
     assert "1 pairs repeat an earlier one" in out and "lengths in characters" in out
+    assert "control characters" not in out
+    pairs.write_text('{"source": "a\\rb", "target": "c\\td\\r", "source_language": "de", "target_language": "en"}\n')
+    out = ok("data", "describe", pairs, "--config.tasks=paws")
+    assert "control characters in the texts: 1 U+0009, 1 U+000D; " in out

@@ -103,6 +103,32 @@ def test_pairs_from_python_are_recorded_as_such(base, folder):
         heldout_pairs(folder / "run", base.model.tokenizer)
 
 
+def test_pairs_from_python_are_read_as_those_of_files_are(base, tmp_path):
+    """A record, or a row with the fields of a file's."""
+    rows = [
+        *PAIRS[:18],
+        {"source": "Wo?", "target": "Where?\r", "source_language": "de", "target_language": "en", "answer": "", "x": 1},
+        {"question": "How many?", "answer": "2"},
+    ]
+    run = ja.train(base, rows, tmp_path / "run", **TUNING)
+    document = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert document["records"] == 20 and set(run.languages) == {"de", "en"}
+    refused: list[tuple[Any, str]] = [
+        (QuestionPair("x", "\u200b", "de", "en"), "pairs, item 1, field 'response': no visible character"),
+        (QuestionPair("x\ud800", "y", "de", "en"), "pairs, item 1, field 'prompt': '\\ud800' is half a character"),
+        (QuestionPair("x", "y", "de", "xx"), "pairs, item 1, field 'target_language': unknown language 'xx'"),
+        (
+            {"question": "Wo?", "answer": "2", "source_language": "de"},
+            "item 1: question and answer are an English",
+        ),
+        (("x", "y"), "pairs, item 1: an object is needed"),
+    ]
+    for bad, message in refused:
+        with pytest.raises(InputError) as error:
+            ja.train(base, [PAIRS[0], bad], tmp_path / "bad", **TUNING)
+        assert message in str(error.value) and not (tmp_path / "bad").exists()
+
+
 def test_before_and_after_compare(folder):
     gains = ja.compare(folder / "before", folder / "after")
     assert [cell.row.key.language for cell in gains.cells] == ["en", "de", "zh"]

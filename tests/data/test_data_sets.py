@@ -1,5 +1,6 @@
 """Pairs and test rows of data sets that TFDS's own builders and Hugging Face `datasets` wrote."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,9 @@ def message_of(folder, rendering=Rendering()):  # noqa: B008
 def test_opus(tmp_path):
     folder = opus(tmp_path, [("Zwei\u2028Zeilen.", "Two lines."), (" Wo? ", "Where?")])
     expected = [pair("Zwei\u2028Zeilen.", "Two lines.", "de"), pair(" Wo? ", "Where?", "de")]
+    (tmp_path / "windows").mkdir()
+    windows = opus(tmp_path / "windows", [("Zwei.\r", "Two.\r")])
+    assert read_pairs([windows]) == [pair("Zwei.", "Two.", "de")]
     # The source is the other language of the two, whatever config.build.sources says of larger sets.
     assert by_prompt(read_pairs([folder])) == by_prompt(expected)
     back = read_pairs([folder], Rendering("before", ("zh",), "de"))
@@ -129,7 +133,8 @@ def test_tensorflow_is_not_loaded(tmp_path):
 
 # Hugging Face
 
-BARE = {"source": " Wo? ", "target": "Where?", "source_language": "de", "target_language": "en"}
+LANGUAGES = {"source_language": "de", "target_language": "en"}
+BARE = {"source": " Wo? ", "target": "Where?", **LANGUAGES}
 
 
 def saved(folder, rows, **options):
@@ -148,6 +153,12 @@ def saved(folder, rows, **options):
             QuestionPair("P", "R", "sw", "zh"),
         ),
         ({"translation": {"de": "Wo?", "en": "Where?"}}, pair("Wo?", "Where?", "de")),
+        # Two texts with their languages come before a question and its answer (LLaMA-Factory 7577, 3247).
+        ({**BARE, "question": "1+1?", "answer": "2", "translation": None}, pair(" Wo? ", "Where?", "de")),
+        (
+            {"messages": [{"role": "user", "content": "P"}, {"role": "assistant", "content": "R\r"}], **LANGUAGES},
+            QuestionPair("P", "R", "de", "en"),
+        ),
     ],
 )
 def test_hugging_face_rows(tmp_path, row, expected):
@@ -162,6 +173,28 @@ def test_hugging_face_translation_features_and_splits(tmp_path):
     datasets.DatasetDict({"test": rows}).save_to_disk(tmp_path / "test")
     assert "no split 'train'; there are test" in message_of(tmp_path / "test")
     assert read_pairs([tmp_path / "test" / "test"]) == [pair("Où ?", "Where?", "fr")]
+
+
+def test_hugging_face_rows_that_contradict_themselves_are_refused(tmp_path):
+    rows = [{"question": "1+1?", "answer": "2", "language": language} for language in ("en", None, "de")]
+    message = message_of(saved(tmp_path / "set", rows))
+    assert "set, row 2: question and answer are an English question and its answer, but language is de" in message
+    message = message_of(saved(tmp_path / "both", [{**BARE, "prompt": "P", "response": "R"}]))
+    assert "row 0: the pair may be source and target, or prompt and response" in message
+
+
+def test_llama_factory_s_folder_is_told_from_a_data_set(tmp_path):
+    """Its dataset_info.json is a list of data sets, and the files have pairs."""
+    described = {
+        "mine": {"file_name": "mine.json", "columns": {"prompt": "input", "response": "answer"}},
+        "hub": {"hf_hub_url": "org/set", "formatting": "sharegpt"},
+    }
+    (tmp_path / "dataset_info.json").write_text(json.dumps(described))
+    rows = [{"input": with_instruction("Wo?", "de", "en", "after"), "answer": "Where?"}]
+    (tmp_path / "mine.json").write_text(json.dumps(rows))
+    message = message_of(tmp_path)
+    assert "LLaMA-Factory" in message and f"({tmp_path}/mine.json)" in message and "TFDS" not in message
+    assert read_pairs([tmp_path / "mine.json"]) == [pair("Wo?", "Where?", "de")]
 
 
 def test_bad_hugging_face_sets_are_named(tmp_path, monkeypatch):

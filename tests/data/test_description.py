@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from jaxalign.data.batches import fit_pairs
 from jaxalign.data.build import build_examples
 from jaxalign.data.description import (
+    control_characters,
     describe_labels,
     describe_languages,
     doubles,
@@ -96,6 +97,12 @@ def test_lengths_are_those_that_the_tuning_drops_by():
 def test_doubles():
     pairs = [pair("a", "A"), pair("a", "A"), pair("a", "B"), pair("a", "A"), pair("b", "A"), pair("a", "A", "sw")]
     assert doubles(pairs) == {"repeated_pairs": 2, "prompts_of_several_responses": 1}
+
+
+def test_control_characters_are_counted():
+    pairs = [pair("a\r\tb\n", "\x85\r"), pair("a\u200b\x00", "b")]
+    assert control_characters(pairs) == {"U+0000": 1, "U+0009": 1, "U+000D": 2, "U+0085": 1}
+    assert control_characters(mini("snli")) == {}
 
 
 def row(number, *fields):

@@ -1,11 +1,22 @@
 import csv
 import json
+import sys
 from typing import Any
 
 import pytest
+import regex
 
+from jaxalign.data.fields import is_visible
 from jaxalign.data.pair_files import read_pairs
-from jaxalign.data.pairs import QuestionPair, Rendering, instruction_languages, languages_of, with_instruction
+from jaxalign.data.pairs import (
+    QuestionPair,
+    Rendering,
+    instruction_languages,
+    languages_of,
+    pair_of,
+    with_instruction,
+    without_instruction,
+)
 from jaxalign.errors import InputError
 
 # What str.splitlines, csv without newline="" or a strip would lose.
@@ -71,6 +82,7 @@ INSTRUCTED = "x\nTranslate the input from German to English:\n"
     ("document", "message"),
     [
         ({}, "an array of objects"),
+        ({"data": [{"input": "x", "answer": "y"}]}, "an array of objects"),
         ([], "no question pairs"),
         (["x"], "row 0: an object is needed"),
         ([{"input": INSTRUCTED}], "row 0: no field 'answer'; the row has 'input'"),
@@ -184,3 +196,304 @@ def test_english_questions_with_answers(tmp_path):
     assert read_pairs([lines], Rendering("before")) == read_pairs([array]) == expected
     unanswered = written(tmp_path / "unanswered.jsonl", json.dumps({"query": "How much?"}))
     assert "row 0: no field 'response'" in message_of(unanswered)
+
+
+# Which fields make a pair
+
+
+def lines(file, *rows):
+    return written(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def test_two_texts_with_their_languages_come_before_all_else(tmp_path):
+    """A row may have a question and its answer, too (LLaMA-Factory 7577, 3247)."""
+    rows = [
+        {**ROW, "question": "How many?", "answer": "2"},
+        {"query": "How many?", "response": "2", **ROW},
+        {**ROW, "question": "How many?"},
+        {**ROW, "instruction": "Add.", "output": None, "language": "fr"},
+    ]
+    assert read_pairs([lines(tmp_path / "pairs.jsonl", *rows)]) == [PAIR] * 4
+    assert read_pairs([as_json(tmp_path / "pairs.json", rows)]) == [PAIR] * 4
+    with open(tmp_path / "pairs.csv", "w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, [*ROW, "question", "answer", "query", "response"])
+        writer.writeheader()
+        writer.writerows(rows[:3])
+    assert read_pairs([tmp_path / "pairs.csv"]) == [PAIR] * 3
+    rendered = {"prompt": "P", "response": "R", "source_language": "sw", "target_language": "zh", "query": "Q"}
+    assert pair_of(rendered, Rendering(), "row") == QuestionPair("P", "R", "sw", "zh")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "Q", "answer": "A"},
+        {"query": "Q", "response": "A", "target_language": "en", "answer": "18", "source": "a book"},
+        {"question": "Q", "answer": "A", "prompt": "", "messages": [], "source": None, "language": "en"},
+        {"prompt": "Q", "response": "A", "source_language": "en", "target_language": "en"},
+        {"input": "Q", "answer": "A", "source_language": "en", "target_language": "en", "instruction": " "},
+    ],
+)
+def test_every_source_reads_the_same_fields(tmp_path, row):
+    expected = [QuestionPair("Q", "A", "en", "en")]
+    assert read_pairs([lines(tmp_path / "pairs.jsonl", row)]) == expected
+    assert read_pairs([as_json(tmp_path / "pairs.json", [row])]) == expected
+    cells = {name: value for name, value in row.items() if not isinstance(value, list)}
+    for suffix, delimiter in ((".csv", ","), (".tsv", "\t")):
+        with open(tmp_path / f"pairs{suffix}", "w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, list(cells), delimiter=delimiter)
+            writer.writeheader()
+            writer.writerow(cells)
+        assert read_pairs([tmp_path / f"pairs{suffix}"]) == expected
+
+
+LANGUAGES = {"source_language": "de", "target_language": "en"}
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        (
+            {"question": "Q", "answer": "A", **LANGUAGES},
+            ("question and answer", "source_language is de", "source and targ"),
+        ),
+        ({"query": "Q", "response": "A", "language": "sw"}, ("query and response", "language is sw", "input and")),
+        ({"question": "Q", "answer": "A", "target_language": "zh"}, ("target_language is zh",)),
+        ({"question": INSTRUCTED, "answer": "A"}, ("question and answer", "('de', 'en')", "input")),
+        (
+            {"question": "Q", "answer": "A", "query": "Q", "response": "A"},
+            ("question and answer", "query and response"),
+        ),
+        ({"question": "Q", "answer": "A", "input": "Q"}, ("input and answer", "question and answer")),
+        ({"source": "S", "target": "T", "question": "Q", "answer": "A"}, ("source and target", "question and answer")),
+        ({**ROW, "prompt": "P", "response": "R"}, ("source and target", "prompt and response")),
+        ({"input": INSTRUCTED, "answer": "A", "instruction": "Be brief."}, ("input and answer", "'instruction'")),
+        ({"instruction": INSTRUCTED, "output": "A", "system": "Be brief."}, ("instruction and output", "'system'")),
+        ({"instruction": INSTRUCTED, "output": "A", "history": [["Q", "A"]]}, ("'history'",)),
+        ({"instruction": INSTRUCTED, "output": "A", "kto_tag": False}, ("'kto_tag'",)),
+        ({"instruction": "Q", "output": "A"}, ("the instruction has no line", "source_language")),
+        (
+            {"prompt": INSTRUCTED, "response": "A", **LANGUAGES, "source_language": "sw"},
+            ("('de', 'en')", "('sw', 'en')"),
+        ),
+        ({"premise": "P", "label": 1}, ("a row of label, premise", "source, target", "instruction, output")),
+        ({}, ("a row of no fields",)),
+    ],
+)
+def test_rows_that_contradict_themselves_are_refused(tmp_path, row, named):
+    """A language on a row read as English, two readings, what would belong to the prompt (LLaMA-Factory 7577)."""
+    message = message_of(lines(tmp_path / "pairs.jsonl", ROW, row))
+    assert "pairs.jsonl, row 1" in message and all(words in message for words in named), message
+
+
+def test_rows_of_llama_factory(tmp_path):
+    alpaca = {"instruction": "Translate the input from German to English:", "input": "Wo?", "output": "Where?"}
+    rows = [
+        {**alpaca, "system": "", "history": [], "images": None},
+        {"instruction": INSTRUCTED, "input": "", "output": "Where?"},
+        {"conversations": [{"from": "human", "value": "Wo?"}, {"from": "gpt", "value": "Where?"}], **LANGUAGES},
+        {
+            "messages": [{"role": "user", "content": INSTRUCTED}, {"role": "assistant", "content": "Where?"}],
+            "tools": "",
+        },
+    ]
+    prompts = [f"{alpaca['instruction']}\nWo?", INSTRUCTED, "Wo?", INSTRUCTED]
+    expected = [QuestionPair(prompt, "Where?", "de", "en") for prompt in prompts]
+    assert read_pairs([as_json(tmp_path / "alpaca.json", rows)]) == expected
+    turns = rows[2]["conversations"]
+    for bad, message in (
+        (turns * 2, "found ['human', 'gpt', 'human', 'gpt']"),
+        ([{"from": "system", "value": "Be brief."}, *turns], "found ['system', 'human', 'gpt']"),
+        (turns[::-1], "found ['gpt', 'human']"),
+        ("Wo?", "an array of turns is needed, found text"),
+        ([3, 4], "row 0: an object is needed"),
+        ([turns[0], {"from": "gpt"}], "row 1: no field 'value'"),
+        ([turns[0], {"from": "gpt", "value": "\u200b"}], "row 1, field 'value': no visible character"),
+    ):
+        file = as_json(tmp_path / "bad.json", [{"conversations": bad, **LANGUAGES}])
+        assert f"{file}, row 0, field 'conversations'" in message_of(file) and message in message_of(file)
+
+
+def test_json_of_one_object_a_line(tmp_path):
+    row = {"input": INSTRUCTED, "answer": "y"}
+    expected = [QuestionPair(INSTRUCTED, "y", "de", "en")]
+    text = json.dumps(row)
+    for name, content, count in (
+        ("lines.json", f"{text}\n\n{text}\n", 2),
+        ("windows.json", f"\ufeff{text}\r\n{text}\r\n", 2),
+        ("one.json", text, 1),
+        ("indented.json", json.dumps(row, indent=2), 1),
+        ("array.jsonl", json.dumps([row, row], indent=2), 2),
+    ):
+        assert read_pairs([written(tmp_path / name, content)]) == expected * count
+    assert "bad.json, row 1: not JSON at column" in message_of(written(tmp_path / "bad.json", f"{text}\n{text[:9]}\n"))
+
+
+# Line ends and byte-order marks
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_line_ends_and_marks_are_no_text(tmp_path, mark, end):
+    """Whatever the door: what is tuned on is what is read (tensor2tensor 1395, NTREX 3)."""
+    expected = [
+        pair_of({**LANGUAGES, "source": f"Frage {n}", "target": f"Question {n}"}, Rendering(), "") for n in "12"
+    ]
+    written(tmp_path / "train.de", mark + "Frage 1\nFrage 2\n".replace("\n", end))
+    written(tmp_path / "train.en", mark + "Question 1\nQuestion 2".replace("\n", end))
+    assert read_pairs([tmp_path / "train.de"]) == expected
+    header = "source,target,source_language,target_language\n"
+    table = mark + (header + "Frage 1,Question 1,de,en\nFrage 2,Question 2,de,en\n").replace("\n", end)
+    assert read_pairs([written(tmp_path / "pairs.csv", table)]) == expected
+    assert read_pairs([written(tmp_path / "pairs.tsv", table.replace(",", "\t"))]) == expected
+    rows = [{"input": pair.prompt, "answer": pair.response} for pair in expected]
+    text = mark + json.dumps(rows, indent=1).replace("\n", end)
+    assert read_pairs([written(tmp_path / "pairs.json", text)]) == expected
+    text = mark + "".join(json.dumps(row) + end for row in rows)
+    assert read_pairs([written(tmp_path / "pairs.jsonl", text)]) == expected
+
+
+def test_a_carriage_return_inside_a_line_stays(tmp_path):
+    written(tmp_path / "train.de", "Ein\rs\r\n\ufeffZw\ufeffei\r\r\n")
+    written(tmp_path / "train.en", "One\nTw\ro\n")
+    assert [(without_instruction(pair.prompt), pair.response) for pair in read_pairs([tmp_path / "train.de"])] == [
+        ("Ein\rs", "One"),
+        ("Zw\ufeffei", "Tw\ro"),
+    ]
+    tables = 'source,target,source_language,target_language\r\n"Ein\rs\r\nzwei",One\rtwo,de,en\r\n'
+    for suffix, text in ((".csv", tables), (".tsv", tables.replace(",", "\t"))):
+        (pair,) = read_pairs([written(tmp_path / f"pairs{suffix}", text)])
+        assert (without_instruction(pair.prompt), pair.response) == ("Ein\rs\nzwei", "One\rtwo")
+
+
+def test_texts_that_another_program_cut_at_newlines(tmp_path):
+    """Rows made of files with other line ends, or with a byte-order mark, still carry them."""
+    row = {**ROW, "source": "\ufeffEins\r\nz\rwei\r", "target": "Two\r"}
+    for file in (lines(tmp_path / "pairs.jsonl", row), as_json(tmp_path / "pairs.json", [row])):
+        (pair,) = read_pairs([file])
+        assert (without_instruction(pair.prompt), pair.response) == ("Eins\nz\rwei", "Two")
+
+
+@pytest.mark.parametrize("end", ["\r\n", " \n", "\t", "\u3000\n", "\xa0", "", "\r"])
+def test_an_instruction_line_may_end_in_blanks(tmp_path, end):
+    prompt = f"Wo?\nTranslate the input from German to English:{end}"
+    (pair,) = read_pairs([as_json(tmp_path / "pairs.json", [{"input": prompt, "answer": "Where?"}])])
+    assert (pair.source_language, pair.target_language) == ("de", "en")
+    assert without_instruction(pair.prompt) == "Wo?" and "\r" not in pair.prompt
+    before = f"Translate the following sentences from German to English.{end or ' '}Wo?"
+    (pair,) = read_pairs([as_json(tmp_path / "before.json", [{"input": before, "answer": "Where?"}])])
+    assert (pair.source_language, pair.target_language) == ("de", "en")
+
+
+# Tables of corpora and of spreadsheets
+
+TSV_HEADER = HEADER.replace(",", "\t")
+
+
+def tsv(tmp_path, *rows, header=TSV_HEADER):
+    return written(tmp_path / "pairs.tsv", header + "".join("\t".join((*row, "de", "en")) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [('"Danke.', '"Thanks.'), ("Bitte.", "Please.")],
+        [('"Danke", sagte er.', '"Thanks," he said.')],
+        [('Er sagte "Danke".', "He said thanks."), ('"Danke."', '"Thanks."')],
+        [('"Danke."', '"Thanks."'), ("Ja, bitte.", "Yes, please.")],
+        [('"Danke."', "Thanks.")],
+        [('""Danke""', '"'), ('"', '"""')],
+        # The quote opened in one row seems to end in the other.
+        [('"Ich komme.', "I am coming."), ('Du nicht."', "You are not.")],
+    ],
+)
+def test_corpora_do_not_quote(tmp_path, rows):
+    """A text in a Tatoeba or OPUS file may begin with a quotation mark (tatoeba2 2973)."""
+    pairs = read_pairs([tsv(tmp_path, *rows)])
+    assert [(without_instruction(pair.prompt), pair.response) for pair in pairs] == rows
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ('"Danke."', "Thanks."),
+        ('Er sagte "Danke", ja.', 'He said "thanks", yes.'),
+        ("Eins\nZwei", "One\nTwo"),
+        ("Eins\tzwei", "One"),
+        ('"Eins\t\n\n"zwei"', '"""'),
+        ("Eins", "One"),
+    ],
+)
+def test_spreadsheets_quote(tmp_path, quoting, texts):
+    rows = [texts, ("Ja.", "Yes."), texts[::-1]]
+    with open(tmp_path / "pairs.tsv", "w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, "excel-tab", quoting=quoting)
+        writer.writerows([list(ROW), *((*row, "de", "en") for row in rows)])
+    pairs = read_pairs([tmp_path / "pairs.tsv"])
+    assert [(without_instruction(pair.prompt), pair.response) for pair in pairs] == rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [('"Er sagte ""Ja"""', "a"), ('"Nein", sagte sie.', "b")],
+            "quotation marks are text in line 3, but a spreads",
+        ),
+        ([('"Ja ""Ja"""', "a"), ('Sie "nickt".', "b")], "text in line 3, but a spreadsheet's around '\"Ja"),
+        ([('"Ja, danke."', '"Yes, thanks."'), ("Nein.", "No.")], "in quotation marks, or quoted for its comma"),
+        ([('"Ja.', "Yes."), ("Nein.", "No\tno")], "row 1: 5 columns, but the header has 4; line 2 shows that quot"),
+        ([('"Ein\nZwei"', "One"), ("Nein.", "No\tno")], "row 1: 5 columns, but the header has 4"),
+    ],
+)
+def test_tables_that_are_neither_are_refused(tmp_path, rows, message):
+    assert message in message_of(tsv(tmp_path, *rows))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_a_cell_may_be_long(tmp_path, suffix):
+    """Python's csv module stops at 131,072 characters."""
+    text = 'Wie "oft"?\n' * 20_000
+    cells = (f'"{text.replace(chr(34), 2 * chr(34))}"', "x" * 140_000, "de", "en")
+    delimiter = "," if suffix == ".csv" else "\t"
+    content = HEADER.replace(",", delimiter) + delimiter.join(cells) + "\n"
+    (pair,) = read_pairs([written(tmp_path / f"pairs{suffix}", content)])
+    assert (without_instruction(pair.prompt), pair.response) == (text, "x" * 140_000)
+
+
+# Values that pass for text
+
+
+def test_what_can_be_seen_is_told_by_unicode():
+    unseen = regex.compile(r"[\s\p{Cc}\p{Default_Ignorable_Code_Point}\u2800]")
+    for number in range(sys.maxunicode + 1):
+        assert is_visible(chr(number)) == (unseen.fullmatch(chr(number)) is None), hex(number)
+    assert not is_visible(" \u200b\ufe0f\n\u3164") and is_visible("\u200ba")
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\u2060 \ufeff\n", "\x00", "\u3164\u2800", "\U000e0020"])
+def test_text_that_nobody_sees_is_empty(tmp_path, text):
+    for row in ({**ROW, "target": text}, {"question": "Q", "answer": text}, {"input": INSTRUCTED, "answer": text}):
+        for file in (lines(tmp_path / "pairs.jsonl", ROW, row), as_json(tmp_path / "pairs.json", [ROW, row])):
+            message = message_of(file)
+            assert f"{file}, row 1, field" in message and "no visible character" in message
+    file = written(tmp_path / "pairs.csv", HEADER + f'a,"{text}",de,en\n')
+    assert "row 0, field 'target': no visible character" in message_of(file)
+    written(tmp_path / "train.en", "One\n" + text.replace("\n", ""))
+    assert "train.en, row 1: empty line" in message_of(written(tmp_path / "train.de", "Eins\nZwei\n"))
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    twice = '{"source": "a", "target": "b", "source": "c", "source_language": "de", "target_language": "en"}'
+    for name, text, where in (
+        ("pairs.jsonl", f"{json.dumps(ROW)}\n{twice}\n", "row 1"),
+        ("pairs.json", f"[{json.dumps(ROW)}, {twice}]", "row 1"),
+        ("one.json", twice, "one.json"),
+        (
+            "turns.json",
+            '[{"messages": [{"role": "user", "source": "x", "source": ""}]}]',
+            "row 0, field 'messages', row 0",
+        ),
+    ):
+        assert f"{where}: the key 'source' stands there twice; keep one" in message_of(written(tmp_path / name, text))
