@@ -11,7 +11,7 @@ Of TFDS (ArrayRecord files, no TensorFlow), by features; rows of the split `trai
 Of Hugging Face, saved by `save_to_disk`, by columns: `translation`, a text per language, or whatever `pairs` reads.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -20,14 +20,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxalign.data.fields import text_of
 from jaxalign.data.languages import LANGUAGES, language_of
-from jaxalign.data.pairs import QuestionPair, Rendering, makes_pairs, not_pairs, pair_of, with_instruction
-from jaxalign.errors import InputError, gather
+from jaxalign.data.pairs import Rendering, Rows, makes_pairs, not_pairs, parallel_row
+from jaxalign.errors import InputError
 from jaxalign.files import read_json
-
-Reads = Iterator[Callable[[], QuestionPair]]
-"""A call per pair, which returns it or raises InputError: so all bad rows can be told of, not the first alone."""
 
 _OTHER_CODES = {"zh-cn": "zh", "nb": "no"}
 """Codes of TED and OPUS that are other than the study's."""
@@ -45,8 +41,8 @@ def is_data_set(folder: Path) -> bool:
     return (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file()
 
 
-def read_data_set(folder: Path, rendering: Rendering) -> Reads:
-    """The pairs of a data set; what is no such set, or broken, raises InputError."""
+def read_data_set(folder: Path, rendering: Rendering) -> Rows:
+    """The rows of a data set, one for each pair; what is no such set, or broken, raises InputError."""
     info = read_json(folder / "dataset_info.json") if (folder / "dataset_info.json").is_file() else None
     if isinstance(info, dict) and info and all(isinstance(entry, dict) for entry in info.values()):
         files = [f"{folder}/{entry['file_name']}" for entry in info.values() if "file_name" in entry]
@@ -94,27 +90,27 @@ def _decoded(value: Any) -> Any:
     return value.decode("utf-8") if isinstance(value, bytes) else value
 
 
-def _read_tfds(folder: Path, rendering: Rendering) -> Reads:
+def _read_tfds(folder: Path, rendering: Rendering) -> Rows:
     features = tfds_features(folder)
     names = set(features)
     if makes_pairs(names):
-        return _each(folder, tfds_rows(folder, "train"), rendering)
+        return _each(folder, tfds_rows(folder, "train"))
     if names >= {"id", "question"}:
         return _joined_by_id(folder, rendering)
     if "translations" in names:
         directions = _directions(features["translations"].languages, rendering, folder)
         talks = (row["translations"] for row in tfds_rows(folder, "train"))
         texts = (dict(zip(talk["language"], talk["translation"], strict=True)) for talk in talks)
-        return _translated(folder, texts, directions, rendering)
+        return _translated(folder, texts, directions)
     if type(features).__name__ == "Translation":
         directions = _directions(features, rendering, folder)
         # OPUS's lines have kept their ends.
         rows = ({name: text.removesuffix("\n") for name, text in row.items()} for row in tfds_rows(folder, "train"))
-        return _translated(folder, rows, directions, rendering)
+        return _translated(folder, rows, directions)
     raise not_pairs(names, f"{folder}: a data set")
 
 
-def _joined_by_id(folder: Path, rendering: Rendering) -> Reads:
+def _joined_by_id(folder: Path, rendering: Rendering) -> Rows:
     """Each question of one language's data set with that of the target's, which lies beside it."""
     source = language_of(folder.parent.name, str(folder)).code
     target_folder = folder.parent.parent / rendering.target / folder.name
@@ -125,19 +121,20 @@ def _joined_by_id(folder: Path, rendering: Rendering) -> Reads:
         )
     targets = {row["id"]: row for row in tfds_rows(target_folder, "test")}
 
-    def joined(row: Mapping[str, Any], where: str) -> QuestionPair:
+    def joined(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         if row["id"] not in targets:
             raise InputError(f"{where}, field 'id': {row['id']!r} is not in {target_folder}")
-        texts = {source: row["question"], rendering.target: targets[row["id"]]["question"]}
-        return _translation(texts, source, rendering.target, rendering, where)
+        return parallel_row(row["question"], targets[row["id"]]["question"], source, rendering.target)
 
-    return (partial(joined, row, f"{folder}, row {index}") for index, row in enumerate(tfds_rows(folder, "test")))
+    for index, row in enumerate(tfds_rows(folder, "test")):
+        where = f"{folder}, row {index}"
+        yield where, partial(joined, row, where)
 
 
 # Hugging Face
 
 
-def _read_hugging_face(folder: Path, rendering: Rendering) -> Reads:
+def _read_hugging_face(folder: Path, rendering: Rendering) -> Rows:
     if find_spec("datasets") is None:
         raise InputError(f"{folder}: saved by Hugging Face datasets; pip install 'jaxalign[datasets]' to read it")
     # Slow to import, and only these folders need it.
@@ -151,14 +148,14 @@ def _read_hugging_face(folder: Path, rendering: Rendering) -> Reads:
         rows = rows["train"]
     names = set(rows.column_names)
     if makes_pairs(names):
-        return _each(folder, rows, rendering)
+        return _each(folder, rows)
     if "translation" in names:
         feature = rows.features["translation"]
         languages = getattr(feature, "languages", feature)
         if not isinstance(languages, dict | list | tuple):
             raise InputError(f"{folder}: the column 'translation' does not hold a text per language")
         directions = _directions(languages, rendering, folder)
-        return _translated(folder, (row["translation"] for row in rows), directions, rendering)
+        return _translated(folder, (row["translation"] for row in rows), directions)
     raise not_pairs(names, f"{folder}: a data set")
 
 
@@ -179,26 +176,21 @@ def _loading(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _each(folder: Path, rows: Iterable[Any], rendering: Rendering) -> Reads:
+def _each(folder: Path, rows: Iterable[Any]) -> Rows:
     """One pair of every row."""
     for index, row in enumerate(rows):
-        yield partial(pair_of, row, rendering, f"{folder}, row {index}")
+        yield f"{folder}, row {index}", lambda row=row: row
 
 
-def _translated(folder: Path, rows: Iterable[Mapping[str, str]], directions: Directions, rendering: Rendering) -> Reads:
+def _translated(folder: Path, rows: Iterable[Mapping[str, str]], directions: Directions) -> Rows:
     """A pair of every row for each source language that it has, if it has the target. rows: language -> text."""
     for index, row in enumerate(rows):
         # Where a row has a language under two names, the study's own name is the one meant.
         texts = {_code_of(name): text for name, text in sorted(row.items(), key=lambda item: item[0] in LANGUAGES)}
         for source in directions.sources:
             if source in texts and directions.target in texts:
-                where = f"{folder}, row {index}"
-                yield partial(_translation, texts, source, directions.target, rendering, where)
-
-
-def _translation(texts: Mapping[str, str], source: str, target: str, rendering: Rendering, where: str) -> QuestionPair:
-    text, response = gather(partial(text_of, texts, code, where) for code in (source, target))
-    return QuestionPair(with_instruction(text, source, target, rendering.instruction), response, source, target)
+                sides = texts[source], texts[directions.target]
+                yield f"{folder}, row {index}", partial(parallel_row, *sides, source, directions.target)
 
 
 def _directions(names: Iterable[str], rendering: Rendering, folder: Path) -> Directions:

@@ -19,18 +19,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jaxalign.data.data_sets import Reads, is_data_set, read_data_set
-from jaxalign.data.fields import is_visible, whole_text
+from jaxalign.data.data_sets import is_data_set, read_data_set
+from jaxalign.data.fields import is_visible
 from jaxalign.data.languages import LANGUAGES, nearest
-from jaxalign.data.pairs import Instruction, QuestionPair, Rendering, makes_pairs, pair_of, with_instruction
+from jaxalign.data.pairs import QuestionPair, Rendering, Rows, makes_pairs, pair_of, parallel_row
 from jaxalign.errors import InputError, gather
 from jaxalign.files import filled_lines, json_line, lines_of, read_json, read_text
 
 FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 """Of files of pairs, besides the language codes of aligned text."""
-
-Rows = Iterator[tuple[str, Callable[[], Any]]]
-"""Of each row its place, for messages, and a call that returns it or raises InputError."""
 
 
 def read_pairs(paths: Sequence[Path], rendering: Rendering = Rendering()) -> list[QuestionPair]:  # noqa: B008 - frozen
@@ -43,7 +40,11 @@ def read_pairs(paths: Sequence[Path], rendering: Rendering = Rendering()) -> lis
 
 def read_pair_file(path: Path, rendering: Rendering) -> list[QuestionPair]:
     """The pairs of one file or data set; InputErrors with every bad row and field of it."""
-    pairs = gather(_reads_of(path, rendering))
+
+    def pair(row: Callable[[], Any], where: str) -> QuestionPair:
+        return pair_of(row(), rendering, where)
+
+    pairs = gather(partial(pair, row, where) for where, row in _rows_of(path, rendering))
     if not pairs:
         raise InputError(f"{path}: no question pairs there")
     return pairs
@@ -66,22 +67,14 @@ def pair_files(path: Path) -> list[Path]:
     return files
 
 
-def _reads_of(path: Path, rendering: Rendering) -> Reads:
+def _rows_of(path: Path, rendering: Rendering) -> Rows:
+    readers = {".json": _json_rows, ".jsonl": _json_rows, ".csv": _csv_rows, ".tsv": _tsv_rows}
     if path.is_dir():
         return read_data_set(path, rendering)
-    if path.suffix[1:] in LANGUAGES:
-        return _read_aligned(path, rendering.instruction)
-    return (partial(_pair_of_row, row, rendering, where) for where, row in _rows_of(path))
-
-
-def _pair_of_row(row: Callable[[], Any], rendering: Rendering, where: str) -> QuestionPair:
-    return pair_of(row(), rendering, where)
-
-
-def _rows_of(path: Path) -> Rows:
-    readers = {".json": _json_rows, ".jsonl": _json_rows, ".csv": _csv_rows, ".tsv": _tsv_rows}
     if path.suffix in readers:
         return readers[path.suffix](path)
+    if path.suffix[1:] in LANGUAGES:
+        return _aligned_rows(path)
     known = [*readers, *(f".{code}" for code in LANGUAGES)]
     raise InputError(
         f"{path}: unknown suffix {path.suffix!r}; did you mean {nearest(path.suffix, known)!r}? Read are "
@@ -196,25 +189,22 @@ def _row_of_cells(header: list[str], cells: list[str], where: str, note: str) ->
     return dict(zip(header, cells, strict=True))
 
 
-def _read_aligned(path: Path, instruction: Instruction) -> Reads:
+def _aligned_rows(path: Path) -> Rows:
     """Line-aligned text: `path` is the source side, its sibling .en (or else the only other one) the target."""
     sibling = _target_side(path)
     sources, targets = (lines_of(read_text(side)) for side in (path, sibling))
     if len(sources) != len(targets):
         raise InputError(f"{path}: {len(sources)} lines, but {sibling} has {len(targets)}; line i must match line i")
     for row, texts in enumerate(zip(sources, targets, strict=True)):
-        yield partial(_pair_of_lines, (path, sibling), texts, row, instruction)
+        yield f"{path}, row {row}", partial(_row_of_lines, (path, sibling), texts, row)
 
 
-def _pair_of_lines(
-    sides: tuple[Path, Path], texts: tuple[str, str], row: int, instruction: Instruction
-) -> QuestionPair:
+def _row_of_lines(sides: tuple[Path, Path], texts: tuple[str, str], row: int) -> Mapping[str, str]:
     for side, text in zip(sides, texts, strict=True):
         if not is_visible(text):
             raise InputError(f"{side}, row {row}: empty line; leave the line out of both sides")
-    text, response = (whole_text(text, f"{side}, row {row}") for side, text in zip(sides, texts, strict=True))
     source, target = (side.suffix[1:] for side in sides)
-    return QuestionPair(with_instruction(text, source, target, instruction), response, source, target)
+    return parallel_row(*texts, source, target)
 
 
 def _target_side(path: Path) -> Path:

@@ -13,7 +13,7 @@ source_language and target_language are codes. Prompts that are taken as they ar
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Literal
@@ -29,6 +29,8 @@ _ANSWERED = (("question", "answer"), ("query", "response"))
 _CHATS = (("conversations",), ("messages",))
 READINGS = (_PARALLEL, _RENDERED, ("input", "answer"), *_ANSWERED, ("instruction", "output"), *_CHATS)
 """The fields that must be there for each way to read a row."""
+Rows = Iterator[tuple[str, Callable[[], Any]]]
+"""Of each row its place, and a call that returns it or raises InputError: so all bad rows can be told of."""
 _PART_OF_A_PROMPT = ("instruction", "system", "history", "tools", "images", "videos", "audios", "kto_tag")
 """Fields of LLaMA-Factory's rows that change what is asked, or how the answer is meant."""
 _KNOWN = {name for names in (*READINGS, LANGUAGE_FIELDS, _PART_OF_A_PROMPT) for name in names}
@@ -145,6 +147,11 @@ def pair_of(row: Any, rendering: Rendering, where: str) -> QuestionPair:
     reads: list[Any] = [prompt_and_languages, partial(side, 1)]
     (prompt, source, target), response = gather(reads)
     return QuestionPair(prompt, response, source, target)
+
+
+def parallel_row(text: str, response: str, source: str, target: str) -> dict[str, str]:
+    """The row of two texts in languages of these codes."""
+    return dict(zip((*_PARALLEL, *LANGUAGE_FIELDS), (text, response, source, target), strict=True))
 
 
 def makes_pairs(names: Iterable[str]) -> bool:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from jaxalign.data.fields import is_visible, whole_text
+from jaxalign.data.fields import object_of, text_of, whole_text
 from jaxalign.data.languages import language_of
 from jaxalign.data.mended import MENDED_CUES
 from jaxalign.data.tasks import TASKS, Task, TaskRow, task_named
@@ -214,11 +214,9 @@ def _entry(entry: Any, task: Task, language: str, where: str) -> tuple[Exemplar,
 
 
 def _exemplar(exemplar: Any, task: Task, where: str) -> Exemplar:
-    if not isinstance(exemplar, dict):
-        raise InputError(f"{where}: an object is needed")
-    for name in (*task.exemplar_fields, "label"):
-        if not isinstance(exemplar.get(name), str) or not is_visible(exemplar[name]):
-            raise InputError(f"{where}, field {name!r}: text is needed")
+    exemplar = object_of(exemplar, where)
+    names = (*task.exemplar_fields, "label")
+    exemplar = {**exemplar, **{name: text_of(exemplar, name, where, "write the exemplar's own") for name in names}}
     if exemplar["label"] not in task.classes:
         raise InputError(f"{where}, field 'label': {exemplar['label']!r} is none of {', '.join(task.classes)}")
     overrides, trailing = exemplar.get("overrides", {}), exemplar.get("trailing", "")
@@ -229,7 +227,7 @@ def _exemplar(exemplar: Any, task: Task, where: str) -> Exemplar:
         raise InputError(f"{where}: overrides and trailing must be text")
     overrides = {name: whole_text(text, f"{where}, overrides") for name, text in overrides.items()}
     return Exemplar(
-        fields=tuple(whole_text(exemplar[name], f"{where}, field {name!r}") for name in task.exemplar_fields),
+        fields=tuple(exemplar[name] for name in task.exemplar_fields),
         label=exemplar["label"],
         overrides=_renamed(overrides, dict(zip(task.exemplar_fields, task.fields, strict=True))),
         trailing=whole_text(trailing, f"{where}, field 'trailing'"),

@@ -38,9 +38,6 @@ def message_of(folder, rendering=Rendering()):  # noqa: B008
 def test_opus(tmp_path):
     folder = opus(tmp_path, [("Zwei\u2028Zeilen.", "Two lines."), (" Wo? ", "Where?")])
     expected = [pair("Zwei\u2028Zeilen.", "Two lines.", "de"), pair(" Wo? ", "Where?", "de")]
-    (tmp_path / "windows").mkdir()
-    windows = opus(tmp_path / "windows", [("Zwei.\r", "Two.\r")])
-    assert read_pairs([windows]) == [pair("Zwei.", "Two.", "de")]
     # The source is the other language of the two, whatever config.build.sources says of larger sets.
     assert by_prompt(read_pairs([folder])) == by_prompt(expected)
     back = read_pairs([folder], Rendering("before", ("zh",), "de"))

@@ -160,7 +160,7 @@ def test_a_missing_cell_is_named(exemplars):
         ({"emotion": {"ge": {}}}, "emotion: unknown language 'ge'"),
         ({"emotion": {"de": {"exemplars": []}}}, "emotion, de: an object with a non-empty array 'exemplars'"),
         ({"emotion": {"de": {"exemplars": [3]}}}, "exemplar 0: an object is needed"),
-        ({"emotion": {"de": {"exemplars": [{"input": "x", "label": "positive"}]}}}, "exemplar 0, field 'text'"),
+        ({"emotion": {"de": {"exemplars": [{"input": "x", "label": "positive"}]}}}, "exemplar 0: no field 'text'"),
         ({"emotion": {"de": {"exemplars": [{"text": "\u200b", "label": "positive"}]}}}, "exemplar 0, field 'text'"),
         (
             {"emotion": {"de": {"exemplars": [{"text": "x\ud800", "label": "positive"}]}}},
