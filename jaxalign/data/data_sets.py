@@ -147,7 +147,7 @@ def _read_hugging_face(folder: Path, rendering: Rendering) -> Rows:
             raise InputError(f"{folder}: no split 'train'; there are {', '.join(rows)}: name the folder of one")
         rows = rows["train"]
     names = set(rows.column_names)
-    if makes_pairs(names):
+    if makes_pairs(names - {"translation"}):
         return _each(folder, rows)
     if "translation" in names:
         feature = rows.features["translation"]

@@ -7,8 +7,8 @@
 
 Which kind a .tsv is, its quotation marks say. They are a spreadsheet's if it could have written every row so (cells
 that have one are quoted as a whole, with the marks inside doubled) and some were written so for a reason: doubled
-marks, a tab or line end inside a cell, or a quoted header. Otherwise they are text. Where rows of both kinds meet, or
-where just the cells with a comma are quoted, as Excel does, the file is refused.
+marks, a tab or line end inside a cell, or that the header or all rows below it are quoted. Otherwise they are text.
+Where rows of both kinds meet, or where just the cells with a comma are quoted, as Excel does, the file is refused.
 
 A folder is a prepared data set of TFDS or of Hugging Face (see data_sets), or all the files of pairs in it.
 """
@@ -118,7 +118,8 @@ def _tsv_rows(path: Path) -> Rows:
                 f"{doubled[0].strip()[:60]!r}; {_EITHER}"
             ) from None
         return _table_rows(path, iter(plain), f"; line {error} shows that quotation marks are text here")
-    if doubled or any(len(cells) != len(plain[0]) for cells in plain):
+    below = [cell for row in plain[1:] for cell in row]
+    if doubled or any(len(row) != len(plain[0]) for row in plain) or all(cell.startswith('"') for cell in below):
         return _table_rows(path, iter(quoted))
     cells = {cell for row in plain for cell in row}
     marked = {cell for cell in cells if cell.startswith('"')}

@@ -8,6 +8,7 @@ Here a row of any source becomes a pair, by the names of its fields; `pair_files
     question, answer or query, response  an English question and its answer (GSM8K, MetaMathQA), as they are
     instruction, input, output           Alpaca's: the prompt is instruction and input, each on lines of its own
     conversations or messages            ShareGPT's and OpenAI's, of one question and one answer
+    translation                          {"de": text, "en": text}, without instruction
 
 source_language and target_language are codes. Prompts that are taken as they are may name them in their instruction.
 """
@@ -19,7 +20,7 @@ from functools import cache, partial
 from typing import Any, Literal
 
 from jaxalign.data.fields import is_visible, kind, language_code_of, object_of, text_of
-from jaxalign.data.languages import LANGUAGES, Language, language_named
+from jaxalign.data.languages import LANGUAGES, Language, language_named, language_of
 from jaxalign.errors import InputError, gather
 
 Instruction = Literal["after", "before"]
@@ -27,7 +28,8 @@ LANGUAGE_FIELDS = ("source_language", "target_language")
 _PARALLEL, _RENDERED = ("source", "target"), ("prompt", "response")
 _ANSWERED = (("question", "answer"), ("query", "response"))
 _CHATS = (("conversations",), ("messages",))
-READINGS = (_PARALLEL, _RENDERED, ("input", "answer"), *_ANSWERED, ("instruction", "output"), *_CHATS)
+_TRANSLATION = ("translation",)
+READINGS = (_PARALLEL, _RENDERED, ("input", "answer"), *_ANSWERED, ("instruction", "output"), *_CHATS, _TRANSLATION)
 """The fields that must be there for each way to read a row."""
 Rows = Iterator[tuple[str, Callable[[], Any]]]
 """Of each row its place, and a call that returns it or raises InputError: so all bad rows can be told of."""
@@ -128,6 +130,8 @@ def pair_of(row: Any, rendering: Rendering, where: str) -> QuestionPair:
     """
     row = object_of(row, where)
     reading = _reading_of(row, where)
+    if reading == _TRANSLATION:
+        row, reading = _into(rendering.target, row["translation"], f"{where}, field 'translation'"), _PARALLEL
     if reading == _PARALLEL:
         text, response, source, target = gather(
             partial(text_of if name in _PARALLEL else language_code_of, row, name, where)
@@ -152,6 +156,18 @@ def pair_of(row: Any, rendering: Rendering, where: str) -> QuestionPair:
 def parallel_row(text: str, response: str, source: str, target: str) -> dict[str, str]:
     """The row of two texts in languages of these codes."""
     return dict(zip((*_PARALLEL, *LANGUAGE_FIELDS), (text, response, source, target), strict=True))
+
+
+def _into(target: str, texts: Any, where: str) -> dict[str, str]:
+    """The row of a translation into the target. texts: in each of two languages."""
+    codes = {language_of(name, where).code: name for name in object_of(texts, where)}
+    sources = [code for code in codes if code != target]
+    if len(texts) != 2 or len(sources) != 1 or target not in codes:
+        raise InputError(
+            f"{where}: a text in {target} (config.build.target) and one in another language are needed, found "
+            f"{', '.join(map(str, texts)) or 'none'}"
+        )
+    return parallel_row(texts[codes[sources[0]]], texts[codes[target]], sources[0], target)
 
 
 def makes_pairs(names: Iterable[str]) -> bool:

@@ -314,6 +314,21 @@ def test_rows_of_llama_factory(tmp_path):
         assert f"{file}, row 0, field 'conversations'" in message_of(file) and message in message_of(file)
 
 
+def test_a_text_per_language(tmp_path):
+    """As the translation examples of transformers have it, one object a line."""
+    file = lines(tmp_path / "pairs.jsonl", {"translation": {"en": "Where?", "de": "Wo?"}, "id": 3})
+    assert read_pairs([file]) == [QuestionPair(with_instruction("Wo?", "de", "en", "after"), "Where?", "de", "en")]
+    back = QuestionPair(with_instruction("Where?", "en", "de", "after"), "Wo?", "en", "de")
+    assert read_pairs([file], Rendering(target="de")) == [back]
+    for translation, message in (
+        ({"de": "Wo?", "en": None}, "row 0, field 'target': text is needed, found null"),
+        ({"de": "Wo?", "sw": "Wapi?"}, "a text in en (config.build.target) and one in another language are needed"),
+        ({"de": "Wo?", "sw": "Wapi?", "en": "Where?"}, "found de, sw, en"),
+        ("Where?", "field 'translation': an object is needed, found text"),
+    ):
+        assert message in message_of(lines(tmp_path / "bad.jsonl", {"translation": translation}))
+
+
 def test_json_of_one_object_a_line(tmp_path):
     row = {"input": INSTRUCTED, "answer": "y"}
     expected = [QuestionPair(INSTRUCTED, "y", "de", "en")]
@@ -411,6 +426,12 @@ def test_corpora_do_not_quote(tmp_path, rows):
     """A text in a Tatoeba or OPUS file may begin with a quotation mark (tatoeba2 2973)."""
     pairs = read_pairs([tsv(tmp_path, *rows)])
     assert [(without_instruction(pair.prompt), pair.response) for pair in pairs] == rows
+
+
+def test_rows_may_be_quoted_below_a_header_that_is_not(tmp_path):
+    text = TSV_HEADER + '"Danke."\t"Thanks."\t"de"\t"en"\n' * 2
+    pairs = read_pairs([written(tmp_path / "pairs.tsv", text)])
+    assert [(without_instruction(pair.prompt), pair.response) for pair in pairs] == [("Danke.", "Thanks.")] * 2
 
 
 @pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])

@@ -42,6 +42,7 @@ NAMES = st.sampled_from(
             "instruction",
             "output",
             "messages",
+            "translation",
             "role",
             "content",
         ),
