@@ -65,4 +65,5 @@ def kind(value: Any) -> str:
         return "null"
     if isinstance(value, list):
         return "an array" if value else "an empty array"
-    return {dict: "an object", str: "text", bool: "true or false"}.get(type(value), "a number")
+    named = {dict: "an object", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return named.get(type(value), type(value).__name__)

@@ -178,7 +178,7 @@ def makes_pairs(names: Iterable[str]) -> bool:
 def not_pairs(names: Iterable[str], where: str) -> InputError:
     """What to say of fields that no pair can be read from."""
     return InputError(
-        f"{where} of {', '.join(sorted(names)) or 'no fields'}; pairs are read from "
+        f"{where} of {', '.join(sorted(map(str, names))) or 'no fields'}; pairs are read from "
         f"{'; '.join(', '.join(reading) for reading in READINGS)}; with source_language and target_language"
     )
 
@@ -215,7 +215,7 @@ def _whole_readings(filled: frozenset[str]) -> list[tuple[str, ...]]:
 
 def _is_filled(value: Any) -> bool:
     """Rows of tables and data sets have all fields, and nothing in those that are not theirs."""
-    return is_visible(value) if isinstance(value, str) else value not in (None, [], {})
+    return is_visible(value) if isinstance(value, str) else bool(value) or not isinstance(value, list | dict | None)
 
 
 def _turn(row: Mapping[str, Any], name: str, index: int, where: str) -> str:

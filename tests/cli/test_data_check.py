@@ -19,6 +19,10 @@ def test_validate_lists_every_error(jaxalign, tmp_path):
         f"{bad}, row 1: 1 columns, but the header has 4",
     ]
     assert err == "jaxalign: 3 errors in 1 of 2 files; they are listed above\n"
+    half = tmp_path / "half.jsonl"
+    half.write_text('{"te\\ud83dxt": "Wo?"}\n')
+    code, out, _ = jaxalign("data", "validate", half)
+    assert code == 2 and out.encode("utf-8").startswith(f"{half}, row 0: a row of te\\ud83dxt; pairs".encode())
     assert jaxalign("data", "validate", good) == (0, "1 files, no errors\n", "")
     assert jaxalign("data", "validate")[0] == jaxalign("data", "describe")[0] == 2
 

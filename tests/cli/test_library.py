@@ -121,7 +121,7 @@ def test_pairs_from_python_are_read_as_those_of_files_are(base, tmp_path):
             {"question": "Wo?", "answer": "2", "source_language": "de"},
             "item 1: question and answer are an English",
         ),
-        (("x", "y"), "pairs, item 1: an object is needed"),
+        (("x", "y"), "pairs, item 1: an object is needed, found tuple"),
     ]
     for bad, message in refused:
         with pytest.raises(InputError) as error:
