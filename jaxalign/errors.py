@@ -15,9 +15,8 @@ class InputError(Exception):
     """
 
     def __init__(self, message: str):
-        # Names and values of files stand in messages, whatever they hold and however long they are; half a character of
-        # UTF-16 could not be printed.
-        line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode("utf-8")
+        # Names and values of files stand in messages, whatever they hold and however long they are.
+        line = " ".join(message.split())
         super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST - 500]} [...] {line[-400:]}")
 
 

@@ -33,6 +33,7 @@ from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.data.validation import errors_of
 from jaxalign.errors import InputError
 from jaxalign.files import write_json
+from jaxalign.reporting.escaping import one_line
 
 
 def validate(config: ConfigDict, paths: Sequence[str]) -> None:
@@ -41,7 +42,7 @@ def validate(config: ConfigDict, paths: Sequence[str]) -> None:
         raise InputError("data validate takes files of pairs, task files, data sets or data folders; none is named")
     errors = {file: found for path in paths for file, found in errors_of(Path(path), rendering(config)).items()}
     for message in (message for found in errors.values() for message in found):
-        print(" ".join(message.split()))
+        print(one_line(message))
     bad = sum(map(bool, errors.values()))
     if bad:
         raise InputError(
