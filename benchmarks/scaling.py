@@ -2,7 +2,7 @@
 
 Mistral-7B-v0.1 with adapters of rank 8 on q and v, everything in bfloat16, parameters over all chips (`fsdp`), as many
 rows of 2,048 positions as there are chips. Every program is compiled for its slice (jaxalign/planning); its rate is
-what the slowest of compute, memory and interconnect allows. What has been compiled once is kept.
+what the slowest of compute, vector unit, memory and interconnect allows. What has been compiled once is kept.
 """
 
 import argparse

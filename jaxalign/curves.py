@@ -138,9 +138,11 @@ class WandB:
                 settings=wandb.Settings(console="off"),
             )
         except wandb.Error as error:
-            raise InputError(
-                f"log.wandb={project}: {error}; WANDB_MODE=offline keeps the curves on this machine"
-            ) from None
+            said = str(error).partition("\n")[0]  # below it stands advice in W&B's own calls
+            way_out = "WANDB_MODE=offline keeps the curves on this machine"
+            if "deleted" in said:  # on the site; W&B takes its id for no other run
+                way_out = f"remove {identity}, and a new run on W&B gets all rows of this one"
+            raise InputError(f"log.wandb={project}: {said}; {way_out}") from None
         self._first = self._run.starting_step
         for row in kept:
             self.write(row)

@@ -143,6 +143,35 @@ def test_what_wandb_refuses_is_one_line(tmp_path, monkeypatch):
         MetricsLog(tmp_path / "metrics.jsonl", -1, WANDB)
 
 
+def test_a_run_that_was_deleted_on_the_site_can_begin_another(tmp_path, monkeypatch):
+    """As wandb 0.31.0 has it: after 90 s of tries, with advice that would only make them more."""
+    calls, told = [], []
+
+    def init(**settings):
+        if settings["id"] in calls[:1]:
+            raise wandb.Error(  # a CommError
+                f"Timed out while retrying: HTTP 409: run me/alignment/{settings['id']} was previously created and "
+                "deleted; try a new run id\nConsider increasing the init_timeout setting:\n  wandb.init(...)"
+            )
+        calls.append(settings["id"])
+        log = lambda numbers, step: told.append((step, numbers))  # noqa: E731
+        return SimpleNamespace(starting_step=0, log=log, finish=lambda exit_code: None)
+
+    monkeypatch.setattr(wandb, "init", init)
+    rows = tmp_path / "metrics.jsonl"
+    with MetricsLog(rows, -1, WANDB) as log:
+        log.write(1, loss=1.0)
+    with pytest.raises(InputError) as refused:
+        MetricsLog(rows, 1, WANDB)
+    assert "run id; remove" in str(refused.value) and "init_timeout" not in str(refused.value)
+    assert f"remove {tmp_path / 'wandb.json'}, and a new run on W&B gets all rows" in str(refused.value)
+    (tmp_path / "wandb.json").unlink()
+    told.clear()
+    with MetricsLog(rows, 1, WANDB) as log:
+        log.write(2, loss=2.0)
+    assert told == [(1, {"loss": 1.0}), (2, {"loss": 2.0})] and len(set(calls)) == 2
+
+
 @pytest.mark.parametrize("package", ["tensorboard", "wandb"])
 def test_a_missing_package_is_named(monkeypatch, package):
     monkeypatch.setattr(curves, "find_spec", lambda name: None)

@@ -24,7 +24,7 @@ ROWS = (
     ("training", "evaluation", "probing"),
     ("reporting", "planning"),
     ("cli",),
-    ("library", "lm_eval"),
+    ("library", "lm_eval", "__main__"),
 )
 ROW_OF = {part: row for row, parts in enumerate(ROWS) for part in parts}
 NEVER = {"torch", "tensorflow", "peft", "accelerate"}

@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
 # Asks for a slice and waits until it is ready. A create that fails or is interrupted deletes what it made.
-USAGE='create.sh --road=queued|instances --project=P --zone=Z --name=N --provisioning=spot|on-demand
+USAGE='create.sh --road=queued|instances --project=P --zone=Z --name=N --provisioning=spot|on-demand|reservation-bound
   queued:    --accelerator-type=T --runtime-version=V
-  instances: --machine-type=M --image-family=F --image-project=P --disk=SIZE --hosts=N [--topology=AxB, from two hosts]'
+  instances: --machine-type=M --image-family=F --image-project=P --disk=SIZE --hosts=N [--topology=AxB, from two hosts]
+  both:      [--network=N --subnetwork=S --internal-ips --tunnel-through-iap --service-account=A --reservation=R]'
 . "$(dirname "$0")/parts/arguments.sh"
 read_arguments "$@"
 need provisioning "${ROAD_NEEDS[@]}"
-[[ $PROVISIONING =~ ^(spot|on-demand)$ ]] || usage "--provisioning is spot or on-demand"
+[[ $PROVISIONING =~ ^(spot|on-demand|reservation-bound)$ ]] ||
+  usage "--provisioning is spot, on-demand or reservation-bound"
+[[ $PROVISIONING != reservation-bound ]] || need reservation
+[[ $PROVISIONING != spot || -z $RESERVATION ]] || usage "--reservation: what is reserved is not --provisioning=spot"
 # Nothing of another's making may be deleted below.
 ! road_exists || fail "$NAME is there already, or cannot be looked for; delete.sh deletes it"
 

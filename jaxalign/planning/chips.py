@@ -11,10 +11,12 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """One kind of chip. Rates are peaks, as its maker states them for a whole chip."""
+    """One kind of chip. Rates are peaks, as its maker states them for a whole chip; `vector` is derived."""
 
     flops: float
     """bfloat16 FLOP/s"""
+    vector: float
+    """element-wise operations/s on 32 bits"""
     hbm: float
     """bytes/s between the chip and its memory"""
     ici: float
@@ -34,11 +36,17 @@ class Chip:
 # 800 and 1200 GB/s; 2D or 3D torus). ring: a v5e or v6e slice is a torus along an axis of 16, the whole pod's; v5p and
 # 7x slices are made of cubes of 4 x 4 x 4 that close to rings (same pages). devices: a 7x chip shows its two chiplets,
 # v5p runs its two cores as one device. capacity: what libtpu 0.0.42 says is available when it refuses a program.
+# vector, which nobody states: cores x ALUS x clock. Four ALUs a lane: of v5e and v5p by jax-ml.github.io/scaling-book
+# (TPUs, appendix C; GPUs, question 1), of the later ones assumed. Clock: v5e's 1.5 GHz stands there, too; the others'
+# is that at which their matrix units give the FLOP/s above: v5p's 2 x 4 of 128 x 128 at 1.75 GHz; v6e's 2 and 7x's 4
+# of 256 x 256 at 1.75 and 2.2 GHz, if they take two rows a cycle, since with one it would be the double.
+ALUS = 8 * 128 * 4
+"""Of a core's vector unit: sublanes x lanes x ALUs, an operation on 32 bits each in a cycle."""
 CHIPS = {
-    "v5e": Chip(197e12, 819e9, 400e9, 4, 16, 1, int(15.75 * GIB)),
-    "v5p": Chip(459e12, 2765e9, 1200e9, 6, 4, 1, int(95.74 * GIB)),
-    "v6e": Chip(918e12, 1638e9, 800e9, 4, 16, 1, int(31.25 * GIB)),
-    "tpu7x": Chip(2307e12, 7380e9, 1200e9, 6, 4, 2, int(94.75 * GIB)),
+    "v5e": Chip(197e12, 1 * ALUS * 1.5e9, 819e9, 400e9, 4, 16, 1, int(15.75 * GIB)),
+    "v5p": Chip(459e12, 2 * ALUS * 1.75e9, 2765e9, 1200e9, 6, 4, 1, int(95.74 * GIB)),
+    "v6e": Chip(918e12, 1 * ALUS * 1.75e9, 1638e9, 800e9, 4, 16, 1, int(31.25 * GIB)),
+    "tpu7x": Chip(2307e12, 2 * ALUS * 2.2e9, 7380e9, 1200e9, 6, 4, 2, int(94.75 * GIB)),
 }
 
 
@@ -62,6 +70,11 @@ class Slice:
     def flops(self) -> float:
         """bfloat16 FLOP/s of one device."""
         return self.chip.flops / self.chip.devices
+
+    @property
+    def vector(self) -> float:
+        """Element-wise operations/s of one device."""
+        return self.chip.vector / self.chip.devices
 
     @property
     def hbm(self) -> float:

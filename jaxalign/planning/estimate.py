@@ -15,7 +15,7 @@ from jaxalign import runtime
 from jaxalign.model.lora import lora_shapes
 from jaxalign.model.quantised import SCHEMES
 from jaxalign.model.sharding import laid_out, param_shardings
-from jaxalign.planning import flops
+from jaxalign.planning import flops, vector
 from jaxalign.planning.chips import parse_slice
 from jaxalign.planning.job import Job
 from jaxalign.planning.programs import base_shapes, bytes_per_device
@@ -38,7 +38,7 @@ def estimate(job: Job) -> Estimate:
     # What lies on the devices between steps is the same for every batch.
     state, base = argument_bytes(replace(job, rows=0, length=0, remat="none"), (data, fsdp, tensor))
     memory = state + base + temporaries(job, data * fsdp, tensor)
-    compute = flops.train_step(job) / slice.devices / slice.flops
+    compute = max(flops.train_step(job) / slice.devices / slice.flops, vector.operations(job) / slice.vector)
     # Parameters are gathered over fsdp in every pass (forward, recomputed, backward) over the rows computed at once.
     whole = (base if job.lora else state) * fsdp
     gathered = whole * (fsdp - 1) / fsdp * (2 if job.remat == "none" else 3) * (job.rows // job.rows_at_once)

@@ -7,17 +7,17 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxalign.errors import InputError
-from jaxalign.planning import flops
+from jaxalign.planning import flops, vector
 from jaxalign.planning.chips import GIB, Slice, parse_slice
 from jaxalign.planning.job import Job
 
 LARGEST_SHARE = 0.95
 """Of a device's capacity: more is not called a fit. Other programs of a run (the held-out loss) need some too."""
 
-CONSTANTS = "docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e,tpu7x}, key specifications"
+CONSTANTS = "docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e,tpu7x}, key specifications; the vector unit's is derived"
 COMBINED = (
-    "each rate alone at its peak; `roofline` is the largest of the three (they overlap without a gap), `serial` their "
-    "sum (they never overlap)"
+    "each rate alone at its peak; `roofline` is the largest of the four (they overlap without a gap), `serial` their "
+    "sum (they never overlap); `vector` is the dequantisation alone"
 )
 
 
@@ -50,6 +50,7 @@ def make_plan(job: Job, name: str, facts: dict[str, Any]) -> dict[str, Any]:
     document["flops"] = {"per_device": costs["flops"], "per_step": costs["flops"] * slice.devices}
     if job.program == "train":
         document["flops"]["analytic_per_step"] = flops.train_step(job)
+    document["vector_operations"] = vector.operations(job)
     document["bytes"] = costs["bytes"]
     document["collectives"] = costs["collectives"]
     return document | {"step": step_of(job, costs, slice)}
@@ -95,6 +96,7 @@ def step_of(job: Job, costs: dict[str, Any], slice: Slice) -> dict[str, Any]:
     sent = sum(collective["sent"] for collective in costs["collectives"].values())
     seconds = {
         "compute": costs["bfloat16_flops"] / slice.flops,
+        "vector": vector.operations(job) / slice.vector,
         "memory": costs["bytes"] / slice.hbm,
         "interconnect": sent / slice.ici if sent else 0.0,
     }
@@ -108,7 +110,12 @@ def step_of(job: Job, costs: dict[str, Any], slice: Slice) -> dict[str, Any]:
         "tokens_per_second_serial": job.tokens / serial,
         "combined": COMBINED,
         "constants": CONSTANTS,
-        "rates": {"bfloat16_flops": slice.flops, "hbm_bytes": slice.hbm, "interconnect_bytes": slice.ici},
+        "rates": {
+            "bfloat16_flops": slice.flops,
+            "vector_operations": slice.vector,
+            "hbm_bytes": slice.hbm,
+            "interconnect_bytes": slice.ici,
+        },
     }
 
 
@@ -161,8 +168,9 @@ def cost_lines(plan: dict[str, Any]) -> list[str]:
     return [
         f"  a device, a step: {arithmetic}, {gib(plan['bytes'])} of memory traffic",
         f"  collectives: {', '.join(collectives) or 'none'}",
-        f"  time at peak rates: compute {seconds['compute']}, memory {seconds['memory']}, interconnect "
-        f"{seconds['interconnect']}; at least {seconds['roofline']} (the largest), {seconds['serial']} without overlap",
+        f"  time at peak rates: compute {seconds['compute']}, vector unit {seconds['vector']} (weights from "
+        f"{plan['param_dtype']}), memory {seconds['memory']}, interconnect {seconds['interconnect']}; at least "
+        f"{seconds['roofline']} (the largest), {seconds['serial']} without overlap",
         f"  at most {step['tokens_per_second']:,.0f} positions/s, {step['tokens_per_second_per_chip']:,.0f} a chip; "
         f"bound by {step['bound']}; rates from {step['constants']}",
     ]

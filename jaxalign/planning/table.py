@@ -16,7 +16,7 @@ def table(plans: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def row(plan: dict[str, Any]) -> tuple[str, ...]:
-    """The cells of one plan; times are those at peak rates, the largest of compute, memory and interconnect."""
+    """The cells of one plan; times are those at peak rates, the largest bound."""
     memory, step = plan["memory"], plan.get("step")
     return (
         plan["architecture"],

@@ -1,9 +1,13 @@
 """The notebook: stored without outputs, and run from its first cell to its last in a kernel of its own."""
 
+import json
 import os
 import re
 import subprocess
+import tomllib
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -26,6 +30,47 @@ def test_it_is_stored_without_outputs():
     # The machine is told before anything is installed.
     ids = [cell.id for cell in code]
     assert ids.index("machine") < ids.index("install") < ids.index("demo")
+
+
+NEEDED = {"python": "3.11", "jax": "0.10.2", "numpy": "2.0"}
+
+
+@pytest.mark.parametrize(
+    ("packages", "said"),
+    [
+        ({"jax": "0.7.2", "libtpu": "0.0.21"}, r"jax 0\.7\.2 \(at least 0\.10\.2\); run %pip install -U 'jax\[tpu\]>="),
+        (
+            {"jax": "0.7.2", "jax-cuda12-plugin": "0.7.2", "numpy": "1.26.4"},
+            r" 'jax\[cuda12\]>=0\.10\.2' 'numpy>=2\.0',",
+        ),
+        ({"jax": "0.9.99"}, r"run %pip install -U 'jax>=0\.10\.2', restart the runtime, and begin again here$"),
+        ({"python": "3.10.14", "jax": "0.6.2"}, r"python 3\.10\.14 .*; choose an image with a newer Python"),
+        ({"jax": "0.10.2", "numpy": "2.0.2"}, None),
+        ({"jax": "0.11.0.dev20261001", "numpy": "2.5"}, None),
+        ({}, None),
+    ],
+)
+def test_an_image_that_is_too_old_is_one_line_before_all_else(monkeypatch, packages, said):
+    """And jax is not even imported."""
+    (cell,) = [cell for cell in read().cells if cell.id == "machine"]
+    packages = dict(packages)
+    python = packages.pop("python", "3.12.11")
+    monkeypatch.setattr("platform.python_version", lambda: python)
+    found = [SimpleNamespace(metadata={"Name": name.replace("-", "_")}) for name in packages]
+    monkeypatch.setattr("importlib.metadata.distributions", lambda: found)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: packages[name])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=said) if said else nullcontext():
+        exec(compile(cell.source, "machine", "exec"), {})
+
+
+def test_the_notebook_knows_what_jaxalign_needs():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    stated = {"python": project["requires-python"].split(",")[0].removeprefix(">=")}
+    stated |= {name: least for name, _, least in (one.partition(">=") for one in project["dependencies"])}
+    assert {name: stated[name] for name in NEEDED} == NEEDED
+    (cell,) = [cell for cell in read().cells if cell.id == "machine"]
+    assert f"NEEDED = {json.dumps(NEEDED)}" in cell.source
 
 
 @pytest.fixture

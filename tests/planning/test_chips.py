@@ -3,7 +3,7 @@
 import pytest
 
 from jaxalign.errors import InputError
-from jaxalign.planning.chips import GIB, parse_slice
+from jaxalign.planning.chips import CHIPS, GIB, parse_slice
 
 
 def test_a_slice_is_its_chips():
@@ -12,6 +12,14 @@ def test_a_slice_is_its_chips():
     # A 7x chip is two devices, with half the chip's rates each.
     small = parse_slice("tpu7x:2x2x1")
     assert (small.chips, small.devices, small.flops) == (4, 8, 2307e12 / 2)
+    assert small.vector == 4096 * 2.2e9
+
+
+@pytest.mark.parametrize(("chip", "cores", "units", "side"), [("v5e", 1, 4, 128), ("v5p", 2, 4, 128)])
+def test_the_vector_unit_runs_at_the_clock_of_the_matrix_units(chip: str, cores: int, units: int, side: int):
+    """A matrix unit multiplies and adds side x side numbers a cycle; a vector unit has 4096 ALUs."""
+    clock = CHIPS[chip].flops / (cores * units * side**2 * 2)
+    assert CHIPS[chip].vector == pytest.approx(cores * 4096 * clock, rel=0.01)
 
 
 def test_links_that_a_slice_uses():

@@ -15,6 +15,7 @@ from jaxalign.planning.costs import COLLECTIVES
 from jaxalign.planning.job import from_json
 from jaxalign.planning.plan import lines, make_plan, refused_peak
 from jaxalign.planning.table import smallest_that_fits, table
+from jaxalign.training.step import StepConfig
 from tests.planning.toy import TOY, toy_job
 
 CAPACITY = int(15.75 * GIB)
@@ -48,11 +49,26 @@ def test_nothing_beyond_95_percent_is_called_a_fit():
 def test_times_are_costs_over_rates():
     """1 ms of products, 2 ms of memory, 3 ms of links: v5e:2x4 has two axes that are no rings, 100 GB/s."""
     step = make_plan(toy_job(), "toy", facts_with(0))["step"]
-    assert step["seconds"] == pytest.approx(
-        {"compute": 0.001, "memory": 0.002, "interconnect": 0.003, "roofline": 0.003, "serial": 0.006}
-    )
+    expected = {"compute": 0.001, "vector": 0, "memory": 0.002, "interconnect": 0.003}
+    assert step["seconds"] == pytest.approx(expected | {"roofline": 0.003, "serial": 0.006})
     assert step["bound"] == "interconnect"
     assert step["tokens_per_second"] == pytest.approx(8 * 32 / 0.003)
+
+
+def test_storages_are_ranked_with_what_it_takes_to_dequantise_them():
+    """Mistral-7B on v6e, a row on each chip: all else alike, the form of most work is the slowest."""
+    mistral = architectures.read("mistral-7b-v0.1")
+    step = StepConfig(rows_at_once=1)
+    job = toy_job(architecture=mistral, topology="v6e:2x4", length=512, dtype="bfloat16", step=step)
+    plans = {
+        stored: make_plan(replace(job, param_dtype=stored), "mistral", facts_with(0))
+        for stored in ("nf4", "int8", "bfloat16")
+    }
+    seconds = {stored: plan["step"]["seconds"] for stored, plan in plans.items()}
+    assert seconds["nf4"]["roofline"] > seconds["int8"]["roofline"] > seconds["bfloat16"]["roofline"]
+    assert plans["nf4"]["step"]["bound"] == "vector" and seconds["bfloat16"]["vector"] == 0
+    assert plans["nf4"]["vector_operations"] == seconds["nf4"]["vector"] * 4096 * 1.75e9
+    assert "vector unit" in "\n".join(lines(plans["nf4"]))
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,14 @@
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from jaxalign.model import architectures
 from jaxalign.planning.chips import GIB
 from jaxalign.planning.estimate import estimate
 from jaxalign.planning.job import Job
 from jaxalign.planning.search import COMPILATIONS, candidates, meshes, search
+from jaxalign.training.step import StepConfig
 from tests.planning.test_plan import facts_with
 from tests.planning.toy import toy_job
 
@@ -55,6 +58,18 @@ def test_where_nothing_fits_the_smallest_is_returned():
 
 def test_meshes_use_every_device_and_cut_no_head():
     assert set(meshes(8, 2)) == {(8, 1, 1), (4, 2, 1), (2, 4, 1), (1, 8, 1), (4, 1, 2), (2, 2, 2), (1, 4, 2)}
+
+
+def test_where_weights_are_dequantised_more_rows_at_once_are_faster():
+    """Once for all rows of a device: of few rows it is what bounds, of many the products are."""
+    job = replace(mistral_job(), topology="v6e:2x4", mesh=(8, 1, 1), length=512, remat="full", step=StepConfig())
+
+    def speed(rows_of_a_device: int, stored: str) -> float:
+        return estimate(replace(job, rows=8 * rows_of_a_device, param_dtype=stored)).tokens_per_second
+
+    assert speed(2, "nf4") == pytest.approx(2 * speed(1, "nf4"))
+    assert speed(1, "nf4") < 0.5 * speed(1, "bfloat16")
+    assert speed(8, "nf4") == speed(8, "bfloat16") == speed(1, "bfloat16")
 
 
 def test_of_batches_that_are_estimated_alike_the_largest_that_fits_is_tried_first():

@@ -7,19 +7,26 @@ from typing import NoReturn
 # Command -> (positional arguments, flags that it must have, flags that it may have).
 WIDE = {"project", "quiet", "format", "verbosity"}
 SSH = {"zone", "command", "ssh-flag"}
+REACH = {"internal-ip", "tunnel-through-iap"}
+NODE = {"zone", "node-id", "accelerator-type", "runtime-version"}
+WISHES = {"spot", "valid-until-duration", "network", "subnetwork", "internal-ips", "service-account", "reserved"}
 TEMPLATE = {"machine-type", "image-family", "image-project", "boot-disk-size", "maintenance-policy", "scopes"}
 COMMANDS: dict[str, tuple[int, set[str], set[str]]] = {
-    "compute tpus queued-resources create": (
-        1,
-        {"zone", "node-id", "accelerator-type", "runtime-version"},
-        {"spot", "valid-until-duration"},
-    ),
+    "compute tpus queued-resources create": (1, NODE, WISHES),
+    "alpha compute tpus queued-resources create": (1, NODE, WISHES | {"reservation", "provisioning-model"}),
     "compute tpus queued-resources describe": (1, {"zone", "format"}, set()),
     "compute tpus queued-resources delete": (1, {"zone", "quiet"}, {"force"}),
     "compute tpus tpu-vm describe": (1, {"zone", "format"}, set()),
-    "compute tpus tpu-vm ssh": (1, SSH | {"worker"}, set()),
-    "compute tpus tpu-vm scp": (2, {"zone", "worker"}, {"recurse"}),
-    "compute instance-templates create": (1, TEMPLATE, {"provisioning-model", "instance-termination-action"}),
+    "compute tpus tpu-vm ssh": (1, SSH | {"worker"}, {"internal-ip"}),
+    "compute tpus tpu-vm scp": (2, {"zone", "worker"}, {"recurse", "internal-ip"}),
+    "alpha compute tpus tpu-vm ssh": (1, SSH | {"worker"}, REACH),
+    "alpha compute tpus tpu-vm scp": (2, {"zone", "worker"}, {"recurse"} | REACH),
+    "compute instance-templates create": (
+        1,
+        TEMPLATE,
+        {"provisioning-model", "instance-termination-action", "network", "subnet", "region", "no-address"}
+        | {"service-account", "reservation-affinity", "reservation"},
+    ),
     "compute instance-templates describe": (1, {"format"}, set()),
     "compute instance-templates delete": (1, {"quiet"}, set()),
     "compute resource-policies create workload-policy": (
@@ -38,16 +45,17 @@ COMMANDS: dict[str, tuple[int, set[str], set[str]]] = {
     "compute instance-groups managed list-instances": (1, {"zone", "format"}, set()),
     "compute instance-groups managed list-errors": (1, {"zone", "format"}, set()),
     "compute instance-groups managed delete": (1, {"zone", "quiet"}, set()),
-    "compute ssh": (1, SSH, set()),
-    "compute scp": (2, {"zone"}, {"recurse"}),
+    "compute ssh": (1, SSH, REACH),
+    "compute scp": (2, {"zone"}, {"recurse"} | REACH),
     "storage rsync": (2, set(), {"recursive"}),
 }
-SWITCHES = {"quiet", "spot", "force", "recurse", "recursive"}
+SWITCHES = {"quiet", "spot", "force", "recurse", "recursive", "internal-ips", "no-address", "reserved"} | REACH
 VALUES = {
     "type": "HIGH_AVAILABILITY|HIGH_THROUGHPUT",
     "accelerator-topology": r"\d+(x\d+)+",
     "accelerator-topology-mode": "AUTO_CONNECT|PROVISION_ONLY",
-    "provisioning-model": "STANDARD|SPOT",
+    "provisioning-model": "STANDARD|SPOT|RESERVATION_BOUND|reservation-bound",
+    "reservation-affinity": "any|none|specific",
     "instance-termination-action": "STOP|DELETE",
     "maintenance-policy": "TERMINATE",
     "scopes": "cloud-platform",

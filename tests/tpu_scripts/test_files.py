@@ -44,6 +44,8 @@ def test_the_page_shows_every_verb_and_only_arguments_that_are_understood():
     known = re.search(r"KEYS=\(([^)]*)\)", (SCRIPTS / "parts" / "arguments.sh").read_text())
     shown = set(re.findall(r"--([a-z-]+)=", page)) - {"config"}
     assert known and shown == set(known[1].split())
+    switches = re.search(r"SWITCHES=\(([^)]*)\)", (SCRIPTS / "parts" / "arguments.sh").read_text())
+    assert switches and all(f" --{switch}" in page for switch in switches[1].split())
     assert all(f"tpu_scripts/{verb}.sh" in page for verb in VERBS)
 
 
@@ -78,7 +80,9 @@ def test_a_missing_command_is_named(cloud: Cloud, wheel: str, verb: str):
     assert not cloud.calls()
 
 
-@pytest.mark.parametrize("wrong", ["--colour=red", "--zone=", "--zone", "red", "--road=other", "--provisioning=cheap"])
+@pytest.mark.parametrize(
+    "wrong", ["--colour=red", "--zone=", "--zone", "red", "--road=other", "--provisioning=cheap", "--internal-ips=no"]
+)
 def test_a_wrong_argument_is_refused(cloud: Cloud, wrong: str):
     done = cloud.run("create", *arguments("queued"), wrong)
     assert done.returncode == 2 and "usage: create.sh" in done.stderr

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.tpu_scripts.conftest import HOSTS, ROADS, TRAIN, Cloud, arguments, wait_for
+from tests.tpu_scripts.gcloud_reference import REACH
 
 
 @pytest.mark.parametrize("road", ROADS)
@@ -84,6 +85,28 @@ def test_a_run_that_is_told_to_stop_leaves_no_connection(ready: Cloud, road: str
     process.communicate(timeout=120)
     assert process.returncode == 130
     wait_for(lambda: not ready.processes())
+
+
+@pytest.mark.parametrize(
+    ("switches", "reach"),
+    [
+        (["--internal-ips"], "internal-ip"),
+        (["--internal-ips", "--tunnel-through-iap"], "tunnel-through-iap"),
+        (["--tunnel-through-iap"], "tunnel-through-iap"),
+    ],
+)
+@pytest.mark.parametrize("road", ROADS)
+def test_hosts_without_an_external_address_are_reached(
+    cloud: Cloud, road: str, wheel: str, tmp_path: Path, switches: list[str], reach: str
+):
+    slice_ = [*arguments(road), *switches]
+    assert cloud.run("create", *slice_).returncode == 0
+    assert cloud.run("setup", *slice_, wheel).returncode == 0
+    done = cloud.run("run", *slice_, "--", "bash", "-c", "mkdir -p runs && echo $HOST > runs/host")
+    assert done.returncode == 0, done.stderr
+    assert cloud.run("fetch", *slice_, "--from=runs", f"--to={tmp_path / 'there'}").returncode == 0
+    calls = cloud.calls("ssh") + cloud.calls("scp")
+    assert len(calls) > 8 and all(call["flags"].keys() & REACH == {reach} for call in calls)
 
 
 @pytest.mark.parametrize("road", ROADS)

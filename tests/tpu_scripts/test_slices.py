@@ -50,6 +50,53 @@ def test_a_slice_of_instances_is_asked_for_as_named(cloud: Cloud):
     assert group["default-action-on-vm-failure"] == "do-nothing"
 
 
+OWN = {"network": "my-network", "subnetwork": "my-subnetwork", "service-account": "me@my-project"}
+
+
+@pytest.mark.parametrize(("provisioning", "model"), [("on-demand", None), ("reservation-bound", "reservation-bound")])
+def test_a_queued_slice_of_a_closed_project(cloud: Cloud, provisioning: str, model: str | None):
+    """Of a network, an account and a reservation of its own, without external addresses."""
+    own = arguments("queued", provisioning, **OWN, reservation="my-reservation")
+    done = cloud.run("create", *own, "--internal-ips")
+    assert done.returncode == 0, done.stderr
+    (call,) = cloud.calls("create")
+    assert call["command"].startswith("alpha ")
+    assert call["flags"].items() >= {**OWN, "internal-ips": "", "reservation": "my-reservation"}.items()
+    assert call["flags"].get("provisioning-model") == model
+    assert cloud.run("delete", *own).returncode == 0 and not cloud.things()
+
+
+@pytest.mark.parametrize(
+    ("provisioning", "model"), [("on-demand", "STANDARD"), ("reservation-bound", "RESERVATION_BOUND")]
+)
+def test_a_slice_of_instances_of_a_closed_project(cloud: Cloud, provisioning: str, model: str):
+    own = arguments("instances", provisioning, **OWN, reservation="my-reservation")
+    done = cloud.run("create", *own, "--internal-ips")
+    assert done.returncode == 0, done.stderr
+    flags = cloud.calls("instance-templates create")[0]["flags"]
+    expected = {
+        "network": "my-network",
+        "subnet": "my-subnetwork",
+        "region": "us-east5",  # the subnetwork's
+        "no-address": "",
+        "service-account": "me@my-project",
+        "reservation-affinity": "specific",
+        "reservation": "my-reservation",
+        "provisioning-model": model,
+    }
+    assert flags.items() >= expected.items()
+    assert cloud.run("delete", *own).returncode == 0 and not cloud.things()
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_a_reservation_and_its_provisioning_belong_together(cloud: Cloud, road: str):
+    spot = cloud.run("create", *arguments(road, "spot", reservation="my-reservation"))
+    assert spot.returncode == 2 and "--reservation: what is reserved is not --provisioning=spot" in spot.stderr
+    bound = cloud.run("create", *arguments(road, "reservation-bound"))
+    assert bound.returncode == 2 and "--reservation is missing" in bound.stderr
+    assert not cloud.calls()
+
+
 def test_one_host_needs_no_topology(cloud: Cloud):
     cloud.play(hosts=1)
     given = [argument for argument in arguments("instances", hosts="1") if "topology" not in argument]

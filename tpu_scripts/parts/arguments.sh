@@ -4,7 +4,8 @@ set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 KEYS=(road project zone name provisioning accelerator-type runtime-version machine-type image-family image-project disk
-  hosts topology wheel from to)
+  hosts topology wheel from to network subnetwork service-account reservation)
+SWITCHES=(internal-ips tunnel-through-iap)
 
 VERB=${0##*/}
 say() { printf '%s: %s\n' "${VERB%.sh}" "$*" >&2; }
@@ -15,22 +16,21 @@ usage() { say "$1" && printf 'usage: %s\n' "$USAGE" >&2 && exit 2; }
 need() {
   local key variable
   for key; do
-    variable=${key//-/_}
-    variable=${variable^^}
+    variable=${key//-/_} variable=${variable^^}
     [[ -n ${!variable} ]] || usage "--$key is missing"
   done
 }
 
-# --key=value becomes $KEY, whatever the environment holds; what follows -- is the command. Then loads the road.
+# --key=value becomes $KEY, a --switch is no longer empty; what follows -- is the command. Then loads the road.
 read_arguments() {
   local key at
-  for key in "${KEYS[@]^^}"; do printf -v "${key//-/_}" ''; done
+  for key in "${KEYS[@]^^}" "${SWITCHES[@]^^}"; do printf -v "${key//-/_}" ''; done
   for ((at = 1; at <= $#; at++)); do
     [[ ${!at} != -- ]] || break
     key=${!at%%=*} key=${key#--}
-    [[ ${!at} == --?*=?* && " ${KEYS[*]} " == *" $key "* ]] || usage "not understood: ${!at}"
-    key=${key^^}
-    printf -v "${key//-/_}" '%s' "${!at#*=}"
+    [[ " ${SWITCHES[*]/#/--} " == *" ${!at} "* || (${!at} == --?*=?* && " ${KEYS[*]} " == *" $key "*) ]] ||
+      usage "not understood: ${!at}"
+    key=${key^^} && printf -v "${key//-/_}" '%s' "${!at#*=}"
   done
   COMMAND=("${@:at+1}")
   need road project zone name

@@ -3,6 +3,9 @@
 
 # A dead connection ends ssh within two minutes: the machine of a preempted host says no goodbye.
 SSH_FLAGS=(--ssh-flag=-oConnectTimeout=30 --ssh-flag=-oServerAliveInterval=30)
+# Internal addresses are reached from within their network, or through IAP.
+REACH=(${INTERNAL_IPS:+--internal-ip})
+[[ -z $TUNNEL_THROUGH_IAP ]] || REACH=(--tunnel-through-iap)
 
 # Calls FUNCTION HOST ARGUMENTS...; each line that it prints stands under the host's name.
 on_one() {

@@ -6,8 +6,7 @@ ROAD_NEEDS=(machine-type image-family image-project disk hosts)
 [[ ${HOSTS:-1} == 1 ]] || ROAD_NEEDS+=(topology)
 REGION=${ZONE%-*}
 ANYWHERE=("--project=$PROJECT" --quiet)
-REGIONAL=("${ANYWHERE[@]}" "--region=$REGION")
-ZONAL=("${ANYWHERE[@]}" "--zone=$ZONE")
+REGIONAL=("${ANYWHERE[@]}" "--region=$REGION") ZONAL=("${ANYWHERE[@]}" "--zone=$ZONE")
 
 road_exists() {
   local found
@@ -19,9 +18,13 @@ road_exists() {
 
 # The scope is for gs://. A group of several TPU hosts has to be made in bulk, and its policy given as a full path.
 road_create() {
-  local price=(--provisioning-model=STANDARD) joined=()
+  local price=(--provisioning-model=STANDARD) joined=() own=(${NETWORK:+"--network=$NETWORK"}
+    ${SUBNETWORK:+"--subnet=$SUBNETWORK" "--region=$REGION"} ${INTERNAL_IPS:+--no-address}
+    ${SERVICE_ACCOUNT:+"--service-account=$SERVICE_ACCOUNT"}
+    ${RESERVATION:+--reservation-affinity=specific "--reservation=$RESERVATION"})
   [[ $PROVISIONING != spot ]] || price=(--provisioning-model=SPOT --instance-termination-action=STOP)
-  gcloud compute instance-templates create "$NAME" "${ANYWHERE[@]}" "--machine-type=$MACHINE_TYPE" "${price[@]}" \
+  [[ $PROVISIONING != reservation-bound ]] || price=(--provisioning-model=RESERVATION_BOUND)
+  gcloud compute instance-templates create "$NAME" "${ANYWHERE[@]}" "--machine-type=$MACHINE_TYPE" "${price[@]}" "${own[@]}" \
     "--image-family=$IMAGE_FAMILY" "--image-project=$IMAGE_PROJECT" "--boot-disk-size=$DISK" \
     --maintenance-policy=TERMINATE --scopes=cloud-platform || return
   if [[ $HOSTS != 1 ]]; then

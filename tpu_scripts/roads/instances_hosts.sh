@@ -34,6 +34,6 @@ road_hosts() {
   names=$(members name)
   [[ $names != MISSING && $names != UNKNOWN ]] && echo "$names"
 }
-road_ssh() { gcloud compute ssh "$1" "${ZONAL[@]}" "${SSH_FLAGS[@]}" "--command=$2"; }
-road_put() { gcloud compute scp "$2" "$1:" "${ZONAL[@]}"; }
-road_get() { gcloud compute scp --recurse "$1:$2" "$3" "${ZONAL[@]}"; }
+road_ssh() { gcloud compute ssh "$1" "${ZONAL[@]}" "${REACH[@]}" "${SSH_FLAGS[@]}" "--command=$2"; }
+road_put() { gcloud compute scp "$2" "$1:" "${ZONAL[@]}" "${REACH[@]}"; }
+road_get() { gcloud compute scp --recurse "$1:$2" "$3" "${ZONAL[@]}" "${REACH[@]}"; }

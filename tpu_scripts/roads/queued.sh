@@ -2,18 +2,22 @@
 # The Cloud TPU API: v5e, and still v5p and v6e. A queued resource and its one node share the slice's name.
 
 ROAD_NEEDS=(accelerator-type runtime-version)
-WHERE=("--project=$PROJECT" "--zone=$ZONE" --quiet)
+PLACE=("--project=$PROJECT" "--zone=$ZONE" --quiet)
 
-request() { ask compute tpus queued-resources describe "$NAME" "${WHERE[@]}" "--format=value($1)"; }
-node() { ask compute tpus tpu-vm describe "$NAME" "${WHERE[@]}" "--format=value($1)"; }
+request() { ask compute tpus queued-resources describe "$NAME" "${PLACE[@]}" "--format=value($1)"; }
+node() { ask compute tpus tpu-vm describe "$NAME" "${PLACE[@]}" "--format=value($1)"; }
 
 road_exists() { [[ $(request name) != MISSING ]]; }
 
 road_create() {
-  local price=("--valid-until-duration=${WAIT}s")
+  local price=("--valid-until-duration=${WAIT}s") own=(${NETWORK:+"--network=$NETWORK"}
+    ${SUBNETWORK:+"--subnetwork=$SUBNETWORK"} ${INTERNAL_IPS:+--internal-ips}
+    ${SERVICE_ACCOUNT:+"--service-account=$SERVICE_ACCOUNT"} ${RESERVATION:+"--reservation=$RESERVATION"})
   [[ $PROVISIONING != spot ]] || price+=(--spot)
-  gcloud compute tpus queued-resources create "$NAME" "${WHERE[@]}" "--node-id=$NAME" \
-    "--accelerator-type=$ACCELERATOR_TYPE" "--runtime-version=$RUNTIME_VERSION" "${price[@]}"
+  [[ $PROVISIONING != reservation-bound ]] || price+=(--provisioning-model=reservation-bound)
+  # The released command knows reservations, but not by their names.
+  gcloud ${RESERVATION:+alpha} compute tpus queued-resources create "$NAME" "${PLACE[@]}" "--node-id=$NAME" \
+    "--accelerator-type=$ACCELERATOR_TYPE" "--runtime-version=$RUNTIME_VERSION" "${price[@]}" "${own[@]}"
 }
 
 # ACTIVE when ready for use; the node tells of a preemption before the request does.
@@ -27,14 +31,6 @@ road_state() {
 # Why a slice in the state FAILED will never be there.
 road_refusal() { request state.failedData.error.message; }
 
-road_delete() { drop compute tpus queued-resources delete "$NAME" "${WHERE[@]}" --force; }
+road_delete() { drop compute tpus queued-resources delete "$NAME" "${PLACE[@]}" --force; }
 
-# Workers are numbered. Asked one by one: --worker=all tells neither whose exit code it returns nor the worst.
-road_hosts() {
-  local count
-  count=$(node 'networkEndpoints.len()')
-  [[ $count =~ ^[0-9]+$ ]] && seq 0 "$((count - 1))"
-}
-road_ssh() { gcloud compute tpus tpu-vm ssh "$NAME" "${WHERE[@]}" "--worker=$1" "${SSH_FLAGS[@]}" "--command=$2"; }
-road_put() { gcloud compute tpus tpu-vm scp "$2" "$NAME:" "${WHERE[@]}" "--worker=$1"; }
-road_get() { gcloud compute tpus tpu-vm scp --recurse "$NAME:$2" "$3" "${WHERE[@]}" "--worker=$1"; }
+. "$HERE/roads/queued_hosts.sh"

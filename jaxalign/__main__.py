@@ -1,0 +1,8 @@
+"""`python -m jaxalign`: the command `jaxalign`."""
+
+import sys
+
+from jaxalign.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())
