@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Literal
 
 from jaxalign.data.fields import language_code_of, object_of, text_of
-from jaxalign.data.languages import LANGUAGES, Language, language_named
+from jaxalign.data.languages import LANGUAGES, language_of
 from jaxalign.errors import InputError, gather
 
 Instruction = Literal["after", "before"]
@@ -48,7 +48,6 @@ class Rendering:
 
 # QAlign took its names from ISO 639-3, where Swahili is this; its nine other languages have the plain names.
 _QALIGN_NAMES = {"sw": "Swahili (macrolanguage)"}
-_QALIGN_CODES = {name: code for code, name in _QALIGN_NAMES.items()}
 _AFTER_LINE = re.compile(r"^Translate the input from (.+?) to (.+?):$", re.MULTILINE)
 _BEFORE_START = re.compile(r"Translate the following sentences from (.+?) to (.+?)\. ")
 
@@ -77,11 +76,7 @@ def instruction_languages(prompt: str, where: str) -> tuple[str, str] | None:
         return None
     # A text may quote an instruction; the study's own is the last line that reads like one.
     source, target = lines[-1] if lines or start is None else start.groups()
-    return _named(source, where).code, _named(target, where).code
-
-
-def _named(name: str, where: str) -> Language:
-    return LANGUAGES[_QALIGN_CODES[name]] if name in _QALIGN_CODES else language_named(name, where)
+    return language_of(source, where).code, language_of(target, where).code
 
 
 def without_instruction(prompt: str) -> str:

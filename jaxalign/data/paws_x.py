@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxalign.data.data_sets import tfds_features, tfds_rows
+from jaxalign.data.languages import code_of
 from jaxalign.errors import InputError
 
 WORDS = {"paraphrase": "same", "different_meaning": "different"}
@@ -17,9 +18,10 @@ def is_paws_x(data: Path) -> bool:
 
 def paws_x_folder(data: Path, language: str) -> Path:
     """The one prepared data set of a language."""
-    found = sorted(file.parent for file in (data / "paws_x_wiki" / language).glob("*/dataset_info.json"))
+    files = (data / "paws_x_wiki").glob("*/*/dataset_info.json")
+    found = sorted(file.parent for file in files if code_of(file.parent.parent.name) == language)
     if len(found) != 1:
-        names = " and ".join(folder.name for folder in found) or "none"
+        names = " and ".join(str(folder.relative_to(data)) for folder in found) or "none"
         raise InputError(f"{data / 'paws_x_wiki' / language}: one prepared version is needed there, found {names}")
     return found[0]
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from jaxalign.data.fields import kind, object_of, text_of
-from jaxalign.data.languages import language_of, nearest
+from jaxalign.data.languages import did_you_mean, known_language, language_of
 from jaxalign.data.paws_x import check_same_items, is_paws_x, paws_x_folder, read_paws_x
 from jaxalign.errors import InputError, gather
 from jaxalign.files import read_json
@@ -168,7 +168,7 @@ TASKS: dict[str, Task] = {
 def task_named(name: str) -> Task:
     """The task of a name; an unknown one raises InputError with the nearest."""
     if name not in TASKS:
-        raise InputError(f"tasks: no task {name!r}; did you mean {nearest(name, TASKS)!r}? Known: {', '.join(TASKS)}")
+        raise InputError(f"tasks: no task {name!r}{did_you_mean(name, TASKS)}: {', '.join(TASKS)}")
     return TASKS[name]
 
 
@@ -214,16 +214,33 @@ def parse_rows(text: str) -> slice:
     return slice(int(match[1]), int(match[2]))
 
 
+class TaskFile(NamedTuple):
+    """What the name of a task's file says."""
+
+    task: Task
+    language: str
+    split: Split
+
+
+def task_file_named(path: Path) -> TaskFile | None:
+    """The parts of a name like emotion_de500_test.json, rows being digits as in 500 or 10k; None for other names."""
+    match = re.fullmatch(rf"({'|'.join(TASKS)})_(.+?)\d+k?_(test|train)\.json", path.name, re.ASCII)
+    language = known_language(match[2]) if match else None
+    if match is None or language is None:
+        return None
+    split: Any = match[3]
+    return TaskFile(TASKS[match[1]], language.code, split)
+
+
 def task_file(data: Path, task: Task, language: str, split: Split) -> Path:
-    """The one file data/{folder}/{task}_{language}{rows}_{split}.json, rows being digits as in 500 or 10k.
+    """The one file data/{folder}/{task}_{language}{rows}_{split}.json, see `task_file_named`.
 
     For paws also the TFDS data set data/paws_x_wiki/{language}/{version}/, where there is no data/paws/.
     """
     if task.name == "paws" and is_paws_x(data):
         return paws_x_folder(data, language)
     folder = data / task.folder
-    name = re.compile(rf"{task.name}_{language}\d+k?_{split}\.json", re.ASCII)
-    found = sorted(path for path in folder.glob("*.json") if name.fullmatch(path.name))
+    found = sorted(path for path in folder.glob("*.json") if task_file_named(path) == (task, language, split))
     pattern = f"{task.name}_{language}[ROWS]_{split}.json"
     if not found:
         raise InputError(f"{folder}: no {pattern} there; is {data} the data folder?")
@@ -239,7 +256,7 @@ def read_task_rows(data: Path, task: Task, language: str, split: Split, rows: sl
     strings, an answer that is none of the language's label words, or an empty choice of rows raise InputError.
     In train files a row may lack "answer".
     """
-    language_of(language)
+    language = language_of(language).code
     file = task_file(data, task, language, split)
     read = read_objects(file, task, language, split)
     if language == "en":

@@ -1,38 +1,20 @@
 """Every error of files of data, found by the readers that tuning and evaluation use."""
 
-import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from jaxalign.data.languages import LANGUAGES
+from jaxalign.data.languages import known_language
 from jaxalign.data.pair_files import pair_files, read_pair_file
 from jaxalign.data.pairs import Rendering
 from jaxalign.data.paws_x import is_paws_x, paws_x_folder
 from jaxalign.data.prompts import read_exemplars
-from jaxalign.data.tasks import TASKS, Split, Task, read_objects, read_task_rows
+from jaxalign.data.tasks import TASKS, TaskFile, read_objects, read_task_rows, task_file_named
 from jaxalign.errors import InputError, messages_of
 
 ALL_ROWS = slice(None)
 Check = Callable[[], Any]
-
-
-class TaskFile(NamedTuple):
-    """What the name of a task's file says."""
-
-    task: Task
-    language: str
-    split: Split
-
-
-def task_file_named(path: Path) -> TaskFile | None:
-    """The parts of a name like emotion_de500_test.json; None for other names."""
-    match = re.fullmatch(rf"({'|'.join(TASKS)})_({'|'.join(LANGUAGES)})\d+k?_(test|train)\.json", path.name, re.ASCII)
-    if match is None:
-        return None
-    split: Any = match[3]
-    return TaskFile(TASKS[match[1]], match[2], split)
 
 
 def errors_of(path: Path, rendering: Rendering) -> dict[str, list[str]]:
@@ -79,8 +61,8 @@ def _data_folder_checks(data: Path, rendering: Rendering) -> dict[Path, Check]:
             checks |= _checks(file, rendering)
     if is_paws_x(data):
         for folder in sorted((data / "paws_x_wiki").iterdir()):
-            if folder.name in LANGUAGES:
-                checks[folder] = partial(_check_paws_x, data, folder.name)
+            if (language := known_language(folder.name)) is not None:
+                checks[folder] = partial(_check_paws_x, data, language.code)
     if (data / "exemplars.json").is_file():
         checks[data / "exemplars.json"] = partial(read_exemplars, data / "exemplars.json")
     return checks

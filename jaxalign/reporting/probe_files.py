@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.data.languages import language_of
+from jaxalign.data.languages import code_of
 from jaxalign.errors import InputError
 from jaxalign.files import read_npz
 from jaxalign.probing.likeness import GEOMETRY_AXES
 from jaxalign.probing.representation import PCA_AXES
 from jaxalign.probing.token_languages import SCRIPT_CLASSES
-from jaxalign.reporting.fields import field, read_object, share, texts, whole_numbers
+from jaxalign.reporting.fields import field, languages, read_object, share, whole_numbers
 
 LENS_AXES = {
     f"{way}{quantity}_{statistic}": ["language", "layer"]
@@ -82,12 +82,13 @@ def read_lens(folder: Path) -> Probe | None:
     probe = read_probe(folder, "logit_lens", LENS_AXES)
     if probe is None:
         return None
-    where = str(folder / "logit_lens.json")
+    where, document = str(folder / "logit_lens.json"), dict(probe.document)
     for name in ("rows", "surviving_rows", "unshared_surviving_rows"):
-        counts = field(probe.document, name, dict, where)
+        counts = {code_of(language): count for language, count in field(document, name, dict, where).items()}
         for language in probe.languages:
             field(counts, language, int, f"{where}, {name}")
-    return probe
+        document[name] = counts
+    return Probe(probe.arrays, document)
 
 
 def read_attribution(folder: Path) -> Probe | None:
@@ -146,9 +147,8 @@ def read_probe(folder: Path, name: str, axes: Mapping[str, Sequence[str]]) -> Pr
     document = read_object(described)
     labels = {axis for array_axes in axes.values() for axis in array_axes} - {"component"}
     lengths = {axis: len(field(document, axis, list, str(described))) for axis in labels} | {"component": 2}
-    for axis in labels & {"language", "scatter_language"}:
-        for code in texts(document, axis, str(described)):
-            language_of(code, f"{described}, {axis}")
+    for axis in labels & {"language", "scatter_language", "masked_language", "transplanted_language"}:
+        document[axis] = languages(document, axis, str(described))
     arrays = read_arrays(stored, list(axes))
     named = field(document, "axes", dict, str(described))
     for array, values in arrays.items():

@@ -16,7 +16,7 @@ from jaxalign.data.languages import language_of
 from jaxalign.data.tasks import task_named
 from jaxalign.errors import InputError
 from jaxalign.files import read_json_lines
-from jaxalign.reporting.fields import field, read_object, share, texts
+from jaxalign.reporting.fields import field, languages, read_object, share
 from jaxalign.reporting.models import model_documents, model_of_all
 from jaxalign.reporting.probe_files import Probes, read_probes
 
@@ -144,7 +144,7 @@ def read_results(folder: Path) -> Results:
     if document.get("adapter") is not None:
         field(document, "adapter", str, str(path))
     if document.get("tuned_on") is not None:
-        texts(document, "tuned_on", str(path))
+        document["tuned_on"] = languages(document, "tuned_on", str(path))
     versions = field(document, "task_version", dict, str(path))
     predictions = read_predictions(folder / "predictions.jsonl")
     cells: dict[Key, Cell] = {}
@@ -188,7 +188,7 @@ def read_key(entry: Any, where: str) -> Key:
         raise InputError(f"{where}: a JSON object is needed")
     key = Key(*(field(entry, name, str, where) for name in Key._fields))
     task_named(key.task)
-    language_of(key.language, where)
+    key = key._replace(language=language_of(key.language, where).code)
     if key.variant not in VARIANTS:
         raise InputError(f"{where}, field 'variant': one of {', '.join(VARIANTS)} is needed, found {key.variant!r}")
     return key

@@ -49,7 +49,7 @@ JSON_LINE = '{"source": "Wo?", "target": "Where?", "source_language": "de", "tar
         ("train.de", "Wo?\n", "1 lines"),
         ("train.de", "", "train.de"),
         ("train.de", "Wo?\n\n", "row 1: empty line"),
-        ("train.dee", "Wo?\nWann?\n", "'.de'"),
+        ("train.dee", "Wo?\nWann?\n", "'.dee'"),
         ("other.de", "Wo?\nWann?\n", "other.en"),
         ("pairs.txt", "Wo?\nWann?\n", "suffix"),
     ],
@@ -155,7 +155,7 @@ def test_train_files(refused, data, model_folder, verb, spoil, named):
     [
         ("--config.build.control=foo", "'foo'"),
         ("--config.build.instruction=foo", "'foo'"),
-        ("--config.build.sources=dee", "'de'"),
+        ("--config.build.sources=dee", "build.sources: unknown language 'dee'"),
         ("--config.build.sources=de,de", "de,de"),
         ("--config.build.sources=", "unknown language ''"),
         ("--config.build.target=de", "target"),

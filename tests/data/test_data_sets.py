@@ -127,6 +127,23 @@ def test_tensorflow_is_not_loaded(tmp_path):
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
 
 
+def test_other_names_of_languages(tmp_path):
+    """TED has Chinese under three names and French under two, FLORES' tags are long ones."""
+    names = {"zh-tw": "你們好。", "zh-cn": "你们好。", "fr-ca": "Bon matin.", "en": "Hello."}
+    folder = ted(tmp_path, [names, {**names, "zh": "你好。", "fr": "Bonjour."}, {"zh-tw": "你們好。", "en": "Hello."}])
+    found = read_pairs([folder], Rendering(sources=("zh", "fr")))
+    assert by_prompt(found) == by_prompt(
+        [pair(text, "Hello.", "zh") for text in ("你们好。", "你好。", "你們好。")]
+        + [pair(text, "Hello.", "fr") for text in ("Bon matin.", "Bonjour.")]
+    )
+    flores = saved(tmp_path / "flores", [{"translation": {"deu_Latn": "Wo?", "eng_Latn": "Where?"}}])
+    assert read_pairs([flores]) == [pair("Wo?", "Where?", "de")]
+    german, english = xquad(tmp_path, "de", {"a": "Wer?"}), xquad(tmp_path, "en", {"a": "Who?"})
+    for folder, name in ((german, "deu_Latn"), (english, "English")):
+        folder.parent.rename(folder.parent.with_name(name))
+    assert read_pairs([tmp_path / "xquad" / "deu_Latn" / german.name]) == [pair("Wer?", "Who?", "de")]
+
+
 # Hugging Face
 
 BARE = {"source": " Wo? ", "target": "Where?", "source_language": "de", "target_language": "en"}

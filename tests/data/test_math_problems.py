@@ -70,3 +70,8 @@ def test_the_prompt_ends_with_its_colon():
         "Below is an instruction that describes a task. Write a response that appropriately completes the request."
         "\n\n### Instruction:\nHow many?\n{x}\n\n### Response:"
     )
+
+
+def test_other_names_of_a_language(tmp_path: Path):
+    write(tmp_path / "mgsm/mgsm_German.json", [{"query": "q", "response": "1"}])
+    assert [problem.language for problem in read_problems(tmp_path, MGSM, "deu_Latn", ALL)] == ["de"]

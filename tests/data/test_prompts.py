@@ -182,3 +182,11 @@ def test_bad_files_are_named(tmp_path, document, message):
     with pytest.raises(InputError) as error:
         read_exemplars(written(tmp_path, document))
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_exemplars_of_other_names_of_a_language(tmp_path):
+    german = DOCUMENT["emotion"]["de"]
+    found = read_exemplars(written(tmp_path, {"emotion": {"deu_Latn": german}}))
+    assert found.cells == {("emotion", "de"): read_exemplars(written(tmp_path, DOCUMENT)).of("emotion", "de")}
+    with pytest.raises(InputError, match=r"exemplars.json, emotion: 'German' and an entry before it are one language"):
+        read_exemplars(written(tmp_path, {"emotion": {"de": german, "German": german}}))

@@ -10,6 +10,7 @@ from jaxalign.data.tasks import (
     correct_by_reference,
     parse_rows,
     read_task_rows,
+    task_file_named,
     task_named,
 )
 from jaxalign.errors import InputError
@@ -151,3 +152,20 @@ def test_unknown_task_is_named():
     assert task_named("snli") is TASKS["snli"]
     with pytest.raises(InputError, match="no task 'pawz'; did you mean 'paws'"):
         task_named("pawz")
+
+
+def test_files_of_other_names_of_a_language(data):
+    """The rows have the study's code; two names of one language are two files of it."""
+    for name in ("zh-CN", "zho_Hans"):
+        rows = [row | {"answer": word} for row, word in zip(EMOTION_EN, ("积极", "消极"), strict=True)]
+        file = data / "ap_emotion" / f"emotion_{name}2_test.json"
+        write(file.parent, file.name, rows)
+        for asked in ("zh", "zh-CN", "Chinese"):
+            assert [row.language for row in read_task_rows(data, TASKS["emotion"], asked, "test", ALL)] == ["zh"] * 2
+        if name == "zh-CN":
+            file.unlink()
+    write(data / "ap_emotion", "emotion_zh-CN2_test.json", EMOTION_EN)
+    with pytest.raises(InputError, match=r"emotion_zh-CN2_test.json and emotion_zho_Hans2_test.json both match"):
+        read_task_rows(data, TASKS["emotion"], "zh", "test", ALL)
+    assert task_file_named(data / "emotion_es-4195_test.json") is None
+    assert task_file_named(data / "emotion_tr500_test.json") is None

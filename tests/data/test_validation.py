@@ -39,7 +39,7 @@ def test_json_lines(tmp_path):
         [
             ", row 1, field 'source': empty",
             ", row 1, field 'target': text is needed, found a number",
-            ", row 1, field 'source_language': unknown language 'dee'; did you mean 'de'",
+            ", row 1, field 'source_language': unknown language 'dee'; known: en zh",
             ", row 2: not JSON at column 12",
             ", row 3: an object is needed, found text",
             ", row 4: no field 'answer'",
