@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from jaxalign.data.fields import object_of, text_of
 from jaxalign.data.languages import language_of
 from jaxalign.data.mended import MENDED_CUES
 from jaxalign.data.tasks import TASKS, Task, TaskRow, task_named
@@ -215,11 +216,9 @@ def _entry(entry: Any, task: Task, language: str, where: str) -> tuple[Exemplar,
 
 
 def _exemplar(exemplar: Any, task: Task, where: str) -> Exemplar:
-    if not isinstance(exemplar, dict):
-        raise InputError(f"{where}: an object is needed")
+    exemplar = object_of(exemplar, where)
     for name in (*task.exemplar_fields, "label"):
-        if not isinstance(exemplar.get(name), str) or not exemplar[name]:
-            raise InputError(f"{where}, field {name!r}: text is needed")
+        text_of(exemplar, name, where, "write the exemplar's own")
     if exemplar["label"] not in task.classes:
         raise InputError(f"{where}, field 'label': {exemplar['label']!r} is none of {', '.join(task.classes)}")
     overrides, trailing = exemplar.get("overrides", {}), exemplar.get("trailing", "")

@@ -6,7 +6,7 @@ commit 5605459), its slips included: Russian and Spanish PAWS cues are the judic
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from jaxalign.data.languages import did_you_mean, known_language, language_of
 from jaxalign.data.paws_x import check_same_items, is_paws_x, paws_x_folder, read_paws_x
 from jaxalign.errors import InputError, gather
 from jaxalign.files import read_json
+from jaxalign.metrics_log import warn
 
 Split = Literal["test", "train"]
 
@@ -252,9 +253,9 @@ def task_file(data: Path, task: Task, language: str, split: Split) -> Path:
 def read_task_rows(data: Path, task: Task, language: str, split: Split, rows: slice) -> list[TaskRow]:
     """The chosen rows of a task's file in one language; every row of the file is checked, chosen or not.
 
-    A missing file, a missing English file beside it, unequal row counts, a row that is no object of non-empty
-    strings, an answer that is none of the language's label words, or an empty choice of rows raise InputError.
-    In train files a row may lack "answer".
+    A missing file, a missing English file beside it, unequal row counts, rows whose answers say that they are other
+    items than the English ones, a row that is no object of non-empty strings, an answer that is none of the language's
+    label words, or an empty choice of rows raise InputError. In train files a row may lack "answer".
     """
     language = language_of(language).code
     file = task_file(data, task, language, split)
@@ -270,7 +271,9 @@ def read_task_rows(data: Path, task: Task, language: str, split: Split, rows: sl
             )
         if file.is_dir():
             check_same_items(read, english, file)
-    classes = {word: name for name, word in task.label_words["en"].items()} | dict(task.train_words)
+        else:
+            check_answers(task, language, read, english, file)
+    classes = _classes_of(task, task.label_words["en"])
     parsed = [
         TaskRow(
             task=task.name,
@@ -285,6 +288,51 @@ def read_task_rows(data: Path, task: Task, language: str, split: Split, rows: sl
     if not parsed[rows]:
         raise InputError(f"{file}: no row in {rows.start}:{rows.stop}; the file has {len(parsed)}")
     return parsed[rows]
+
+
+CERTAIN = 0.25
+"""From this share of contradictory answers on, the rows of two languages are not the same items. Wrong labels are few;
+of rows in another order half contradict where there are two classes, and two thirds where there are three."""
+
+
+def check_answers(
+    task: Task, language: str, rows: Sequence[Mapping[str, str]], english: Sequence[Mapping[str, str]], file: Path
+) -> None:
+    """Compares answers with the classes of the English rows, by the script's words and by those of the released files.
+
+    Refused are contradictions in a quarter of the rows or more, and such as are none beside the English rows one
+    further or one back; of fewer there is a warning.
+    """
+    golds = [_classes_of(task, task.label_words["en"]).get(row.get("answer", "")) for row in english]
+
+    def contradictions(words: Mapping[str, str], shift: int = 0) -> list[int]:
+        classes = _classes_of(task, words)
+        places = range(max(0, -shift), len(rows) - max(0, shift))
+        answers = ((row, rows[row].get("answer"), golds[row + shift]) for row in places)
+        return [row for row, answer, gold in answers if answer and gold and classes.get(answer) != gold]
+
+    own = task.label_words[language]
+    ways = [own, {**own, **task.file_words.get(language, {})}]
+    found, words = min(((contradictions(way), way) for way in ways), key=lambda each: len(each[0]))
+    if not found:
+        return
+    labelled = sum(bool(row.get("answer") and gold) for row, gold in zip(rows, golds, strict=True))
+    row = found[0]
+    message = (
+        f"{file}: {len(found)} of {labelled} answers contradict the English rows (the first in row {row}: "
+        f"{rows[row]['answer']!r} beside {english[row]['answer']!r})"
+    )
+    if len(found) >= CERTAIN * labelled or not all(contradictions(words, shift) for shift in (-1, 1)):
+        raise InputError(
+            f"{message}; row i must be the same item in both: look for a row that is missing, and for label words that "
+            "are exchanged"
+        )
+    warn(f"{message}; corrected scoring goes by the English row")
+
+
+def _classes_of(task: Task, words: Mapping[str, str]) -> dict[str, str]:
+    """Answer -> class, of label words by class."""
+    return {word: name for name, word in words.items()} | dict(task.train_words)
 
 
 def _english_file(data: Path, task: Task, split: Split, file: Path) -> Path:

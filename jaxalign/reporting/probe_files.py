@@ -79,7 +79,8 @@ def read_probes(folder: Path) -> Probes:
 
 def read_lens(folder: Path) -> Probe | None:
     """`logit_lens.npz` and `.json`, or None where neither is."""
-    probe = read_probe(folder, "logit_lens", LENS_AXES)
+    # A language without surviving rows has no means.
+    probe = read_probe(folder, "logit_lens", LENS_AXES, is_finite=False)
     if probe is None:
         return None
     where, document = str(folder / "logit_lens.json"), dict(probe.document)
@@ -88,6 +89,10 @@ def read_lens(folder: Path) -> Probe | None:
         for language in probe.languages:
             field(counts, language, int, f"{where}, {name}")
         document[name] = counts
+    for name, values in probe.arrays.items():
+        counts = document["unshared_surviving_rows" if name.startswith("unshared_") else "surviving_rows"]
+        measured = [i for i, language in enumerate(probe.languages) if counts[language]]
+        check_finite(values[measured], name, folder / "logit_lens.npz")
     return Probe(probe.arrays, document)
 
 
@@ -134,12 +139,13 @@ def read_transplant(folder: Path) -> Probe | None:
     return probe
 
 
-def read_probe(folder: Path, name: str, axes: Mapping[str, Sequence[str]]) -> Probe | None:
+def read_probe(folder: Path, name: str, axes: Mapping[str, Sequence[str]], *, is_finite: bool = True) -> Probe | None:
     """`name`.npz and `name`.json, or None where neither is.
 
     Args:
       axes: array -> its axes, which the document must give too; an axis is as long as the document's list of labels
         for it, and "component" is 2.
+      is_finite: whether every number must be.
     """
     described, stored = folder / f"{name}.json", folder / f"{name}.npz"
     if not described.is_file() and not stored.is_file():
@@ -155,7 +161,17 @@ def read_probe(folder: Path, name: str, axes: Mapping[str, Sequence[str]]) -> Pr
         expected = tuple(lengths[axis] for axis in axes[array])
         if named.get(array) != axes[array] or values.shape != expected:
             raise InputError(f"{stored}: {array} is {values.shape}, {described.name} says {expected}; probe again")
+        if values.dtype.kind not in "fiu":
+            raise InputError(f"{stored}: {array} is {values.dtype}; numbers are needed: probe again")
+        if is_finite:
+            check_finite(values, array, stored)
     return Probe(arrays, document)
+
+
+def check_finite(values: np.ndarray, name: str, stored: Path) -> None:
+    """Refuses an array of a file that holds what is no number."""
+    if wrong := int((~np.isfinite(values)).sum()):
+        raise InputError(f"{stored}: {wrong} of {values.size} values of {name} are not finite; probe again")
 
 
 def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:

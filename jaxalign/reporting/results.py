@@ -4,6 +4,7 @@ Everything is checked on reading, so that tables and figures can be drawn withou
 raises InputError with file and field.
 """
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -216,12 +217,21 @@ def read_prediction(record: Mapping[str, Any], classes: Sequence[str], where: st
     for name, value in (("prediction", prediction), ("gold_class", gold)):
         if value not in classes:
             raise InputError(f"{where}, field {name!r}: one of {', '.join(classes)} is needed, found {value!r}")
+    masses = {name: share(masses[name], f"{where}, field 'prefix_mass'") for name in classes}
+    if masses[prediction] < max(masses.values()):
+        raise InputError(f"{where}, field 'prediction': {prediction!r} has not the largest prefix_mass; evaluate again")
+    correct = field(record, "correct_corrected", bool, where)
+    if correct != (prediction == gold):
+        raise InputError(
+            f"{where}, field 'correct_corrected': {json.dumps(correct)}, but predicted is {prediction!r} and right is "
+            f"{gold!r}; evaluate again"
+        )
     return Prediction(
         row=field(record, "row", int, where),
-        masses={name: share(masses[name], f"{where}, field 'prefix_mass'") for name in classes},
+        masses=masses,
         prediction=prediction,
         gold=gold,
-        correct=field(record, "correct_corrected", bool, where),
+        correct=correct,
         correct_reference=field(record, "correct_reference", bool, where),
     )
 

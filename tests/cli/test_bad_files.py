@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxalign.data.folders import MINI
+from jaxalign.metrics_log import warn
 from tests.reporting.folders import write_evaluation
 
 EVALUATE = ("evaluate", "--config.languages=en,de", "--config.rows=0:4")
@@ -203,3 +204,23 @@ def test_export_of_what_is_no_run(refused, run, tmp_path):
     cut = shutil.copytree(run, tmp_path / "cut")
     (cut / "run.json").write_text((cut / "run.json").read_text()[:100])
     assert "run.json" in refused("export", cut)
+
+
+def test_what_is_no_error_is_warned_of_once(jaxalign, data, model_folder, tmp_path):
+    """Also where a command reads the files several times over."""
+    file, exemplars = data / "ap_emotion" / "emotion_de40_test.json", data / "exemplars.json"
+    rows = json.loads(file.read_text())
+    rows[0]["answer"] = {"positiv": "negativ", "negativ": "positiv"}[rows[0]["answer"]]
+    file.write_text(json.dumps(rows))
+    document = json.loads(exemplars.read_text())
+    document["emotion"]["de"]["exemplars"][0]["text"] = rows[2]["input"]
+    exemplars.write_text(json.dumps(document))
+    for number, command in enumerate((EVALUATE, PROBE)):
+        warn.cache_clear()
+        where = (f"--config.model={model_folder}", f"--config.data={data}", f"--config.out={tmp_path / str(number)}")
+        code, _, err = jaxalign(*command, *where)
+        warnings = [line for line in err.splitlines() if line.startswith("warning: ")]
+        assert code == 0 and [line.partition(" contradict")[0].partition(" are an")[0] for line in warnings] == [
+            f"warning: {file}: 1 of 40 answers",
+            f"warning: {exemplars}: 1 of 8 test rows",
+        ]

@@ -159,7 +159,11 @@ def test_a_missing_cell_is_named(exemplars):
         ({"emotion": {"ge": {}}}, "emotion: unknown language 'ge'"),
         ({"emotion": {"de": {"exemplars": []}}}, "emotion, de: an object with a non-empty array 'exemplars'"),
         ({"emotion": {"de": {"exemplars": [3]}}}, "exemplar 0: an object is needed"),
-        ({"emotion": {"de": {"exemplars": [{"input": "x", "label": "positive"}]}}}, "exemplar 0, field 'text'"),
+        ({"emotion": {"de": {"exemplars": [{"input": "x", "label": "positive"}]}}}, "exemplar 0: no field 'text'"),
+        (
+            {"emotion": {"de": {"exemplars": [{"text": " \n", "label": "positive"}]}}},
+            "exemplar 0, field 'text': empty; write the exemplar's own",
+        ),
         (
             {"emotion": {"de": {"exemplars": [{"text": "x", "label": "positiv"}]}}},
             "'positiv' is none of positive, nega",
