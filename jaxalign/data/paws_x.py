@@ -1,6 +1,6 @@
 """PAWS-X as TFDS prepares it (`paws_x_wiki/LANGUAGE/VERSION/`, ArrayRecord), as rows of the task paws."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from jaxalign.data.data_sets import tfds_features, tfds_rows
@@ -33,13 +33,3 @@ def read_paws_x(folder: Path, split: str) -> list[Mapping[str, str]]:
     """
     names = tfds_features(folder)["label"].names
     return [{**row, "answer": WORDS[names[row["label"]]]} for row in tfds_rows(folder, split)]
-
-
-def check_same_items(rows: Sequence[Mapping[str, str]], english: Sequence[Mapping[str, str]], folder: Path) -> None:
-    """Refuses rows whose classes are not those of the English rows: then other items stand there."""
-    for index, (row, same) in enumerate(zip(rows, english, strict=True)):
-        if row["answer"] != same["answer"]:
-            raise InputError(
-                f"{folder}, row {index}: class {row['answer']!r}, but {same['answer']!r} in English; row i must be the "
-                "same item in both: prepare both languages again"
-            )

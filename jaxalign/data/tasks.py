@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from jaxalign.data.fields import kind, object_of, text_of
 from jaxalign.data.languages import did_you_mean, known_language, language_of
-from jaxalign.data.paws_x import check_same_items, is_paws_x, paws_x_folder, read_paws_x
+from jaxalign.data.paws_x import is_paws_x, paws_x_folder, read_paws_x
 from jaxalign.errors import InputError, gather
 from jaxalign.files import read_json
 from jaxalign.metrics_log import warn
@@ -269,10 +269,7 @@ def read_task_rows(data: Path, task: Task, language: str, split: Split, rows: sl
             raise InputError(
                 f"{file}: {len(read)} rows, but {english_file} has {len(english)}; row i must be the same item in both"
             )
-        if file.is_dir():
-            check_same_items(read, english, file)
-        else:
-            check_answers(task, language, read, english, file)
+        check_answers(task, language, read, english, file)
     classes = _classes_of(task, task.label_words["en"])
     parsed = [
         TaskRow(
