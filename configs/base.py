@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.data = "mini"  # a folder holding ap_emotion/, snli/, paws/; or the shipped mini set
     config.exemplars = ""  # few-shot exemplars: a file, or mini; DATA/exemplars.json if empty
     config.tasks = "emotion"  # emotion, snli, paws; comma-separated, or all
-    config.languages = "all"  # codes, comma-separated, or all
+    config.languages = "all"  # codes or names, comma-separated, or all
     config.rows = "all"  # START:STOP, or all: of test files; of each train file or file of pairs
     config.out = ""  # the folder that results go to; that of a training run may be gs://BUCKET/FOLDER
     config.seed = 42  # of the adapter, the split, the order of batches, and ties
@@ -89,7 +89,7 @@ def get_config() -> ConfigDict:
     config.watch = ""
     config.watch_every = 50  # steps between looks
     config.watch_rows = "0:20"  # START:STOP of each test file
-    config.watch_languages = "all"  # codes, comma-separated, or all
+    config.watch_languages = "all"  # codes or names, comma-separated, or all
 
     # evaluate.
     config.variants = "english"  # which words answer: english, in_language, irrelevant (emotion only), or all

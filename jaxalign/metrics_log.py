@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
+from functools import cache
 from types import TracebackType
 from typing import Any
 
@@ -100,6 +101,12 @@ def say(message: str) -> None:
     """One line to the user on stderr, from process 0 only; a progress bar below it stays whole."""
     if jax.process_index() == 0:
         tqdm.write(message, file=sys.stderr)
+
+
+@cache
+def warn(message: str) -> None:
+    """A warning to the user; the same one only once in a process."""
+    say(f"warning: {message}")
 
 
 def tell(result: str) -> None:

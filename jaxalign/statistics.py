@@ -1,4 +1,10 @@
-"""Intervals, paired tests and multiplicity of a report (NumPy and SciPy, no jax)."""
+"""Intervals, paired tests and multiplicity of a report (NumPy and SciPy, no jax).
+
+One rule for input that leaves nothing to measure, kept here and by every probe. What does not vary has nothing in
+common with anything, itself included: its correlation, CKA, cosine and share of variance are 0, its coordinates and
+energy too, its bootstrap interval is a point and its p-value 1. Of no rows there is no mean: NaN, which is not drawn.
+Nothing else makes a NaN of finite numbers, and NumPy has nothing to warn of.
+"""
 
 import math
 from functools import lru_cache
@@ -7,6 +13,33 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import bdtr, ndtri
+
+NOISE = 1e-12
+"""Relative to the largest number beside it, what is no larger came of rounding."""
+
+
+def centred(values: np.ndarray) -> np.ndarray:
+    """Rows minus their mean, float64 [n, ...]; exactly 0 in columns that do not vary."""
+    mean = values.mean(axis=0, dtype=np.float64)
+    offsets = values.astype(np.float64) - mean
+    return np.where(np.abs(offsets).max(axis=0) > 0.01 * NOISE * np.abs(mean), offsets, 0.0)
+
+
+def standardised(series: np.ndarray) -> np.ndarray:
+    """Series in units of their own deviation, about their mean: float64 [k, n] of float [k, n].
+
+    A series that varies by no more than rounding, next to the largest number of all series, is 0.
+    """
+    offsets = series - series.mean(axis=1, keepdims=True, dtype=np.float64)
+    deviations = offsets.std(axis=1, keepdims=True)
+    varies = deviations > NOISE * np.abs(series).max(initial=0)
+    return np.divide(offsets, deviations, out=np.zeros_like(offsets), where=varies)
+
+
+def correlations(series: np.ndarray) -> np.ndarray:
+    """Pearson's r of every two series: float64 [k, k] of float [k, n], n >= 1; 0 where one of the two does not vary."""
+    scaled = standardised(series)
+    return np.clip(scaled @ scaled.T / series.shape[1], -1, 1)
 
 
 def wilson_interval(correct: int, count: int, level: float = 0.95) -> tuple[float, float]:
@@ -99,10 +132,8 @@ def resampled_correlations(series: np.ndarray, *, resamples: int = 2000, seed: i
       rows drawn.
     """
     shares = times_drawn(np.random.default_rng(seed), series.shape[1], resamples).T / series.shape[1]
-    centred = series - series.mean(axis=1, keepdims=True, dtype=np.float64)
-    deviations = centred.std(axis=1, keepdims=True)
     # In units of its own deviation, each series is as far from rounding as any other.
-    scaled = np.divide(centred, deviations, out=np.zeros_like(centred), where=deviations > 0)
+    scaled = standardised(series)
     means = scaled @ shares
     variances = scaled**2 @ shares - means**2
     varies = variances > 1e-9

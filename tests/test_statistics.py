@@ -16,6 +16,8 @@ from jaxalign.statistics import (
     benjamini_hochberg,
     bootstrap_interval,
     bootstrap_intervals,
+    centred,
+    correlations,
     holm,
     mcnemar_exact,
     mean_and_half_width,
@@ -99,6 +101,30 @@ def test_resampled_correlations_are_numpys_of_the_rows_drawn():
     assert found.shape == (6, 60) and not found[[2, 4, 5]].any()
     # Of three rows the same one is often drawn three times.
     assert set(resampled_correlations(np.array([[1.0, 2.0, 4.0]] * 2))[0].round(9)) == {0, 1}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("value", [0.0, 0.1, -7e4])
+def test_what_does_not_vary_has_nothing_in_common_with_anything(dtype: type, value: float):
+    """Not with itself either; and its rounding is no variation."""
+    varied = np.random.default_rng(0).normal(size=(2, 30)).astype(dtype)
+    series = np.stack([varied[0], np.full(30, value, dtype), varied[1]])
+    if dtype is np.float64:
+        series[1, ::3] = np.nextafter(series[1, ::3], np.inf)
+    found = correlations(series)
+    assert (found[1] == 0).all() and (found[:, 1] == 0).all()
+    np.testing.assert_allclose(found[::2, ::2], np.corrcoef(varied), rtol=1e-12)
+    drawn = resampled_correlations(series)
+    assert (drawn[[0, 2]] == 0).all() and np.abs(drawn[1]).max() > 0
+    assert (correlations(series[1:2]) == 0).all() and (correlations(series[:, :1]) == 0).all()
+    assert (centred(np.full((30, 4), value, dtype)) == 0).all()
+    low, high = bootstrap_interval(series[1])
+    assert low == pytest.approx(value) and high == pytest.approx(value)
+    assert sign_flip_p_values(np.zeros((2, 30), dtype)).tolist() == [1, 1]
+    assert mcnemar_exact(series[1] > 1e9, series[1] > 1e9).p_value == 1
+    gain = crossed_bootstrap(np.zeros((3, 30)), np.zeros((3, 30)))
+    assert (gain.mean, gain.low, gain.high) == (0, 0, 0)
 
 
 def test_sign_flips_are_scipys_exact_permutation_test():

@@ -21,6 +21,7 @@ from jaxalign.cli.open_answers import OPEN_TASKS, check_open_answers, evaluate_o
 from jaxalign.cli.provenance import provenance
 from jaxalign.data.prompts import PromptStyle, Variant, differences_table
 from jaxalign.data.tasks import TASKS, parse_rows, read_task_rows
+from jaxalign.data.validation import warn_of_exemplars
 from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import CellKey, GridData, cell_keys
 from jaxalign.evaluation.grid import evaluate_grid
@@ -54,15 +55,17 @@ def check_settings(config: ConfigDict) -> None:
 
 
 def unreadable(config: ConfigDict, keys: Sequence[CellKey]) -> list[InputError]:
-    """What is wrong with the data of those cells that cannot be read."""
+    """What is wrong with the data of those cells that cannot be read; of the others' exemplars there are warnings."""
     folder, exemplars = evaluation_data(config)
-    errors = []
+    errors, cells = [], {}
     for key in keys:
         try:
-            read_task_rows(folder, TASKS[key.task], key.language, "test", parse_rows(config.rows))
+            rows = read_task_rows(folder, TASKS[key.task], key.language, "test", parse_rows(config.rows))
             exemplars.of(key.task, key.language)
+            cells[key.task, key.language] = rows
         except InputError as error:
             errors.append(error)
+    warn_of_exemplars(exemplars, cells.values())
     return errors
 
 

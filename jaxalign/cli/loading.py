@@ -226,7 +226,8 @@ def given_out(config: ConfigDict) -> str:
 def rendering(config: ConfigDict) -> Rendering:
     """How `config.build` says that pairs are made of bare texts."""
     keys = config.build
-    return Rendering(keys.instruction, tuple(split_list(keys.sources)), language_of(keys.target, "build.target").code)
+    sources = parse_languages(keys.sources, "build.sources")
+    return Rendering(keys.instruction, tuple(sources), language_of(keys.target, "build.target").code)
 
 
 def refuse_paths(verb: str, paths: Sequence[str]) -> None:

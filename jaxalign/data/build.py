@@ -40,7 +40,7 @@ def build_examples(
 ) -> list[QuestionPair]:
     """The rows of one training file, from `data/{folder}/{task}_{language}{rows}_train.json`.
 
-    sources, target: language codes. One source keeps the file's order; several are joined and shuffled with the seed.
+    sources, target: languages. One source keeps the file's order; several are joined and shuffled with the seed.
     rows: which rows of each source, so that slice(0, 10_000) of two sources makes 20,000.
     control: "none", or a condition that lacks one ingredient of question translation:
       "copy"       English to English: translation's format without another language;
@@ -49,6 +49,8 @@ def build_examples(
     copy and answers read English alone, so sources and target must say so. Wrong combinations, missing files and
     too few rows raise InputError.
     """
+    sources = [language_of(source, "build.sources").code for source in sources]
+    target = language_of(target, "build.target").code
     _check_languages(sources, target, control)
     if control == "answers":
         return _answers(data, task, rows)
@@ -76,8 +78,6 @@ def write_pairs(file: Path, pairs: Sequence[QuestionPair]) -> None:
 
 
 def _check_languages(sources: Sequence[str], target: str, control: Control) -> None:
-    for code in (*sources, target):
-        language_of(code, "build")
     if control not in ("none", "copy", "mispaired", "answers"):
         raise InputError(f"control: {control!r} is none of none, copy, mispaired, answers")
     if not sources or len(set(sources)) != len(sources):

@@ -20,13 +20,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxalign.data.languages import LANGUAGES, language_of
+from jaxalign.data.languages import LANGUAGES, code_of, language_of
 from jaxalign.data.pairs import Rendering, Rows, makes_pairs, not_pairs, parallel_row
 from jaxalign.errors import InputError
 from jaxalign.files import read_json
-
-_OTHER_CODES = {"zh-cn": "zh", "nb": "no"}
-"""Codes of TED and OPUS that are other than the study's."""
 
 
 class Directions(NamedTuple):
@@ -113,7 +110,9 @@ def _read_tfds(folder: Path, rendering: Rendering) -> Rows:
 def _joined_by_id(folder: Path, rendering: Rendering) -> Rows:
     """Each question of one language's data set with that of the target's, which lies beside it."""
     source = language_of(folder.parent.name, str(folder)).code
-    target_folder = folder.parent.parent / rendering.target / folder.name
+    root = folder.parent.parent
+    named = [other.name for other in root.iterdir() if code_of(other.name) == rendering.target]
+    target_folder = root / (named[0] if len(named) == 1 else rendering.target) / folder.name
     if source == rendering.target or not is_data_set(target_folder):
         raise InputError(
             f"{folder}: {target_folder} is needed beside it, in another language: the questions are joined by id; "
@@ -185,8 +184,10 @@ def _each(folder: Path, rows: Iterable[Any]) -> Rows:
 def _translated(folder: Path, rows: Iterable[Mapping[str, str]], directions: Directions) -> Rows:
     """A pair of every row for each source language that it has, if it has the target. rows: language -> text."""
     for index, row in enumerate(rows):
-        # Where a row has a language under two names, the study's own name is the one meant.
-        texts = {_code_of(name): text for name, text in sorted(row.items(), key=lambda item: item[0] in LANGUAGES)}
+        # Where a row has a language under several names, the study's own is the one meant, or else the first in order:
+        # zh before zh-CN before zh-TW.
+        names = sorted(row, key=lambda name: (name not in LANGUAGES, name), reverse=True)
+        texts = {code_of(name): row[name] for name in names}
         for source in directions.sources:
             if source in texts and directions.target in texts:
                 sides = texts[source], texts[directions.target]
@@ -196,7 +197,7 @@ def _translated(folder: Path, rows: Iterable[Mapping[str, str]], directions: Dir
 def _directions(names: Iterable[str], rendering: Rendering, folder: Path) -> Directions:
     """Into the target: from the other language of two, or from the chosen sources of more."""
     names = list(names)
-    there = [code for code in LANGUAGES if code in map(_code_of, names)]
+    there = [code for code in LANGUAGES if code in map(code_of, names)]
     if rendering.target not in there:
         raise InputError(
             f"{folder}: no text in {rendering.target}; set config.build.target to one of {' '.join(there)}"
@@ -209,8 +210,3 @@ def _directions(names: Iterable[str], rendering: Rendering, folder: Path) -> Dir
             f"set config.build.sources to some of {' '.join(others)}"
         )
     return Directions(sources, rendering.target)
-
-
-def _code_of(name: str) -> str:
-    """The study's code of a language, or the name itself."""
-    return _OTHER_CODES.get(name.lower().replace("_", "-"), name)

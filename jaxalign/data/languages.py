@@ -1,6 +1,12 @@
-"""The study's twenty languages (Zhang et al. 2024, arXiv 2405.13816), in the order of its tables."""
+"""The study's twenty languages (Zhang et al. 2024, arXiv 2405.13816), in the order of its tables, and what means them.
+
+A language comes as the study's code, another code of ISO 639, a tag with a script or region, or an English name; it is
+the study's code once it is read, at whatever door (settings, names of files, fields of rows, results).
+"""
 
 import difflib
+import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -11,6 +17,7 @@ from jaxalign.errors import InputError
 class Language:
     """One language of the study.
 
+    code: ISO 639-1.
     name: English name, as in "Translate the input from German to English:".
     family: the branch for Indo-European languages, the family for the others.
     tier: "high" for the ten with the largest share of LLaMA-2's pretraining text, "low" for the other ten.
@@ -49,40 +56,106 @@ LANGUAGES: dict[str, Language] = {
     )
 }
 
-_CODES = {language.name: language.code for language in LANGUAGES.values()}
+_OTHER_NAMES = {
+    "en": "eng",
+    "zh": "zho|chi|cmn|Mandarin|Mandarin Chinese|Chinese (Mandarin)"
+    "|Simplified Chinese|Chinese (Simplified)|Traditional Chinese|Chinese (Traditional)",
+    "de": "deu|ger",
+    "fr": "fra|fre",
+    "es": "spa|Castilian|Spanish; Castilian",
+    "it": "ita",
+    "nl": "nld|dut|Dutch; Flemish",
+    "ja": "jpn",
+    "ru": "rus",
+    "sv": "swe",
+    "sl": "slv|Slovene",
+    "pl": "pol",
+    "bg": "bul",
+    "no": "nor|nb|nob|Bokmål|Norwegian Bokmål|Norwegian (Bokmål)",
+    "ms": "msa|may|zsm|Standard Malay|Malay (macrolanguage)",
+    "is": "isl|ice",
+    "hi": "hin",
+    "th": "tha",
+    "sw": "swa|swh|Kiswahili|Swahili (macrolanguage)|Swahili (individual language)",
+    "bn": "ben|Bangla",
+}
+"""What else means a language: its codes of ISO 639-2 and -3, among them the individual language's where the study's is
+a group's (nb, cmn, zsm, swh), and other English names."""
+
+_SCRIPT_TAGS = {
+    "Latin": ("latn",),
+    "Han": ("hans", "hant", "hani"),
+    "Japanese": ("jpan",),
+    "Cyrillic": ("cyrl",),
+    "Devanagari": ("deva",),
+    "Thai": ("thai",),
+    "Bengali": ("beng",),
+}
+"""A language's script -> the tags of ISO 15924 that it is written in."""
+
+_MEANINGS = {
+    name.casefold(): language
+    for language in LANGUAGES.values()
+    for name in (language.code, language.name, *_OTHER_NAMES[language.code].split("|"))
+}
+_TAG = re.compile(r"([a-z]{2,3})(?:-([a-z]{4}))?(?:-(?:[a-z]{2}|\d{3}))?")
+"""Language, script and region of a tag in small letters (BCP 47): zh-hans-cn, deu-latn, en-xx."""
+
+_LIKE = 0.9
+"""How alike (difflib's ratio) a misspelt name and a language's are; Javanese and Japanese are 0.88."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The known word most like `word`, for "did you mean" messages."""
-    folded = {candidate.casefold(): candidate for candidate in known}
-    return folded[difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=0.0)[0]]
+def known_language(name: str) -> Language | None:
+    """The language that a code, a tag or an English name means, in capitals or not; None if it is not the study's.
+
+    A region says where a language is spoken, and changes nothing; a language in another script than the study's
+    (hi-Latn) is not the study's.
+    """
+    plain = " ".join(unicodedata.normalize("NFC", name).casefold().split())
+    if plain in _MEANINGS:
+        return _MEANINGS[plain]
+    tag = _TAG.fullmatch(plain.replace("_", "-"))
+    language = _MEANINGS.get(tag[1]) if tag else None
+    if tag is None or language is None or (tag[2] and tag[2] not in _SCRIPT_TAGS[language.script]):
+        return None
+    return language
 
 
-def language_of(code: str, where: str = "languages") -> Language:
-    """The language of a code; an unknown one raises InputError that begins with `where` and names the nearest."""
-    if code in LANGUAGES:
-        return LANGUAGES[code]
-    match = nearest(code, [*LANGUAGES, *_CODES])
-    match = _CODES.get(match, match)
+def code_of(name: str) -> str:
+    """The study's code of a language; the name itself if it is none of the study's."""
+    language = known_language(name)
+    return language.code if language else name
+
+
+def language_of(name: str, where: str = "languages") -> Language:
+    """The language that a code, a tag or an English name means.
+
+    Another raises InputError that begins with `where`, and names the one that a misspelt name is like.
+    """
+    if (language := known_language(name)) is not None:
+        return language
+    meant = did_you_mean(name, (language.name for language in LANGUAGES.values()), _LIKE)
     raise InputError(
-        f"{where}: unknown language {code!r}; did you mean {match!r} ({LANGUAGES[match].name})? "
-        f"Known: {' '.join(LANGUAGES)}"
+        f"{where}: unknown language {name!r}{meant}: {' '.join(LANGUAGES)}, their other codes (zh-CN, deu_Latn) and "
+        "English names"
     )
 
 
-def language_named(name: str, where: str) -> Language:
-    """The language of an English name ("German"); an unknown one raises InputError that begins with `where`."""
-    if name not in _CODES:
-        raise InputError(f"{where}: unknown language {name!r}; did you mean {nearest(name, _CODES)!r}?")
-    return LANGUAGES[_CODES[name]]
+def did_you_mean(word: str, known: Iterable[str], alike: float = 0.6) -> str:
+    """What a message says after an unknown word: `; did you mean 'x'? Known`, or `; known` if no word is so alike.
+
+    A word of up to three letters is like none: it may be a code, and all codes are alike.
+    """
+    folded = {candidate.casefold(): candidate for candidate in known if sum(map(str.isalpha, word)) > 3}
+    found = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=alike)
+    return f"; did you mean {folded[found[0]]!r}? Known" if found else "; known"
 
 
-def parse_languages(text: str) -> list[str]:
-    """Codes from "de,sw" or, for "all", all twenty; unknown, repeated or no codes raise InputError."""
+def parse_languages(text: str, where: str = "languages") -> list[str]:
+    """Codes from "de,sw" or, for "all", all twenty; unknown, repeated or no languages raise InputError."""
     if text.strip() == "all":
         return list(LANGUAGES)
-    codes = [language_of(code.strip()).code for code in text.split(",")]
-    repeated = sorted({code for code in codes if codes.count(code) > 1})
-    if repeated:
-        raise InputError(f"languages: {', '.join(repeated)} named more than once in {text!r}")
+    codes = [language_of(name, where).code for name in text.split(",")]
+    if repeated := sorted({code for code in codes if codes.count(code) > 1}):
+        raise InputError(f"{where}: {', '.join(repeated)} named more than once in {text!r}")
     return codes

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.data.fields import is_visible, whole_text
-from jaxalign.data.languages import LANGUAGES
+from jaxalign.data.languages import LANGUAGES, language_of
 from jaxalign.data.templates import TEMPLATES
 from jaxalign.errors import InputError
 from jaxalign.files import read_json_lines
@@ -70,6 +70,7 @@ def read_problems(data: Path, task: MathTask, language: str, rows: slice) -> lis
     A missing file, a row that is no object with a question and a number as texts, or an empty choice of rows raise
     InputError.
     """
+    language = language_of(language).code
     file = problems_file(data, task, language)
     problems = [
         MathProblem(

@@ -21,7 +21,7 @@ from typing import Any
 
 from jaxalign.data.data_sets import is_data_set, read_data_set
 from jaxalign.data.fields import is_visible
-from jaxalign.data.languages import LANGUAGES, nearest
+from jaxalign.data.languages import did_you_mean, known_language
 from jaxalign.data.pairs import QuestionPair, Rendering, Rows, makes_pairs, pair_of, parallel_row
 from jaxalign.errors import InputError, gather
 from jaxalign.files import filled_lines, json_line, lines_of, read_json, read_text
@@ -57,8 +57,7 @@ def pair_files(path: Path) -> list[Path]:
     """
     if not path.is_dir() or is_data_set(path):
         return [path]
-    suffixes = {*FILE_SUFFIXES, *(f".{code}" for code in LANGUAGES if code != "en")}
-    files = sorted(file for file in path.iterdir() if file.suffix in suffixes)
+    files = sorted(file for file in path.iterdir() if file.suffix in FILE_SUFFIXES or _side(file) not in (None, "en"))
     if not files:
         raise InputError(
             f"{path}: neither files of pairs ({', '.join(FILE_SUFFIXES)}, train.de) nor a data set of TFDS or Hugging "
@@ -73,12 +72,11 @@ def _rows_of(path: Path, rendering: Rendering) -> Rows:
         return read_data_set(path, rendering)
     if path.suffix in readers:
         return readers[path.suffix](path)
-    if path.suffix[1:] in LANGUAGES:
+    if _side(path):
         return _aligned_rows(path)
-    known = [*readers, *(f".{code}" for code in LANGUAGES)]
     raise InputError(
-        f"{path}: unknown suffix {path.suffix!r}; did you mean {nearest(path.suffix, known)!r}? Read are "
-        f"{', '.join(readers)} and language codes (train.de)"
+        f"{path}: unknown suffix {path.suffix!r}{did_you_mean(path.suffix, readers)}: {', '.join(readers)} and the "
+        "study's languages (train.de, train.deu_Latn)"
     )
 
 
@@ -204,19 +202,25 @@ def _row_of_lines(sides: tuple[Path, Path], texts: tuple[str, str], row: int) ->
     for side, text in zip(sides, texts, strict=True):
         if not is_visible(text):
             raise InputError(f"{side}, row {row}: empty line; leave the line out of both sides")
-    source, target = (side.suffix[1:] for side in sides)
+    source, target = map(_side, sides)
+    assert source and target
     return parallel_row(*texts, source, target)
 
 
 def _target_side(path: Path) -> Path:
-    siblings = [path.with_suffix(f".{code}") for code in LANGUAGES if f".{code}" != path.suffix]
-    found = [sibling for sibling in siblings if sibling.is_file()]
-    english = path.with_suffix(".en")
-    if english in found:
-        return english
-    if len(found) == 1:
-        return found[0]
+    beside = (file for file in sorted(path.parent.iterdir()) if file.stem == path.stem)
+    found = [file for file in beside if _side(file) not in (None, _side(path)) and file.is_file()]
+    english = [file for file in found if _side(file) == "en"]
+    for sides in (english, found):
+        if len(sides) == 1:
+            return sides[0]
     names = " and ".join(sibling.name for sibling in found) or "none"
     raise InputError(
-        f"{path}: its target side must lie beside it, as {english.name} or as the only other; found {names}"
+        f"{path}: its target side must lie beside it, as {path.stem}.en or as the only other; found {names}"
     )
+
+
+def _side(path: Path) -> str | None:
+    """The code of the language that a file's suffix names; None for other suffixes."""
+    language = known_language(path.suffix[1:])
+    return language.code if language else None

@@ -20,7 +20,7 @@ from functools import cache, partial
 from typing import Any, Literal
 
 from jaxalign.data.fields import is_visible, kind, language_code_of, object_of, text_of
-from jaxalign.data.languages import LANGUAGES, Language, language_named, language_of
+from jaxalign.data.languages import LANGUAGES, language_of
 from jaxalign.errors import InputError, gather
 
 Instruction = Literal["after", "before"]
@@ -67,7 +67,6 @@ class Rendering:
 
 # QAlign took its names from ISO 639-3, where Swahili is this; its nine other languages have the plain names.
 _QALIGN_NAMES = {"sw": "Swahili (macrolanguage)"}
-_QALIGN_CODES = {name: code for code, name in _QALIGN_NAMES.items()}
 _AFTER_LINE = re.compile(r"^Translate the input from (.+?) to (.+?):[^\S\n]*$", re.MULTILINE)
 _BEFORE_START = re.compile(r"Translate the following sentences from (.+?) to (.+?)\.\s")
 
@@ -96,11 +95,7 @@ def instruction_languages(prompt: str, where: str) -> tuple[str, str] | None:
         return None
     # A text may quote an instruction; the study's own is the last line that reads like one.
     source, target = lines[-1] if lines or start is None else start.groups()
-    return _named(source, where).code, _named(target, where).code
-
-
-def _named(name: str, where: str) -> Language:
-    return LANGUAGES[_QALIGN_CODES[name]] if name in _QALIGN_CODES else language_named(name, where)
+    return language_of(source, where).code, language_of(target, where).code
 
 
 def without_instruction(prompt: str) -> str:

@@ -1,9 +1,10 @@
 """PAWS-X as TFDS prepares it (`paws_x_wiki/LANGUAGE/VERSION/`, ArrayRecord), as rows of the task paws."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from jaxalign.data.data_sets import tfds_features, tfds_rows
+from jaxalign.data.languages import code_of
 from jaxalign.errors import InputError
 
 WORDS = {"paraphrase": "same", "different_meaning": "different"}
@@ -17,9 +18,10 @@ def is_paws_x(data: Path) -> bool:
 
 def paws_x_folder(data: Path, language: str) -> Path:
     """The one prepared data set of a language."""
-    found = sorted(file.parent for file in (data / "paws_x_wiki" / language).glob("*/dataset_info.json"))
+    files = (data / "paws_x_wiki").glob("*/*/dataset_info.json")
+    found = sorted(file.parent for file in files if code_of(file.parent.parent.name) == language)
     if len(found) != 1:
-        names = " and ".join(folder.name for folder in found) or "none"
+        names = " and ".join(str(folder.relative_to(data)) for folder in found) or "none"
         raise InputError(f"{data / 'paws_x_wiki' / language}: one prepared version is needed there, found {names}")
     return found[0]
 
@@ -31,13 +33,3 @@ def read_paws_x(folder: Path, split: str) -> list[Mapping[str, str]]:
     """
     names = tfds_features(folder)["label"].names
     return [{**row, "answer": WORDS[names[row["label"]]]} for row in tfds_rows(folder, split)]
-
-
-def check_same_items(rows: Sequence[Mapping[str, str]], english: Sequence[Mapping[str, str]], folder: Path) -> None:
-    """Refuses rows whose classes are not those of the English rows: then other items stand there."""
-    for index, (row, same) in enumerate(zip(rows, english, strict=True)):
-        if row["answer"] != same["answer"]:
-            raise InputError(
-                f"{folder}, row {index}: class {row['answer']!r}, but {same['answer']!r} in English; row i must be the "
-                "same item in both: prepare both languages again"
-            )

@@ -197,8 +197,10 @@ def read_exemplars(file: Path) -> Exemplars:
         if not isinstance(languages, dict):
             raise InputError(f"{file}, {name}: an object of languages is needed")
         for language, entry in languages.items():
-            language_of(language, f"{file}, {name}")
-            cells[name, language] = _entry(entry, task, language, f"{file}, {name}, {language}")
+            code = language_of(language, f"{file}, {name}").code
+            if (name, code) in cells:
+                raise InputError(f"{file}, {name}: {language!r} and an entry before it are one language; keep one")
+            cells[name, code] = _entry(entry, task, code, f"{file}, {name}, {language}")
     return Exemplars(file, cells)
 
 

@@ -6,17 +6,18 @@ commit 5605459), its slips included: Russian and Spanish PAWS cues are the judic
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from jaxalign.data.fields import kind, object_of, text_of
-from jaxalign.data.languages import language_of, nearest
-from jaxalign.data.paws_x import check_same_items, is_paws_x, paws_x_folder, read_paws_x
+from jaxalign.data.languages import did_you_mean, known_language, language_of
+from jaxalign.data.paws_x import is_paws_x, paws_x_folder, read_paws_x
 from jaxalign.errors import InputError, gather
 from jaxalign.files import read_json
+from jaxalign.metrics_log import warn
 
 Split = Literal["test", "train"]
 
@@ -168,7 +169,7 @@ TASKS: dict[str, Task] = {
 def task_named(name: str) -> Task:
     """The task of a name; an unknown one raises InputError with the nearest."""
     if name not in TASKS:
-        raise InputError(f"tasks: no task {name!r}; did you mean {nearest(name, TASKS)!r}? Known: {', '.join(TASKS)}")
+        raise InputError(f"tasks: no task {name!r}{did_you_mean(name, TASKS)}: {', '.join(TASKS)}")
     return TASKS[name]
 
 
@@ -214,16 +215,33 @@ def parse_rows(text: str) -> slice:
     return slice(int(match[1]), int(match[2]))
 
 
+class TaskFile(NamedTuple):
+    """What the name of a task's file says."""
+
+    task: Task
+    language: str
+    split: Split
+
+
+def task_file_named(path: Path) -> TaskFile | None:
+    """The parts of a name like emotion_de500_test.json, rows being digits as in 500 or 10k; None for other names."""
+    match = re.fullmatch(rf"({'|'.join(TASKS)})_(.+?)\d+k?_(test|train)\.json", path.name, re.ASCII)
+    language = known_language(match[2]) if match else None
+    if match is None or language is None:
+        return None
+    split: Any = match[3]
+    return TaskFile(TASKS[match[1]], language.code, split)
+
+
 def task_file(data: Path, task: Task, language: str, split: Split) -> Path:
-    """The one file data/{folder}/{task}_{language}{rows}_{split}.json, rows being digits as in 500 or 10k.
+    """The one file data/{folder}/{task}_{language}{rows}_{split}.json, see `task_file_named`.
 
     For paws also the TFDS data set data/paws_x_wiki/{language}/{version}/, where there is no data/paws/.
     """
     if task.name == "paws" and is_paws_x(data):
         return paws_x_folder(data, language)
     folder = data / task.folder
-    name = re.compile(rf"{task.name}_{language}\d+k?_{split}\.json", re.ASCII)
-    found = sorted(path for path in folder.glob("*.json") if name.fullmatch(path.name))
+    found = sorted(path for path in folder.glob("*.json") if task_file_named(path) == (task, language, split))
     pattern = f"{task.name}_{language}[ROWS]_{split}.json"
     if not found:
         raise InputError(f"{folder}: no {pattern} there; is {data} the data folder?")
@@ -235,11 +253,11 @@ def task_file(data: Path, task: Task, language: str, split: Split) -> Path:
 def read_task_rows(data: Path, task: Task, language: str, split: Split, rows: slice) -> list[TaskRow]:
     """The chosen rows of a task's file in one language; every row of the file is checked, chosen or not.
 
-    A missing file, a missing English file beside it, unequal row counts, a row that is no object of non-empty
-    strings, an answer that is none of the language's label words, or an empty choice of rows raise InputError.
-    In train files a row may lack "answer".
+    A missing file, a missing English file beside it, unequal row counts, rows whose answers say that they are other
+    items than the English ones, a row that is no object of non-empty strings, an answer that is none of the language's
+    label words, or an empty choice of rows raise InputError. In train files a row may lack "answer".
     """
-    language_of(language)
+    language = language_of(language).code
     file = task_file(data, task, language, split)
     read = read_objects(file, task, language, split)
     if language == "en":
@@ -251,9 +269,8 @@ def read_task_rows(data: Path, task: Task, language: str, split: Split, rows: sl
             raise InputError(
                 f"{file}: {len(read)} rows, but {english_file} has {len(english)}; row i must be the same item in both"
             )
-        if file.is_dir():
-            check_same_items(read, english, file)
-    classes = {word: name for name, word in task.label_words["en"].items()} | dict(task.train_words)
+        check_answers(task, language, read, english, file)
+    classes = _classes_of(task, task.label_words["en"])
     parsed = [
         TaskRow(
             task=task.name,
@@ -268,6 +285,51 @@ def read_task_rows(data: Path, task: Task, language: str, split: Split, rows: sl
     if not parsed[rows]:
         raise InputError(f"{file}: no row in {rows.start}:{rows.stop}; the file has {len(parsed)}")
     return parsed[rows]
+
+
+CERTAIN = 0.25
+"""From this share of contradictory answers on, the rows of two languages are not the same items. Wrong labels are few;
+of rows in another order half contradict where there are two classes, and two thirds where there are three."""
+
+
+def check_answers(
+    task: Task, language: str, rows: Sequence[Mapping[str, str]], english: Sequence[Mapping[str, str]], file: Path
+) -> None:
+    """Compares answers with the classes of the English rows, by the script's words and by those of the released files.
+
+    Refused are contradictions in a quarter of the rows or more, and such as are none beside the English rows one
+    further or one back; of fewer there is a warning.
+    """
+    golds = [_classes_of(task, task.label_words["en"]).get(row.get("answer", "")) for row in english]
+
+    def contradictions(words: Mapping[str, str], shift: int = 0) -> list[int]:
+        classes = _classes_of(task, words)
+        places = range(max(0, -shift), len(rows) - max(0, shift))
+        answers = ((row, rows[row].get("answer"), golds[row + shift]) for row in places)
+        return [row for row, answer, gold in answers if answer and gold and classes.get(answer) != gold]
+
+    own = task.label_words[language]
+    ways = [own, {**own, **task.file_words.get(language, {})}]
+    found, words = min(((contradictions(way), way) for way in ways), key=lambda each: len(each[0]))
+    if not found:
+        return
+    labelled = sum(bool(row.get("answer") and gold) for row, gold in zip(rows, golds, strict=True))
+    row = found[0]
+    message = (
+        f"{file}: {len(found)} of {labelled} answers contradict the English rows (the first in row {row}: "
+        f"{rows[row]['answer']!r} beside {english[row]['answer']!r})"
+    )
+    if len(found) >= CERTAIN * labelled or not all(contradictions(words, shift) for shift in (-1, 1)):
+        raise InputError(
+            f"{message}; row i must be the same item in both: look for a row that is missing, and for label words that "
+            "are exchanged"
+        )
+    warn(f"{message}; corrected scoring goes by the English row")
+
+
+def _classes_of(task: Task, words: Mapping[str, str]) -> dict[str, str]:
+    """Answer -> class, of label words by class."""
+    return {word: name for name, word in words.items()} | dict(task.train_words)
 
 
 def _english_file(data: Path, task: Task, split: Split, file: Path) -> Path:

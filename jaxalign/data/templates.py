@@ -19,7 +19,7 @@ take no template.
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxalign.data.languages import nearest
+from jaxalign.data.languages import did_you_mean
 from jaxalign.data.pairs import QuestionPair
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
@@ -71,7 +71,7 @@ def resolve_template(name: str, family: str) -> str:
         return _OF_FAMILY.get(family, "none")
     if name not in TEMPLATES:
         known = ["auto", *TEMPLATES]
-        raise InputError(f"template: no template {name!r}; did you mean {nearest(name, known)!r}? {', '.join(known)}")
+        raise InputError(f"template: no template {name!r}{did_you_mean(name, known)}: {', '.join(known)}")
     return name
 
 

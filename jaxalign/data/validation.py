@@ -1,38 +1,23 @@
-"""Every error of files of data, found by the readers that tuning and evaluation use."""
+"""Every error of files of data, found by the readers that tuning and evaluation use, and what to be warned of."""
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from jaxalign.data.languages import LANGUAGES
+from jaxalign.data.description import normal
+from jaxalign.data.languages import known_language
 from jaxalign.data.pair_files import pair_files, read_pair_file
 from jaxalign.data.pairs import Rendering
 from jaxalign.data.paws_x import is_paws_x, paws_x_folder
-from jaxalign.data.prompts import read_exemplars
-from jaxalign.data.tasks import TASKS, Split, Task, read_objects, read_task_rows
+from jaxalign.data.prompts import Exemplars, read_exemplars
+from jaxalign.data.tasks import TASKS, TaskFile, TaskRow, read_objects, read_task_rows, task_file_named
 from jaxalign.errors import InputError, messages_of
+from jaxalign.metrics_log import warn
 
 ALL_ROWS = slice(None)
 Check = Callable[[], Any]
-
-
-class TaskFile(NamedTuple):
-    """What the name of a task's file says."""
-
-    task: Task
-    language: str
-    split: Split
-
-
-def task_file_named(path: Path) -> TaskFile | None:
-    """The parts of a name like emotion_de500_test.json; None for other names."""
-    match = re.fullmatch(rf"({'|'.join(TASKS)})_({'|'.join(LANGUAGES)})\d+k?_(test|train)\.json", path.name, re.ASCII)
-    if match is None:
-        return None
-    split: Any = match[3]
-    return TaskFile(TASKS[match[1]], match[2], split)
 
 
 def errors_of(path: Path, rendering: Rendering) -> dict[str, list[str]]:
@@ -79,11 +64,43 @@ def _data_folder_checks(data: Path, rendering: Rendering) -> dict[Path, Check]:
             checks |= _checks(file, rendering)
     if is_paws_x(data):
         for folder in sorted((data / "paws_x_wiki").iterdir()):
-            if folder.name in LANGUAGES:
-                checks[folder] = partial(_check_paws_x, data, folder.name)
+            if (language := known_language(folder.name)) is not None:
+                checks[folder] = partial(_check_paws_x, data, language.code)
     if (data / "exemplars.json").is_file():
-        checks[data / "exemplars.json"] = partial(read_exemplars, data / "exemplars.json")
+        checks[data / "exemplars.json"] = partial(_check_exemplars, data)
     return checks
+
+
+def warn_of_exemplars(exemplars: Exemplars, cells: Iterable[Sequence[TaskRow]]) -> None:
+    """Warnings of exemplars that show one class alone, and of test rows that are an exemplar of their own prompt.
+
+    Both are counted over the cells, each the rows of one task in one language, compared as `normal` writes them.
+    """
+    one_class, shown, count = [], [], 0
+    for rows in cells:
+        name = f"{rows[0].task} {rows[0].language}"
+        cell = exemplars.of(rows[0].task, rows[0].language)
+        if len({exemplar.label for exemplar in cell}) == 1:
+            one_class.append(f"{name} ({cell[0].label})")
+        texts = {tuple(map(normal, exemplar.fields)) for exemplar in cell}
+        found = [row.row for row in rows if tuple(map(normal, row.fields)) in texts]
+        shown += [f"{name} row {row}" for row in found]
+        count += len(rows)
+    if one_class:
+        warn(f"{exemplars.file}: all exemplars are of one class in {len(one_class)} cells, first {one_class[0]}")
+    if shown:
+        warn(
+            f"{exemplars.file}: {len(shown)} of {count} test rows are an exemplar of their own prompt, which shows "
+            f"their answer; first {', '.join(shown[:2])}"
+        )
+
+
+def _check_exemplars(data: Path) -> None:
+    exemplars, cells = read_exemplars(data / "exemplars.json"), []
+    for task, language in exemplars.cells:
+        with suppress(InputError):  # of a task's file, which is told of by itself
+            cells.append(read_task_rows(data, TASKS[task], language, "test", ALL_ROWS))
+    warn_of_exemplars(exemplars, cells)
 
 
 def _check_task_file(file: Path, named: TaskFile) -> None:

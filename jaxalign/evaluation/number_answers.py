@@ -2,12 +2,16 @@
 
 `reference_number` keeps the quirks of the script (arXiv 2401.07817): no sign, 0 where there is no number, a comma
 between two digits dropped wherever it stands. `corrected_number` reads signs, thousands in the ways that the test
-languages write them, decimal commas, and every script's digits; no number is no answer.
+languages write them, decimal commas, every script's digits, words of scale (5 thousand, ৫ লাখ, 1万2千) and Han numerals
+(三百五十); no number is no answer.
 """
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from functools import cache
+from math import prod
+from typing import NamedTuple
 
 TOLERANCE = 1e-3
 """Two numbers nearer than this are the same answer, as in the script."""
@@ -26,6 +30,44 @@ _SEPARATORS = {
     "plain": "",
 }
 """Way of writing -> the signs between its groups of digits. Once they are gone, a comma is a decimal sign."""
+
+SCALES: dict[str, dict[str, float]] = {
+    "en": {"hundred": 1e2, "thousands?": 1e3, "lakhs?": 1e5, "millions?": 1e6, "crores?": 1e7, "billions?": 1e9},
+    "de": {"hundert": 1e2, "tausend": 1e3, r"million(?:en)?|mio\.?": 1e6, r"milliarden?|mrd\.?": 1e9},
+    "fr": {"mille": 1e3, "millions?": 1e6, "milliards?": 1e9},
+    "es": {"mill[óo]n|millones": 1e6, "mil": 1e3},
+    "ru": {r"тысяч[аиу]?|тыс\.?": 1e3, r"миллион(?:а|ов)?|млн\.?": 1e6, r"миллиард(?:а|ов)?|млрд\.?": 1e9},
+    "sw": {"mia": 1e2, "elfu": 1e3, "laki": 1e5, "milioni": 1e6, "bilioni": 1e9},
+    "hi": {"सौ": 1e2, "हज\u093c?ार": 1e3, "लाख": 1e5, "करोड\u093c?": 1e7, "अरब": 1e9},
+    "bn": {"শত": 1e2, "হাজার": 1e3, "লাখ|লক্ষ": 1e5, "কোটি": 1e7},
+    # Not a percentage (ร้อยละ), nor a species (พันธุ์).
+    "th": {"ร้อย(?!ละ)": 1e2, "พัน(?!ธ)": 1e3, "หมื่น": 1e4, "แสน": 1e5, "ล้าน": 1e6},
+    # Not a percentage (百分之), nor kilograms, kilometres, kilowatts (千克, 千米, 千瓦).
+    "zh": {"[十拾]": 10, "[百佰](?!分)": 1e2, "[千仟](?![克米瓦卡赫帕焦伏])": 1e3, "[万萬]": 1e4, "[亿億]": 1e8},
+    "ja": {"[十拾]": 10, "百(?!分)": 1e2, "[千仟]": 1e3, "[万萬]": 1e4, "億": 1e8, "兆": 1e12},
+}
+"""Language -> word of scale, as a regular expression -> how many times the number beside it is meant. A word stands
+before those that it begins with."""
+SCALE_FIRST = frozenset({"sw"})
+"""Languages whose words of scale stand before the number (elfu 5)."""
+HAN = frozenset({"zh", "ja"})
+"""Languages that write no spaces, and Han numerals beside digits."""
+SPACED_REST = frozenset({"hi", "bn", "th"})
+"""Languages that write the rest of a number behind a space (3 হাজার 500); in those of neither set it is another one."""
+
+_DIGITS = ("零〇", "一壹壱", "二两兩贰貳弐", "三叁", "四肆", "五伍", "六陆", "七柒", "八捌", "九玖")
+_VALUES = {sign: str(value) for value, signs in enumerate(_DIGITS) for sign in signs}
+_NUMERAL = f"[{''.join(_VALUES)}]"
+_HAN_SCALE = "[十拾百佰千仟万萬亿億兆]"
+_WORD = re.compile(f"{_NUMERAL}|{_HAN_SCALE}+|[一二三四五六七八九]{{2}}")
+"""Han numerals that are mostly part of a word: 一共, 十分, 千万, 一一."""
+_ALONE = re.compile(
+    rf"(?<![第之周期])(?:{_NUMERAL}|{_HAN_SCALE}+)(?:(?=\W|\Z)|(?<!一)(?=[个個つ円元块塊人名本只枚歳岁台匹頭で]))"
+)
+"""Where one of them is a number: at the end of a clause or, but for one, which is the article too, before a counter."""
+_LETTER = r"[^\W\d_]|[\u0900-\u0903\u093a-\u094d\u0981-\u0983\u09bc-\u09cd]"
+"""With the vowel signs of Hindi and Bengali, which are no letters to `re`."""
+_SPACE = "[ \u00a0\u2009\u202f]"
 
 _MINUS = "-−－﹣"
 _CURRENCY = r"[$€£¥₹৳฿₽￥＄]"
@@ -49,15 +91,113 @@ def corrected_number(text: str, language: str) -> float | None:
     that do not begin with 0. They are parted by commas or apostrophes in every language (models answer German
     questions in English), by a dot where the language does or where two groups follow, by a thin or no-break space in
     every language and by a common one where the comma is the decimal sign.
+
+    A word of scale multiplies the number beside it, and numbers of falling scale are one (1億2000万, 2 লাখ 50 হাজার).
+    Han numerals that are mostly part of a word count only where there is no other number.
     """
-    plain = ascii_digits(text)
-    numbers = list(number_pattern(language).finditer(plain))
-    if not numbers:
+    plain = ascii_digits(unicodedata.normalize("NFC", text))
+    numbers = _numbers(plain, language)
+    certain = [number for number in numbers if not _WORD.fullmatch(plain, number.start, number.end)]
+    if not certain:
+        words = ((number, _ALONE.match(plain, number.start)) for number in numbers)
+        certain = [number for number, alone in words if alone and alone.end() == number.end]
+    if not certain:
         return None
-    found = numbers[-1]
+    last = certain[-1]
+    return -last.value if is_negative(plain[: last.start]) else last.value
+
+
+class _Number(NamedTuple):
+    """A number without its sign, and where it stands."""
+
+    start: int
+    end: int
+    value: float
+    scale: float
+    """below which it may go on: that of the words it ends with, 0 where it ends in digits"""
+
+
+def _numbers(text: str, language: str) -> list[_Number]:
+    """All numbers of a text whose digits are 0 to 9."""
+    found: list[_Number] = []
+    for item in _item_pattern(language).finditer(text):
+        scale = _scale_of(item["scales"], language) if item["scales"] else 0.0
+        number = _Number(*item.span(), _amount(item["amount"], language) * (scale or 1.0), scale)
+        if found and number.value < found[-1].scale:
+            gap = text[found[-1].end : number.start]
+            goes_on = not gap.strip("零〇") if language in HAN else re.fullmatch(_SPACE, gap)
+            if goes_on and (scale or language in HAN | SPACED_REST):
+                before = found.pop()
+                number = _Number(before.start, number.end, before.value + number.value, scale)
+        found.append(number)
+    return [_with_short_rest(number, text) for number in found] if language == "zh" else found
+
+
+def _with_short_rest(number: _Number, text: str) -> _Number:
+    """三万五 is thirty-five thousand in Chinese; 三万零五 is 30,005."""
+    short = re.search(rf"([百千万萬亿億])([1-9]|{_NUMERAL})\Z", text[number.start : number.end])
+    if short is None:
+        return number
+    digit = float(_VALUES.get(short[2], short[2]))
+    return number._replace(value=number.value + digit * (_scale_of(short[1], "zh") / 10 - 1))
+
+
+def _scale_of(words: str, language: str) -> float:
+    """What words of scale that follow each other mean together."""
+    scales = SCALES[language].items()
+    found = re.findall(_any_of(SCALES[language]), words, re.IGNORECASE)
+    return prod(next(scale for word, scale in scales if re.fullmatch(word, each, re.IGNORECASE)) for each in found)
+
+
+def _amount(written: str, language: str) -> float:
+    """A number in digits; of Han languages also one below a myriad (2千5百, 三百五十)."""
+    if language not in HAN:
+        return _in_digits(written, language)
+    total, small = 0.0, _any_of(_han_scales(language, small=True))
+    for count, word in re.findall(rf"({_unnamed(language)}|{_NUMERAL}+)?{_SPACE}?({small})?", written):
+        if count or word:
+            digits = "".join(_VALUES.get(sign) or str(sign) for sign in count)
+            total += (_in_digits(digits, language) if count else 1.0) * (_scale_of(word, language) if word else 1.0)
+    return total
+
+
+def _in_digits(written: str, language: str) -> float:
+    found = number_pattern(language).fullmatch(written)
+    assert found is not None, written
     way = next(name for name, digits in found.groupdict().items() if digits is not None)
-    digits = "".join(char for char in found[way] if char not in _SEPARATORS[way]).replace(",", ".")
-    return -float(digits) if is_negative(plain[: found.start()]) else float(digits)
+    return float("".join(char for char in written if char not in _SEPARATORS[way]).replace(",", "."))
+
+
+def _any_of(words: Iterable[str]) -> str:
+    return f"(?:{'|'.join(words)})"
+
+
+def _han_scales(language: str, small: bool) -> list[str]:
+    """The words of scale up to a thousand, or from a myriad on."""
+    return [word for word, scale in SCALES[language].items() if (scale < 1e4) == small]
+
+
+def _unnamed(language: str) -> str:
+    """The pattern of a number in digits, to be part of another."""
+    return re.sub(r"\?P<\w+>", "?:", number_pattern(language).pattern)
+
+
+@cache
+def _item_pattern(language: str) -> re.Pattern[str]:
+    """A number with the words of scale beside it: groups `amount` and `scales`."""
+    digits = _unnamed(language)
+    if language in HAN:
+        counts = f"(?:{digits}|(?!{_NUMERAL}+[0-9]){_NUMERAL}+)"
+        small, large = (_any_of(_han_scales(language, small)) for small in (True, False))
+        amount = f"(?:{counts}?{_SPACE}?{small})+{counts}?|{counts}"
+        return re.compile(f"(?P<amount>{amount})(?P<scales>(?:{_SPACE}?{large})*)")
+    word = f"{_any_of(SCALES.get(language, ['(?!)']))}"
+    if language != "th":
+        ending = "(?:টি|টা|জন|ের|র)?" if language == "bn" else ""
+        word = f"{word}{ending}(?!{_LETTER})"
+    if language in SCALE_FIRST:
+        return re.compile(f"(?P<scales>(?:(?<!{_LETTER}){word}{_SPACE})*)(?P<amount>{digits})", re.IGNORECASE)
+    return re.compile(f"(?P<amount>{digits})(?P<scales>(?:{_SPACE}?{word})*)", re.IGNORECASE)
 
 
 def equals(number: float | None, gold: float) -> bool:
@@ -85,7 +225,7 @@ def number_pattern(language: str) -> re.Pattern[str]:
         "decimal_comma": r"\d+,\d+" if decimal_comma else r"(?!)",
         "plain": rf"\d+{_DECIMALS}",
     }
-    return re.compile(r"(?<!\d)(?:" + "|".join(f"(?P<{way}>{digits})" for way, digits in ways.items()) + ")", re.ASCII)
+    return re.compile(r"(?<!\d)(?:" + "|".join(f"(?P<{way}>{digits})" for way, digits in ways.items()) + ")")
 
 
 def is_negative(before: str) -> bool:

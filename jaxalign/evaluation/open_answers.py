@@ -22,7 +22,7 @@ from jaxalign.hosts import agree, of_the_first
 from jaxalign.metrics_log import is_hidden
 from jaxalign.model.fingerprint import weights_sha256
 
-OPEN_TASK_VERSIONS = {"mgsm": 1, "msvamp": 1, TRANSLATION: 1}
+OPEN_TASK_VERSIONS = {"mgsm": 2, "msvamp": 2, TRANSLATION: 1}
 """Raised when a task's prompts, limits or extraction change: only scores of equal version compare."""
 
 

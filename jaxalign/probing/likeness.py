@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxalign.statistics import bootstrap_intervals
+from jaxalign.statistics import bootstrap_intervals, centred
 
 TIE = 1e-12
 """Cosines (float64) this near to each other are equal."""
@@ -26,11 +26,6 @@ GEOMETRY_AXES = {
     **{f"{measure}_interval": ["language", "layer", "bound"] for measure in MEASURES},
 }
 """The arrays of `geometry.npz`. English, which the others are compared with, is not on the language axis."""
-
-
-def centred(states: np.ndarray) -> np.ndarray:
-    """Rows minus their mean, float64 [n, D]; exactly 0 where float32 rows are equal, whose sum float64 holds."""
-    return states.astype(np.float64) - states.mean(axis=0, dtype=np.float64)
 
 
 class Cka(NamedTuple):

@@ -124,12 +124,13 @@ def relative_energy(hidden: jax.Array, gram: jax.Array, vocab_size: int) -> jax.
       gram: float32 [D, D], see `head_gram`.
 
     Returns:
-      float32 [...].
+      float32 [...]; 0 for a state of zeros, and for a head of zeros.
     """
+    tiny = jnp.finfo(jnp.float32).tiny
     hidden = hidden.astype(jnp.float32)
-    h = hidden / jnp.linalg.norm(hidden, axis=-1, keepdims=True)
+    h = hidden / jnp.maximum(jnp.linalg.norm(hidden, axis=-1, keepdims=True), tiny)
     squares = jnp.einsum("...D,DE,...E->...", h, gram, h, precision=jax.lax.Precision.HIGHEST)
-    return jnp.sqrt(squares * vocab_size) / jnp.linalg.norm(gram)
+    return jnp.sqrt(squares * vocab_size) / jnp.maximum(jnp.linalg.norm(gram), tiny)
 
 
 def lens_function(decoder: Decoder) -> PromptFunction:

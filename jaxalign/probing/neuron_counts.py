@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxalign.data.languages import code_of
 from jaxalign.errors import InputError
 from jaxalign.files import read_npz
 
@@ -51,7 +52,7 @@ def checked_languages(arrays: dict[str, np.ndarray], path: Path) -> list[str]:
     languages = named(arrays, "languages", path)
     if languages.ndim != 1 or languages.dtype.kind != "U":
         raise InputError(f"{path}: languages is {languages.dtype} {languages.shape}; a list of codes is needed")
-    codes = [str(code) for code in languages]
+    codes = [code_of(str(code)) for code in languages]
     if wrong := [code for code in codes if not CODE.fullmatch(code)]:
         raise InputError(f"{path}: languages: {wrong[0]!r} is no language code; write en, de, ...")
     if len(codes) < 2 or len(set(codes)) < len(codes):

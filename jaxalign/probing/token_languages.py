@@ -12,7 +12,7 @@ import numpy as np
 import regex
 
 from jaxalign.data.languages import LANGUAGES
-from jaxalign.data.tasks import TASKS, read_task_rows
+from jaxalign.data.tasks import TASKS, Task, read_task_rows, task_file_named
 from jaxalign.data.tokenizer import Tokenizer
 
 UNDECIDABLE = "undecidable"
@@ -87,10 +87,11 @@ def token_languages(tokenizer: Tokenizer, vocab_size: int, data: Path) -> TokenL
     return TokenLanguages(languages, language_of, script_of, held_out)
 
 
-def languages_with_texts(data: Path) -> list[str]:
-    """The languages that have an emotion test file in `data`, as every prompt of the probes needs one."""
-    folder = data / TASKS["emotion"].folder
-    return [code for code in LANGUAGES if any(folder.glob(f"emotion_{code}[0-9]*_test.json"))]
+def languages_with_texts(data: Path, task: Task = TASKS["emotion"]) -> list[str]:
+    """The languages that have a test file of the task in `data`; every prompt of the probes needs emotion's."""
+    named = map(task_file_named, (data / task.folder).glob("*.json"))
+    there = {file.language for file in named if file and file.task is task and file.split == "test"}
+    return [code for code in LANGUAGES if code in there]
 
 
 def parallel_texts(data: Path, language: str) -> Texts:
@@ -100,7 +101,7 @@ def parallel_texts(data: Path, language: str) -> Texts:
     """
     counted, held_out = [], []
     for task in TASKS.values():
-        if not any((data / task.folder).glob(f"{task.name}_{language}[0-9]*_test.json")):
+        if language not in languages_with_texts(data, task):
             continue
         rows = read_task_rows(data, task, language, "test", slice(None))
         first_held_out = len(rows) - max(1, round(HELD_OUT * len(rows)))

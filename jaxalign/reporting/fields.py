@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from jaxalign.data.languages import language_of
 from jaxalign.errors import InputError
 from jaxalign.files import AnyPath, read_json
 
@@ -38,6 +39,11 @@ def texts(document: Mapping[str, Any], name: str, where: str) -> list[str]:
     if not all(isinstance(value, str) for value in values):
         raise InputError(f"{where}, field {name!r}: an array of texts is needed, found {json.dumps(values)[:60]}")
     return values
+
+
+def languages(document: Mapping[str, Any], name: str, where: str) -> list[str]:
+    """Codes of the languages in document[name], an array."""
+    return [language_of(language, f"{where}, {name}").code for language in texts(document, name, where)]
 
 
 def whole_numbers(document: Mapping[str, Any], name: str, where: str) -> list[int]:

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.data.languages import language_of
 from jaxalign.errors import InputError
 from jaxalign.probing.neurons import CLASSES, check_fits, read_selection
-from jaxalign.reporting.fields import field, read_object, texts
+from jaxalign.reporting.fields import field, languages, read_object
 from jaxalign.reporting.tables import language_title
 
 SAME = ("layers", "neurons_per_layer", "score", "top_rate", "language")
@@ -64,11 +63,9 @@ def neuron_tables(folders: Mapping[str, Path]) -> NeuronTables | None:
                 f"{second.get(name)!r} in the other; select both alike"
             )
     where = str(before / "selection.json")
-    codes = texts(first, "language", where)
+    codes = languages(first, "language", where)
     if not codes:
         raise InputError(f"{where}: language is empty; run `jaxalign neurons` again")
-    for code in codes:
-        language_of(code, f"{where}, language")
     selections = [read_selection(folder / "selection.npz", codes) for folder in paths]
     layers = [class_layers(*each) for each in zip(documents, paths, strict=True)]
     for own in selections:

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.data.languages import language_of
+from jaxalign.data.languages import code_of
 from jaxalign.errors import InputError
 from jaxalign.files import read_npz
 from jaxalign.probing.likeness import GEOMETRY_AXES
 from jaxalign.probing.representation import PCA_AXES
 from jaxalign.probing.token_languages import SCRIPT_CLASSES
-from jaxalign.reporting.fields import field, read_object, share, texts, whole_numbers
+from jaxalign.reporting.fields import field, languages, read_object, share, whole_numbers
 
 LENS_AXES = {
     f"{way}{quantity}_{statistic}": ["language", "layer"]
@@ -79,15 +79,21 @@ def read_probes(folder: Path) -> Probes:
 
 def read_lens(folder: Path) -> Probe | None:
     """`logit_lens.npz` and `.json`, or None where neither is."""
-    probe = read_probe(folder, "logit_lens", LENS_AXES)
+    # A language without surviving rows has no means.
+    probe = read_probe(folder, "logit_lens", LENS_AXES, is_finite=False)
     if probe is None:
         return None
-    where = str(folder / "logit_lens.json")
+    where, document = str(folder / "logit_lens.json"), dict(probe.document)
     for name in ("rows", "surviving_rows", "unshared_surviving_rows"):
-        counts = field(probe.document, name, dict, where)
+        counts = {code_of(language): count for language, count in field(document, name, dict, where).items()}
         for language in probe.languages:
             field(counts, language, int, f"{where}, {name}")
-    return probe
+        document[name] = counts
+    for name, values in probe.arrays.items():
+        counts = document["unshared_surviving_rows" if name.startswith("unshared_") else "surviving_rows"]
+        measured = [i for i, language in enumerate(probe.languages) if counts[language]]
+        check_finite(values[measured], name, folder / "logit_lens.npz")
+    return Probe(probe.arrays, document)
 
 
 def read_attribution(folder: Path) -> Probe | None:
@@ -133,12 +139,13 @@ def read_transplant(folder: Path) -> Probe | None:
     return probe
 
 
-def read_probe(folder: Path, name: str, axes: Mapping[str, Sequence[str]]) -> Probe | None:
+def read_probe(folder: Path, name: str, axes: Mapping[str, Sequence[str]], *, is_finite: bool = True) -> Probe | None:
     """`name`.npz and `name`.json, or None where neither is.
 
     Args:
       axes: array -> its axes, which the document must give too; an axis is as long as the document's list of labels
         for it, and "component" is 2.
+      is_finite: whether every number must be.
     """
     described, stored = folder / f"{name}.json", folder / f"{name}.npz"
     if not described.is_file() and not stored.is_file():
@@ -146,16 +153,25 @@ def read_probe(folder: Path, name: str, axes: Mapping[str, Sequence[str]]) -> Pr
     document = read_object(described)
     labels = {axis for array_axes in axes.values() for axis in array_axes} - {"component"}
     lengths = {axis: len(field(document, axis, list, str(described))) for axis in labels} | {"component": 2}
-    for axis in labels & {"language", "scatter_language"}:
-        for code in texts(document, axis, str(described)):
-            language_of(code, f"{described}, {axis}")
+    for axis in labels & {"language", "scatter_language", "masked_language", "transplanted_language"}:
+        document[axis] = languages(document, axis, str(described))
     arrays = read_arrays(stored, list(axes))
     named = field(document, "axes", dict, str(described))
     for array, values in arrays.items():
         expected = tuple(lengths[axis] for axis in axes[array])
         if named.get(array) != axes[array] or values.shape != expected:
             raise InputError(f"{stored}: {array} is {values.shape}, {described.name} says {expected}; probe again")
+        if values.dtype.kind not in "fiu":
+            raise InputError(f"{stored}: {array} is {values.dtype}; numbers are needed: probe again")
+        if is_finite:
+            check_finite(values, array, stored)
     return Probe(arrays, document)
+
+
+def check_finite(values: np.ndarray, name: str, stored: Path) -> None:
+    """Refuses an array of a file that holds what is no number."""
+    if wrong := int((~np.isfinite(values)).sum()):
+        raise InputError(f"{stored}: {wrong} of {values.size} values of {name} are not finite; probe again")
 
 
 def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:

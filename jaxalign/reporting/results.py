@@ -4,6 +4,7 @@ Everything is checked on reading, so that tables and figures can be drawn withou
 raises InputError with file and field.
 """
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from jaxalign.data.languages import language_of
 from jaxalign.data.tasks import task_named
 from jaxalign.errors import InputError
 from jaxalign.files import read_json_lines
-from jaxalign.reporting.fields import field, read_object, share, texts
+from jaxalign.reporting.fields import field, languages, read_object, share
 from jaxalign.reporting.models import model_documents, model_of_all
 from jaxalign.reporting.probe_files import Probes, read_probes
 
@@ -144,7 +145,7 @@ def read_results(folder: Path) -> Results:
     if document.get("adapter") is not None:
         field(document, "adapter", str, str(path))
     if document.get("tuned_on") is not None:
-        texts(document, "tuned_on", str(path))
+        document["tuned_on"] = languages(document, "tuned_on", str(path))
     versions = field(document, "task_version", dict, str(path))
     predictions = read_predictions(folder / "predictions.jsonl")
     cells: dict[Key, Cell] = {}
@@ -188,7 +189,7 @@ def read_key(entry: Any, where: str) -> Key:
         raise InputError(f"{where}: a JSON object is needed")
     key = Key(*(field(entry, name, str, where) for name in Key._fields))
     task_named(key.task)
-    language_of(key.language, where)
+    key = key._replace(language=language_of(key.language, where).code)
     if key.variant not in VARIANTS:
         raise InputError(f"{where}, field 'variant': one of {', '.join(VARIANTS)} is needed, found {key.variant!r}")
     return key
@@ -216,12 +217,21 @@ def read_prediction(record: Mapping[str, Any], classes: Sequence[str], where: st
     for name, value in (("prediction", prediction), ("gold_class", gold)):
         if value not in classes:
             raise InputError(f"{where}, field {name!r}: one of {', '.join(classes)} is needed, found {value!r}")
+    masses = {name: share(masses[name], f"{where}, field 'prefix_mass'") for name in classes}
+    if masses[prediction] < max(masses.values()):
+        raise InputError(f"{where}, field 'prediction': {prediction!r} has not the largest prefix_mass; evaluate again")
+    correct = field(record, "correct_corrected", bool, where)
+    if correct != (prediction == gold):
+        raise InputError(
+            f"{where}, field 'correct_corrected': {json.dumps(correct)}, but predicted is {prediction!r} and right is "
+            f"{gold!r}; evaluate again"
+        )
     return Prediction(
         row=field(record, "row", int, where),
-        masses={name: share(masses[name], f"{where}, field 'prefix_mass'") for name in classes},
+        masses=masses,
         prediction=prediction,
         gold=gold,
-        correct=field(record, "correct_corrected", bool, where),
+        correct=correct,
         correct_reference=field(record, "correct_reference", bool, where),
     )
 

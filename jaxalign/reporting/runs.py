@@ -8,7 +8,7 @@ from typing import Any
 from jaxalign.errors import InputError
 from jaxalign.files import AnyPath
 from jaxalign.metrics_log import whole_rows
-from jaxalign.reporting.fields import field, read_object, texts
+from jaxalign.reporting.fields import field, languages, read_object
 
 RUN_FILES = ("run.json", "metrics.jsonl")
 
@@ -71,11 +71,9 @@ def read_run_document(folder: AnyPath) -> dict[str, Any]:
     path = folder / "run.json"
     document = read_object(path)
     if "languages" in document:
-        languages = field(document, "languages", dict, str(path))
-        for side in ("sources", "targets"):
-            texts(languages, side, f"{path}, languages")
-        if languages.get("seen") is not None:
-            texts(languages, "seen", f"{path}, languages")
+        spoken = field(document, "languages", dict, str(path))
+        for side in ("sources", "targets", *(["seen"] if spoken.get("seen") is not None else [])):
+            spoken[side] = languages(spoken, side, f"{path}, languages")
     return document
 
 

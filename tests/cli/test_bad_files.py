@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxalign.data.folders import MINI
+from jaxalign.metrics_log import warn
 from tests.reporting.folders import write_evaluation
 
 EVALUATE = ("evaluate", "--config.languages=en,de", "--config.rows=0:4")
@@ -49,7 +50,7 @@ JSON_LINE = '{"source": "Wo?", "target": "Where?", "source_language": "de", "tar
         ("train.de", "Wo?\n", "1 lines"),
         ("train.de", "", "train.de"),
         ("train.de", "Wo?\n\n", "row 1: empty line"),
-        ("train.dee", "Wo?\nWann?\n", "'.de'"),
+        ("train.dee", "Wo?\nWann?\n", "'.dee'"),
         ("other.de", "Wo?\nWann?\n", "other.en"),
         ("pairs.txt", "Wo?\nWann?\n", "suffix"),
     ],
@@ -155,7 +156,7 @@ def test_train_files(refused, data, model_folder, verb, spoil, named):
     [
         ("--config.build.control=foo", "'foo'"),
         ("--config.build.instruction=foo", "'foo'"),
-        ("--config.build.sources=dee", "'de'"),
+        ("--config.build.sources=dee", "build.sources: unknown language 'dee'"),
         ("--config.build.sources=de,de", "de,de"),
         ("--config.build.sources=", "unknown language ''"),
         ("--config.build.target=de", "target"),
@@ -203,3 +204,23 @@ def test_export_of_what_is_no_run(refused, run, tmp_path):
     cut = shutil.copytree(run, tmp_path / "cut")
     (cut / "run.json").write_text((cut / "run.json").read_text()[:100])
     assert "run.json" in refused("export", cut)
+
+
+def test_what_is_no_error_is_warned_of_once(jaxalign, data, model_folder, tmp_path):
+    """Also where a command reads the files several times over."""
+    file, exemplars = data / "ap_emotion" / "emotion_de40_test.json", data / "exemplars.json"
+    rows = json.loads(file.read_text())
+    rows[0]["answer"] = {"positiv": "negativ", "negativ": "positiv"}[rows[0]["answer"]]
+    file.write_text(json.dumps(rows))
+    document = json.loads(exemplars.read_text())
+    document["emotion"]["de"]["exemplars"][0]["text"] = rows[2]["input"]
+    exemplars.write_text(json.dumps(document))
+    for number, command in enumerate((EVALUATE, PROBE)):
+        warn.cache_clear()
+        where = (f"--config.model={model_folder}", f"--config.data={data}", f"--config.out={tmp_path / str(number)}")
+        code, _, err = jaxalign(*command, *where)
+        warnings = [line for line in err.splitlines() if line.startswith("warning: ")]
+        assert code == 0 and [line.partition(" contradict")[0].partition(" are an")[0] for line in warnings] == [
+            f"warning: {file}: 1 of 40 answers",
+            f"warning: {exemplars}: 1 of 8 test rows",
+        ]

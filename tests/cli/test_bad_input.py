@@ -10,7 +10,7 @@ TRAIN = ("train", "--config.tasks=paws", "--config.build.sources=de", "--config.
 @pytest.mark.parametrize(
     ("flag", "named"),
     [
-        ("--config.languages=en,dee", "'de'"),
+        ("--config.languages=en,dee", "unknown language 'dee'; known: en zh"),
         ("--config.languages=en,en", "en"),
         ("--config.rows=5:2", "5:2"),
         ("--config.rows=5000:6000", "5000:6000"),

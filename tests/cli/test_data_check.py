@@ -10,12 +10,12 @@ HEADER = "source,target,source_language,target_language\n"
 def test_validate_lists_every_error(jaxalign, tmp_path):
     good, bad = tmp_path / "good.csv", tmp_path / "bad.csv"
     good.write_text(HEADER + "Wo?,Where?,de,en\n")
-    bad.write_text(HEADER + ",Where?,de,eng\nWo?\n")
+    bad.write_text(HEADER + ",Where?,de,enk\nWo?\n")
     code, out, err = jaxalign("data", "validate", good, bad)
     assert code == 2
     assert [line.partition(";")[0] for line in out.splitlines()] == [
         f"{bad}, row 0, field 'source': empty",
-        f"{bad}, row 0, field 'target_language': unknown language 'eng'",
+        f"{bad}, row 0, field 'target_language': unknown language 'enk'",
         f"{bad}, row 1: 1 columns, but the header has 4",
     ]
     assert err == "jaxalign: 3 errors in 1 of 2 files; they are listed above\n"

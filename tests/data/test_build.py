@@ -138,3 +138,11 @@ def test_wrong_settings_are_named(data, options, message):
     with pytest.raises(InputError) as error:
         build_examples(data, TASKS["snli"], **options)
     assert message in str(error.value)
+
+
+def test_other_names_of_languages(data):
+    assert build_examples(data, TASKS["snli"], ["deu_Latn"], "English") == build_examples(data, TASKS["snli"], ["de"])
+    with pytest.raises(InputError, match=r"build.sources: unknown language 'tr'; known: en zh"):
+        build_examples(data, TASKS["snli"], ["tr"])
+    with pytest.raises(InputError, match="sources: different languages are needed, found zh,zh"):
+        build_examples(data, TASKS["snli"], ["zh", "zh-CN"])

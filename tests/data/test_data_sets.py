@@ -100,7 +100,7 @@ def test_paws_x_wiki_is_the_paws_task(tmp_path):
 def test_paws_x_rows_of_other_items_are_refused(tmp_path):
     paws_x(tmp_path, "en", [("a", "b", 0), ("c", "d", 1)])
     paws_x(tmp_path, "fr", [("c", "d", 1), ("e", "f", 0)])
-    with pytest.raises(InputError, match=r"row 0: class .* row i must be the same item in both"):
+    with pytest.raises(InputError, match=r"2 of 2 answers contradict .* row i must be the same item in both"):
         read_task_rows(tmp_path, TASKS["paws"], "fr", "test", slice(None))
 
 
@@ -126,6 +126,23 @@ def test_tensorflow_is_not_loaded(tmp_path):
         "assert 'tensorflow' not in sys.modules and 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_other_names_of_languages(tmp_path):
+    """TED has Chinese under three names and French under two, FLORES' tags are long ones."""
+    names = {"zh-tw": "你們好。", "zh-cn": "你们好。", "fr-ca": "Bon matin.", "en": "Hello."}
+    folder = ted(tmp_path, [names, {**names, "zh": "你好。", "fr": "Bonjour."}, {"zh-tw": "你們好。", "en": "Hello."}])
+    found = read_pairs([folder], Rendering(sources=("zh", "fr")))
+    assert by_prompt(found) == by_prompt(
+        [pair(text, "Hello.", "zh") for text in ("你们好。", "你好。", "你們好。")]
+        + [pair(text, "Hello.", "fr") for text in ("Bon matin.", "Bonjour.")]
+    )
+    flores = saved(tmp_path / "flores", [{"translation": {"deu_Latn": "Wo?", "eng_Latn": "Where?"}}])
+    assert read_pairs([flores]) == [pair("Wo?", "Where?", "de")]
+    german, english = xquad(tmp_path, "de", {"a": "Wer?"}), xquad(tmp_path, "en", {"a": "Who?"})
+    for folder, name in ((german, "deu_Latn"), (english, "English")):
+        folder.parent.rename(folder.parent.with_name(name))
+    assert read_pairs([tmp_path / "xquad" / "deu_Latn" / german.name]) == [pair("Wer?", "Who?", "de")]
 
 
 # Hugging Face

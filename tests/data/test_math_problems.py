@@ -83,3 +83,8 @@ def test_marks_of_the_file_are_no_text(tmp_path: Path):
     file.write_text('{"query": "q", "query": "r", "response": "1"}')
     with pytest.raises(InputError, match="row 0: the key 'query' stands there twice"):
         read_problems(tmp_path, MGSM, "de", ALL)
+
+
+def test_other_names_of_a_language(tmp_path: Path):
+    write(tmp_path / "mgsm/mgsm_German.json", [{"query": "q", "response": "1"}])
+    assert [problem.language for problem in read_problems(tmp_path, MGSM, "deu_Latn", ALL)] == ["de"]

@@ -8,6 +8,7 @@ from jaxalign.data.folders import MINI, exemplars_file
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.prompts import few_shot_prompt, read_exemplars
 from jaxalign.data.tasks import TASKS, Split, read_task_rows
+from jaxalign.data.validation import warn_of_exemplars
 
 COUNTS = {"emotion": (48, 40, 2), "snli": (12, 12, 6), "paws": (8, 8, 4)}
 # A character block that most letters of a text must come from; Latin where not named.
@@ -67,3 +68,10 @@ def test_every_prompt_renders():
         for language in LANGUAGES:
             row = read_task_rows(MINI, task, language, "test", slice(0, 1))[0]
             assert few_shot_prompt(row, exemplars, "english").endswith(task.cues[language]["answer"] + '"')
+
+
+def test_nothing_in_it_is_warned_of(capsys):
+    exemplars = read_exemplars(MINI / "exemplars.json")
+    cells = (read_task_rows(MINI, TASKS[task], language, "test", slice(None)) for task, language in exemplars.cells)
+    warn_of_exemplars(exemplars, cells)
+    assert capsys.readouterr().err == ""

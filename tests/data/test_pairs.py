@@ -91,8 +91,8 @@ INSTRUCTED = "x\nTranslate the input from German to English:\n"
         ([{"input": "x", "answer": "positive"}], "row 0: the input has no line 'Translate the input from X to Y:'"),
         ([{"input": "x", "answer": "y", "source_language": "de"}], "row 0: no field 'target_language'"),
         (
-            [{"input": "x", "answer": "y", "source_language": "de", "target_language": "eng"}],
-            "row 0, field 'target_language': unknown language 'eng'; did you mean 'en' (English)?",
+            [{"input": "x", "answer": "y", "source_language": "de", "target_language": "tr"}],
+            "row 0, field 'target_language': unknown language 'tr'; known: en zh",
         ),
         (
             [{"input": INSTRUCTED, "answer": "y"}, {"input": INSTRUCTED.replace("German", "Germn"), "answer": "y"}],
@@ -146,7 +146,7 @@ HEADER = "source,target,source_language,target_language\n"
         ("source,target\na,b\n", "row 0: no field 'source_language'; the row has 'source', 'target'"),
         (HEADER + "a,b,de,en\na,b,de\n", "row 1: 3 columns, but the header has 4"),
         (HEADER + "a,b,de,en\n,b,de,en\n", "row 1, field 'source': empty"),
-        (HEADER + "a,b,ger,en\n", "row 0, field 'source_language': unknown language 'ger'; did you mean 'de'"),
+        (HEADER + "a,b,kor,en\n", "row 0, field 'source_language': unknown language 'kor'; known: en zh"),
         (HEADER + 'a,"b" c,de,en\n', "row 0 (line 2): "),
         (HEADER + 'a,"b,de,en\n', "row 0 (line 2): "),
     ],
@@ -178,7 +178,7 @@ def test_bad_aligned_text_is_named(tmp_path):
     assert f"{path}: 2 lines, but {other} has 3" in message_of(path)
     written(other, "a\n\n")
     assert f"{other}, row 1: empty line" in message_of(path)
-    assert "unknown suffix '.deu'; did you mean '.de'?" in message_of(written(tmp_path / "train.deu", "a\n"))
+    assert "unknown suffix '.tr'; known: .json, .jsonl," in message_of(written(tmp_path / "train.tr", "a\n"))
     assert "unknown suffix '.jsonlines'; did you mean '.jsonl'?" in message_of(tmp_path / "pairs.jsonlines")
     assert "no such file" in message_of(tmp_path / "absent.json")
 
@@ -518,3 +518,34 @@ def test_a_key_that_stands_twice_is_refused(tmp_path):
         ),
     ):
         assert f"{where}: the key 'source' stands there twice; keep one" in message_of(written(tmp_path / name, text))
+
+
+@pytest.mark.parametrize(("source", "target"), [("zh-CN", "English"), ("zho_Hans", "eng_Latn"), ("Chinese", "EN")])
+def test_other_names_of_a_language(tmp_path, source, target):
+    """In fields, in instructions and as suffixes; the prompt has the study's name."""
+    expected = [QuestionPair(with_instruction("几个？", "zh", "en", "after"), "How many?", "zh", "en")]
+    row = {"source": "几个？", "target": "How many?", "source_language": source, "target_language": target}
+    assert read_pairs([written(tmp_path / "rows.jsonl", json.dumps(row))]) == expected
+    cells = f"几个？,How many?,{source},{target}\n"
+    assert (
+        read_pairs([written(tmp_path / "rows.csv", f"source,target,source_language,target_language\n{cells}")])
+        == expected
+    )
+    instructed = {"input": expected[0].prompt.replace("Chinese", "Mandarin Chinese"), "answer": "How many?"}
+    (pair,) = read_pairs([as_json(tmp_path / "rows.json", [instructed])])
+    assert (pair.source_language, pair.target_language) == ("zh", "en")
+    folder = tmp_path / "aligned"
+    folder.mkdir()
+    side = written(folder / f"train.{source}", "几个？\n")
+    written(folder / f"train.{target}", "How many?\n")
+    written(folder / "train.md", "No language.")
+    assert read_pairs([side]) == read_pairs([folder]) == expected
+
+
+def test_two_files_of_one_language_are_told_of(tmp_path):
+    side = written(tmp_path / "train.nb", "Hvor?\n")
+    written(tmp_path / "train.en", "Where?\n")
+    written(tmp_path / "train.eng", "Where?\n")
+    assert "its target side must lie beside it, as train.en or as the only other; found train.en and train.eng" in (
+        message_of(side)
+    )

@@ -161,7 +161,10 @@ def test_a_missing_cell_is_named(exemplars):
         ({"emotion": {"de": {"exemplars": []}}}, "emotion, de: an object with a non-empty array 'exemplars'"),
         ({"emotion": {"de": {"exemplars": [3]}}}, "exemplar 0: an object is needed"),
         ({"emotion": {"de": {"exemplars": [{"input": "x", "label": "positive"}]}}}, "exemplar 0: no field 'text'"),
-        ({"emotion": {"de": {"exemplars": [{"text": "\u200b", "label": "positive"}]}}}, "exemplar 0, field 'text'"),
+        (
+            {"emotion": {"de": {"exemplars": [{"text": " \n\u200b", "label": "positive"}]}}},
+            "exemplar 0, field 'text': no visible character in ' \\n\\u200b'; write the exemplar's own",
+        ),
         (
             {"emotion": {"de": {"exemplars": [{"text": "x\ud800", "label": "positive"}]}}},
             "exemplar 0, field 'text': '\\ud800' is half a character",
@@ -210,3 +213,11 @@ def test_a_key_that_stands_twice_is_refused(tmp_path):
     file.write_text('{"emotion": {"de": {"exemplars": [{"text": "x", "text": "y", "label": "positive"}]}}}')
     with pytest.raises(InputError, match="field 'exemplars', row 0: the key 'text' stands there twice"):
         read_exemplars(file)
+
+
+def test_exemplars_of_other_names_of_a_language(tmp_path):
+    german = DOCUMENT["emotion"]["de"]
+    found = read_exemplars(written(tmp_path, {"emotion": {"deu_Latn": german}}))
+    assert found.cells == {("emotion", "de"): read_exemplars(written(tmp_path, DOCUMENT)).of("emotion", "de")}
+    with pytest.raises(InputError, match=r"exemplars.json, emotion: 'German' and an entry before it are one language"):
+        read_exemplars(written(tmp_path, {"emotion": {"de": german, "German": german}}))

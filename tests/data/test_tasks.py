@@ -10,6 +10,7 @@ from jaxalign.data.tasks import (
     correct_by_reference,
     parse_rows,
     read_task_rows,
+    task_file_named,
     task_named,
 )
 from jaxalign.errors import InputError
@@ -176,3 +177,86 @@ def test_texts_that_are_none_are_refused(data, row, message):
     with pytest.raises(InputError) as error:
         read_task_rows(data, TASKS["emotion"], "de", "test", slice(0, 1))
     assert f"{file}, row 1" in str(error.value) and message in str(error.value)
+
+
+def test_files_of_other_names_of_a_language(data):
+    """The rows have the study's code; two names of one language are two files of it."""
+    for name in ("zh-CN", "zho_Hans"):
+        rows = [row | {"answer": word} for row, word in zip(EMOTION_EN, ("积极", "消极"), strict=True)]
+        file = data / "ap_emotion" / f"emotion_{name}2_test.json"
+        write(file.parent, file.name, rows)
+        for asked in ("zh", "zh-CN", "Chinese"):
+            assert [row.language for row in read_task_rows(data, TASKS["emotion"], asked, "test", ALL)] == ["zh"] * 2
+        if name == "zh-CN":
+            file.unlink()
+    write(data / "ap_emotion", "emotion_zh-CN2_test.json", EMOTION_EN)
+    with pytest.raises(InputError, match=r"emotion_zh-CN2_test.json and emotion_zho_Hans2_test.json both match"):
+        read_task_rows(data, TASKS["emotion"], "zh", "test", ALL)
+    assert task_file_named(data / "emotion_es-4195_test.json") is None
+    assert task_file_named(data / "emotion_tr500_test.json") is None
+
+
+WORDS = {"en": ("positive", "negative"), "de": ("positiv", "negativ")}
+CLASSES = [0, 0, 1, 0, 1, 1, 1, 0, 0, 1, 0, 1, 0, 0, 1, 1, 0, 1, 1, 0]
+
+
+def answered(folder, language, classes):
+    rows = [{"input": f"{language} {row}", "answer": WORDS[language][each]} for row, each in enumerate(classes)]
+    write(folder / "ap_emotion", f"emotion_{language}{len(rows)}_test.json", rows)
+
+
+def read_german(folder, english, german):
+    answered(folder, "en", english)
+    answered(folder, "de", german)
+    return read_task_rows(folder, TASKS["emotion"], "de", "test", ALL)
+
+
+@pytest.mark.parametrize(
+    ("german", "message"),
+    [
+        # A row is missing at the beginning, or in the middle; the words are exchanged.
+        ([*CLASSES[1:], 0], r"12 of 20 answers contradict .*\(the first in row 1: 'negativ' beside 'positive'\)"),
+        ([*CLASSES[:8], *CLASSES[9:], 1], "9 of 20 answers contradict"),
+        ([1 - each for each in CLASSES], "20 of 20 answers contradict"),
+    ],
+)
+def test_rows_of_other_items_are_refused(tmp_path, german, message):
+    with pytest.raises(InputError, match=rf"emotion_de20_test.json: {message}") as error:
+        read_german(tmp_path, CLASSES, german)
+    assert "row i must be the same item in both" in str(error.value)
+
+
+def test_rows_one_further_are_refused_in_a_file_sorted_by_class(tmp_path):
+    """Where one answer alone contradicts the English row."""
+    with pytest.raises(InputError, match="1 of 40 answers contradict"):
+        read_german(tmp_path, [0] * 20 + [1] * 20, [0] * 19 + [1] * 21)
+
+
+def test_a_few_wrong_labels_are_warned_of_once_with_their_number(tmp_path, capsys):
+    german = [*CLASSES]
+    for row in (4, 17):
+        german[row] = 1 - german[row]
+    for _ in range(2):
+        rows = read_german(tmp_path, CLASSES, german)
+    assert [row.gold_class for row in rows] == [WORDS["en"][each] for each in CLASSES]
+    assert capsys.readouterr().err == (
+        f"warning: {tmp_path}/ap_emotion/emotion_de20_test.json: 2 of 20 answers contradict the English rows (the "
+        "first in row 4: 'positiv' beside 'negative'); corrected scoring goes by the English row\n"
+    )
+
+
+@pytest.mark.parametrize("words", [{}, TASKS["snli"].file_words["no"]])
+def test_norwegian_words_may_be_the_scripts_or_the_released_files_but_not_some_of_each(tmp_path, capsys, words):
+    snli = TASKS["snli"]
+    own = {**snli.label_words["no"], **words}
+    golds = [snli.classes[row % 3] for row in range(12)]
+    for language, answers in (("en", golds), ("no", [own[gold] for gold in golds])):
+        rows = [{"premise": "p", "hypothesis": f"h {row}", "answer": answer} for row, answer in enumerate(answers)]
+        write(tmp_path / "snli", f"snli_{language}12_test.json", rows)
+    assert [row.gold_class for row in read_task_rows(tmp_path, snli, "no", "test", ALL)] == golds
+    assert capsys.readouterr().err == ""
+    for row in rows[:6]:
+        row["answer"] = {"nøytral": "motsigelse", "motsigelse": "nøytral"}.get(row["answer"], row["answer"])
+    write(tmp_path / "snli", "snli_no12_test.json", rows)
+    with pytest.raises(InputError, match="4 of 12 answers contradict"):
+        read_task_rows(tmp_path, snli, "no", "test", ALL)

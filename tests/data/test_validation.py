@@ -8,8 +8,11 @@ import pytest
 from jaxalign.data.folders import MINI
 from jaxalign.data.pair_files import read_pairs
 from jaxalign.data.pairs import Rendering
-from jaxalign.data.validation import errors_of, task_file_named
+from jaxalign.data.prompts import read_exemplars
+from jaxalign.data.tasks import TASKS, read_task_rows, task_file_named
+from jaxalign.data.validation import errors_of, warn_of_exemplars
 from jaxalign.errors import InputError, InputErrors, gather
+from tests import tiny_world
 from tests.data.tfds_copies import paws_x
 
 GOOD = {"source": "Wo?", "target": "Where?", "source_language": "de", "target_language": "en"}
@@ -39,7 +42,7 @@ def test_json_lines(tmp_path):
         [
             ", row 1, field 'source': empty",
             ", row 1, field 'target': text is needed, found a number",
-            ", row 1, field 'source_language': unknown language 'dee'; did you mean 'de'",
+            ", row 1, field 'source_language': unknown language 'dee'; known: en zh",
             ", row 2: not JSON at column 12",
             ", row 3: an object is needed, found text",
             ", row 4: no field 'answer'",
@@ -182,3 +185,27 @@ def test_broken_files_are_told_of(tmp_path):
     starts(told(tmp_path / "long.jsonl"), [", row 0: a number of too many digits"])
     (tmp_path / "latin1.csv").write_bytes("source,größe\n".encode("latin-1"))
     starts(told(tmp_path / "latin1.csv"), [": not UTF-8 text (byte 9)"])
+
+
+def test_exemplars_of_one_class_and_of_test_rows_are_warned_of(tmp_path, capsys):
+    """Once, and counted over the cells."""
+    exemplars = tiny_world.write_data(tmp_path)
+    rows = {code: read_task_rows(tmp_path, TASKS["emotion"], code, "test", slice(None)) for code in ("en", "de", "zh")}
+    warn_of_exemplars(exemplars, rows.values())
+    assert capsys.readouterr().err == "" and errors_of(tmp_path, Rendering())[str(exemplars.file)] == []
+    document = json.loads(exemplars.file.read_text())
+    document["emotion"]["de"]["exemplars"][1]["text"] = "DE  input 3"
+    document["emotion"]["zh"]["exemplars"][0] |= {"text": "zh input 0", "label": "negative"}
+    exemplars.file.write_text(json.dumps(document))
+    for _ in range(2):
+        warn_of_exemplars(read_exemplars(exemplars.file), rows.values())
+        assert errors_of(tmp_path, Rendering())[str(exemplars.file)] == []
+    count = 3 * tiny_world.ROWS
+    every = f"2 of {2 * count} test rows are an exemplar of their own prompt"
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if every not in line] == [
+        f"warning: {exemplars.file}: all exemplars are of one class in 1 cells, first emotion zh (negative)",
+        f"warning: {exemplars.file}: 2 of {count} test rows are an exemplar of their own prompt, which shows their "
+        "answer; first emotion de row 3, emotion zh row 0",
+    ]
+    assert sum(every in line for line in lines) == 1

@@ -129,6 +129,75 @@ NUMBERS = [
     ("en", "١٨", 18),
     ("en", "١٬٢٣٤٫٥", 1234.5),
     ("zh", "１８", 18),
+    # Words of scale beside digits.
+    ("ja", "1万2千", 12000),
+    ("ja", "3億円", 300000000),
+    ("ja", "8万ドル", 80000),
+    ("ja", "1億2,000万円", 120000000),
+    ("ja", "12億3456万7890", 1234567890),
+    ("ja", "３．５万", 35000),
+    ("ja", "1,234万", 12340000),
+    ("ja", "5百万", 5000000),
+    ("ja", "−3万円", -30000),
+    ("zh", "1.2亿", 120000000),
+    ("zh", "2千5百", 2500),
+    ("zh", "3萬", 30000),
+    ("zh", "12万50", 120050),
+    ("en", "$2.5 million", 2500000),
+    ("en", "-$5 million", -5000000),
+    ("en", "5 hundred thousand", 500000),
+    ("en", "2 million 300 thousand", 2300000),
+    ("en", "1.5 crore", 15000000),
+    ("de", "2,5 Mio. Euro", 2500000),
+    ("de", "3 Millionen", 3000000),
+    ("fr", "2 mille", 2000),
+    ("es", "2 mil millones", 2000000000),
+    ("ru", "2,5 тыс.", 2500),
+    ("ru", "12 миллионов", 12000000),
+    ("sw", "elfu 95", 95000),
+    ("sw", "milioni 2.5", 2500000),
+    ("hi", "5 लाख", 500000),
+    ("hi", "२ करोड़ ५० लाख", 25000000),
+    ("hi", "3 ह\u095bार 500", 3500),
+    ("bn", "৩ হাজার ৫০০ টাকা", 3500),
+    ("bn", "২ লাখ ৫০ হাজার", 250000),
+    ("bn", "৫লক্ষের", 500000),
+    ("bn", "১.৫ কোটি", 15000000),
+    ("th", "3 ล้านบาท", 3000000),
+    ("th", "๒ แสน ๕ หมื่น", 250000),
+    # Not words of scale: other words, units, and numbers that follow.
+    ("zh", "5千克", 5),
+    ("zh", "5千米", 5),
+    ("es", "60 millas", 60),
+    ("sw", "asilimia 30", 30),
+    ("bn", "৫০ শতাংশ", 50),
+    ("bn", "৫ লক্ষ্য", 5),
+    ("th", "5 พันธุ์", 5),
+    ("en", "3 thousand 500", 500),
+    ("en", "9 thousandths", 9),
+    # Han numerals.
+    ("zh", "三百五十", 350),
+    ("zh", "十八", 18),
+    ("zh", "一万二千", 12000),
+    ("zh", "一萬二千", 12000),
+    ("zh", "两千零五十", 2050),
+    ("zh", "二〇二四", 2024),
+    ("ja", "一億二千三百四十五万六千", 123456000),
+    ("ja", "弐万円", 20000),
+    ("zh", "叁仟伍佰", 3500),
+    # Chinese says five for five of the next scale down, Japanese does not.
+    ("zh", "三万五", 35000),
+    ("zh", "3万5", 35000),
+    ("zh", "一百五", 150),
+    ("zh", "三万零五", 30005),
+    ("ja", "三万五", 30005),
+    # Parts of words.
+    ("zh", "18，千万不要忘记", 18),
+    ("zh", "18个，一一列举", 18),
+    ("zh", "18，这是唯一的答案，万一不对", 18),
+    ("zh", "四五个", None),
+    ("ja", "18個を拾い上げる", 18),
+    ("ja", "それを拾い上げる", None),
 ]
 
 
@@ -147,6 +216,24 @@ def test_both_agree_on_plain_positive_integers(language: str):
         a, b, c, last = numbers
         text = f"{a} + {b} = {c}. Jibu: {last}{rng.choice(('', '.', ' ', '!', '%', '個', ')'))}"
         assert corrected_number(text, language) == reference_number(text) == last
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "number"),
+    [
+        ("zh", "答案是八。", 8),
+        ("zh", "一共有八个苹果", 8),
+        ("ja", "答えは三つです", 3),
+        ("ja", "全部で千円です", 1000),
+        ("zh", "我不知道一共多少，十分抱歉", None),
+        ("zh", "三分之二。", None),
+        ("zh", "第一。", None),
+        ("zh", "一个人，星期二。", None),
+    ],
+)
+def test_one_numeral_is_a_number_where_there_is_no_other(language: str, text: str, number: float | None):
+    assert corrected_number(text, language) == number
+    assert corrected_number(f"12 + 6 = 18。{text}", language) == 18
 
 
 def test_tolerance_and_no_number():

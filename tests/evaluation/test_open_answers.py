@@ -86,7 +86,7 @@ def test_files_of_open_answers(tmp_path: Path, generator: Generator, cells: list
     ]
     assert [cell.get("seen") for cell in results["open_cells"]] == [None, None, True, False]
     assert results["open_cells"][2]["held_out"] is True and results["failures"] == []
-    assert results["task_version"] == {"mgsm": 1, "translation": 1} and results["tuned_on"] == []
+    assert results["task_version"] == {"mgsm": 2, "translation": 1} and results["tuned_on"] == []
     records = lines(tmp_path / "out/answers.jsonl")
     assert list(records[0]) == [
         "task",

@@ -65,8 +65,10 @@ def test_cka_is_one_for_turned_and_zero_for_constant_states():
     states = RNG.normal(size=(10, 4)).astype(np.float32)
     turn, _ = np.linalg.qr(RNG.normal(size=(4, 4)))
     np.testing.assert_allclose(linear_cka(states, 3 * states @ turn + 1).rows, 1.0, atol=1e-6)
-    constant = linear_cka(states, np.full((10, 4), 0.1, np.float32))
-    assert (constant.rows == 0).all() and constant.chance == 0
+    for dtype in (np.float32, np.float64):
+        for other in (states, np.full((10, 4), 7, dtype)):
+            constant = linear_cka(other, np.full((10, 4), 0.1, dtype))
+            assert (constant.rows == 0).all() and constant.chance == 0
 
 
 def test_ranks_by_hand():

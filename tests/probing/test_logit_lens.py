@@ -95,6 +95,8 @@ def test_energy_of_the_heads_own_rows_is_1_and_of_what_it_cannot_see_0():
     np.testing.assert_allclose((energy**2).mean(), 1, rtol=1e-5)
     flat = jnp.diag(jnp.array([1.0, 1.0, 0.0]))
     np.testing.assert_allclose(relative_energy(jnp.eye(3), flat, 2), [1, 1, 0])
+    # A state of zeros lies nowhere, and a head of zeros looks nowhere.
+    assert relative_energy(jnp.zeros(3), flat, 2) == relative_energy(jnp.ones(3), 0 * flat, 2) == 0
 
 
 def test_a_class_survives_if_its_two_words_can_be_told_apart():

@@ -1,9 +1,11 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jaxalign.probing.neuron_counts import ActivationCounts
+from jaxalign.errors import InputError
+from jaxalign.probing.neuron_counts import ActivationCounts, read_counts
 from jaxalign.probing.neurons import (
     CLASSES,
     activation_probabilities,
@@ -133,3 +135,12 @@ def test_counts_below_zero_are_zero():
 def test_a_probability_at_the_threshold_is_not_active():
     selection = select_neurons(np.full((2, 1, 20), 0.5, np.float32), "lape", rate=1.0)
     assert selection.threshold == 0.5 and not selection.active.any()
+
+
+def test_counts_under_other_names_of_their_languages(tmp_path: Path):
+    counts = {"active": np.ones((3, 1, 2), int), "tokens": np.full(3, 5)}
+    np.savez(tmp_path / "counts.npz", languages=np.array(["zho_Hans", "deu_Latn", "ko"]), **counts)
+    assert read_counts(tmp_path / "counts.npz").languages == ["zh", "de", "ko"]
+    np.savez(tmp_path / "counts.npz", languages=np.array(["zh", "zh-CN", "ko"]), **counts)
+    with pytest.raises(InputError, match="languages are zh, zh, ko; two or more are needed, each once"):
+        read_counts(tmp_path / "counts.npz")

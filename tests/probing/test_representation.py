@@ -10,6 +10,7 @@ from jaxalign.errors import InputError
 from jaxalign.probing.capture import capture_languages
 from jaxalign.probing.prompts import ProbeData
 from jaxalign.probing.representation import (
+    PCA_AXES,
     WHOLE_PROMPTS,
     joint_pca,
     language_correlations,
@@ -44,6 +45,23 @@ def test_correlations_are_pearsons_of_the_first_joint_component():
     found = language_correlations(states)
     np.testing.assert_allclose(found, expected, atol=1e-9)
     assert found[0, 1] > 0.95 and found[0, 2] == pytest.approx(-1)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_states_that_do_not_vary_have_coordinates_and_shares_of_zero(dtype: type):
+    """All of them, and those of one language among others."""
+    constant = np.full((3, 7, 2, 5), 0.1, dtype)
+    arrays = pca_arrays(constant, [0, 2])
+    assert arrays.keys() == PCA_AXES.keys() and all((array == 0).all() for array in arrays.values())
+    mixed = constant.copy()
+    mixed[1:, :, 1] += RNG.normal(size=(2, 7, 5)).astype(dtype)
+    arrays = pca_arrays(mixed, [0, 1])
+    assert all(np.isfinite(array).all() for array in arrays.values())
+    correlations, intervals = arrays["correlations"][1], arrays["correlations_interval"][1]
+    assert (correlations[0] == 0).all() and (correlations[:, 0] == 0).all() and (intervals[0] == 0).all()
+    assert correlations[1, 1] == correlations[2, 2] == 1 and correlations[1, 2] != 0
+    assert arrays["explained_variance_ratio"][1].sum() > 0.5
 
 
 def test_intervals_of_correlations_are_those_of_drawn_rows():

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jaxalign.data.tasks import TASKS
@@ -252,7 +253,10 @@ def test_other_items_under_the_same_row_numbers_are_refused(folders: tuple[Path,
     path = folders[0] / "predictions.jsonl"
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     first = lines[0]
-    first["gold_class"] = "negative" if first["gold_class"] == "positive" else "positive"
+    # The item of a neighbouring row, answered as rightly.
+    other = {"positive": "negative", "negative": "positive"}
+    first |= {name: other[first[name]] for name in ("gold_class", "prediction")}
+    first["prefix_mass"] = {other[name]: mass for name, mass in first["prefix_mass"].items()}
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert "row 0 of emotion, en, english has the gold classes negative and positive" in refused(*folders)
 
@@ -288,3 +292,63 @@ def test_a_cell_that_failed_in_one_run_leaves_the_others(folders: tuple[Path, Pa
     assert [row.language for row in comparison.rows] == ["en", "zh"]
     [(folder, failed)] = comparison.failures
     assert (folder, failed.key, failed.error) == (other, ("emotion", "sw", "english"), "out of memory")
+
+
+def changed_prediction(folder: Path, **changes: object) -> None:
+    """Changes fields of the third record."""
+    path = folder / "predictions.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines[2] |= changes
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_prediction_that_contradicts_its_masses_or_its_mark_is_refused(folders: tuple[Path, Path]) -> None:
+    masses = {"positive": 0.2, "negative": 0.3}
+    wrong = {"prefix_mass": masses, "prediction": "positive", "gold_class": "positive", "correct_corrected": True}
+    changed_prediction(folders[0], **wrong)
+    assert "row 2, field 'prediction': 'positive' has not the largest prefix_mass" in refused(*folders)
+    changed_prediction(folders[0], prediction="negative")
+    assert "row 2, field 'correct_corrected': true, but predicted is 'negative' and right is 'positive'" in (
+        refused(*folders)
+    )
+    # Of equal masses either is the largest.
+    changed_prediction(folders[0], prefix_mass={"positive": 0.3, "negative": 0.3}, correct_corrected=False)
+    assert "'prediction'" not in refused(*folders)  # but the accuracy
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_probes_that_hold_what_is_no_number_are_refused(folders: tuple[Path, Path], value: float) -> None:
+    write_pca(folders[0], LANGUAGES, ["en", "zh"])
+    write_lens(folders[0], ["en", "de"])
+    compare(*folders)  # no row of German survives: that alone is no damage
+    for name, array, place in (("pca", "correlations", (0, 0, 1)), ("logit_lens", "latent_mean", (0, 3))):
+        path = folders[0] / f"{name}.npz"
+        whole = path.read_bytes()
+        arrays = dict(np.load(path))
+        arrays[array][place] = value
+        np.savez(path, **arrays)
+        message = refused(*folders)
+        assert f"{path}: 1 of " in message and f"values of {array} are not finite; probe again" in message
+        arrays[array] = np.full(arrays[array].shape, "x")
+        np.savez(path, **arrays)
+        assert f"{array} is <U1; numbers are needed" in refused(*folders)
+        path.write_bytes(whole)
+
+
+def test_results_under_other_names_of_their_languages_are_the_same(folders: tuple[Path, Path]) -> None:
+    write_lens(folders[0], LANGUAGES)
+    write_pca(folders[0], LANGUAGES, ["en", "zh"])
+    expected = compare(*folders)
+    results = [folder / name for folder in folders for name in ("results.json", "predictions.jsonl")]
+    for path in (*results, folders[0] / "pca.json", folders[0].parent / "run" / "run.json"):
+        path.write_text(path.read_text().replace('"zh"', '"zh-CN"').replace('"en"', '"eng_Latn"'))
+    lens = folders[0] / "logit_lens.json"
+    lens.write_text(lens.read_text().replace('"sw"', '"Swahili"'))
+    found = compare(*folders)
+    assert found.rows == expected.rows and found.after.tuned_on == ["zh", "en"]
+    assert found.run is not None and found.run.languages == ("zh", "en")
+    probes, as_written = found.before.probes, expected.before.probes
+    assert probes.pca is not None and probes.pca.languages == LANGUAGES
+    assert probes.logit_lens is not None and as_written.logit_lens is not None
+    for name in ("language", "rows", "surviving_rows", "unshared_surviving_rows"):
+        assert probes.logit_lens.document[name] == as_written.logit_lens.document[name]

@@ -27,6 +27,7 @@ from jaxalign.data.study_import import import_study
 from jaxalign.data.tasks import TASKS, TaskRow, correct_by_class, correct_by_reference, read_task_rows, task_file
 from jaxalign.data.templates import render
 from jaxalign.data.tokenizer import load_tokenizer
+from jaxalign.data.validation import warn_of_exemplars
 
 ALL = slice(None)
 
@@ -225,3 +226,18 @@ def test_the_study_imports(shared, tmp_path):
 def test_the_readme_tells_what_mended_prompts_differ_in(exemplars):
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     assert differences_table(exemplars).strip() in readme
+
+
+def test_what_the_released_data_is_warned_of(shared, capsys):
+    """Nothing but that both exemplars of emotion are test rows, in every language."""
+    exemplars = read_exemplars(shared / "data" / "exemplars.json")
+    cells = {
+        (task.name, language): read_task_rows(shared / "data", task, language, "test", ALL)
+        for task in TASKS.values()
+        for language in LANGUAGES
+    }
+    warn_of_exemplars(exemplars, cells.values())
+    assert capsys.readouterr().err == (
+        f"warning: {shared / 'data' / 'exemplars.json'}: 40 of 32000 test rows are an exemplar of their own prompt, "
+        "which shows their answer; first emotion en row 20, emotion en row 99\n"
+    )
