@@ -15,6 +15,7 @@ from tqdm import tqdm
 from jaxalign import files
 from jaxalign.curves import CurvesConfig, open_curves
 from jaxalign.errors import InputError
+from jaxalign.hosts import processes
 
 UPLOAD_SECONDS = 10.0
 """A bucket takes about one write of the same file per second, and each is a wait for the loop."""

@@ -18,7 +18,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 SPACE = "\u2581"
 """SentencePiece writes a space so."""
 _MARKER = re.compile(
-    r"<[|｜][^\s<>|｜]+[|｜]>|<(start|end)_of_(turn|utterance|text)>|<fim[-_]\w+>|\[/?INST\]|_?<EOT>|\[EOT\]"
+    r"<[|｜][^\s<>]+>|<[^\s<>]+[|｜]>|<(start|end)_of_(turn|utterance|text)>|<fim[-_]\w+>|\[/?INST\]|_?<EOT>|\[EOT\]"
 )
 _BPE = 2
 """`TrainerSpec.ModelType`."""
@@ -40,18 +40,28 @@ def is_marker(token: str) -> bool:
     return _MARKER.fullmatch(token) is not None
 
 
-def mark_tokens(tokenizer: Tokenizer, tokens: Sequence[str], kinds: Sequence[int]) -> None:
-    """Control tokens and those of the user's are matched whole; the former not where text is taken as text."""
+def mark_tokens(tokenizer: Tokenizer, tokens: Sequence[str], kinds: Sequence[int], *, normalized: bool = False) -> None:
+    """Control tokens and the user's are matched whole, the former only where a template wrote the text.
+
+    normalized: whether the user's are looked for in the text as the normaliser leaves it.
+    """
     special = [token for token, kind in zip(tokens, kinds, strict=False) if kind == CONTROL]
-    plain = [token for token, kind in zip(tokens, kinds, strict=False) if kind == USER_DEFINED and token.strip(SPACE)]
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
-    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in plain])
+    plain = [AddedToken(token, normalized=normalized, special=False) for token in _users(tokens, kinds)]
+    tokenizer.add_tokens(plain)
+
+
+def _users(tokens: Sequence[str], kinds: Sequence[int]) -> list[str]:
+    """The tokens that a vocabulary's maker wanted whole; those of spaces are merged like others."""
+    return [token for token, kind in zip(tokens, kinds, strict=False) if kind == USER_DEFINED and token.strip(SPACE)]
 
 
 def sentence_piece(
     tokens: Sequence[str], scores: Sequence[float], kinds: Sequence[int], unknown: str, prefix_space: bool
 ) -> Tokenizer:
     """SentencePiece's BPE: spaces are letters, and a character without a token is spelled in bytes (<0x0A>).
+
+    Tokens are marked by their kinds.
 
     Args:
       tokens, scores, kinds: of every id; kinds may be empty, which is all NORMAL.
@@ -65,12 +75,16 @@ def sentence_piece(
     escape = normalizers.Replace(" ", SPACE)
     steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if prefix_space:
-        # Not Metaspace: it leaves out the space of a text that begins with one.
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), escape])
+        # Not Metaspace, which leaves out the space of a text that begins with one. The user's tokens are looked for
+        # behind the space, and are brought into the same form for it: alone they get none.
+        alone = "|".join(map(re.escape, _users(tokens, kinds))) or "(?!)"
+        prefix = normalizers.Replace(Regex(rf"\A(?!(?:{alone})\z)"), SPACE)
+        tokenizer.normalizer = normalizers.Sequence([prefix, escape])
         steps.append(decoders.Strip(" ", left=1))
     else:
         tokenizer.normalizer = escape
     tokenizer.decoder = decoders.Sequence(steps)
+    mark_tokens(tokenizer, tokens, kinds, normalized=prefix_space)
     return tokenizer
 
 
@@ -102,10 +116,9 @@ def read_sentence_piece(path: Path) -> SentencePieceModel:
     )
     before = [normalizers.Precompiled(rules.precompiled_charsmap)] if rules.precompiled_charsmap else []
     if rules.remove_extra_whitespaces:
-        before += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+        before += [normalizers.Replace(Regex(rf"\A +|[ {SPACE}]+\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if before:
         tokenizer.normalizer = normalizers.Sequence([*before, tokenizer.normalizer])
-    mark_tokens(tokenizer, tokens, kinds)
     ids = {"bos_token": trained.bos_id, "eos_token": trained.eos_id, "unk_token": trained.unk_id}
     return SentencePieceModel(tokenizer, {role: tokens[index] for role, index in ids.items() if index >= 0})
 

@@ -92,6 +92,7 @@ def _tokenizer_of(metadata: dict[str, Any], path: Path) -> "PreTrainedTokenizerF
                 known = ", ".join(_BYTE_LEVEL)
                 raise InputError(f"{path}: tokenizer.ggml.pre {settings.get('pre')} is not supported, only {known}")
             tokenizer, add_bos = _byte_level(tokens, settings["merges"], rules), rules.add_bos
+            mark_tokens(tokenizer, tokens, kinds)
         case "llama", "gemma3":
             tokens = [_respelled(token) for token in tokens]
             # Gemma's scores do not follow the order of its merges; the order of its vocabulary does.
@@ -104,7 +105,6 @@ def _tokenizer_of(metadata: dict[str, Any], path: Path) -> "PreTrainedTokenizerF
             tokenizer, add_bos = sentence_piece(tokens, settings["scores"], kinds, unknown, prefix_space), True
         case model, _:
             raise InputError(f"{path}: tokenizer.ggml.model {model} is not supported, only gpt2 and llama")
-    mark_tokens(tokenizer, tokens, kinds)
     return _wrapped(tokenizer, tokens, settings, add_bos, metadata.get("tokenizer.chat_template"))
 
 

@@ -106,3 +106,41 @@ def test_auto_follows_the_family():
     assert [resolve_template(name, "llama") for name in TEMPLATES] == list(TEMPLATES)
     with pytest.raises(InputError, match="no template 'mistrall'; did you mean 'mistral'"):
         resolve_template("mistrall", "mistral")
+
+
+MARKED = Tokenizer(sentencepiece_style())
+"""As MISTRAL, with control tokens for its turns, as later ones of Mistral's and ChatML fine-tunes have."""
+MARKED.backend.add_special_tokens({"extra_special_tokens": ["[INST]", "[/INST]", "<|im_start|>", "<|im_end|>"]})
+MARKED = Tokenizer(MARKED.backend)
+
+
+@pytest.mark.parametrize("tokenizer", [QWEN, MARKED], ids=["byte-level", "SentencePiece"])
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_only_the_template_makes_control_tokens(template, tokenizer):
+    """A source text that spells the end of a turn does not end it."""
+    if template == "mistral" and tokenizer is QWEN:
+        return  # no BOS
+    spelt = [*tokenizer.control_tokens]
+    plain, marked = ("ab", "cd"), ("a" + "".join(spelt) + "b", " ".join(spelt) + " cd")
+    ids = {
+        texts: render(QuestionPair(*texts, "de", "en"), template, tokenizer) for texts in (plain, marked, marked[::-1])
+    }
+    controls = {
+        texts: [[id for id in side if id in tokenizer.control_ids] for side in sides] for texts, sides in ids.items()
+    }
+    assert controls[marked] == controls[plain] == controls[marked[::-1]]
+    shape = TEMPLATES[template]
+    for texts, (prompt, response) in ids.items():
+        decode = tokenizer.backend.backend_tokenizer.decode
+        assert decode(prompt, skip_special_tokens=False).replace(" ", "").removeprefix("<s>") == shape.around(
+            texts[0]
+        ).replace(" ", "")
+        assert decode(response[:-1], skip_special_tokens=False).strip(" ") == texts[1].strip(" ")
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_texts_without_control_tokens_are_tokenised_as_one_call_does(template):
+    shape = TEMPLATES[template]
+    whole = MARKED.backend(shape.around("Frage é: "), add_special_tokens=False)["input_ids"]
+    prompt, _ = render(QuestionPair("Frage é: ", "R", "de", "en"), template, MARKED)
+    assert prompt[len(prompt) - len(whole) :] == whole

@@ -12,12 +12,12 @@ MERGED = ["th", "▁th", "▁the", "▁▁", "▁▁▁▁", "in", "er", "he", "
 
 
 def sentence_piece_model(
-    merged: Sequence[str] = MERGED, extra: Sequence[tuple[str, int]] = (), **rules: object
+    merged: Sequence[str] = MERGED, extra: Sequence[tuple[str, int]] = (), model_type: int = 2, **rules: object
 ) -> bytes:
     """The bytes of a BPE model that adds a space before a text and leaves all others.
 
     Merged pieces stand in another order than that of their scores, which decide. extra: pieces and their types at the
-    end; rules: of the normaliser.
+    end; model_type: 2 is BPE; rules: of the normaliser.
     """
     model = import_protobuf().ModelProto()
     controls = {"<unk>": UNKNOWN, "<s>": CONTROL, "</s>": CONTROL}
@@ -26,7 +26,7 @@ def sentence_piece_model(
     pieces += [(piece, NORMAL) for piece in [*sorted(merged), *LETTERS]] + list(extra)
     for piece, kind in pieces:
         model.pieces.add(piece=piece, type=kind, score=scores.get(piece, -1000.0 if kind == NORMAL else 0.0))
-    trainer = {"model_type": 2, "byte_fallback": True, "unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1}
+    trainer = {"model_type": model_type, "byte_fallback": True, "unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1}
     for key, value in (trainer | {"vocab_size": len(pieces)}).items():
         setattr(model.trainer_spec, key, value)
     for key, value in ({"name": "identity", "remove_extra_whitespaces": False} | rules).items():
