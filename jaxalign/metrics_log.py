@@ -99,7 +99,7 @@ def whole_rows(path: files.AnyPath) -> list[dict[str, Any]]:
 
 def say(message: str) -> None:
     """One line to the user on stderr, from process 0 only; a progress bar below it stays whole."""
-    if jax.process_index() == 0:
+    if processes() == 1 or jax.process_index() == 0:
         tqdm.write(message, file=sys.stderr)
 
 

@@ -7,7 +7,7 @@ numbers. So one vocabulary gives the same ids whichever file it comes from: thos
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
@@ -94,9 +94,8 @@ def read_sentence_piece(path: Path) -> SentencePieceModel:
     InputError: not such a file, or one whose ids would not be SentencePiece's here (a Unigram model).
     """
     from google.protobuf.message import DecodeError
-    from transformers.convert_slow_tokenizer import import_protobuf
 
-    model = import_protobuf().ModelProto()
+    model = empty_model()
     try:
         model.ParseFromString(path.read_bytes())
     except DecodeError:
@@ -121,6 +120,14 @@ def read_sentence_piece(path: Path) -> SentencePieceModel:
         tokenizer.normalizer = normalizers.Sequence([*before, tokenizer.normalizer])
     ids = {"bos_token": trained.bos_id, "eos_token": trained.eos_id, "unk_token": trained.unk_id}
     return SentencePieceModel(tokenizer, {role: tokens[index] for role, index in ids.items() if index >= 0})
+
+
+def empty_model() -> Any:
+    """A SentencePiece model of nothing, as protobuf knows it, from whichever package has its description."""
+    from transformers import convert_slow_tokenizer
+
+    descriptions: Any = convert_slow_tokenizer.import_protobuf()
+    return descriptions.ModelProto()
 
 
 def _merges_from_scores(vocabulary: dict[str, int], scores: Sequence[float], never: set[str]) -> list[tuple[str, str]]:

@@ -85,8 +85,8 @@ class Tokenizer:
     def _encoded(self, texts: Sequence[str], split_special_tokens: bool) -> list[list[int]]:
         if not texts:
             return []
-        settings = {"add_special_tokens": False, "return_attention_mask": False}
-        return self.backend(list(texts), split_special_tokens=split_special_tokens, **settings)["input_ids"]
+        settings: dict[str, Any] = {"add_special_tokens": False, "return_attention_mask": False}
+        return list(self.backend(list(texts), split_special_tokens=split_special_tokens, **settings)["input_ids"])
 
     @cached_property
     def control_tokens(self) -> dict[str, int]:
@@ -102,7 +102,7 @@ class Tokenizer:
     @cached_property
     def _not_of_text(self) -> frozenset[int]:
         """The control ids that no text may have; a character that the vocabulary lacks may be the unknown token."""
-        return self.control_ids if self.is_byte_level else self.control_ids - {self.backend.unk_token_id}
+        return self.control_ids if self.is_byte_level else self.control_ids.difference([self.backend.unk_token_id])
 
     @cached_property
     def _around_controls(self) -> re.Pattern[str]:
@@ -228,7 +228,8 @@ def _from_sentence_piece(folder: Path) -> "PreTrainedTokenizerFast":
     beside = [folder / name for name in ("special_tokens_map.json", "tokenizer_config.json")]
     named = {role for file in beside if file.is_file() for role in read_json(file)}
     roles = {role: token for role, token in model.roles.items() if role not in named}
-    return Ready.from_pretrained(folder, local_files_only=True, tokenizer_object=model.tokenizer, **roles)
+    settings: dict[str, Any] = {"tokenizer_object": model.tokenizer, **roles}
+    return Ready.from_pretrained(folder, local_files_only=True, **settings)
 
 
 def _from_tokenizer_file(folder: Path) -> "PreTrainedTokenizerFast":
@@ -238,7 +239,9 @@ def _from_tokenizer_file(folder: Path) -> "PreTrainedTokenizerFast":
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    backend = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    # mistral_format: not tekken.json, which is taken first where the package for it is installed.
+    settings: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "mistral_format": False}
+    backend = AutoTokenizer.from_pretrained(folder, **settings)
     if not backend.is_fast:
         raise InputError(f"{folder}: only fast tokenizers are read; save this one with its tokenizer.json")
     path = folder / "tokenizer.json"

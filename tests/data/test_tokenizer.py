@@ -2,6 +2,7 @@ import json
 import random
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import sentencepiece
@@ -18,7 +19,7 @@ TEXTS = ["a", "", " two  blanks and the end ", "the</s>", "<s> é 積\n==== <unk
 """Some spell control tokens."""
 
 
-def save(folder, tokenizer, family="llama", **changes):
+def save(folder, tokenizer, family: str = "llama", **changes: Any):
     """A model folder's tokenizer files, with changes to tokenizer.json; config.json alone names the family."""
     tokenizer.save_pretrained(folder)
     settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"tokenizer_class": None}
@@ -167,7 +168,7 @@ def test_llamas_byte_level_tokenizers_have_no_convention_but_llama_3():
 def test_ids_are_those_without_truncation_padding_and_dropout(tmp_path, make):
     tokenizer = make(merges=(("p", "o"), ("po", "s")))
     plain = load_tokenizer(save(tmp_path, tokenizer))
-    switched_on = {
+    switched_on: dict[str, Any] = {
         "truncation": {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0},
         "padding": {
             "strategy": {"Fixed": 20},
@@ -178,9 +179,9 @@ def test_ids_are_those_without_truncation_padding_and_dropout(tmp_path, make):
             "pad_token": "<pad>",
         },
     }
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"] | {"dropout": 0.9}
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     (tmp_path / "on").mkdir()
-    on = load_tokenizer(save(tmp_path / "on", tokenizer, model=model, **switched_on))
+    on = load_tokenizer(save(tmp_path / "on", tokenizer, model=model | {"dropout": 0.9}, **switched_on))
     texts = ["pos pos pos", "a", "a rather long text, pos"]
     assert on.batch_prompt_ids(texts) == plain.batch_prompt_ids(texts)
     for text in texts:
@@ -223,18 +224,26 @@ def test_a_file_that_is_its_familys_is_not_told_of(tmp_path, capfd, family, make
     assert "warning" not in capfd.readouterr().err
 
 
+def test_another_format_beside_the_file_is_left_alone(tmp_path):
+    """Where mistral-common is installed, transformers takes its tekken.json before tokenizer.json."""
+    tokenizer = sentencepiece_style()
+    (tmp_path / "tekken.json").write_text("{}")
+    assert load_tokenizer(save(tmp_path, tokenizer, "mistral")).prompt_ids("a") == Tokenizer(tokenizer).prompt_ids("a")
+
+
 CONTROLS = ["<|im_start|>", "<|im_end|>", "<pad>", "[INST]", "<end_of_turn>"]
 
 
 @pytest.mark.parametrize("make", [byte_level, sentencepiece_style])
 @pytest.mark.parametrize("special", [True, False])
 def test_text_that_spells_control_tokens_stays_text(make, special):
-    """Long-Context-Data-Engineering 14: speech marked up with <s> and </s>. Some files type a marker as a plain token."""
+    """Long-Context-Data-Engineering 14: speech marked up with <s> and </s>. Some files type markers as plain tokens."""
     backend = make()
     spelt = [token for token in CONTROLS if special or token != "<pad>"]
-    backend.backend_tokenizer.add_tokens(spelt) if not special else backend.add_special_tokens(
-        {"extra_special_tokens": spelt}
-    )
+    if special:
+        backend.add_special_tokens({"extra_special_tokens": spelt})
+    else:
+        backend.add_tokens(spelt)
     tokenizer = Tokenizer(backend)
     spelt = [*spelt, tokenizer.backend.eos_token]
     assert tokenizer.control_ids >= {tokenizer.vocabulary[token] for token in spelt}
@@ -242,7 +251,7 @@ def test_text_that_spells_control_tokens_stays_text(make, special):
         text = f"so {token}{token} he said: {token}"
         for ids in (tokenizer.ids(text), tokenizer.prompt_ids(text)[len(tokenizer.opening) :]):
             assert tokenizer.control_ids.isdisjoint(ids)
-            assert tokenizer.backend.decode(ids).removeprefix(" ") == text
+            assert str(tokenizer.backend.decode(ids)).removeprefix(" ") == text
         assert tokenizer.batch_prompt_ids([text, "a"]) == [tokenizer.prompt_ids(text), tokenizer.prompt_ids("a")]
         assert tokenizer.template_ids(text).count(tokenizer.vocabulary[token]) == 3
         assert tokenizer.control_ids.isdisjoint(candidate_ids(token, tokenizer))

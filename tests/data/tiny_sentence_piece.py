@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from transformers.convert_slow_tokenizer import import_protobuf
+from jaxalign.sentence_piece import empty_model
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, _, BYTE = range(1, 7)
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -19,7 +19,7 @@ def sentence_piece_model(
     Merged pieces stand in another order than that of their scores, which decide. extra: pieces and their types at the
     end; model_type: 2 is BPE; rules: of the normaliser.
     """
-    model = import_protobuf().ModelProto()
+    model = empty_model()
     controls = {"<unk>": UNKNOWN, "<s>": CONTROL, "</s>": CONTROL}
     scores: Mapping[str, float] = {piece: -float(rank) for rank, piece in enumerate(merged, start=1)}
     pieces = [*controls.items(), *((byte, BYTE) for byte in BYTES)]

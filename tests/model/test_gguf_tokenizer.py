@@ -8,12 +8,12 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as File
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
-from transformers.convert_slow_tokenizer import import_protobuf
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.model.gguf_tokenizer import read_gguf_tokenizer
+from jaxalign.sentence_piece import empty_model
 from tests.data.tiny_sentence_piece import USER_DEFINED, sentence_piece_model
 
 CORPUS = [
@@ -186,6 +186,17 @@ def write_sentence_piece(path, architecture, **settings):
     return write_tokenizer(path, vocabulary, None, scores, kinds, architecture, **settings)
 
 
+def write_sentence_piece_model(path, content):
+    """A GGUF file of a SentencePiece model, as llama.cpp's converter writes it."""
+    model = empty_model()
+    model.ParseFromString(content)
+    tokens = {piece.piece: index for index, piece in enumerate(model.pieces)}
+    scores = {piece.piece: piece.score for piece in model.pieces}
+    kinds = {piece.piece: gguf.TokenType(piece.type) for piece in model.pieces}
+    settings = {"tokenizer_model": "llama", "bos_token_id": 1, "eos_token_id": 2, "unk_token_id": 0}
+    return write_tokenizer(path, tokens, None, scores, kinds, **settings)
+
+
 def merges_of(tokenizer):
     return json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
 
@@ -210,12 +221,7 @@ def test_sentence_piece_ids_and_texts(architecture, tmp_path):
 def test_ids_are_those_of_the_same_model_as_tokenizer_model(tmp_path):
     """And so SentencePiece's."""
     content = sentence_piece_model(extra=[("<sep>", USER_DEFINED)])
-    model = import_protobuf().ModelProto.FromString(content)
-    tokens = {piece.piece: index for index, piece in enumerate(model.pieces)}
-    scores = {piece.piece: piece.score for piece in model.pieces}
-    kinds = {piece.piece: gguf.TokenType(piece.type) for piece in model.pieces}
-    roles = {"bos_token_id": 1, "eos_token_id": 2, "unk_token_id": 0}
-    path = write_tokenizer(tmp_path / "t.gguf", tokens, None, scores, kinds, tokenizer_model="llama", **roles)
+    path = write_sentence_piece_model(tmp_path / "t.gguf", content)
     ours, theirs = Tokenizer(read_gguf_tokenizer(path)), SentencePieceProcessor(model_proto=content)
     for text in [*TEXTS, "the<sep> end", "a</s>", "<s>  the ===== <0x41>"]:
         assert ours.ids(text) == theirs.encode(text), text

@@ -4,14 +4,12 @@ import json
 from importlib import resources
 from pathlib import Path
 
-import gguf
 import pytest
 from sentencepiece import SentencePieceProcessor
-from transformers.convert_slow_tokenizer import import_protobuf
 
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
 from jaxalign.model.gguf_tokenizer import read_gguf_tokenizer
-from tests.model.test_gguf_tokenizer import write_tokenizer
+from tests.model.test_gguf_tokenizer import write_sentence_piece_model
 
 MODELS = ("tokenizer.model.v1", "mistral_instruct_tokenizer_240323.model.v3")
 """Of Mistral-7B v0.1 and v0.3; mistral-common ships them."""
@@ -34,14 +32,7 @@ def as_folder(content: bytes, folder: Path) -> Tokenizer:
 
 
 def as_gguf(content: bytes, folder: Path) -> Tokenizer:
-    """As llama.cpp's converter writes the model."""
-    pieces = import_protobuf().ModelProto.FromString(content).pieces
-    ids = {piece.piece: index for index, piece in enumerate(pieces)}
-    scores = {piece.piece: piece.score for piece in pieces}
-    kinds = {piece.piece: gguf.TokenType(piece.type) for piece in pieces}
-    roles = {"bos_token_id": 1, "eos_token_id": 2, "unk_token_id": 0}
-    path = write_tokenizer(folder / "m.gguf", ids, None, scores, kinds, tokenizer_model="llama", **roles)
-    return Tokenizer(read_gguf_tokenizer(path))
+    return Tokenizer(read_gguf_tokenizer(write_sentence_piece_model(folder / "m.gguf", content)))
 
 
 @pytest.mark.parametrize("make", [as_folder, as_gguf])
