@@ -124,9 +124,9 @@ def read_sentence_piece(path: Path) -> SentencePieceModel:
 
 def empty_model() -> Any:
     """A SentencePiece model of nothing, as protobuf knows it, from whichever package has its description."""
-    from transformers import convert_slow_tokenizer
+    from transformers.convert_slow_tokenizer import import_protobuf
 
-    descriptions: Any = convert_slow_tokenizer.import_protobuf()
+    descriptions: Any = import_protobuf()
     return descriptions.ModelProto()
 
 

@@ -26,8 +26,10 @@ def questions(shared) -> list[str]:
 
 
 def as_folder(content: bytes, folder: Path) -> Tokenizer:
+    """Of a family whose class, in transformers, orders merges by the vocabulary."""
     (folder / "tokenizer.model").write_bytes(content)
-    (folder / "config.json").write_text(json.dumps({"model_type": "mistral"}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
     return load_tokenizer(folder)
 
 
