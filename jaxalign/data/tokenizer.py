@@ -3,9 +3,9 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,15 +68,14 @@ class Tokenizer:
 
     def ids_between(self, before: str, text: str, after: str) -> list[int]:
         """Token ids of the three as one text, of which a template wrote the first and the last. No BOS, no EOS."""
-        outside = len(self._around_controls.findall(before) + self._around_controls.findall(after))
-        if not outside:
+        *first, left = self._around_controls(before)
+        right, *last = self._around_controls(after)
+        if not first and not last:
             return self.ids(before + text + after)
         ids = self.template_ids(before + text + after)
-        if sum(id in self.control_ids for id in ids) == outside:
+        if 2 * sum(id in self.control_ids for id in ids) == len(first) + len(last):
             return ids
         # The text between spells control tokens too: what lies between those of the template is tokenised by itself.
-        *first, left = self._around_controls.split(before)
-        right, *last = self._around_controls.split(after)
         runs = [*first, left + text + right, *last]  # text, control token, text, ...
         texts = iter(self.batch_ids([run for run in runs[::2] if run]))
         parts = ([self.control_tokens[run]] if index % 2 else next(texts) for index, run in enumerate(runs) if run)
@@ -105,9 +104,13 @@ class Tokenizer:
         return self.control_ids if self.is_byte_level else self.control_ids.difference([self.backend.unk_token_id])
 
     @cached_property
-    def _around_controls(self) -> re.Pattern[str]:
+    def _around_controls(self) -> Callable[[str], list[str]]:
+        """Cuts what a template wrote around the control tokens in it: text, control token, text, ...
+
+        Kept, as templates are few and such tokens thousands in some vocabularies.
+        """
         longest_first = sorted(self.control_tokens, key=len, reverse=True)
-        return re.compile("(" + ("|".join(map(re.escape, longest_first)) or r"(?!)") + ")")
+        return cache(re.compile("(" + ("|".join(map(re.escape, longest_first)) or r"(?!)") + ")").split)
 
     @cached_property
     def _edges(self) -> tuple[list[int], list[int]]:
