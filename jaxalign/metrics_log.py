@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
+from functools import cache
 from types import TracebackType
 from typing import Any
 
@@ -101,6 +102,12 @@ def say(message: str) -> None:
     """One line to the user on stderr, from process 0 only; a progress bar below it stays whole."""
     if processes() == 1 or jax.process_index() == 0:
         tqdm.write(message, file=sys.stderr)
+
+
+@cache
+def say_once(message: str) -> None:
+    """`say`, but not again what was said before."""
+    say(message)
 
 
 def tell(result: str) -> None:

@@ -20,6 +20,7 @@ SPACE = "\u2581"
 _MARKER = re.compile(
     r"<[|｜][^\s<>]+>|<[^\s<>]+[|｜]>|<(start|end)_of_(turn|utterance|text)>|<fim[-_]\w+>|\[/?INST\]|_?<EOT>|\[EOT\]"
 )
+_INSTEAD = "save this tokenizer with its tokenizer.json"
 _BPE = 2
 """`TrainerSpec.ModelType`."""
 
@@ -99,14 +100,13 @@ def read_sentence_piece(path: Path) -> SentencePieceModel:
     try:
         model.ParseFromString(path.read_bytes())
     except DecodeError:
-        raise InputError(f"{path}: is no SentencePiece model, or only a part of one") from None
+        raise InputError(f"{path}: is no SentencePiece model, or only a part of one; {_INSTEAD}") from None
     trained, rules = model.trainer_spec, model.normalizer_spec
     if not model.pieces or trained.unk_id >= len(model.pieces):
-        raise InputError(f"{path}: is no SentencePiece model (no vocabulary in it)")
+        raise InputError(f"{path}: is no SentencePiece model (no vocabulary in it); {_INSTEAD}")
     if trained.model_type != _BPE or trained.treat_whitespace_as_suffix or not rules.escape_whitespaces:
         raise InputError(
-            f"{path}: of SentencePiece models only BPE ones are read, which mark a space before a word; save this "
-            "tokenizer with its tokenizer.json"
+            f"{path}: of SentencePiece models only BPE ones are read, which mark a space before a word; {_INSTEAD}"
         )
     tokens = [piece.piece for piece in model.pieces]
     kinds = [piece.type for piece in model.pieces]

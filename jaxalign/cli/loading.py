@@ -23,7 +23,7 @@ from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
 from jaxalign.errors import InputError
 from jaxalign.files import AnyPath, local_path, path_of
 from jaxalign.hosts import agree, processes
-from jaxalign.metrics_log import say
+from jaxalign.metrics_log import say_once
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.fingerprint import weights_sha256
 from jaxalign.model.gguf import load_gguf_params, read_gguf_config, read_gguf_tokenizer
@@ -108,7 +108,7 @@ def config_and_tokenizer(path: Path) -> tuple[ModelConfig, Tokenizer]:
     else:
         raise InputError(f"model={path}: no such folder or file")
     for warning in tokenizer.warnings(config.family):
-        say(f"warning: {path}: {warning}")
+        say_once(f"warning: {path}: {warning}")
     return config, tokenizer
 
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as TokenizerFile
 
 from jaxalign.errors import InputError
 from jaxalign.files import read_json
-from jaxalign.metrics_log import say
+from jaxalign.metrics_log import say_once
 from jaxalign.sentence_piece import is_marker, read_sentence_piece
 
 if TYPE_CHECKING:
@@ -68,18 +68,26 @@ class Tokenizer:
 
     def ids_between(self, before: str, text: str, after: str) -> list[int]:
         """Token ids of the three as one text, of which a template wrote the first and the last. No BOS, no EOS."""
+        return self.batch_ids_between(before, [text], after)[0]
+
+    def batch_ids_between(self, before: str, texts: Sequence[str], after: str) -> list[list[int]]:
+        """`ids_between` of every text in the same template, tokenised in parallel."""
         *first, left = self._around_controls(before)
         right, *last = self._around_controls(after)
+        whole = [before + text + after for text in texts]
         if not first and not last:
-            return self.ids(before + text + after)
-        ids = self.template_ids(before + text + after)
-        if 2 * sum(id in self.control_ids for id in ids) == len(first) + len(last):
-            return ids
-        # The text between spells control tokens too: what lies between those of the template is tokenised by itself.
-        runs = [*first, left + text + right, *last]  # text, control token, text, ...
-        texts = iter(self.batch_ids([run for run in runs[::2] if run]))
-        parts = ([self.control_tokens[run]] if index % 2 else next(texts) for index, run in enumerate(runs) if run)
-        return [id for part in parts for id in part]
+            return self.batch_ids(whole)
+
+        def apart(text: str) -> list[int]:
+            """Where the text spells control tokens too, what lies between those of the template is by itself."""
+            runs = [*first, left + text + right, *last]  # text, control token, text, ...
+            parts = ([self.control_tokens[run]] if index % 2 else self.ids(run) for index, run in enumerate(runs))
+            return [id for part in parts for id in part]
+
+        found = self._encoded(whole, split_special_tokens=False)
+        count = (len(first) + len(last)) // 2
+        controls = (sum(id in self.control_ids for id in ids) for ids in found)
+        return [ids if own == count else apart(text) for text, ids, own in zip(texts, found, controls, strict=True)]
 
     def _encoded(self, texts: Sequence[str], split_special_tokens: bool) -> list[list[int]]:
         if not texts:
@@ -115,7 +123,7 @@ class Tokenizer:
     @cached_property
     def _edges(self) -> tuple[list[int], list[int]]:
         """What an ordinary call adds before a text and behind it."""
-        call = self.backend("a", return_special_tokens_mask=True)
+        call: Any = self.backend("a", return_special_tokens_mask=True)
         ids, added = call["input_ids"], call["special_tokens_mask"]
         first, last = (added.index(0), len(added) - added[::-1].index(0)) if 0 in added else (len(ids), len(ids))
         return ids[:first], ids[last:]
@@ -256,7 +264,7 @@ def _from_tokenizer_file(folder: Path) -> "PreTrainedTokenizerFast":
     for part in (*parts, "decoder"):
         setattr(loaded, part, getattr(own, part))
     if replaced:
-        say(
+        say_once(
             f"warning: {path}: its {', '.join(replaced)} is not that of {type(backend).__name__}, which transformers "
             "takes for this family; the file's is used here, and transformers by itself may give other ids"
         )
