@@ -156,8 +156,8 @@ class Tokenizer:
         known = family != "llama" or not self.is_byte_level or self.backend.bos_token == "<|begin_of_text|>"
         if known and (family != "qwen2") != bool(self.opening):
             found.append(
-                f"prompts begin with {self.bos or 'no begin-of-text token'}, as the tokenizer's files "
-                f"say (add_bos_token), and {family} models know them {'without' if self.opening else 'with one'}"
+                f"prompts begin with {self.bos or 'no begin-of-text token'}, as the tokenizer's files say "
+                f"(add_bos_token); {family} models are trained {'without' if self.opening else 'with one'}"
             )
         return found
 
