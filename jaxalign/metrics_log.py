@@ -16,6 +16,7 @@ from tqdm import tqdm
 from jaxalign import files
 from jaxalign.curves import CurvesConfig, open_curves
 from jaxalign.errors import InputError
+from jaxalign.hosts import processes
 
 UPLOAD_SECONDS = 10.0
 """A bucket takes about one write of the same file per second, and each is a wait for the loop."""
@@ -99,7 +100,7 @@ def whole_rows(path: files.AnyPath) -> list[dict[str, Any]]:
 
 def say(message: str) -> None:
     """One line to the user on stderr, from process 0 only; a progress bar below it stays whole."""
-    if jax.process_index() == 0:
+    if processes() == 1 or jax.process_index() == 0:
         tqdm.write(message, file=sys.stderr)
 
 

@@ -15,7 +15,7 @@ CONFIGS = PACKAGE.parent / "configs"
 # Imports point only to an earlier row; parts of one row do not know of each other.
 ROWS = (
     ("errors",),
-    ("files", "packing", "hosts"),
+    ("files", "packing", "hosts", "sentence_piece"),
     ("runtime", "curves"),
     ("metrics_log",),
     ("statistics",),

@@ -100,7 +100,7 @@ def evaluate_labels(config: ConfigDict, model: Model, settings: Mapping[str, Any
         data,
         chosen_cells(config),
         settings=settings,
-        description={**settings, "tuned_on": model.tuned_on, **provenance(config)},
+        description={**settings, "tuned_on": model.tuned_on, "bos": model.tokenizer.bos, **provenance(config)},
     )
     if data.style == "mended" and jax.process_index() == 0:
         write_text(out_folder(config) / "mended_prompts.md", differences_table(exemplars))

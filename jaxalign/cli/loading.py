@@ -23,6 +23,7 @@ from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
 from jaxalign.errors import InputError
 from jaxalign.files import AnyPath, local_path, path_of
 from jaxalign.hosts import agree, processes
+from jaxalign.metrics_log import warn
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.fingerprint import weights_sha256
 from jaxalign.model.gguf import load_gguf_params, read_gguf_config, read_gguf_tokenizer
@@ -101,10 +102,14 @@ def model_path(name: str) -> Path:
 def config_and_tokenizer(path: Path) -> tuple[ModelConfig, Tokenizer]:
     """What is known of a model before its weights are read."""
     if path.is_dir():
-        return read_config(path), load_tokenizer(path)
-    if path.is_file():
-        return read_gguf_config(path), Tokenizer(read_gguf_tokenizer(path))
-    raise InputError(f"model={path}: no such folder or file")
+        config, tokenizer = read_config(path), load_tokenizer(path)
+    elif path.is_file():
+        config, tokenizer = read_gguf_config(path), Tokenizer(read_gguf_tokenizer(path))
+    else:
+        raise InputError(f"model={path}: no such folder or file")
+    for warning in tokenizer.warnings(config.family):
+        warn(f"{path}: {warning}")
+    return config, tokenizer
 
 
 def place_leaf(mesh: Mesh, scheme: str) -> Place:

@@ -69,7 +69,7 @@ def evaluate_open_answers(config: ConfigDict, model: Model, settings: Mapping[st
         model.tokenizer,
         cells,
         settings=settings,
-        description={**settings, "tuned_on": model.tuned_on, **provenance(config)},
+        description={**settings, "tuned_on": model.tuned_on, "bos": model.tokenizer.bos, **provenance(config)},
     )
     for cell in results["open_cells"]:
         tell(line_of(cell))

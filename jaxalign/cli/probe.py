@@ -136,7 +136,7 @@ def probe_model(config: ConfigDict, model: Model) -> None:
     rows = parse_rows(config.rows)
     data = ProbeData(folder, exemplars, model.tokenizer, rows)
     named = settings(config, model)
-    description = named | {"tuned_on": model.tuned_on} | provenance(config)
+    description = named | {"tuned_on": model.tuned_on, "bos": model.tokenizer.bos} | provenance(config)
     if jax.process_index() == 0:
         check_of_one_model(out, named, ["neuron_counts" if name == "neurons" else name for name in probes])
     batch_size = round_up(config.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])

@@ -32,7 +32,7 @@ from jaxalign.data.batches import (
     training_plan,
 )
 from jaxalign.data.pairs import QuestionPair, languages_of
-from jaxalign.data.templates import render, resolve_template
+from jaxalign.data.templates import edges, render, resolve_template
 from jaxalign.errors import InputError
 from jaxalign.files import check_bucket, path_of
 from jaxalign.hosts import agree
@@ -126,6 +126,7 @@ def train_model(
         "files": list(paths),
         "records": records,
         "template": template,
+        "bos": model.tokenizer.spelt(edges(template, model.tokenizer)[0]),
         "pairs": len(fitted.pairs),
         "heldout_pairs": len(heldout.pairs) if heldout else 0,
         "dropped": fitted.dropped,

@@ -14,7 +14,8 @@ def candidate_ids(word: str, tokenizer: Tokenizer, first_tokens: bool = True) ->
     """Sorted, distinct token ids that may begin `word` (non-empty); possibly none, if the vocabulary lacks it.
 
     Every prefix of the word (in code points), bare or after ▁, that is a vocabulary entry by that exact spelling;
-    for a word that begins outside ASCII also the byte piece <0xHH> of its first UTF-8 byte. A byte-level vocabulary
+    for a word that begins outside ASCII also the byte piece <0xHH> of its first UTF-8 byte; but no control token, which
+    is no text. A byte-level vocabulary
     spells neither form, so there the first token of each prefix is taken as well, unless `first_tokens` is False.
     """
     prefixes = [word[:length] for length in range(1, len(word) + 1)]
@@ -24,7 +25,7 @@ def candidate_ids(word: str, tokenizer: Tokenizer, first_tokens: bool = True) ->
     found = {tokenizer.vocabulary[piece] for piece in pieces if piece in tokenizer.vocabulary}
     if first_tokens and tokenizer.is_byte_level:
         found |= {id for prefix in prefixes for id in tokenizer.ids(prefix)[:1]}
-    return sorted(found)
+    return sorted(found - tokenizer.control_ids)
 
 
 def label_candidates(words: Mapping[str, str], tokenizer: Tokenizer, first_tokens: bool = True) -> dict[str, list[int]]:

@@ -77,42 +77,39 @@ def resolve_template(name: str, family: str) -> str:
 
 def render_text(pair: QuestionPair, template: str, tokenizer: Tokenizer) -> tuple[str, str]:
     """(prompt, response) as text, BOS and the closing token written out as the tokenizer spells them."""
-    prompt, response = _texts(pair, template)
-    opening, closing = _edges(template, tokenizer)
+    opening, closing = edges(template, tokenizer)
     spelt = [tokenizer.backend.convert_ids_to_tokens(edge) for edge in (opening, [closing])]
-    return "".join(spelt[0]) + prompt, response + "".join(spelt[1])
+    return "".join(spelt[0]) + TEMPLATES[template].around(pair.prompt), pair.response + "".join(spelt[1])
 
 
 def render(pair: QuestionPair, template: str, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """(prompt ids, response ids), each side tokenised alone, as in LLaMA-Factory: no token spans the seam.
 
     A SentencePiece-style tokenizer therefore puts its leading ▁ on the response too. Under a `joined` template it does
-    not: the text is tokenised whole, and as many ids count as the prompt's as the prompt has alone. Special tokens
-    that the texts spell out become those tokens, as in any tokenizer call. A template whose special token the
+    not: the text is tokenised whole, and as many ids count as the prompt's as the prompt has alone. Control tokens are
+    those that the template spells; where the pair's own texts do, that stays text. A template whose special token the
     tokenizer lacks raises InputError.
     """
-    prompt, response = _texts(pair, template)
-    opening, closing = _edges(template, tokenizer)
-    prompt_ids = tokenizer.ids(prompt)
-    if TEMPLATES[template].joined:
-        ids = tokenizer.ids(prompt + response)
+    shape = TEMPLATES[template]
+    opening, closing = edges(template, tokenizer)
+    prompt_ids = tokenizer.ids_between(shape.before, pair.prompt, shape.after)
+    if shape.joined:
+        ids = tokenizer.ids_between(shape.before, pair.prompt + shape.after + pair.response, "")
         prompt_ids, response_ids = ids[: len(prompt_ids)], ids[len(prompt_ids) :]
     else:
-        response_ids = tokenizer.ids(response)
+        response_ids = tokenizer.ids(pair.response)
     return opening + prompt_ids, [*response_ids, closing]
 
 
-def _texts(pair: QuestionPair, template: str) -> tuple[str, str]:
-    return TEMPLATES[template].around(pair.prompt), pair.response
-
-
-def _edges(template: str, tokenizer: Tokenizer) -> tuple[list[int], int]:
+def edges(template: str, tokenizer: Tokenizer) -> tuple[list[int], int]:
     """The ids before the prompt (a BOS or nothing) and the id that closes the response."""
     shape = TEMPLATES[template]
     for token in shape.special_tokens:
         _require(token in tokenizer.vocabulary, template, repr(token))
     closing = tokenizer.vocabulary[shape.special_tokens[-1]] if shape.special_tokens else tokenizer.eos_id
-    bos = {"always": tokenizer.backend.bos_token_id, "as the tokenizer": tokenizer.bos_id, "never": None}[shape.opening]
+    if shape.opening == "as the tokenizer":
+        return tokenizer.opening, closing
+    bos = tokenizer.backend.bos_token_id if shape.opening == "always" else None
     _require(bos is not None or shape.opening != "always", template, "a begin-of-text token")
     return [] if bos is None else [bos], closing
 

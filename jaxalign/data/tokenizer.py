@@ -3,13 +3,19 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as TokenizerFile
+
 from jaxalign.errors import InputError
+from jaxalign.files import read_json
+from jaxalign.metrics_log import warn
+from jaxalign.sentence_piece import is_marker, read_sentence_piece
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -17,27 +23,143 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A fast Hugging Face tokenizer, as it is; nothing here changes its settings."""
+    """A fast Hugging Face tokenizer, and the rules by which texts become ids everywhere.
+
+    Text stays text: where it spells a control token (</s>, <|im_end|>) it is cut into pieces like any other word. Only
+    templates, ours and the model's own, make control tokens. A prompt begins as the tokenizer's ordinary call begins,
+    with a BOS or without, and goes on: whatever that call puts behind a text, such as an EOS, is left out.
+    """
 
     backend: "PreTrainedTokenizerFast"
 
+    def __post_init__(self) -> None:
+        """Marks as control tokens those that only by their name are."""
+        tokens = self.backend.backend_tokenizer
+        marked = {token.content for token in tokens.get_added_tokens_decoder().values() if token.special}
+        unmarked = [token for token in self.vocabulary if token not in marked and is_marker(token)]
+        tokens.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in unmarked])
+
     def ids(self, text: str) -> list[int]:
         """Token ids of a text alone: no BOS, no EOS."""
-        return list(self.backend(text, add_special_tokens=False)["input_ids"])
+        return self.batch_ids([text])[0]
+
+    def batch_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """`ids` of every text, tokenised in parallel."""
+        found = self._encoded(texts, split_special_tokens=True)
+        for text, ids in zip(texts, found, strict=True):
+            if not self._not_of_text.isdisjoint(ids):
+                token = next(token for token, id in self.control_tokens.items() if id in ids)
+                raise InputError(
+                    f"{text[:60]!r}: this tokenizer cannot write {token} as text; take it out, or use another tokenizer"
+                )
+        return found
 
     def prompt_ids(self, text: str) -> list[int]:
-        """Token ids of an ordinary call, as evaluation prompts take them: with a BOS where the tokenizer adds one."""
-        return list(self.backend(text)["input_ids"])
+        """Token ids of a text as evaluation prompts take it: behind a BOS where the tokenizer adds one."""
+        return [*self.opening, *self.ids(text)]
 
     def batch_prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """`prompt_ids` of every text, of one at least, tokenised in parallel."""
-        return list(self.backend(list(texts), return_attention_mask=False)["input_ids"])
+        """`prompt_ids` of every text, tokenised in parallel."""
+        return [[*self.opening, *ids] for ids in self.batch_ids(texts)]
+
+    def template_ids(self, text: str) -> list[int]:
+        """Token ids of a text that a template wrote: control tokens that it spells are those tokens. No BOS, no EOS."""
+        return self._encoded([text], split_special_tokens=False)[0]
+
+    def ids_between(self, before: str, text: str, after: str) -> list[int]:
+        """Token ids of the three as one text, of which a template wrote the first and the last. No BOS, no EOS."""
+        return self.batch_ids_between(before, [text], after)[0]
+
+    def batch_ids_between(self, before: str, texts: Sequence[str], after: str) -> list[list[int]]:
+        """`ids_between` of every text in the same template, tokenised in parallel."""
+        *first, left = self._around_controls(before)
+        right, *last = self._around_controls(after)
+        whole = [before + text + after for text in texts]
+        if not first and not last:
+            return self.batch_ids(whole)
+
+        def apart(text: str) -> list[int]:
+            """Where the text spells control tokens too, what lies between those of the template is by itself."""
+            runs = [*first, left + text + right, *last]  # text, control token, text, ...
+            parts = ([self.control_tokens[run]] if index % 2 else self.ids(run) for index, run in enumerate(runs))
+            return [id for part in parts for id in part]
+
+        found = self._encoded(whole, split_special_tokens=False)
+        count = (len(first) + len(last)) // 2
+        controls = (sum(id in self.control_ids for id in ids) for ids in found)
+        return [ids if own == count else apart(text) for text, ids, own in zip(texts, found, controls, strict=True)]
+
+    def _encoded(self, texts: Sequence[str], split_special_tokens: bool) -> list[list[int]]:
+        if not texts:
+            return []
+        settings: dict[str, Any] = {"add_special_tokens": False, "return_attention_mask": False}
+        return list(self.backend(list(texts), split_special_tokens=split_special_tokens, **settings)["input_ids"])
 
     @cached_property
+    def control_tokens(self) -> dict[str, int]:
+        """Tokens that steer a model (<s>, <|im_end|>), as they are spelt, to their ids."""
+        added = self.backend.backend_tokenizer.get_added_tokens_decoder()
+        return {token.content: id for id, token in added.items() if token.special and _CONTROL.fullmatch(token.content)}
+
+    @cached_property
+    def control_ids(self) -> frozenset[int]:
+        """The ids of `control_tokens`."""
+        return frozenset(self.control_tokens.values())
+
+    @cached_property
+    def _not_of_text(self) -> frozenset[int]:
+        """The control ids that no text may have; a character that the vocabulary lacks may be the unknown token."""
+        return self.control_ids if self.is_byte_level else self.control_ids.difference([self.backend.unk_token_id])
+
+    @cached_property
+    def _around_controls(self) -> Callable[[str], list[str]]:
+        """Cuts what a template wrote around the control tokens in it: text, control token, text, ...
+
+        Kept, as templates are few and such tokens thousands in some vocabularies.
+        """
+        longest_first = sorted(self.control_tokens, key=len, reverse=True)
+        return cache(re.compile("(" + ("|".join(map(re.escape, longest_first)) or r"(?!)") + ")").split)
+
+    @cached_property
+    def _edges(self) -> tuple[list[int], list[int]]:
+        """What an ordinary call adds before a text and behind it."""
+        call: Any = self.backend("a", return_special_tokens_mask=True)
+        ids, added = call["input_ids"], call["special_tokens_mask"]
+        first, last = (added.index(0), len(added) - added[::-1].index(0)) if 0 in added else (len(ids), len(ids))
+        return ids[:first], ids[last:]
+
+    @property
+    def opening(self) -> list[int]:
+        """The ids that an ordinary call puts first: a BOS, or none (SmolLM2, Qwen)."""
+        return self._edges[0]
+
+    @property
     def bos_id(self) -> int | None:
-        """The begin-of-text id that an ordinary call puts first; None where it puts none (SmolLM2, Qwen)."""
-        first = self.prompt_ids("a")[0]
-        return first if first == self.backend.bos_token_id else None
+        """The begin-of-text id that an ordinary call puts first; None where it puts none."""
+        return next((id for id in self.opening[:1] if id == self.backend.bos_token_id), None)
+
+    @property
+    def bos(self) -> str | None:
+        """What prompts begin with, as records tell it."""
+        return self.spelt(self.opening)
+
+    def spelt(self, ids: Sequence[int]) -> str | None:
+        """Control tokens as records tell them; None where there are none."""
+        return " ".join(self.backend.convert_ids_to_tokens(list(ids))) or None
+
+    def warnings(self, family: str) -> list[str]:
+        """What a user may not expect of this tokenizer in a model of that family."""
+        found = []
+        if behind := self.spelt(self._edges[1]):
+            found.append(f"the tokenizer puts {behind} behind every text (add_eos_token); here nothing stands there")
+        # Of Llama's byte-level tokenizers Llama 3's has a BOS and SmolLM2's has none: there is no convention.
+        known = family != "llama" or not self.is_byte_level or self.backend.bos_token == "<|begin_of_text|>"
+        if known and (family != "qwen2") != bool(self.opening):
+            found.append(
+                f"prompts begin with {self.bos or 'no begin-of-text token'}, as the tokenizer's files say "
+                f"(add_bos_token); {family} models are trained {'without' if self.opening else 'with one'}"
+            )
+        return found
 
     @cached_property
     def eos_id(self) -> int:
@@ -79,20 +201,95 @@ class Tokenizer:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder; one without tokenizer files, or only a slow one, raises InputError."""
-    # An unfound folder would be taken for a name on a model hub; and the import is slow, so it waits until here.
+    """The tokenizer of a model folder, as its own files have it.
+
+    InputError: no tokenizer files, broken ones, or those of a slow tokenizer alone.
+    """
+    # An unfound folder would be taken for a name on a model hub.
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
         raise InputError(f"{folder}: no tokenizer files (tokenizer.json) there; is this a model folder?")
-    from transformers import AutoTokenizer
-
     try:
-        backend = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if not (folder / "tokenizer.json").is_file() and (folder / "tokenizer.model").is_file():
+            backend = _from_sentence_piece(folder)
+        else:
+            backend = _from_tokenizer_file(folder)
+    except (InputError, MemoryError):
+        raise
     except Exception as error:  # whatever a broken file makes of transformers and tokenizers
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{folder}: the tokenizer does not load ({reason}); are its files complete?") from None
+    if getattr(backend.backend_tokenizer.model, "dropout", None):
+        backend.backend_tokenizer.model.dropout = None  # a setting of training: it cuts words at random
+    return Tokenizer(backend)
+
+
+def _from_sentence_piece(folder: Path) -> "PreTrainedTokenizerFast":
+    """What tokenizer.model says, with the settings of the files beside it.
+
+    Not by transformers, which orders merges by the vocabulary and not by the model's scores.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    class Ready(PreTrainedTokenizerFast):
+        @classmethod
+        def convert_to_native_format(cls, **settings: Any) -> dict[str, Any]:
+            return settings  # there is nothing left to convert
+
+    model = read_sentence_piece(folder / "tokenizer.model")
+    beside = [folder / name for name in ("special_tokens_map.json", "tokenizer_config.json")]
+    named = {role for file in beside if file.is_file() for role in read_json(file)}
+    roles = {role: token for role, token in model.roles.items() if role not in named}
+    settings: dict[str, Any] = {"tokenizer_object": model.tokenizer, **roles}
+    return Ready.from_pretrained(folder, local_files_only=True, **settings)
+
+
+def _from_tokenizer_file(folder: Path) -> "PreTrainedTokenizerFast":
+    """What transformers makes of a folder, but with the parts of its tokenizer.json as they are there.
+
+    For some families transformers takes the vocabulary alone from the file, and the rest from the family's class.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    # mistral_format: not tekken.json, which is taken first where the package for it is installed.
+    settings: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "mistral_format": False}
+    backend = AutoTokenizer.from_pretrained(folder, **settings)
     if not backend.is_fast:
         raise InputError(f"{folder}: only fast tokenizers are read; save this one with its tokenizer.json")
-    return Tokenizer(backend)
+    path = folder / "tokenizer.json"
+    if type(backend) is PreTrainedTokenizerFast or not path.is_file():
+        return backend
+    loaded, own = backend.backend_tokenizer, TokenizerFile.from_file(str(path))
+    parts = ("normalizer", "pre_tokenizer", "model")
+    replaced = [part for part in parts if not _alike(getattr(loaded, part), getattr(own, part))]
+    for part in (*parts, "decoder"):
+        setattr(loaded, part, getattr(own, part))
+    if replaced:
+        warn(
+            f"{path}: its {', '.join(replaced)} is not that of {type(backend).__name__}, which transformers "
+            "takes for this family; the file's is used here, and transformers by itself may give other ids"
+        )
+    if others := own.get_vocab().items() - loaded.get_vocab().items():
+        token, index = min(others, key=lambda each: each[1])
+        raise InputError(f"{path}: token {token!r} has id {index} there and another one as transformers loads it")
+    return backend
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two components of tokenizers give the same ids, by their settings."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            # Where an offset lies is nothing to an id, and what is off may be left out.
+            kept = {key: plain(each) for key, each in value.items() if key != "trim_offsets"}
+            return {key: each for key, each in kept.items() if each is not None and each is not False and each != ""}
+        return [plain(each) for each in value] if isinstance(value, list) else value
+
+    states = [b"null" if part is None else part.__getstate__() for part in (one, other)]
+    return states[0] == states[1] or plain(json.loads(states[0])) == plain(json.loads(states[1]))
+
+
+_CONTROL = re.compile(r"<.+>|\[.+\]", re.DOTALL)
+"""How control tokens are spelt. A role may also be given to a word: some models pad with "!"."""
 
 
 def _byte_of() -> dict[str, int]:

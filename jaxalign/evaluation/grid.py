@@ -45,7 +45,7 @@ def evaluate_grid(
       keys: the cells, in the order of the records.
       settings: what scores depend on beyond prompts and weights (model, adapter, precision), JSON values; a finished
         cell is reused only if they, the prompts and the weights are equal.
-      description: what `results.json` says besides its cells: model, adapter, tuned_on, config, command, versions.
+      description: what `results.json` says besides its cells: model, adapter, tuned_on, bos, config, command, versions.
 
     Returns:
       The content of `results.json`; on another process than 0, without the cells that were finished before.

@@ -44,7 +44,8 @@ def evaluate_open(
       out: the folder that receives them; only process 0 writes.
       settings: what answers depend on beyond prompts and weights (model, adapter, precision), JSON values; a finished
         cell is reused only if they, the prompts and the weights are equal, and otherwise refused with an InputError.
-      description: what `open_results.json` says besides its cells: model, adapter, tuned_on, config, command, versions.
+      description: what `open_results.json` says besides its cells: model, adapter, tuned_on, bos, config, command and
+        versions.
 
     Returns:
       The content of `open_results.json`; on another process than 0, without the cells that were finished before.

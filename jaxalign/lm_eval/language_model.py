@@ -129,10 +129,15 @@ class JaxalignLM(TemplateLM):
         return text
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """The ids of a text, those that the tokenizer adds among them unless the text spells its first one out."""
+        """The ids of a text, behind those that the tokenizer opens with unless the text spells the first one out.
+
+        Control tokens that the text spells are those tokens, as in `hf`: chat templates and few-shot texts come here as
+        one text. Unlike there nothing is put behind it, not even by a tokenizer that ends every text with an EOS.
+        """
         if add_special_tokens is None:
             add_special_tokens = not has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
-        return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+        opening = self.model.tokenizer.opening if add_special_tokens else []
+        return [*opening, *self.model.tokenizer.template_ids(string)]
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **_: Any

@@ -11,18 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
 from jaxalign.errors import InputError
 from jaxalign.model.gguf_file import open_gguf
+from jaxalign.sentence_piece import CONTROL, NORMAL, SPACE, is_marker, mark_tokens, sentence_piece
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-_CONTROL, _USER_DEFINED = 3, 4
-_SPACE = "\u2581"
-"""SentencePiece writes a space so."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +81,8 @@ def _tokenizer_of(metadata: dict[str, Any], path: Path) -> "PreTrainedTokenizerF
     tokens = settings.get("tokens")
     if not isinstance(tokens, list):
         raise InputError(f"{path}: holds no tokenizer (tokenizer.ggml.tokens)")
+    kinds = _kinds(tokens, settings)
+    unknown = tokens[settings.get("unknown_token_id", 0)]
     match settings.get("model"), metadata.get("general.architecture"):
         case "gpt2", _:
             rules = _BYTE_LEVEL.get(settings.get("pre", ""))
@@ -93,19 +92,30 @@ def _tokenizer_of(metadata: dict[str, Any], path: Path) -> "PreTrainedTokenizerF
                 known = ", ".join(_BYTE_LEVEL)
                 raise InputError(f"{path}: tokenizer.ggml.pre {settings.get('pre')} is not supported, only {known}")
             tokenizer, add_bos = _byte_level(tokens, settings["merges"], rules), rules.add_bos
+            mark_tokens(tokenizer, tokens, kinds)
         case "llama", "gemma3":
             tokens = [_respelled(token) for token in tokens]
             # Gemma's scores do not follow the order of its merges; the order of its vocabulary does.
             scores = [-float(index) for index in range(len(tokens))]
-            tokenizer, add_bos = _sentence_piece(tokens, scores, settings, prefix_space=False), True
+            tokenizer, add_bos = sentence_piece(tokens, scores, kinds, unknown, prefix_space=False), True
         case "llama", _:
             if len(settings.get("scores", [])) != len(tokens):
                 raise InputError(f"{path}: tokenizer.ggml.scores does not give every token its score")
             prefix_space = settings.get("add_space_prefix", True)
-            tokenizer, add_bos = _sentence_piece(tokens, settings["scores"], settings, prefix_space), True
+            tokenizer, add_bos = sentence_piece(tokens, settings["scores"], kinds, unknown, prefix_space), True
         case model, _:
             raise InputError(f"{path}: tokenizer.ggml.model {model} is not supported, only gpt2 and llama")
     return _wrapped(tokenizer, tokens, settings, add_bos, metadata.get("tokenizer.chat_template"))
+
+
+def _kinds(tokens: Sequence[str], settings: dict[str, Any]) -> list[int]:
+    """The kind of each token: as the file types it, but what ends or begins a text or a turn is a control token."""
+    ends = {settings.get(f"{role}_token_id") for role in ("bos", "eos", "eot", "eom")}
+    kinds = settings.get("token_type") or [NORMAL] * len(tokens)
+    return [
+        CONTROL if index in ends or is_marker(token) else kind
+        for index, (token, kind) in enumerate(zip(tokens, kinds, strict=False))
+    ]
 
 
 def _byte_level(tokens: Sequence[str], merges: Sequence[str], rules: _ByteLevelRules) -> Tokenizer:
@@ -126,51 +136,15 @@ def _byte_level(tokens: Sequence[str], merges: Sequence[str], rules: _ByteLevelR
     return tokenizer
 
 
-def _sentence_piece(
-    tokens: Sequence[str], scores: Sequence[float], settings: dict[str, Any], prefix_space: bool
-) -> Tokenizer:
-    """SentencePiece's BPE: spaces are letters, and a character without a token is spelled in bytes (<0x0A>)."""
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    merges = _merges_from_scores(vocabulary, scores)
-    unknown = tokens[settings.get("unknown_token_id", 0)]
-    tokenizer = Tokenizer(BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
-    steps: list[Any] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    if prefix_space:
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme="first", split=False)
-        steps.append(decoders.Strip(" ", left=1))
-    else:
-        tokenizer.normalizer = normalizers.Replace(" ", _SPACE)
-    tokenizer.decoder = decoders.Sequence(steps)
-    return tokenizer
-
-
-def _merges_from_scores(vocabulary: dict[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """Every way to cut a token into two tokens, the best-scored whole first (as transformers rebuilds merges)."""
-    cuts = []
-    for token, index in vocabulary.items():
-        for at in range(1, len(token)):
-            left, right = token[:at], token[at:]
-            if left in vocabulary and right in vocabulary:
-                cuts.append((-scores[index], -len(left), -len(right), index, left, right))
-    cuts.sort()
-    return [(left, right) for *_, left, right in cuts]
-
-
 def _respelled(token: str) -> str:
     """llama.cpp's converter writes Gemma's tokens of spaces alone with real spaces."""
-    return _SPACE * len(token) if token and not token.strip(" ") else token
+    return SPACE * len(token) if token and not token.strip(" ") else token
 
 
 def _wrapped(
     tokenizer: Tokenizer, tokens: Sequence[str], settings: dict[str, Any], add_bos: bool, chat_template: str | None
 ) -> "PreTrainedTokenizerFast":
-    """The tokenizer with its special tokens, which are matched whole in any text, as transformers knows them."""
-    kinds = settings.get("token_type", [])
-    special = [token for token, kind in zip(tokens, kinds, strict=False) if kind == _CONTROL]
-    plain = [token for token, kind in zip(tokens, kinds, strict=False) if kind == _USER_DEFINED and token.strip(_SPACE)]
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
-    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in plain])
-
+    """The tokenizer as transformers knows it, with the roles of its tokens."""
     keys = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     ids = {role: settings[f"{key}_token_id"] for role, key in keys.items() if f"{key}_token_id" in settings}
     roles = {role: tokens[index] for role, index in ids.items()}

@@ -25,9 +25,11 @@ TRAIN = (
 """The command that makes `run`, without its model and its folder."""
 
 
-def save_model(folder: Path, width: int, mlp: int = 24) -> Path:
-    """A random Llama of two layers over single bytes, as transformers saves it."""
-    tokenizer = byte_level()
+def save_model(
+    folder: Path, width: int, mlp: int = 24, make: Callable[[], transformers.PreTrainedTokenizerFast] = byte_level
+) -> Path:
+    """A random Llama of two layers over single bytes, or another tokenizer's tokens, as transformers saves it."""
+    tokenizer = make()
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     config = transformers.LlamaConfig(

@@ -167,3 +167,15 @@ def test_other_candidates_are_those_of_the_words(style):
     for variant in ("english", "in_language"):
         words = label_words(EMOTION, "ru", variant)
         assert scored_candidates(EMOTION, "ru", tokenizer, variant, style) == label_candidates(words, tokenizer)
+
+
+@pytest.mark.parametrize("make", [byte_level, sentencepiece_style])
+def test_rows_that_spell_control_tokens_are_text(exemplars, make):
+    tokenizer = Tokenizer(make())
+    end = str(tokenizer.backend.eos_token)
+    row = TaskRow("emotion", "de", 0, (f"{end}<s> so. {end}",), "", "")
+    query = label_query(row, exemplars, tokenizer, "english", "study")
+    for ids in (query.prompt, *(word.ids for word in query.words)):
+        inner = ids[len(tokenizer.opening) :]
+        assert tokenizer.control_ids.isdisjoint(inner)
+        assert f"{end}<s> so. {end}" in decoded(tokenizer, inner)

@@ -106,3 +106,36 @@ def test_auto_follows_the_family():
     assert [resolve_template(name, "llama") for name in TEMPLATES] == list(TEMPLATES)
     with pytest.raises(InputError, match="no template 'mistrall'; did you mean 'mistral'"):
         resolve_template("mistrall", "mistral")
+
+
+MARKED = Tokenizer(sentencepiece_style())
+"""As MISTRAL, with control tokens for its turns, as later ones of Mistral's and ChatML fine-tunes have."""
+MARKED.backend.add_special_tokens({"extra_special_tokens": ["[INST]", "[/INST]", "<|im_start|>", "<|im_end|>"]})
+MARKED = Tokenizer(MARKED.backend)
+
+
+@pytest.mark.parametrize("tokenizer", [QWEN, MARKED], ids=["byte-level", "SentencePiece"])
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_only_the_template_makes_control_tokens(template, tokenizer):
+    """A source text that spells the end of a turn does not end it."""
+    if template == "mistral" and tokenizer is QWEN:
+        return  # no BOS
+    spelt = "".join(tokenizer.control_tokens)
+    shape, decode = TEMPLATES[template], tokenizer.backend.backend_tokenizer.decode
+    controls = []
+    for prompt, response in (("ab", "cd"), (f"a{spelt}b", f"cd {spelt}"), (f"{spelt} cd", f"a{spelt}b")):
+        ids = render(QuestionPair(prompt, response, "de", "en"), template, tokenizer)
+        controls.append([[id for id in side if id in tokenizer.control_ids] for side in ids])
+        # A SentencePiece-style tokenizer may put a space wherever a text begins.
+        whole, answer = (decode(side, skip_special_tokens=False).replace(" ", "") for side in (ids[0], ids[1][:-1]))
+        assert whole.removeprefix("<s>") == shape.around(prompt).replace(" ", "")
+        assert answer == response.replace(" ", "")
+    assert controls[0] == controls[1] == controls[2]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_texts_without_control_tokens_are_tokenised_as_one_call_does(template):
+    shape = TEMPLATES[template]
+    whole = MARKED.backend(shape.around("Frage é: "), add_special_tokens=False)["input_ids"]
+    prompt, _ = render(QuestionPair("Frage é: ", "R", "de", "en"), template, MARKED)
+    assert prompt[len(prompt) - len(whole) :] == whole

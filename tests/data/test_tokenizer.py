@@ -1,11 +1,41 @@
+import json
+import random
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+import sentencepiece
+from tokenizers import Regex, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer as File
 
+from jaxalign.data.label_sets import candidate_ids
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
 from jaxalign.errors import InputError
+from tests.data.tiny_sentence_piece import USER_DEFINED, sentence_piece_model
 from tests.data.tiny_tokenizers import byte_level, sentencepiece_style
+
+TEXTS = ["a", "", " two  blanks and the end ", "the</s>", "<s> é 積\n==== <unk>"]
+"""Some spell control tokens."""
+
+
+def save(folder, tokenizer, family: str = "llama", **changes: Any):
+    """A model folder's tokenizer files, with changes to tokenizer.json; config.json alone names the family."""
+    tokenizer.save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"tokenizer_class": None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text(json.dumps({"model_type": family}))
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
+    return folder
+
+
+def save_sentence_piece(folder, model, family="llama", **settings):
+    """A model folder with tokenizer.model alone."""
+    (folder / "tokenizer.model").write_bytes(model)
+    (folder / "config.json").write_text(json.dumps({"model_type": family}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer", **settings}))
+    return folder
 
 
 def test_a_bos_is_there_only_where_ordinary_calls_add_one():
@@ -78,3 +108,199 @@ def test_the_import_waits_for_its_use():
     """Neither transformers (seconds) nor torch (no run-time dependency) comes with the module."""
     code = "import sys, jaxalign.data.tokenizer; print({'torch', 'transformers'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def closing(tokenizer, single):
+    """A serialised post-processor that puts special tokens around a text."""
+    ids = [(token, tokenizer.convert_tokens_to_ids(token)) for token in single.split() if token != "$A"]
+    backend = tokenizer.backend_tokenizer
+    backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=ids)
+    return json.loads(backend.to_str())["post_processor"]
+
+
+def with_eos_in_the_file(folder):
+    tokenizer = sentencepiece_style()
+    return save(folder, tokenizer, post_processor=closing(tokenizer, "<s> $A </s>"))
+
+
+def with_eos_in_the_settings(folder):
+    return save_sentence_piece(folder, sentence_piece_model(), add_bos_token=True, add_eos_token=True)
+
+
+@pytest.mark.parametrize("make", [with_eos_in_the_file, with_eos_in_the_settings])
+def test_nothing_stands_behind_a_prompt(tmp_path, make):
+    """A tokenizer saved for training, with add_eos_token, ends every prompt: the next token is asked after the end."""
+    tokenizer = load_tokenizer(make(tmp_path))
+    assert tokenizer.backend("the end")["input_ids"][-1] == tokenizer.eos_id
+    prompts = [[1, *tokenizer.ids(text)] for text in TEXTS]
+    assert [tokenizer.prompt_ids(text) for text in TEXTS] == prompts == tokenizer.batch_prompt_ids(TEXTS)
+    assert not any(tokenizer.eos_id in ids for ids in prompts)
+    assert (tokenizer.opening, tokenizer.bos_id, tokenizer.bos) == ([1], 1, "<s>")
+    [warning] = tokenizer.warnings("llama")
+    assert "</s>" in warning and "add_eos_token" in warning
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "bos", "says"),
+    [
+        ("mistral", {}, None, "no begin-of-text token"),
+        ("llama", {}, None, "no begin-of-text token"),
+        ("gemma3_text", {"add_bos_token": False}, None, "no begin-of-text token"),
+        ("mistral", {"add_bos_token": True}, "<s>", None),
+        ("qwen2", {"add_bos_token": True}, "<s>", "<s>"),
+        ("qwen2", {}, None, None),
+    ],
+)
+def test_a_begin_of_text_that_is_not_the_familys_is_told(tmp_path, family, settings, bos, says):
+    tokenizer = load_tokenizer(save_sentence_piece(tmp_path, sentence_piece_model(), family, **settings))
+    assert tokenizer.bos == bos
+    assert [says in warning and family in warning for warning in tokenizer.warnings(family)] == ([True] if says else [])
+
+
+def test_llamas_byte_level_tokenizers_have_no_convention_but_llama_3():
+    assert Tokenizer(byte_level()).warnings("llama") == []
+    backend = byte_level(special=("<|begin_of_text|>",))
+    backend.bos_token = "<|begin_of_text|>"
+    assert len(Tokenizer(backend).warnings("llama")) == 1
+
+
+@pytest.mark.parametrize("make", [byte_level, sentencepiece_style])
+def test_ids_are_those_without_truncation_padding_and_dropout(tmp_path, make):
+    tokenizer = make(merges=(("p", "o"), ("po", "s")))
+    plain = load_tokenizer(save(tmp_path, tokenizer))
+    switched_on: dict[str, Any] = {
+        "truncation": {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0},
+        "padding": {
+            "strategy": {"Fixed": 20},
+            "direction": "Left",
+            "pad_to_multiple_of": 8,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "<pad>",
+        },
+    }
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    (tmp_path / "on").mkdir()
+    on = load_tokenizer(save(tmp_path / "on", tokenizer, model=model | {"dropout": 0.9}, **switched_on))
+    texts = ["pos pos pos", "a", "a rather long text, pos"]
+    assert on.batch_prompt_ids(texts) == plain.batch_prompt_ids(texts)
+    for text in texts:
+        assert on.ids(text) == plain.ids(text)
+        assert on.prompt_ids(text) == plain.prompt_ids(text)
+        assert on.template_ids(text) == plain.template_ids(text)
+    assert on.batch_ids(texts) == plain.batch_ids(texts)
+
+
+@pytest.mark.parametrize(
+    ("family", "make"), [("qwen2", byte_level), ("gemma3_text", sentencepiece_style), ("llama", byte_level)]
+)
+def test_the_file_decides_and_not_the_familys_class(tmp_path, capfd, family, make):
+    tokenizer = make(merges=(("1", "2"), ("a", "b")))
+    parts = File.from_str(tokenizer.backend_tokenizer.to_str())
+    parts.normalizer = normalizers.Lowercase()
+    parts.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(r"\d"), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
+    serialised = json.loads(parts.to_str())
+    changed = {part: serialised[part] for part in ("normalizer", "pre_tokenizer")}
+    loaded = load_tokenizer(save(tmp_path, tokenizer, family, **changed))
+    own = File.from_file(str(tmp_path / "tokenizer.json"))
+    for text in ("AB 12 aB", "e\u0301 \u00c9", " 1212 "):
+        assert loaded.ids(text) == own.encode(text, add_special_tokens=False).ids
+    said = capfd.readouterr().err
+    warned = [line for line in said.splitlines() if "normalizer, pre_tokenizer" in line]
+    assert len(warned) == (family != "llama")
+
+
+@pytest.mark.parametrize(("family", "make"), [("qwen2", byte_level), ("mistral", sentencepiece_style)])
+def test_a_file_that_is_its_familys_is_not_told_of(tmp_path, capfd, family, make):
+    from transformers import Qwen2Tokenizer
+
+    tokenizer = make()
+    if family == "qwen2":
+        vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"]
+        tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=[])
+    load_tokenizer(save(tmp_path, tokenizer, family))
+    assert "warning" not in capfd.readouterr().err
+
+
+def test_another_format_beside_the_file_is_left_alone(tmp_path):
+    """Where mistral-common is installed, transformers takes its tekken.json before tokenizer.json."""
+    tokenizer = sentencepiece_style()
+    (tmp_path / "tekken.json").write_text("{}")
+    assert load_tokenizer(save(tmp_path, tokenizer, "mistral")).prompt_ids("a") == Tokenizer(tokenizer).prompt_ids("a")
+
+
+CONTROLS = ["<|im_start|>", "<|im_end|>", "<pad>", "[INST]", "<end_of_turn>"]
+
+
+@pytest.mark.parametrize("make", [byte_level, sentencepiece_style])
+@pytest.mark.parametrize("special", [True, False])
+def test_text_that_spells_control_tokens_stays_text(make, special):
+    """Long-Context-Data-Engineering 14: speech marked up with <s> and </s>. Some files type markers as plain tokens."""
+    backend = make()
+    spelt = [token for token in CONTROLS if special or token != "<pad>"]
+    if special:
+        backend.add_special_tokens({"extra_special_tokens": spelt})
+    else:
+        backend.add_tokens(spelt)
+    tokenizer = Tokenizer(backend)
+    spelt = [*spelt, tokenizer.backend.eos_token]
+    assert tokenizer.control_ids >= {tokenizer.vocabulary[token] for token in spelt}
+    for token in spelt:
+        text = f"so {token}{token} he said: {token}"
+        for ids in (tokenizer.ids(text), tokenizer.prompt_ids(text)[len(tokenizer.opening) :]):
+            assert tokenizer.control_ids.isdisjoint(ids)
+            assert str(tokenizer.backend.decode(ids)).removeprefix(" ") == text
+        assert tokenizer.batch_prompt_ids([text, "a"]) == [tokenizer.prompt_ids(text), tokenizer.prompt_ids("a")]
+        assert tokenizer.template_ids(text).count(tokenizer.vocabulary[token]) == 3
+        assert tokenizer.control_ids.isdisjoint(candidate_ids(token, tokenizer))
+
+
+def test_a_control_token_that_text_would_be_merged_into_is_refused():
+    tokenizer = Tokenizer(sentencepiece_style(merges=(("<", "/"), ("s", ">"), ("</", "s>"))))
+    with pytest.raises(InputError, match=r"'ends in </s>'.*</s>"):
+        tokenizer.batch_ids(["a", "ends in </s>"])
+
+
+MODELS = {
+    "plain": {},
+    "the user's tokens": {"extra": [("<sep>", USER_DEFINED), ("[REF]", USER_DEFINED)]},
+    "blanks taken away": {"remove_extra_whitespaces": True},
+    "no space before": {"add_dummy_prefix": False},
+}
+
+
+@pytest.mark.parametrize("rules", MODELS.values(), ids=MODELS)
+def test_ids_of_tokenizer_model_are_sentencepieces(tmp_path, rules):
+    model = sentence_piece_model(**rules)
+    ours = load_tokenizer(save_sentence_piece(tmp_path, model))
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=model)
+    words = ["the", " ", "  ", "   ", "==", "in", "g", "é", "π", "\n", "\t", "▁", "</s>", "<s>", "a<sep>", "[REF]b"]
+    choice = random.Random(0)
+    texts = [*TEXTS, *("".join(choice.choices(words, k=choice.randint(1, 12))) for _ in range(2000))]
+    for text, ids in zip(texts, ours.batch_ids(texts), strict=True):
+        assert ids == theirs.encode(text), text
+    assert (ours.backend.bos_token, ours.backend.eos_token, ours.eos_id) == ("<s>", "</s>", 2)
+
+
+def test_tokenizer_model_is_read_without_the_package(tmp_path):
+    model = sentence_piece_model()
+    save_sentence_piece(tmp_path, model, add_bos_token=True)
+    code = (
+        "import pathlib, sys; sys.modules['sentencepiece'] = None\n"
+        "from jaxalign.data.tokenizer import load_tokenizer\n"
+        f"print(load_tokenizer(pathlib.Path({str(tmp_path)!r})).prompt_ids('  the end'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [1, *sentencepiece.SentencePieceProcessor(model_proto=model).encode("  the end")]
+
+
+def test_other_sentencepiece_models_are_refused(tmp_path):
+    model = sentence_piece_model()
+    for content, says in ((model[:-7], "SentencePiece"), (b"", "SentencePiece"), (b"#" * 40, "SentencePiece")):
+        with pytest.raises(InputError, match=says) as error:
+            load_tokenizer(save_sentence_piece(tmp_path, content))
+        assert "tokenizer.model" in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(InputError, match="only BPE"):
+        load_tokenizer(save_sentence_piece(tmp_path, sentence_piece_model(model_type=1)))

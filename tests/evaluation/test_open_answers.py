@@ -200,3 +200,21 @@ def test_chrf_of_a_cell_is_the_corpus_score():
     assert summary["language"] == "de" and summary["target"] == "en" and summary["seen"] is False
     assert "|nc:6|" in summary["signature"]
     assert 30 < summary["chrf"] < float(np.mean([record["chrf"] for record in records]))
+
+
+def test_questions_that_spell_control_tokens_are_text(tmp_path: Path):
+    tokenizer, text = tiny_world.byte_tokenizer(), "How much is <|endoftext|> and 2<|endoftext|>?"
+    (tmp_path / "mgsm").mkdir()
+    (tmp_path / "mgsm/mgsm_German.json").write_text(json.dumps({"query": text, "response": "1"}) + "\n")
+    pair = QuestionPair(text, text, "de", "en")
+    cells = [
+        math_cell(tmp_path, MATH_TASKS["mgsm"], "de", slice(None), tokenizer),
+        *(
+            translation_cells([pair], slice(None), tokenizer, template, heldout=False, tuned_on=None)[0]
+            for template in ("default", "alpaca", "none")
+        ),
+    ]
+    for cell in cells:
+        [prompt] = cell.prompts
+        assert tokenizer.control_ids.isdisjoint(prompt)
+        assert text in str(tokenizer.backend.decode(prompt))

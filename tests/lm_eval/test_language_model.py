@@ -1,13 +1,17 @@
 """Every type of request against lm-eval's `hf` model, one text at a time there."""
 
+import copy
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from lm_eval.api.model import CachingLM
+from tokenizers.processors import TemplateProcessing
 
+from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.evaluation import continuations
 from jaxalign.evaluation.generate import Answer
@@ -219,3 +223,24 @@ def test_a_shorter_length_is_kept_to(folders, caplog: pytest.LogCaptureFixture):
     np.testing.assert_allclose(ours.loglikelihood_rolling(whole), hf.loglikelihood_rolling(whole), rtol=RTOL)
     asked = requests_of("loglikelihood", ("z" * 60, " abc"))
     np.testing.assert_allclose(ours.loglikelihood(asked)[0][0], hf.loglikelihood(asked)[0][0], rtol=RTOL)
+
+
+def test_control_tokens_in_a_text_are_those_of_hf(both: Both):
+    """Few-shot texts and chat templates come as one text, so what spells a control token is one, as in `hf`."""
+    end = both.hf.tokenizer.eos_token
+    for text in (f"a{end} b", f"{end}a", both.hf.tokenizer.decode(both.hf.prefix_token_id) + "a", "a"):
+        for added in (None, True, False):
+            assert both.ours.tok_encode(text, added) == both.hf.tok_encode(text, added)
+
+
+def test_nothing_stands_behind_a_context(both: Both, monkeypatch: pytest.MonkeyPatch):
+    """A tokenizer with add_eos_token ends every context with an end of text, in `hf`."""
+    plain = [both.ours.tok_encode("a b", added) for added in (None, True, False)]
+    tokenizer = copy.deepcopy(both.ours.tokenizer)
+    end, begin = str(tokenizer.eos_token), both.ours.model.tokenizer.bos or ""
+    tokens = [(token, tokenizer.convert_tokens_to_ids(token)) for token in (begin, end) if token]
+    single = f"{begin} $A {end}".strip()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=tokens)
+    assert tokenizer.encode("a b")[-1] == tokenizer.eos_token_id
+    monkeypatch.setattr(both.ours, "model", replace(both.ours.model, tokenizer=Tokenizer(tokenizer)))
+    assert [both.ours.tok_encode("a b", added) for added in (None, True, False)] == plain

@@ -4,12 +4,17 @@ import json
 
 import gguf
 import pytest
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
+from sentencepiece import SentencePieceProcessor
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as File
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
+from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.model.gguf_tokenizer import read_gguf_tokenizer
+from jaxalign.sentence_piece import empty_model
+from tests.data.tiny_sentence_piece import USER_DEFINED, sentence_piece_model
 
 CORPUS = [
     "Premise: Two women are embracing while holding to go packages. In 1984 they'd have 12345 of them.\n",
@@ -36,7 +41,7 @@ SPECIAL = ["<|start|>", "<|end|>", "<tool>"]
 
 def byte_level_parts():
     """Vocabulary and merges of a small byte-level BPE, special tokens first."""
-    tokenizer = Tokenizer(models.BPE())
+    tokenizer = File(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
         vocab_size=500,
@@ -82,7 +87,7 @@ def write_byte_level(path, pre, **settings):
 def by_hand(steps, **model):
     """A byte-level tokenizer from the tokenizers library's parts, as released tokenizer.json files have them."""
     vocabulary, merges = byte_level_parts()
-    backend = Tokenizer(models.BPE(vocabulary, merges, **model))
+    backend = File(models.BPE(vocabulary, merges, **model))
     backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(SPECIAL[:2])
@@ -158,7 +163,7 @@ def test_begin_and_end_of_text(pre, settings, before, after, tmp_path):
 
 def sentence_piece_parts(space="\u2581"):
     """Vocabulary and scores of a small SentencePiece BPE: controls, bytes, letters, then merged pieces, best first."""
-    tokenizer = Tokenizer(models.BPE())
+    tokenizer = File(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(space, prepend_scheme="first", split=False)
     letters = sorted(set("".join(CORPUS)) - {" ", "\n"} | {space})
     trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=letters, show_progress=False, max_token_length=9)
@@ -181,6 +186,17 @@ def write_sentence_piece(path, architecture, **settings):
     return write_tokenizer(path, vocabulary, None, scores, kinds, architecture, **settings)
 
 
+def write_sentence_piece_model(path, content):
+    """A GGUF file of a SentencePiece model, as llama.cpp's converter writes it."""
+    model = empty_model()
+    model.ParseFromString(content)
+    tokens = {piece.piece: index for index, piece in enumerate(model.pieces)}
+    scores = {piece.piece: piece.score for piece in model.pieces}
+    kinds = {piece.piece: gguf.TokenType(piece.type) for piece in model.pieces}
+    settings = {"tokenizer_model": "llama", "bos_token_id": 1, "eos_token_id": 2, "unk_token_id": 0}
+    return write_tokenizer(path, tokens, None, scores, kinds, **settings)
+
+
 def merges_of(tokenizer):
     return json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
 
@@ -193,23 +209,43 @@ def test_sentence_piece_ids_and_texts(architecture, tmp_path):
     assert merges_of(ours) == merges_of(theirs)
     for text in TEXTS:
         ids = ours(text)["input_ids"]
-        assert ids == theirs(text)["input_ids"], text
+        # transformers puts no space before one that a text begins with, and none behind a control token; SentencePiece
+        # does the first, llama.cpp both.
+        if architecture == "gemma3" or not text.startswith((" ", "<s>")):
+            assert ids == theirs(text)["input_ids"], text
         assert ids[0] == 1
         assert ours.decode(ids[1:]) == theirs.decode(ids[1:])
     assert ours("\U0001f600", add_special_tokens=False)["input_ids"][-4:] == [3 + byte for byte in b"\xf0\x9f\x98\x80"]
 
 
-def test_llama_class_gives_the_same_ids(tmp_path):
-    vocabulary, scores, _ = sentence_piece_parts()
-    pieces = sorted(scores, key=lambda token: -scores[token])
-    merges = []
-    for piece in pieces:
-        cuts = [(piece[:at], piece[at:]) for at in range(len(piece) - 1, 0, -1)]
-        merges += [cut for cut in cuts if cut[0] in vocabulary and cut[1] in vocabulary]
-    theirs = LlamaTokenizer(vocab=vocabulary, merges=merges)
-    ours = read_gguf_tokenizer(write_sentence_piece(tmp_path / "t.gguf", "llama"))
-    for text in TEXTS:
-        assert ours(text, add_special_tokens=False)["input_ids"] == theirs(text, add_special_tokens=False)["input_ids"]
+def test_ids_are_those_of_the_same_model_as_tokenizer_model(tmp_path):
+    """And so SentencePiece's."""
+    content = sentence_piece_model(extra=[("<sep>", USER_DEFINED)])
+    path = write_sentence_piece_model(tmp_path / "t.gguf", content)
+    ours, theirs = Tokenizer(read_gguf_tokenizer(path)), SentencePieceProcessor(model_proto=content)
+    for text in [*TEXTS, "the<sep> end", "a</s>", "<s>  the ===== <0x41>"]:
+        assert ours.ids(text) == theirs.encode(text), text
+        assert ours.prompt_ids(text) == [1, *theirs.encode(text)]
+
+
+def test_turn_markers_are_control_tokens_whatever_their_type(tmp_path):
+    """unsloth 5070: a converter writes the markers of turns as plain tokens."""
+    vocabulary, merges = byte_level_parts()
+    markers = ["<|im_start|>", "<|im_end|>", "<end_of_turn>"]
+    vocabulary |= {token: len(vocabulary) + index for index, token in enumerate(markers)}
+    settings = {"tokenizer_model": "gpt2", "tokenizer_pre": "qwen2", "bos_token_id": 0, "eos_token_id": 1}
+    backend = read_gguf_tokenizer(write_tokenizer(tmp_path / "t.gguf", vocabulary, merges, **settings))
+    tokenizer = Tokenizer(backend)
+    for token in [*markers, *SPECIAL[:2]]:
+        assert backend(f"a{token}", add_special_tokens=False)["input_ids"][-1] == vocabulary[token]
+        assert tokenizer.control_ids.isdisjoint(tokenizer.ids(f"a{token}"))
+    assert tokenizer.ids_between("<|im_start|>user\n", "a<|im_end|>", "<|im_end|>").count(vocabulary["<|im_end|>"]) == 1
+
+
+def test_prompts_do_not_end_as_the_file_asks(tmp_path):
+    tokenizer = Tokenizer(read_gguf_tokenizer(write_byte_level(tmp_path / "t.gguf", "llama-bpe", add_eos_token=True)))
+    assert tokenizer.prompt_ids("some text") == [0, *tokenizer.ids("some text")]
+    assert any("<|end|>" in warning for warning in tokenizer.warnings("llama"))
 
 
 def test_gemma_spells_its_tokens_of_spaces_again(tmp_path):
