@@ -141,16 +141,22 @@ def bounding_box(parts: Collection[Bounds]) -> Bounds:
 
 
 def assemble(
-    config: ModelConfig, param_dtype: DTypeLike, read: ReadTensor, place: Place = place_whole
+    config: ModelConfig, type_of: Callable[[Weight], DTypeLike], read: ReadTensor, place: Place = place_whole
 ) -> dict[str, Any]:
     """The parameter tree, leaf by leaf: beyond what is placed, the host holds one leaf, and what `read` takes."""
     leaves: dict[str, jax.Array] = {}
     for weight in weight_table(config):
-        placed = place(unread_leaf(weight, config.layers, jnp.dtype(param_dtype), read))
+        placed = place(unread_leaf(weight, config.layers, jnp.dtype(type_of(weight)), read))
         module, _, name = weight.path.rpartition("/")
         by_name = placed if isinstance(placed, Mapping) else {name: placed}
         leaves |= {f"{module}/{name}": array for name, array in by_name.items()}
     return unflatten_dict(leaves, sep="/")
+
+
+def widest(types: Collection[DTypeLike]) -> np.dtype:
+    """The type that holds the numbers of all these floating types: the one that they are, or float32."""
+    found = {jnp.dtype(each) for each in types}
+    return found.pop() if len(found) == 1 else jnp.dtype(jnp.float32)
 
 
 def unread_leaf(weight: Weight, layers: int, dtype: np.dtype, read: ReadTensor) -> Leaf:
