@@ -18,7 +18,8 @@ from jaxalign.model.gguf_file import GgufFile, open_gguf
 from jaxalign.model.gguf_tokenizer import read_gguf_tokenizer
 from jaxalign.model.hf_config import MOST_LAYERS, Keys, extended_positions, yarn_attention
 from jaxalign.model.hf_weights import listed
-from jaxalign.model.weights import Index, Place, Weight, assemble, place_whole, weight_table, widest
+from jaxalign.model.product import widest
+from jaxalign.model.weights import Index, Place, Weight, assemble, place_whole, weight_table
 
 __all__ = ["load_gguf_params", "read_gguf_config", "read_gguf_tokenizer"]
 

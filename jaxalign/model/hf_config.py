@@ -26,6 +26,13 @@ def read_config(folder: Path) -> ModelConfig:
     return config_from_hf(document, str(path))
 
 
+def declared_type(path: Path) -> str:
+    """The type that a config.json says the weights have; float32, transformers' own default, where it does not."""
+    document = files.read_json(path)
+    declared = document.get("dtype") or document.get("torch_dtype") if isinstance(document, dict) else None
+    return declared if declared in ("float32", "bfloat16", "float16") else "float32"
+
+
 def read_end_ids(folder: Path) -> list[int]:
     """The ids at which transformers' `generate` ends a text of the model, beside its tokenizer's end of text.
 

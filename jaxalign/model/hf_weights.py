@@ -22,7 +22,8 @@ from jaxalign import files
 from jaxalign.errors import InputError
 from jaxalign.metrics_log import say
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.weights import Index, Place, Weight, assemble, place_whole, weight_table, widest
+from jaxalign.model.product import widest
+from jaxalign.model.weights import Index, Place, Weight, assemble, place_whole, weight_table
 
 PIECE_BYTES = 2**26
 """How much of a tensor is read at a time: what is read stays in memory until its file is closed."""

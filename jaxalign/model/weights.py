@@ -153,12 +153,6 @@ def assemble(
     return unflatten_dict(leaves, sep="/")
 
 
-def widest(types: Collection[DTypeLike]) -> np.dtype:
-    """The type that holds the numbers of all these floating types: the one that they are, or float32."""
-    found = {jnp.dtype(each) for each in types}
-    return found.pop() if len(found) == 1 else jnp.dtype(jnp.float32)
-
-
 def unread_leaf(weight: Weight, layers: int, dtype: np.dtype, read: ReadTensor) -> Leaf:
     """The leaf that a weight's tensors make, stacked where the layers are."""
     shape = (layers, *weight.shape) if weight.stacked else weight.shape
