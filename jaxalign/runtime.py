@@ -48,6 +48,16 @@ def mesh_sizes(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, in
     return sizes[0], sizes[1], sizes[2]
 
 
+def compiler_options(mesh: Mesh) -> dict[str, str]:
+    """How programs that scan over layers are compiled for a mesh, as `jax.jit` takes it.
+
+    XLA's CPU back end widens bfloat16 weights before it slices a layer out of them, and would move that out of the
+    loop: all layers in float32, beside what is stored. That pass is left out; then each layer's are widened in turn.
+    """
+    on_a_cpu = all(device.platform == "cpu" for device in mesh.devices.flat)
+    return {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"} if on_a_cpu else {}
+
+
 def cache_folder() -> Path:
     """The user's cache folder for joined model files and compiled programs (`XDG_CACHE_HOME` is honoured)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxalign"

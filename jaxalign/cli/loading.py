@@ -166,7 +166,7 @@ def tuned_params(model: Model, params: Any, path: AnyPath) -> Any:
         raise InputError(f"{path}: tuned parameters of another model than {model.path}")
     dtype = model.decoder.dtype
 
-    def placed(own: jax.Array, tuned: jax.Array) -> jax.Array:
+    def placed(own: Any, tuned: Any) -> jax.Array:
         return spread(tuned.astype(widest({own.dtype, dtype})), own.sharding)
 
     return jax.tree.map(placed, model.params, params)
