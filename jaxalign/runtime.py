@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -48,13 +48,13 @@ def mesh_sizes(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, in
     return sizes[0], sizes[1], sizes[2]
 
 
-def compiler_options(mesh: Mesh) -> dict[str, str]:
-    """How programs that scan over layers are compiled for a mesh, as `jax.jit` takes it.
+def compiler_options(devices: Iterable[Any]) -> dict[str, str]:
+    """How programs that scan over layers are compiled for devices, as `jax.jit` takes it.
 
     XLA's CPU back end widens bfloat16 weights before it slices a layer out of them, and would move that out of the
     loop: all layers in float32, beside what is stored. That pass is left out; then each layer's are widened in turn.
     """
-    on_a_cpu = all(device.platform == "cpu" for device in mesh.devices.flat)
+    on_a_cpu = all(device.platform == "cpu" for device in devices)
     return {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"} if on_a_cpu else {}
 
 

@@ -49,7 +49,7 @@ class WatchedRunner(EmptyFillerRunner):
             in_shardings=(self.variable_shardings, held, whole, whole, whole),
             out_shardings=held,
             donate_argnums=1,
-            compiler_options=compiler_options(mesh),
+            compiler_options=compiler_options(mesh.devices.flat),
         )
 
     def outputs(

@@ -22,7 +22,7 @@ class Program:
             function,
             in_shardings=in_shardings,
             out_shardings=out_shardings,
-            compiler_options=compiler_options(mesh),
+            compiler_options=compiler_options(mesh.devices.flat),
         )
         self.mesh, self.array_shardings = mesh, in_shardings[1:]
         self.compiled: dict[Any, Callable[..., Any]] = {}

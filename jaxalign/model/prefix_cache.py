@@ -72,7 +72,7 @@ class PrefixRunner:
             function,
             in_shardings=shardings,
             out_shardings=whole,
-            compiler_options=compiler_options(mesh),
+            compiler_options=compiler_options(mesh.devices.flat),
         )
 
     def __call__(self, variables: Any, tokens: Sequence[int]) -> Any:

@@ -107,7 +107,7 @@ class PromptRunner:
             self.counted(function),
             in_shardings=(self.variable_shardings, self.by_row, self.by_row, replicated),
             out_shardings=replicated if out_shardings is None else out_shardings,
-            compiler_options=compiler_options(mesh),
+            compiler_options=compiler_options(mesh.devices.flat),
         )
 
     def counted(self, function: PromptFunction) -> PromptFunction:

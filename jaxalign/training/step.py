@@ -191,7 +191,7 @@ def make_train_step(
         in_shardings=tuple(shardings),
         out_shardings=(shardings.state, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,
-        compiler_options=compiler_options(mesh) | (ON_A_CPU if is_on_a_cpu else {}),
+        compiler_options=compiler_options(block_sharding.device_set) | (ON_A_CPU if is_on_a_cpu else {}),
     )
 
 
@@ -209,7 +209,7 @@ def make_eval_loss(
         evaluate,
         in_shardings=(shardings.state.trainable, shardings.frozen, shardings.batch),
         out_shardings=NamedSharding(mesh, PartitionSpec()),
-        compiler_options=compiler_options(mesh),
+        compiler_options=compiler_options(shardings.batch.device_set),
     )
 
 
