@@ -22,7 +22,7 @@ def language_model(way: str, folder: Path, threads: int, batch_size: int) -> LM:
     if way == "jaxalign":
         from jaxalign.lm_eval.language_model import JaxalignLM
 
-        return JaxalignLM(path=str(folder), batch_size=batch_size)
+        return JaxalignLM(path=str(folder), param_dtype="float32", batch_size=batch_size)
     import torch
     from lm_eval.models.huggingface import HFLM
 

@@ -72,7 +72,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     model, plan = read_config(options.model), real_plan(options.model, config, options.pairs)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        ja.train(ja.load(options.model), options.pairs, run, batch={"rows_at_once": 1}, **settings_of(options))
+        ja.train(
+            ja.load(options.model, param_dtype="float32"),
+            options.pairs,
+            run,
+            batch={"rows_at_once": 1},
+            **settings_of(options),
+        )
         rows = [row for _, row in read_json_lines(run / "metrics.jsonl")]
     steps = [row["seconds"] for row in rows if "seconds" in row][1:]
     looks = [row["watch_seconds"] for row in rows if "watch_seconds" in row][1:]

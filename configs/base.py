@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     config.adapter = ""  # a PEFT folder or a training run; none if empty
     config.resume = ""  # train: a run whose newest checkpoint a new one starts from, optimizer and step with it
     config.dtype = "float32"  # compute type: float32, bfloat16, or float16 (the study's evaluation)
-    config.param_dtype = "float32"  # how base weights are stored: as those, int8, or nf4
+    config.param_dtype = "auto"  # how base weights are stored: as in the checkpoint, as those, int8, or nf4
     config.data = "mini"  # a folder holding ap_emotion/, snli/, paws/; or the shipped mini set
     config.exemplars = ""  # few-shot exemplars: a file, or mini; DATA/exemplars.json if empty
     config.tasks = "emotion"  # emotion, snli, paws; comma-separated, or all

@@ -19,7 +19,8 @@ def get_config() -> ConfigDict:
     config = load_config("base")
     config.stages = ({"build.instruction": "before"}, {})  # answers carry no instruction
     config.tune = "all"
-    config.dtype = "bfloat16"  # parameters stay float32, so that no rounding comes between the stages
+    config.dtype = "bfloat16"
+    config.param_dtype = "float32"  # so that no rounding comes between the stages
     config.template = "alpaca"
     config.heldout = 0.0
     config.epochs = 3

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,16 @@ def mesh_sizes(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, in
     elif known != devices:
         raise InputError(f"mesh {tuple(sizes)} does not divide into the {devices} devices here; change config.mesh")
     return sizes[0], sizes[1], sizes[2]
+
+
+def compiler_options(devices: Iterable[Any]) -> dict[str, str]:
+    """How programs that scan over layers are compiled for devices, as `jax.jit` takes it.
+
+    XLA's CPU back end widens bfloat16 weights before it slices a layer out of them, and would move that out of the
+    loop: all layers in float32, beside what is stored. That pass is left out; then each layer's are widened in turn.
+    """
+    on_a_cpu = all(device.platform == "cpu" for device in devices)
+    return {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"} if on_a_cpu else {}
 
 
 def cache_folder() -> Path:

@@ -24,7 +24,8 @@ from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.tasks import TASKS, read_task_rows
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
-from jaxalign.files import path_of, read_json
+from jaxalign.files import path_of
+from jaxalign.model.hf_weights import stored_types
 from jaxalign.model.hub import model_name
 from jaxalign.model.lora import LoraConfig
 from jaxalign.model.transformer import Decoder
@@ -110,7 +111,7 @@ def compared_model(folder: Path, config: ConfigDict) -> dict[str, Any]:
         source = load_model(in_float32(config))
         document |= {
             "base_model": model_name(source.path),
-            "merged_against_adapter": difference(logits, logits_of(source, tokens), stored_type(folder)),
+            "merged_against_adapter": difference(logits, logits_of(source, tokens), coarsest_type(folder)),
             "base_tokenizer": facts_of_tokenizer(source.tokenizer),
         }
         del source
@@ -222,9 +223,9 @@ def hashes(folder: Path) -> dict[str, str]:
     return found
 
 
-def stored_type(folder: Path) -> str:
-    """The type that a folder that we wrote holds its weights in."""
-    return read_json(folder / "config.json")["torch_dtype"]
+def coarsest_type(folder: Path) -> str:
+    """Of the types that a folder that we wrote holds its weights in, the one that rounds most."""
+    return max(stored_types(folder), key=lambda name: BOUNDS[name])
 
 
 def in_float32(config: ConfigDict, **values: str) -> ConfigDict:

@@ -157,5 +157,5 @@ def settings(config: ConfigDict, model: Model) -> dict[str, str]:
         "model": model_name(model.path),
         "adapter": config.adapter,
         "dtype": config.dtype,
-        "param_dtype": config.param_dtype,
+        "param_dtype": model.param_dtype,
     }

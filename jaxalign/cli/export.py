@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from jaxalign.cli.certificate import certify
-from jaxalign.cli.loading import Model, load_model, merged, model_path, out_folder
+from jaxalign.cli.loading import Model, load_model, merged, model_path, out_folder, with_adapter
 from jaxalign.cli.provenance import command
 from jaxalign.cli.verify import refuse_faults, verdict
 from jaxalign.errors import InputError
@@ -74,15 +75,20 @@ def export_adapter(config: ConfigDict, run: AnyPath, named: str, folder: Path) -
 
 def export_model(config: ConfigDict, run: AnyPath, folder: Path) -> None:
     """The model of `config.model` with the run's adapter merged into it, or the run's own parameters, as a Hugging Face
-    folder; weights in `config.param_dtype`."""
+    folder; weights in `config.param_dtype` or, for auto, each in the type that the base stores it in."""
     if config.param_dtype in SCHEMES:
         raise InputError(
             f"--config.param_dtype={config.param_dtype} with --config.format=merged: merged weights are written as "
             "float32, bfloat16 or float16"
         )
-    model = merged(load_model(config), config.param_dtype)
+    base = config.copy_and_resolve_references()
+    base.adapter = ""
+    model = load_model(base)
+    types = jax.tree.map(lambda leaf: leaf.dtype, model.params)
+    model = merged(with_adapter(model, run), config.param_dtype)
     save_tokenizer(model, folder)
-    save_params(folder, model.params, model.config, token_ids(model))
+    params = jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), model.params, types)
+    save_params(folder, params, model.config, token_ids(model))
 
 
 def stated_licence(model: str) -> str | None:

@@ -32,6 +32,7 @@ from jaxalign.model.hf_weights import load_params
 from jaxalign.model.hub import local_model
 from jaxalign.model.lora import LoraConfig, check_adapter, merge_lora
 from jaxalign.model.peft_adapters import load_adapter
+from jaxalign.model.product import widest
 from jaxalign.model.quantised import SCHEMES, is_projection, quantise_params, quantise_stacked
 from jaxalign.model.sharding import spread
 from jaxalign.model.transformer import Decoder
@@ -41,6 +42,8 @@ from jaxalign.reporting.runs import read_run_document
 from jaxalign.training.checkpoint import read_trained
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+PARAM_DTYPES = ("auto", *DTYPES, *SCHEMES)
+"""Values of `config.param_dtype`; auto: each weight in the type that the checkpoint stores it in."""
 
 
 class Adapter(NamedTuple):
@@ -61,6 +64,8 @@ class Model:
     params: Any
     decoder: Decoder
     adapter: Adapter | None = None
+    param_dtype: str = "float32"
+    """How the base is stored: `config.param_dtype` or, for auto, the types that were found, as in "bfloat16"."""
     tuned_on: list[str] | None = dataclasses.field(default_factory=list)
     """The languages that adapter or parameters were tuned on; None: nobody recorded all of them."""
 
@@ -80,7 +85,8 @@ def load_model(config: ConfigDict, *, quantised: bool = False) -> Model:
         raise InputError("--config.model= is needed: a Hugging Face folder, a GGUF file or an id on the hub (ORG/NAME)")
     path = model_path(config.model)
     dtype = dtype_named("dtype", config.dtype, DTYPES)
-    param_dtype = dtype_named("param_dtype", config.param_dtype, {**DTYPES, **dict.fromkeys(SCHEMES, dtype)})
+    types = {"auto": None, **DTYPES, **dict.fromkeys(SCHEMES, dtype)}
+    param_dtype = dtype_named("param_dtype", config.param_dtype, types)
     mesh = runtime.make_mesh(**config.mesh)
     place = place_leaf(mesh, config.param_dtype if quantised else "")
     model_config, tokenizer = config_and_tokenizer(path)
@@ -90,7 +96,12 @@ def load_model(config: ConfigDict, *, quantised: bool = False) -> Model:
         agree(f"model={config.model}", [model_config, tokenizer.fingerprint, sizes])
     read_params = load_params if path.is_dir() else load_gguf_params
     params = read_params(path, model_config, param_dtype, place)
-    model = Model(path, model_config, tokenizer, mesh, params, Decoder(model_config, dtype=dtype))
+    model_config = replace(model_config, tied_head="lm_head" not in params)  # the files know better than config.json
+    stored = config.param_dtype
+    if param_dtype is None:
+        stored = "+".join(sorted({leaf.dtype.name for leaf in jax.tree.leaves(params)}))
+    decoder = Decoder(model_config, dtype=dtype)
+    model = Model(path, model_config, tokenizer, mesh, params, decoder, param_dtype=stored)
     return with_adapter(model, path_of(config.adapter)) if config.adapter else model
 
 
@@ -154,21 +165,27 @@ def adapted(model: Model, adapter: Adapter) -> Model:
 
 
 def tuned_params(model: Model, params: Any, path: AnyPath) -> Any:
-    """The parameters of a run that tuned all of them, in the place and type of the model's own."""
+    """The parameters of a run that tuned all of them, in the place of the model's own, and no narrower than the
+    arithmetic: what was tuned is less than a bfloat16 can tell apart."""
     if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, model.params):
         raise InputError(f"{path}: tuned parameters of another model than {model.path}")
-    return jax.tree.map(lambda own, tuned: spread(tuned.astype(own.dtype), own.sharding), model.params, params)
+    dtype = model.decoder.dtype
+
+    def placed(own: Any, tuned: Any) -> jax.Array:
+        return spread(tuned.astype(widest({own.dtype, dtype})), own.sharding)
+
+    return jax.tree.map(placed, model.params, params)
 
 
 def merged(model: Model, param_dtype: str) -> Model:
     """The model as it is evaluated: its adapter merged into the base weights, which int8 or nf4 then quantises.
 
-    So base and tuned model are one structure and share compiled programs, and quantisation meets the sum, as in the
-    study.
+    So base and tuned model are one structure, and quantisation meets the sum, as in the study. A kernel with an adapter
+    becomes no narrower than the arithmetic: bfloat16 would round much of a small update away.
     """
     params = model.params
     if model.adapter is not None:
-        params = merge_lora(params, model.adapter.tree, model.adapter.lora)
+        params = merge_lora(params, model.adapter.tree, model.adapter.lora, model.decoder.dtype)
     model = replace(model, params=params, adapter=None, decoder=replace(model.decoder, lora=None))
     return with_stored_base(model, param_dtype)
 

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxalign import files, runtime
-from jaxalign.cli.loading import DTYPES, dtype_named, refuse_paths, split_list
+from jaxalign.cli.loading import DTYPES, PARAM_DTYPES, dtype_named, refuse_paths, split_list
 from jaxalign.cli.stages import settings_of_stages
 from jaxalign.cli.train import check_train_settings, lora_config, step_configs
 from jaxalign.data.batches import BatchLayout, round_up
@@ -16,10 +16,10 @@ from jaxalign.evaluation.score_labels import SHORTEST_ROW
 from jaxalign.metrics_log import say
 from jaxalign.model import architectures
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.gguf import read_gguf_config
-from jaxalign.model.hf_config import read_config
+from jaxalign.model.gguf import gguf_types, read_gguf_config
+from jaxalign.model.hf_config import declared_type, read_config
+from jaxalign.model.hf_weights import stored_types
 from jaxalign.model.hub import CONFIG_FILES, local_model
-from jaxalign.model.quantised import SCHEMES
 from jaxalign.planning.advice import advice
 from jaxalign.planning.chips import parse_slice
 from jaxalign.planning.compiler import facts_of, versions
@@ -112,13 +112,26 @@ def architecture_named(model: str) -> ModelConfig:
     return read_gguf_config(path) if path.is_file() else architectures.read(model)
 
 
+def stored_type(model: str) -> str:
+    """The type that most of a model's weights are stored in: of those that are here, or as config.json says."""
+    path = local_model(model, CONFIG_FILES)
+    if path.is_file():
+        return gguf_types(path).most_common(1)[0][0]
+    if not path.is_dir():
+        return declared_type(architectures.FOLDER / f"{model}.json")
+    try:
+        return stored_types(path).most_common(1)[0][0]
+    except InputError:  # no weights, which a plan does not need
+        return declared_type(path / "config.json")
+
+
 def job_of(config: ConfigDict, architecture: ModelConfig, topology: str, program: str) -> Job:
     """The job that the config describes on one slice."""
     if program not in PROGRAMS:
         raise InputError(f"--config.plan.programs={program}: choose among {', '.join(PROGRAMS)}")
     check_train_settings(config)
     dtype_named("dtype", config.dtype, DTYPES)
-    dtype_named("param_dtype", config.param_dtype, DTYPES | dict.fromkeys(SCHEMES))
+    dtype_named("param_dtype", config.param_dtype, dict.fromkeys(PARAM_DTYPES))
     optimizer, step, *_ = step_configs(config)
     sizes = runtime.mesh_sizes(**config.mesh, devices=parse_slice(topology).devices)
     rows, length = batch_shape(config, program, ways=sizes[0] * sizes[1])
@@ -129,7 +142,7 @@ def job_of(config: ConfigDict, architecture: ModelConfig, topology: str, program
         rows=rows,
         length=length,
         dtype=config.dtype,
-        param_dtype=config.param_dtype,
+        param_dtype=stored_type(config.model) if config.param_dtype == "auto" else config.param_dtype,
         lora=None if config.tune == "all" else lora_config(config),
         remat=config.remat,
         optimizer=optimizer,

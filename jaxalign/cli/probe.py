@@ -184,10 +184,11 @@ def probe_model(config: ConfigDict, model: Model) -> None:
 
 
 def of_base(config: ConfigDict, run: ProbeRun) -> ProbeRun:
-    """The run on the model as it was before its tuning."""
+    """The run on the model as it was before its tuning, in the types that it has now."""
     base = config.copy_and_resolve_references()
     base.adapter = ""
-    return replace(run, variables=load_model(base).variables)
+    variables = jax.tree.map(lambda own, tuned: own.astype(tuned.dtype), load_model(base).variables, run.variables)
+    return replace(run, variables=variables)
 
 
 def say_of_lens(lens: Mapping[str, Any]) -> None:

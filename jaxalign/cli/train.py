@@ -144,6 +144,7 @@ def train_model(
         "trainable_parameters": trainable_parameters(model, lora),
         **provenance(config),
     }
+    document["config"]["param_dtype"] = model.param_dtype  # what auto has found
     describe(document, pairs)
     optimizer_config, step_config, loop_config, kept = step_configs(config)
     decoder, shapes = replace(model.decoder, lora=lora), {"params": model.params}
@@ -170,7 +171,7 @@ def train_model(
             "heldout": config.heldout,
             "adapter": weights_sha256(model.adapter.tree) if model.adapter else "",
             "dtype": config.dtype,
-            "param_dtype": config.param_dtype,
+            "param_dtype": model.param_dtype,
         },
         resume=path_of(config.resume) if config.resume else None,
         initial_adapter=model.adapter.tree if model.adapter else None,

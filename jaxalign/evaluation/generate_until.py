@@ -18,6 +18,7 @@ from jaxalign.model.attention import init_cache
 from jaxalign.model.prompt_batches import EmptyFillerRunner
 from jaxalign.model.sharding import cache_shardings
 from jaxalign.model.transformer import Decoder
+from jaxalign.runtime import compiler_options
 
 WATCH = 8
 """Tokens between two looks at the texts: most stop strings come early, and a look is cheap beside a step."""
@@ -48,6 +49,7 @@ class WatchedRunner(EmptyFillerRunner):
             in_shardings=(self.variable_shardings, held, whole, whole, whole),
             out_shardings=held,
             donate_argnums=1,
+            compiler_options=compiler_options(mesh.devices.flat),
         )
 
     def outputs(

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxalign.model.sharding import spread
+from jaxalign.runtime import compiler_options
 
 
 class Program:
@@ -17,7 +18,12 @@ class Program:
     def __init__(self, function: Callable[..., Any], mesh: Mesh, in_shardings: Any, out_shardings: Any):
         """The shardings as `jax.jit` takes them; variables and arrays lie so already, or are NumPy arrays, the same in
         every process."""
-        self.jitted = jax.jit(function, in_shardings=in_shardings, out_shardings=out_shardings)
+        self.jitted = jax.jit(
+            function,
+            in_shardings=in_shardings,
+            out_shardings=out_shardings,
+            compiler_options=compiler_options(mesh.devices.flat),
+        )
         self.mesh, self.array_shardings = mesh, in_shardings[1:]
         self.compiled: dict[Any, Callable[..., Any]] = {}
         self.compile_seconds = 0.0

@@ -47,7 +47,7 @@ class JaxalignLM(TemplateLM):
         path: str = "",
         adapter: str | None = None,
         dtype: str = "float32",
-        param_dtype: str = "float32",
+        param_dtype: str = "auto",
         batch_tokens: int = 1024,
         max_length: int | None = None,
         batch_size: int | str = 1,

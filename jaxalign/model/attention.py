@@ -4,6 +4,7 @@ Axis letters as in transformer.py: B batch, T query length, S key length, L laye
 G = N/K query heads to a key/value head, H head width.
 """
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
-from jaxalign.model.config import ModelConfig
+from jaxalign.model.config import ModelConfig, RopeScaling
 
 ATTENTION = "attention"
 """What a rematerialisation policy knows the outcome of `grouped_attention` by."""
@@ -73,14 +74,15 @@ def write(old: jax.Array, new: jax.Array, offset: jax.Array) -> jax.Array:
 
 
 def rotary_frequencies(config: ModelConfig, local: bool) -> np.ndarray:
-    """Radians per position, float32 [H/2] (Su et al. 2021), with Llama 3's or linear scaling where it applies."""
-    scaling = config.rope_scaling
-    base = config.rope_base
-    if local and config.local_rope_base is not None:
-        base, scaling = config.local_rope_base, None
+    """Radians per position, float32 [H/2] (Su et al. 2021), scaled as `config.rope_scaling` says."""
+    scaling = rope_scaling(config, local)
+    base = config.local_rope_base if local and config.local_rope_base is not None else config.rope_base
     frequencies = 1.0 / base ** (np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
     if scaling is not None and scaling.kind == "linear":
         frequencies = frequencies / scaling.factor
+    elif scaling is not None and scaling.kind == "yarn":
+        keep = 1.0 - yarn_ramp(scaling, base, config.head_dim)
+        frequencies = keep * frequencies + (1.0 - keep) * frequencies / scaling.factor
     elif scaling is not None:
         # Short wavelengths stay, long ones are slowed by `factor`, those between are interpolated (Llama 3.1).
         turns = scaling.original_max_positions * frequencies / (2 * np.pi)
@@ -88,6 +90,26 @@ def rotary_frequencies(config: ModelConfig, local: bool) -> np.ndarray:
         keep = np.clip(keep, 0.0, 1.0)
         frequencies = keep * frequencies + (1.0 - keep) * frequencies / scaling.factor
     return frequencies.astype(np.float32)
+
+
+def rope_scaling(config: ModelConfig, local: bool) -> RopeScaling | None:
+    """The scaling on a kind of layer: none on local ones with a base of their own."""
+    return None if local and config.local_rope_base is not None else config.rope_scaling
+
+
+def yarn_ramp(scaling: RopeScaling, base: float, head_dim: int) -> np.ndarray:
+    """How far each frequency is slowed, from 0 to 1, float64 [H/2], as transformers computes it."""
+
+    def channel(turns: float) -> float:
+        """The channel, of H, that makes so many turns within the original context."""
+        return head_dim * math.log(scaling.original_max_positions / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    low, high = channel(scaling.beta_fast), channel(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    width = high - low if high != low else 0.001
+    return np.clip((np.arange(head_dim // 2, dtype=np.float64) - low) / width, 0.0, 1.0)
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
@@ -230,5 +252,8 @@ def sights(
         mask = causal & (key > query - config.window) if local and config.window is not None else causal
         frequencies = jnp.asarray(rotary_frequencies(config, local))
         angles = positions.astype(jnp.float32)[:, :, None] * frequencies[None, None, :]
-        each.append(Sight(mask, jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)))
+        scaling = rope_scaling(config, local)
+        factor = 1.0 if scaling is None else scaling.attention_factor
+        cos, sin = (factor * turned(angles) for turned in (jnp.cos, jnp.sin))
+        each.append(Sight(mask, cos.astype(dtype), sin.astype(dtype)))
     return jax.tree.map(lambda *kinds: jnp.stack(kinds), *each)

@@ -8,13 +8,21 @@ Family = Literal["llama", "mistral", "qwen2", "gemma3_text"]
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Change of rotary frequencies for longer contexts (`linear`: position interpolation; `llama3`: by wavelength)."""
+    """Change of rotary frequencies for longer contexts (`linear`: position interpolation; `llama3`: by wavelength;
+    `yarn`: by the number of turns within the original context, Peng et al. 2023, arXiv 2309.00071)."""
 
-    kind: Literal["linear", "llama3"]
+    kind: Literal["linear", "llama3", "yarn"]
     factor: float
     low_freq_factor: float = 1.0
     high_freq_factor: float = 1.0
     original_max_positions: int = 0
+    beta_fast: float = 32.0
+    """Of YaRN: frequencies of more turns stay; those of fewer than `beta_slow` are slowed by `factor`."""
+    beta_slow: float = 1.0
+    attention_factor: float = 1.0
+    """Of YaRN: cosines and sines are multiplied by it, so logits of attention by its square."""
+    truncate: bool = True
+    """Of YaRN: whether the bounds of its ramp are rounded to whole frequencies."""
 
 
 @dataclass(frozen=True)

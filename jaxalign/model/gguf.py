@@ -5,6 +5,7 @@ their offset of 1 added (convert_hf_to_gguf.py); each is undone here.
 """
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from jaxalign.errors import InputError
 from jaxalign.model.config import Family, ModelConfig, RopeScaling
 from jaxalign.model.gguf_file import GgufFile, open_gguf
 from jaxalign.model.gguf_tokenizer import read_gguf_tokenizer
-from jaxalign.model.hf_config import MOST_LAYERS, Keys
+from jaxalign.model.hf_config import MOST_LAYERS, Keys, extended_positions, yarn_attention
 from jaxalign.model.hf_weights import listed
+from jaxalign.model.product import widest
 from jaxalign.model.weights import Index, Place, Weight, assemble, place_whole, weight_table
 
 __all__ = ["load_gguf_params", "read_gguf_config", "read_gguf_tokenizer"]
@@ -58,12 +60,28 @@ def read_gguf_config(path: Path) -> ModelConfig:
     return _read_config(open_gguf(path))
 
 
+def gguf_types(path: Path) -> Counter[str]:
+    """How many numbers a GGUF file stores in which type; what is quantised counts as float32."""
+    counts: Counter[str] = Counter()
+    for tensor in open_gguf(path).tensors.values():
+        counts[tensor.dtype.name] += math.prod(tensor.shape)
+    return counts
+
+
 def load_gguf_params(
-    path: Path, config: ModelConfig, param_dtype: DTypeLike, place: Place = place_whole
+    path: Path, config: ModelConfig, param_dtype: DTypeLike | None, place: Place = place_whole
 ) -> dict[str, Any]:
-    """The parameters of a GGUF file, dequantised tensor by tensor; `place` as in `weights.assemble`."""
+    """The parameters of a GGUF file, dequantised tensor by tensor; `place` as in `weights.assemble`.
+
+    `param_dtype` None: each weight in the type that it is stored in (the widest of its layers'), float32 where it is
+    quantised.
+    """
     file = open_gguf(path)
     _check_tensors(file, config)
+
+    def stored_type(weight: Weight) -> DTypeLike:
+        names = {_name(weight, layer, config) for layer in range(config.layers if weight.stacked else 1)}
+        return widest({file.tensors[name].dtype for name in names})
 
     def read(weight: Weight, layer: int, index: Index, out: np.ndarray) -> None:
         array = file.array(_name(weight, layer, config))
@@ -75,7 +93,7 @@ def load_gguf_params(
             array = array - np.float32(1.0)
         out[...] = (array.T if weight.transposed else array)[index]
 
-    return assemble(config, param_dtype, read, place)
+    return assemble(config, stored_type if param_dtype is None else lambda weight: param_dtype, read, place)
 
 
 def _read_config(file: GgufFile) -> ModelConfig:
@@ -106,6 +124,7 @@ def _read_config(file: GgufFile) -> ModelConfig:
     # The 27B model alone divides by width / heads (same place): it is the one with 62 layers.
     query_width = width / heads if gemma and layers == 62 else head_dim
 
+    rope_scaling = _read_rope_scaling(keys, file, rope_base, head_dim)
     config = ModelConfig(
         family=_FAMILIES[architecture],
         vocab_size=file.tensors["token_embd.weight"].shape[0],
@@ -120,7 +139,7 @@ def _read_config(file: GgufFile) -> ModelConfig:
         rope_base=rope_base,
         tied_head="output.weight" not in file.tensors,
         activation="gelu_tanh" if gemma else "silu",
-        rope_scaling=_read_rope_scaling(keys, file, rope_base, head_dim),
+        rope_scaling=rope_scaling,
         local_rope_base=local_rope_base if local_layers else None,
         window=window,
         local_layers=local_layers,
@@ -131,7 +150,7 @@ def _read_config(file: GgufFile) -> ModelConfig:
         norm_offset=gemma,
         post_norms=gemma,
         embedding_scale=width**0.5 if gemma else None,
-        max_positions=keys.whole("context_length"),
+        max_positions=extended_positions(keys.whole("context_length"), rope_scaling),
     )
     keys.refuse_the_rest(harmless=("vocab_size", "rope.scaling.finetuned"), fixed={"expert_count": (0,)})
     return config
@@ -156,8 +175,14 @@ def _read_rope_scaling(keys: Keys, file: GgufFile, base: float, head_dim: int) -
     original = keys.whole("rope.scaling.original_context_length", _LLAMA3_POSITIONS)
     if kind == "linear":
         return RopeScaling("linear", keys.real("rope.scaling.factor"))
+    if kind == "yarn":
+        if base <= 1:
+            raise InputError(f"{keys.where}: yarn needs a rope.freq_base above 1, not {base}")
+        factor = keys.real("rope.scaling.factor")
+        original = keys.whole("rope.scaling.original_context_length", keys.whole("context_length"))
+        return RopeScaling("yarn", factor, original_max_positions=original, attention_factor=yarn_attention(factor))
     if kind != "none":
-        raise InputError(f"{keys.where}: rope.scaling.type {kind} is not supported, only none and linear")
+        raise InputError(f"{keys.where}: rope.scaling.type {kind} is not supported, only none, linear and yarn")
     if _ROPE_FACTORS not in file.tensors:
         return None
     # Llama 3's scaling reaches the file as what each frequency is divided by.

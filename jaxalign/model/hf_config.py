@@ -1,6 +1,7 @@
 """A checkpoint's `config.json` as a ModelConfig. Every key is used, known to change nothing, or refused by name."""
 
 import json
+import math
 import sys
 from collections.abc import Container, Mapping
 from pathlib import Path
@@ -23,6 +24,13 @@ def read_config(folder: Path) -> ModelConfig:
     if not isinstance(document, dict):
         raise InputError(f"{path}: must be one JSON object")
     return config_from_hf(document, str(path))
+
+
+def declared_type(path: Path) -> str:
+    """The type that a config.json says the weights have; float32, transformers' own default, where it does not."""
+    document = files.read_json(path)
+    declared = document.get("dtype") or document.get("torch_dtype") if isinstance(document, dict) else None
+    return declared if declared in ("float32", "bfloat16", "float16") else "float32"
 
 
 def read_end_ids(folder: Path) -> list[int]:
@@ -71,6 +79,7 @@ def config_from_hf(document: dict[str, Any], where: str) -> ModelConfig:
         raise InputError(f"{where}: head_dim {head_dim} is odd; rotary positions need an even one")
     max_positions = keys.whole("max_position_embeddings")
     rope_base, rope_scaling, local_rope_base = _read_rope(keys, family, max_positions)
+    max_positions = extended_positions(max_positions, rope_scaling)
     window, local_layers = _read_window(keys, family, layers)
     attention_bias = keys.flag("attention_bias") if family in ("llama", "gemma3_text") else False
 
@@ -121,27 +130,44 @@ def text_document(document: dict[str, Any], where: str) -> dict[str, Any]:
 # config_from_hf is refused.
 # fmt: off
 _HARMLESS = frozenset({
-    "_attn_implementation_autoset", "_model_name_or_path", "_name_or_path", "architectures", "attention_dropout",
-    "attn_implementation", "bos_token_id", "cache_implementation", "chunk_size_feed_forward", "do_sample", "dtype",
-    "eos_token_id", "id2label", "initializer_range", "is_llama_config", "label2id", "max_length", "model_type",
-    "output_attentions", "output_hidden_states", "pad_token_id", "pretraining_tp", "problem_type",
-    "repetition_penalty", "return_dict", "temperature", "tokenizer_class", "top_k", "top_p", "torch_dtype",
-    "transformers.js_config", "transformers_version", "unk_token_id", "unsloth_fixed", "unsloth_version", "use_cache",
+    # Of the checkpoint: where it comes from, how it was trained, which code and kernels run it.
+    "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal", "_commit_hash",
+    "_flash_attn_2_enabled", "_model_name_or_path", "_name_or_path", "architectures", "attention_dropout",
+    "attn_implementation", "attn_pdrop", "auto_map", "cache_implementation", "classifier_dropout", "dtype",
+    "embd_pdrop", "finetuning_task", "gradient_checkpointing", "hidden_dropout", "initializer_range", "is_decoder",
+    "is_llama_config", "max_sequence_length", "max_window_layers", "model_max_length", "model_name", "model_type",
+    "name_or_path", "neftune_noise_alpha", "pretraining_tp", "resid_pdrop", "seq_length", "tokenizer_class",
+    "torch_dtype", "torchscript", "transformers.js_config", "transformers_version", "unsloth_fixed",
+    "unsloth_version", "use_bfloat16", "use_cache", "use_flash_attention_2", "use_flash_attn",
+    # What older versions of transformers wrote into every config: tokens, outputs, classes, tasks, generation.
+    "begin_suppress_tokens", "bad_words_ids", "bos_token_id", "chunk_size_feed_forward", "decoder_start_token_id",
+    "diversity_penalty", "do_sample", "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id",
+    "exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id", "id2label", "label2id",
+    "length_penalty", "max_length", "max_new_tokens", "min_length", "no_repeat_ngram_size", "num_beam_groups",
+    "num_beams", "num_labels", "num_return_sequences", "output_attentions", "output_hidden_states", "output_scores",
+    "pad_token_id", "prefix", "problem_type", "remove_invalid_values", "repetition_penalty", "return_dict",
+    "return_dict_in_generate", "sep_token_id", "suppress_tokens", "task_specific_params", "temperature",
+    "tf_legacy_loss", "top_k", "top_p", "typical_p", "unk_token_id", "use_return_dict",
 })
 # fmt: on
 
 # Keys that change the forward pass, with the values under which this decoder is the right one.
 _FIXED: dict[str, tuple[Any, ...]] = {
+    "add_cross_attention": (False,),
     "attention_bias": (False,),
     "attn_logit_softcapping": (None,),
     "final_logit_softcapping": (None,),
+    "hidden_act": ("gelu_pytorch_tanh",),  # of a Gemma, whose own key is hidden_activation
     "is_encoder_decoder": (False,),
     "mlp_bias": (False,),
-    "partial_rotary_factor": (1.0, None),
+    "partial_rotary_factor": (1.0,),
+    "pruned_heads": ({},),
     "quantization_config": (None,),
     "rope_interleaved": (False,),
-    "use_bidirectional_attention": (False, None),
+    "tie_encoder_decoder": (False,),
+    "use_bidirectional_attention": (False,),
     "use_mrope": (False,),
+    "use_sliding_window": (False,),
 }
 
 # What transformers' configuration classes assume where a config.json is silent.
@@ -214,7 +240,8 @@ class Keys:
         """InputError for a key neither taken nor in `harmless`, unless it has one of its values in `fixed`."""
         fixed = fixed or {}
         for key, value in self.document.items():
-            if key in self.taken or key in harmless:
+            # null says nothing: every configuration class writes it for what a model does not have.
+            if key in self.taken or key in harmless or value is None:
                 continue
             shown = json.dumps(value)[:80]
             if key not in fixed:
@@ -274,15 +301,59 @@ def _read_rope_section(
                 keys.real("high_freq_factor"),
                 keys.whole("original_max_position_embeddings", max_positions),
             )
+        case "yarn":
+            scaling = _read_yarn(keys, base, max_positions)
         case _:
-            raise InputError(f"{where}: rope scaling {json.dumps(kind)} is not supported, only default, linear, llama3")
+            kinds = "default, linear, llama3, yarn"
+            raise InputError(f"{where}: rope scaling {json.dumps(kind)} is not supported, only {kinds}")
     keys.refuse_the_rest(fixed=_FIXED)
     return base, scaling
+
+
+def _read_yarn(keys: Keys, base: float, max_positions: int) -> RopeScaling:
+    """YaRN with the defaults of transformers, whose own checks of its numbers only warn."""
+
+    def real(key: str, default: float | None = None) -> float | None:
+        return default if keys.take(key) is None else keys.real(key)
+
+    original = keys.whole("original_max_position_embeddings", max_positions)
+    factor = real("factor", max_positions / original) or 1.0
+    scale, scale_of_all, attention = real("mscale"), real("mscale_all_dim"), real("attention_factor")
+    if attention is None and scale and scale_of_all:
+        attention = yarn_attention(factor, scale) / yarn_attention(factor, scale_of_all)
+    truncate = keys.take("truncate", True)
+    if type(truncate) is not bool:
+        raise InputError(f"{keys.where}: truncate must be true or false, not {json.dumps(truncate)}")
+    if base <= 1:
+        raise InputError(f"{keys.where}: yarn needs a rope_theta above 1, not {base}")
+    return RopeScaling(
+        "yarn",
+        factor,
+        original_max_positions=original,
+        beta_fast=real("beta_fast", 32.0) or 32.0,
+        beta_slow=real("beta_slow", 1.0) or 1.0,
+        attention_factor=yarn_attention(factor) if attention is None else attention,
+        truncate=truncate,
+    )
+
+
+def yarn_attention(factor: float, scale: float = 1.0) -> float:
+    """What YaRN multiplies cosines and sines by (its `mscale`)."""
+    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+
+def extended_positions(max_positions: int, scaling: RopeScaling | None) -> int:
+    """The context of a model: where YaRN is switched on (as Qwen 2.5 explains), the file still says what it was."""
+    if scaling is None or scaling.kind != "yarn":
+        return max_positions
+    return max(max_positions, int(min(scaling.factor * scaling.original_max_positions, MOST_OF_A_SIZE)))
 
 
 def _read_window(keys: Keys, family: str, layers: int) -> tuple[int | None, tuple[bool, ...]]:
     """The attention window and the layers it applies to; (None, ()) where no layer is local."""
     if family == "llama":
+        if keys.document.get("use_sliding_window") is False:  # of a Qwen that was converted
+            keys.take("sliding_window")
         return None, ()
     window = keys.whole_or_none("sliding_window")
     if family == "mistral":

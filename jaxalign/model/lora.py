@@ -15,10 +15,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
 
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.product import kernel_of
+from jaxalign.model.product import kernel_of, widest
 
 Factors = Mapping[str, jax.Array]
 """One projection's part of the adapter."""
@@ -138,29 +140,33 @@ def output_norms(kernel: jax.Array) -> jax.Array:
     return jnp.linalg.norm(kernel.astype(jnp.float32), axis=0)
 
 
-def merged_kernel(kernel: jax.Array, factors: Factors, lora: LoraConfig) -> jax.Array:
-    """The kernel [in, out] that does what kernel and adapter do together, rounded once to the kernel's type."""
+def merged_kernel(kernel: jax.Array, factors: Factors, lora: LoraConfig, dtype: DTypeLike) -> jax.Array:
+    """The kernel [in, out] that does what kernel and adapter do together, rounded once, to `dtype`."""
     merged = with_update(kernel, factors, lora)
     if lora.dora:
         merged = merged * (factors["magnitude"] / output_norms(merged))[None, :]
-    return merged.astype(kernel.dtype)
+    return merged.astype(dtype)
 
 
-def merge_lora(params: dict[str, Any], lora_tree: dict[str, Any], lora: LoraConfig) -> dict[str, Any]:
+def merge_lora(
+    params: dict[str, Any], lora_tree: dict[str, Any], lora: LoraConfig, dtype: DTypeLike | None = None
+) -> dict[str, Any]:
     """`params` with every adapter merged into its kernel, where the kernel lies.
 
-    The rest of the tree is shared with the argument, which stays as it is.
+    The merged kernels are at least as wide as `dtype`, if that is given. The rest of the tree is shared with the
+    argument, which stays as it is.
     """
     layers = dict(params["layers"])
     for module, targets in lora_tree["layers"].items():
         layers[module] = dict(layers[module])
         for target, factors in targets.items():
             kernel = layers[module][target]["kernel"]
-            merge = jax.jit(every_layer_merged, static_argnums=2, out_shardings=kernel.sharding)
-            layers[module][target] = {**layers[module][target], "kernel": merge(kernel, factors, lora)}
+            merge = jax.jit(every_layer_merged, static_argnums=(2, 3), out_shardings=kernel.sharding)
+            merged_type = kernel.dtype if dtype is None else widest({kernel.dtype, dtype})
+            layers[module][target] = {**layers[module][target], "kernel": merge(kernel, factors, lora, merged_type)}
     return {**params, "layers": layers}
 
 
-def every_layer_merged(kernel: jax.Array, factors: Factors, lora: LoraConfig) -> jax.Array:
+def every_layer_merged(kernel: jax.Array, factors: Factors, lora: LoraConfig, dtype: np.dtype) -> jax.Array:
     """`merged_kernel` of stacked layers [L, in, out], one after the other: float32 copies of all would be large."""
-    return jax.lax.map(lambda layer: merged_kernel(layer[0], layer[1], lora), (kernel, factors))
+    return jax.lax.map(lambda layer: merged_kernel(layer[0], layer[1], lora, dtype), (kernel, factors))

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxalign.model.attention import Prefix, init_cache
 from jaxalign.model.sharding import param_shardings
 from jaxalign.model.transformer import Decoder, DecoderOutput, Tap
+from jaxalign.runtime import compiler_options
 
 
 def prefill(decoder: Decoder, variables: Any, tokens: jax.Array, length: jax.Array) -> Prefix:
@@ -71,6 +72,7 @@ class PrefixRunner:
             function,
             in_shardings=shardings,
             out_shardings=whole,
+            compiler_options=compiler_options(mesh.devices.flat),
         )
 
     def __call__(self, variables: Any, tokens: Sequence[int]) -> Any:

@@ -5,11 +5,12 @@ much memory as the model in the compute type. Left to the partitioner, weights w
 device its part, and gathered then, in two to four times the bytes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from jaxalign.model.quantised import dequantise
@@ -17,6 +18,12 @@ from jaxalign.model.sharding import constrain, gathered_spec
 
 Stored = Mapping[str, jax.Array]
 """{"kernel": [in, out]}, or quantised {"codes": ..., "absmax": ...}."""
+
+
+def widest(types: Collection[DTypeLike]) -> np.dtype:
+    """The type that holds the numbers of all these floating types: the one that they are, or float32."""
+    found = {jnp.dtype(each) for each in types}
+    return found.pop() if len(found) == 1 else jnp.dtype(jnp.float32)
 
 
 def kernel_of(stored: Stored, path: str = "") -> jax.Array:

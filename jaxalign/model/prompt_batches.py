@@ -22,6 +22,7 @@ from jaxalign.errors import InputError
 from jaxalign.model.attention import Prefix
 from jaxalign.model.sharding import BATCH, param_shardings, spread
 from jaxalign.model.transformer import Decoder, DecoderOutput
+from jaxalign.runtime import compiler_options
 
 PromptFunction = Callable[[Any, jax.Array, jax.Array, Any], Any]
 """(variables, tokens int32 [B, T], lengths int32 [B], extra) -> pytree of arrays with leading axis B."""
@@ -106,6 +107,7 @@ class PromptRunner:
             self.counted(function),
             in_shardings=(self.variable_shardings, self.by_row, self.by_row, replicated),
             out_shardings=replicated if out_shardings is None else out_shardings,
+            compiler_options=compiler_options(mesh.devices.flat),
         )
 
     def counted(self, function: PromptFunction) -> PromptFunction:

@@ -141,12 +141,12 @@ def bounding_box(parts: Collection[Bounds]) -> Bounds:
 
 
 def assemble(
-    config: ModelConfig, param_dtype: DTypeLike, read: ReadTensor, place: Place = place_whole
+    config: ModelConfig, type_of: Callable[[Weight], DTypeLike], read: ReadTensor, place: Place = place_whole
 ) -> dict[str, Any]:
     """The parameter tree, leaf by leaf: beyond what is placed, the host holds one leaf, and what `read` takes."""
     leaves: dict[str, jax.Array] = {}
     for weight in weight_table(config):
-        placed = place(unread_leaf(weight, config.layers, jnp.dtype(param_dtype), read))
+        placed = place(unread_leaf(weight, config.layers, jnp.dtype(type_of(weight)), read))
         module, _, name = weight.path.rpartition("/")
         by_name = placed if isinstance(placed, Mapping) else {name: placed}
         leaves |= {f"{module}/{name}": array for name, array in by_name.items()}

@@ -21,6 +21,7 @@ from jaxalign.errors import InputError
 from jaxalign.model.losses import next_token_loss
 from jaxalign.model.sharding import BATCH, batch_spec, param_shardings, ways
 from jaxalign.model.transformer import Decoder
+from jaxalign.runtime import compiler_options
 
 ON_A_CPU: dict[str, bool | str] = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 """Compiler options: of what XLA hands to its library for CPUs, products alone are faster there than its own code."""
@@ -190,7 +191,7 @@ def make_train_step(
         in_shardings=tuple(shardings),
         out_shardings=(shardings.state, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,
-        compiler_options=ON_A_CPU if is_on_a_cpu else None,
+        compiler_options=compiler_options(block_sharding.device_set) | (ON_A_CPU if is_on_a_cpu else {}),
     )
 
 
@@ -208,6 +209,7 @@ def make_eval_loss(
         evaluate,
         in_shardings=(shardings.state.trainable, shardings.frozen, shardings.batch),
         out_shardings=NamedSharding(mesh, PartitionSpec()),
+        compiler_options=compiler_options(shardings.batch.device_set),
     )
 
 

@@ -54,7 +54,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jaxalign.runtime.make_mesh", lambda **sizes: mesh_of())
-        ours = JaxalignLM(path=model, batch_size=8)
+        ours = JaxalignLM(path=model, param_dtype="float32", batch_size=8)
     hf = HFLM(model, dtype="float32", device="cpu")
 
     def evaluated(one: LM, names: Iterable[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 and against transformers' own GGUF import."""
 
 import dataclasses
+import math
 
 import gguf
 import jax
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from jaxalign.errors import InputError
 from jaxalign.model.config import RopeScaling
-from jaxalign.model.gguf import load_gguf_params, read_gguf_config
+from jaxalign.model.gguf import gguf_types, load_gguf_params, read_gguf_config
 from jaxalign.model.weights import place_whole
 from tests.model.tiny_models import TinyModel, numpy_of, params_of, tiny_model
 
@@ -80,10 +81,11 @@ def gguf_tensors(model):
     return tensors
 
 
-def write_gguf(path, model, kind=F32, tensors=None, **metadata):
-    """Writes a model; `kind` is the type of the matrices whose rows fill whole blocks of 32."""
+def write_gguf(path, model, kind=F32, tensors=None, split=0, **metadata):
+    """Writes a model; `kind` is the type of the matrices whose rows fill whole blocks of 32. With `split` into parts of
+    so many tensors, as llama.cpp does."""
     config = model.config
-    writer = gguf.GGUFWriter(path, ARCHITECTURES[config.family])
+    writer = gguf.GGUFWriter(path, ARCHITECTURES[config.family], split_max_tensors=split)
     writer.add_name("tiny")
     writer.add_context_length(config.max_positions)
     writer.add_embedding_length(config.width)
@@ -197,8 +199,14 @@ def test_rope_scalings(tmp_path):
         tmp_path / "linear.gguf", model, rope_scaling_type=gguf.RopeScalingType.LINEAR, rope_scaling_factor=4.0
     )
     assert read_gguf_config(path).rope_scaling == RopeScaling("linear", 4.0)
-    path = write_gguf(tmp_path / "yarn.gguf", model, rope_scaling_type=gguf.RopeScalingType.YARN)
-    with pytest.raises(InputError, match="yarn"):
+    yarn = {"rope_scaling_type": gguf.RopeScalingType.YARN, "rope_scaling_factor": 4.0}
+    path = write_gguf(tmp_path / "yarn.gguf", model, **yarn, rope_scaling_orig_ctx_len=64)
+    config = read_gguf_config(path)
+    factor = 0.1 * math.log(4.0) + 1.0
+    assert config.rope_scaling == RopeScaling("yarn", 4.0, original_max_positions=64, attention_factor=factor)
+    assert config.max_positions == 256
+    path = write_gguf(tmp_path / "other.gguf", model, rope_scaling_type=gguf.RopeScalingType.LONGROPE)
+    with pytest.raises(InputError, match="longrope"):
         read_gguf_config(path)
 
 
@@ -243,6 +251,64 @@ def test_gemma_metadata(tmp_path):
     assert read_gguf_config(path).local_layers == (True, False) * 3 + (True,)
     path = write_gguf(tmp_path / "c.gguf", model, rope_freq_base_swa=500.0)
     assert read_gguf_config(path).local_rope_base == 500.0
+
+
+def test_a_head_beside_the_embedding_is_the_head(tmp_path):
+    """Of a family that ties them, too: llama.cpp uses what the file holds."""
+    model = tiny("gemma3_text")
+    tensors = gguf_tensors(model)
+    head = tensors["token_embd.weight"] + np.float32(1.0)
+    path = write_gguf(tmp_path / "tiny.gguf", model, tensors=tensors | {"output.weight": head})
+    config = read_gguf_config(path)
+    assert not config.tied_head
+    np.testing.assert_array_equal(load_gguf_params(path, config, None)["lm_head"]["kernel"], head.T)
+
+
+@pytest.mark.parametrize("name", ["F16", "BF16", "Q8_0"])
+def test_each_weight_in_the_type_that_it_is_stored_in(name, tmp_path):
+    """What is quantised becomes float32: no narrower type holds it."""
+    model = case("llama_gqa")
+    path = write_gguf(tmp_path / "tiny.gguf", model, gguf.GGMLQuantizationType[name])
+    found = arrays(load_gguf_params(path, model.config, None))
+    kernel = {"F16": "float16", "BF16": "bfloat16", "Q8_0": "float32"}[name]
+    # Rows of down_proj are 48 wide, no whole blocks of 32.
+    narrow = {leaf for leaf in found if leaf.endswith(("kernel", "embedding")) and "down_proj" not in leaf}
+    assert {leaf: array.dtype.name for leaf, array in found.items()} == {
+        leaf: kernel if leaf in narrow else "float32" for leaf in found
+    }
+    for leaf, array in arrays(load_gguf_params(path, model.config, jnp.float32)).items():
+        np.testing.assert_array_equal(found[leaf].astype(np.float32), array)
+    assert gguf_types(path).most_common(1)[0][0] == kernel
+
+
+def test_split_files(tmp_path):
+    """What llama.cpp's gguf-split makes of a large model; any part names it."""
+    model = case("llama_gqa")
+    whole = write_gguf(tmp_path / "whole.gguf", model)
+    write_gguf(tmp_path / "tiny.gguf", model, split=12)
+    parts = sorted(tmp_path.glob("tiny-*.gguf"))
+    assert [part.name for part in parts] == [f"tiny-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
+    expected = arrays(load_gguf_params(whole, model.config, jnp.float32))
+    for part in parts:
+        assert read_gguf_config(part) == read_gguf_config(whole)
+        got = arrays(load_gguf_params(part, model.config, jnp.float32))
+        assert got.keys() == expected.keys()
+        assert all(np.array_equal(got[leaf], expected[leaf]) for leaf in expected)
+
+    moved = parts[0].rename(tmp_path / "renamed.gguf")
+    with pytest.raises(InputError, match=r"one of 3 parts .* \.\.\.-00001-of-00003\.gguf"):
+        read_gguf_config(moved)
+    moved.rename(parts[0])
+    third = parts[2].read_bytes()
+    parts[2].write_bytes(parts[1].read_bytes())
+    with pytest.raises(InputError, match=r"numbered \[0, 1, 1\] .* parts of one model"):
+        read_gguf_config(parts[1])
+    parts[2].unlink()
+    with pytest.raises(InputError, match=r"tiny-00003-of-00003\.gguf is not beside it"):
+        read_gguf_config(parts[0])
+    parts[2].write_bytes(third[: len(third) // 2])
+    with pytest.raises(InputError, match=r"00003-of-00003\.gguf.*cut off"):
+        read_gguf_config(parts[0])
 
 
 def test_what_is_another_model_is_refused_by_name(tmp_path):

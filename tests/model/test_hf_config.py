@@ -1,11 +1,17 @@
 """config.json of every family, as released and as transformers saves it, against what transformers understands."""
 
+import copy
 import json
+import math
+from typing import Any
 
+import numpy as np
 import pytest
 from transformers import AutoConfig, Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen2Config
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from jaxalign.errors import InputError
+from jaxalign.model.attention import rotary_frequencies
 from jaxalign.model.config import ModelConfig, RopeScaling
 from jaxalign.model.hf_config import config_from_hf, read_config, read_end_ids
 
@@ -193,13 +199,85 @@ def test_biases_head_width_and_linear_scaling():
     assert (config.rope_scaling, config.activation) == (RopeScaling("linear", 2.0), "gelu_tanh")
 
 
+CHANGE_NOTHING: list[tuple[str, dict[str, Any]]] = [
+    # Keys that released checkpoints and their fine-tuned descendants carry.
+    (LLAMA_31_8B, {"sliding_window": None, "max_window_layers": None}),
+    (LLAMA_31_8B, {"sliding_window": 32768, "use_sliding_window": False, "max_window_layers": 28}),
+    (
+        MISTRAL_7B_V01,
+        {"auto_map": {"AutoModelForCausalLM": "org/model--modeling.Model"}, "_flash_attn_2_enabled": True},
+    ),
+    (MISTRAL_7B_V01, {"use_sliding_window": False, "max_sequence_length": 2048, "quantization_config": None}),
+    (QWEN_25_7B, {"neftune_noise_alpha": 5, "is_decoder": True, "add_cross_attention": False, "seq_length": 32768}),
+    (GEMMA_3_1B, {"hidden_act": "gelu_pytorch_tanh", "pruned_heads": {}, "is_encoder_decoder": False}),
+    (GEMMA_3_270M, {"a_key_of_tomorrow": None}),
+]
+
+
+@pytest.mark.parametrize(("text", "more"), CHANGE_NOTHING)
+def test_keys_that_change_nothing_are_read(text, more):
+    assert config_from_hf(json.loads(text) | more, "config.json") == EXPECTED[text]
+
+
+@pytest.mark.parametrize("text", [LLAMA_31_8B, MISTRAL_7B_V01, QWEN_25_7B, GEMMA_3_270M])
+def test_what_older_transformers_wrote_into_every_config_is_read(text):
+    """A config of transformers 4 that was written whole, as some checkpoints carry it."""
+    texts = ["finetuning_task", "prefix", "sep_token_id", "task_specific_params", "decoder_start_token_id"]
+    flags = ["torchscript", "use_bfloat16", "tf_legacy_loss", "tie_encoder_decoder", "is_decoder", "output_scores"]
+    numbers = ["num_beams", "num_beam_groups", "num_return_sequences", "length_penalty", "typical_p", "min_length"]
+    whole = dict.fromkeys(texts) | dict.fromkeys(flags, False) | dict.fromkeys(numbers, 1)
+    assert config_from_hf(json.loads(text) | whole, "config.json") == EXPECTED[text]
+
+
+def test_yarn_as_qwen_says_to_switch_it_on():
+    """Qwen 2.5's own page: the section alone is added, the context becomes 131,072."""
+    section = {"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"}
+    document = json.loads(QWEN_25_7B) | {"max_position_embeddings": 32768, "rope_scaling": section}
+    config = config_from_hf(document, "config.json")
+    assert config.rope_scaling == RopeScaling(
+        "yarn", 4.0, original_max_positions=32768, attention_factor=0.1 * math.log(4.0) + 1.0
+    )
+    assert config.max_positions == 131072
+    saved = json.loads(AutoConfig.for_model(**document).to_json_string(use_diff=False))
+    assert config_from_hf(saved, "config.json") == config
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"factor": 4.0},
+        {"factor": 4.0, "original_max_position_embeddings": 64},
+        {"factor": None, "original_max_position_embeddings": 64},
+        {"factor": 8.0, "attention_factor": 0.7, "beta_fast": 16, "beta_slow": 2},
+        {"factor": 8.0, "mscale": 0.707, "mscale_all_dim": 1.0, "beta_fast": None},
+        {"factor": 8.0, "mscale": 0.707, "truncate": False, "original_max_position_embeddings": 100},
+        {"factor": 0.5},
+    ],
+)
+def test_yarn_turns_as_in_transformers(section):
+    names = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 256}
+    document = {"model_type": "qwen2", **names, "rope_theta": 1e4, "rope_scaling": {"rope_type": "yarn", **section}}
+    config = config_from_hf(document, "config.json")
+    theirs, factor = ROPE_INIT_FUNCTIONS["yarn"](AutoConfig.for_model(**copy.deepcopy(document)), "cpu")
+    np.testing.assert_allclose(rotary_frequencies(config, local=False), theirs.numpy(), rtol=1e-6)
+    assert config.rope_scaling is not None and config.rope_scaling.attention_factor == pytest.approx(factor, rel=1e-12)
+
+
 def test_gemma_pattern_without_layer_types():
     document = json.loads(GEMMA_3_1B) | {"sliding_window_pattern": 3, "num_hidden_layers": 5}
     assert config_from_hf(document, "config.json").local_layers == (True, True, False, True, True)
 
 
 REFUSED = [
-    (LLAMA_31_8B, {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+    (LLAMA_31_8B, {"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "longrope"),
+    (QWEN_25_7B, {"rope_scaling": {"type": "yarn", "factor": 4.0, "truncate": 1}}, "truncate"),
+    (QWEN_25_7B, {"rope_scaling": {"type": "yarn", "factor": 4.0, "short_factor": [1.0]}}, "short_factor"),
+    (QWEN_25_7B, {"rope_scaling": {"type": "yarn", "factor": 4.0}, "rope_theta": 1.0}, "rope_theta above 1"),
+    (LLAMA_31_8B, {"sliding_window": 4096}, "sliding_window"),
+    (LLAMA_31_8B, {"is_encoder_decoder": True}, "is_encoder_decoder"),
+    (LLAMA_31_8B, {"pruned_heads": {"0": [1]}}, "pruned_heads"),
+    (MISTRAL_7B_V01, {"use_sliding_window": True}, "use_sliding_window"),
+    (GEMMA_3_1B, {"hidden_act": "silu"}, "hidden_act"),
     (LLAMA_31_8B, {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "dynamic"),
     (LLAMA_31_8B, {"rope_scaling": {"rope_type": "linear", "factor": 4.0, "beta_fast": 1}}, "beta_fast"),
     (LLAMA_31_8B, {"rope_scaling": {"rope_type": "linear"}}, "factor"),

@@ -25,6 +25,7 @@ WINDOW = 5
 EPS = 1e-6
 
 LLAMA3_ROPE = RopeScaling("llama3", 8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=16)
+YARN = RopeScaling("yarn", 4.0, original_max_positions=32, beta_fast=8.0, beta_slow=0.5, attention_factor=1.2)
 GEMMA_LOCAL = (True, True, False, True, True, False, True)
 
 
@@ -46,6 +47,7 @@ CASES: dict[str, dict[str, Any]] = {
     "mistral_mqa": {"family": "mistral", "kv_heads": 1},
     "qwen2": {"family": "qwen2"},
     "qwen2_tied": {"family": "qwen2", "tied": True},
+    "qwen2_yarn": {"family": "qwen2", "rope_scaling": YARN},
     "gemma3_text": {"family": "gemma3_text", "kv_heads": 1, "tied": True},
     "gemma3_text_scaled_rope": {"family": "gemma3_text", "tied": True, "rope_scaling": RopeScaling("linear", 8.0)},
 }
@@ -177,6 +179,10 @@ def _torch_config(config: ModelConfig) -> Any:
             "high_freq_factor": scaling.high_freq_factor,
             "original_max_position_embeddings": scaling.original_max_positions,
         }
+    if scaling is not None and scaling.kind == "yarn":
+        names = ("beta_fast", "beta_slow", "attention_factor", "truncate")
+        rope |= {"original_max_position_embeddings": scaling.original_max_positions}
+        rope |= {name: getattr(scaling, name) for name in names}
     common: dict[str, Any] = {
         "vocab_size": config.vocab_size,
         "hidden_size": config.width,

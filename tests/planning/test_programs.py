@@ -39,6 +39,22 @@ def test_the_lens_reads_every_layer_at_one_position_behind_the_prefix():
     assert costs_on_cpu(job).flops == pytest.approx(expected, rel=0.01)
 
 
+@pytest.mark.parametrize("program", ["train", "score", "lens"])
+def test_weights_that_are_stored_narrower_take_less(program):
+    """On a CPU, too, which computes in float32: a layer is widened when its turn comes, not all of them before."""
+    deep = replace(TOY, layers=24)
+
+    def peak(param_dtype: str) -> int:
+        job = toy_job(
+            architecture=deep, program=program, param_dtype=param_dtype, rows=1, step=StepConfig(loss_chunk=8)
+        )
+        of = lower(job, mesh_of()).lowered.compile().memory_analysis()
+        return of.argument_size_in_bytes + of.temp_size_in_bytes
+
+    weights = deep.layers * flops.layer_weights(deep)
+    assert peak("float32") - peak("bfloat16") > 1.5 * weights  # of 2 bytes each
+
+
 def test_a_mesh_that_does_not_divide_is_refused():
     with pytest.raises(InputError, match=r"config\.mesh: .*choose other sizes"):
         lower(toy_job(architecture=replace(TOY, vocab_size=90)), mesh_of(tensor=8))
