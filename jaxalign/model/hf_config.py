@@ -25,6 +25,14 @@ def read_config(folder: Path) -> ModelConfig:
     return config_from_hf(document, str(path))
 
 
+def decoder_name(folder: Path) -> str:
+    """What the class that AutoModelForCausalLM makes of a model folder calls its decoder: of a Gemma 3 with vision (4B,
+    12B, 27B) it is the multimodal one."""
+    document = files.read_json(folder / "config.json")
+    with_vision = isinstance(document, dict) and document.get("model_type") == "gemma3"
+    return "model.language_model" if with_vision else "model"
+
+
 def read_end_ids(folder: Path) -> list[int]:
     """The ids at which transformers' `generate` ends a text of the model, beside its tokenizer's end of text.
 
