@@ -25,10 +25,11 @@ def read_config(folder: Path) -> ModelConfig:
     return config_from_hf(document, str(path))
 
 
-def decoder_name(folder: Path) -> str:
-    """What the class that AutoModelForCausalLM makes of a model folder calls its decoder: of a Gemma 3 with vision (4B,
-    12B, 27B) it is the multimodal one."""
-    document = files.read_json(folder / "config.json")
+def decoder_name(model: Path) -> str:
+    """What the class that AutoModelForCausalLM makes of a folder or GGUF file calls its decoder: of the folder of a
+    Gemma 3 with vision (4B, 12B, 27B) it makes the multimodal one."""
+    path = model / "config.json"
+    document = files.read_json(path) if path.is_file() else None
     with_vision = isinstance(document, dict) and document.get("model_type") == "gemma3"
     return "model.language_model" if with_vision else "model"
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import regex
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
@@ -266,8 +267,8 @@ def _carries(document: Mapping[str, Any], path: Path, decoder: str, layer: int, 
         return False
     if isinstance(wanted, str) or layers in (None, []):
         return True
-    above = [above] if isinstance(above, str) and above else above
-    return layer in (layers if isinstance(layers, list) else [layers]) and (not above or "layers" in above)
+    is_below = above in (None, [], "") or "layers" in (above if isinstance(above, list) else [above])
+    return is_below and layer in (layers if isinstance(layers, list) else [layers])
 
 
 def _matches(rule: Any, name: str, path: Path, key: str) -> bool:
@@ -280,11 +281,12 @@ def _matches(rule: Any, name: str, path: Path, key: str) -> bool:
 
 
 def _fits(expression: str, name: str, path: Path, key: str) -> bool:
-    """Whether an expression matches the whole name."""
+    """Whether an expression, which is another's, matches the whole name; one without end is refused."""
     try:
-        return re.fullmatch(expression, name) is not None
-    except (re.error, RecursionError) as error:
-        raise InputError(f"{path}: {key} {json.dumps(expression)[:80]} is no regular expression ({error})") from None
+        return regex.fullmatch(expression, name, timeout=1.0) is not None
+    except (regex.error, RecursionError, TimeoutError) as error:
+        why = "takes more than a second" if isinstance(error, TimeoutError) else f"is no regular expression ({error})"
+        raise InputError(f"{path}: {key} {json.dumps(expression)[:80]} {why}") from None
 
 
 def _value_of_all(document: Mapping[str, Any], pattern: str, key: str, names: Sequence[str], path: Path) -> Any:

@@ -260,6 +260,8 @@ def test_a_folder_of_adapters_says_where_they_are(tmp_path):
         ("target_modules", ".*q_proj"),
         ("target_modules", r"model\.layers\.[02]\..*\.(q|v)_proj"),
         ("target_modules", "(q_proj"),
+        ("target_modules", r"(([a-z.]+[_.\d]*)+)+!"),  # would not end
+        ("layers_pattern", 5),
         ("target_modules", [["q_proj"]]),
         ("target_modules", ["q_proj", "embed_tokens"]),
         ("target_modules", []),
@@ -268,7 +270,7 @@ def test_a_folder_of_adapters_says_where_they_are(tmp_path):
     ],
 )
 def test_other_kinds_of_adapters_are_refused_by_name(key, value, tmp_path):
-    config = saved(tmp_path, **{key: value})
+    config = saved(tmp_path, **({"layers_to_transform": [0, 1, 2]} if key == "layers_pattern" else {}), **{key: value})
     with pytest.raises(InputError, match=rf"adapter_config\.json.*{key}"):
         load_adapter(tmp_path, config)
 
