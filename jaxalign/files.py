@@ -25,6 +25,8 @@ from jaxalign.errors import InputError
 
 AnyPath = Path | epath.Path
 """A path on this machine or, always an `epath.Path`, one in a bucket."""
+# The folders of an absolute path, at the beginning of a word, in quotes or behind the = of a setting.
+FOLDERS = re.compile(r"(?<![^\s=,'\"`(\[])(?:\\?~)?/(?:[^\s,'\"`]*/)?(?=[^\s/])")
 
 
 def is_remote(path: str | AnyPath) -> bool:
@@ -68,6 +70,11 @@ def recorded(value: Any) -> Any:
     if not isinstance(value, str) or home in ("/", "~"):
         return value
     return re.sub(rf"(?<![\w.~/-]){re.escape(home)}(?![\w.-])", "~", value)
+
+
+def published(text: str) -> str:
+    """The text as others may see it: of a place on this machine the name alone; relative paths stay."""
+    return FOLDERS.sub("", recorded(text))
 
 
 def sha256_of(path: Path) -> str:

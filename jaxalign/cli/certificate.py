@@ -24,11 +24,10 @@ from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.tasks import TASKS, read_task_rows
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
-from jaxalign.files import path_of, read_json, sha256_of
+from jaxalign.files import path_of, published, read_json, sha256_of
 from jaxalign.model.hub import model_name
 from jaxalign.model.lora import LoraConfig
 from jaxalign.model.transformer import Decoder
-from jaxalign.reporting.escaping import published
 from jaxalign.reporting.fields import read_object
 
 NOT_CHECKED = "not checked"

@@ -27,7 +27,7 @@ from jaxalign.model.config import ModelConfig
 from jaxalign.model.fingerprint import weights_sha256
 from jaxalign.model.gguf import load_gguf_params, read_gguf_config, read_gguf_tokenizer
 from jaxalign.model.hf_config import read_config
-from jaxalign.model.hf_weights import load_params
+from jaxalign.model.hf_weights import listed, load_params
 from jaxalign.model.hub import ADAPTER_FILES, local_adapter, local_model, model_name
 from jaxalign.model.lora import LoraConfig, check_adapter, merge_lora
 from jaxalign.model.peft_adapters import load_adapter
@@ -166,8 +166,8 @@ def refuse_changed(folder: Path, names: Collection[str] | None = None) -> None:
     ]
     if changed:
         raise InputError(
-            f"{folder}: {', '.join(changed)} changed since certificate.json was written; take the folder anew from "
-            "where it was made, or remove certificate.json if the change is meant"
+            f"{listed([str(folder / name) for name in changed])} changed since certificate.json was written; take the "
+            "folder anew from where it was made, or remove certificate.json if the change is meant"
         )
 
 

@@ -3,18 +3,8 @@
 import re
 from typing import Any
 
-from jaxalign.files import recorded
-
 # Controls except tab and newline; bidirectional embeddings, overrides and isolates; surrogates; non-characters.
 HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
-
-# The folders of an absolute path, at the beginning of a word, in quotes or behind the = of a setting.
-FOLDERS = re.compile(r"(?<![^\s=,'\"`(\[])(?:\\?~)?/(?:[^\s,'\"`]*/)?(?=[^\s/])")
-
-
-def published(text: str) -> str:
-    """The text as others may see it: of a place on this machine the name alone; relative paths stay."""
-    return FOLDERS.sub("", recorded(text))
 
 
 def visible(value: Any) -> Any:

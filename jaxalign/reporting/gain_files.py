@@ -9,9 +9,9 @@ from typing import Any
 
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.errors import InputError
-from jaxalign.files import write_text
+from jaxalign.files import published, write_text
 from jaxalign.reporting.correlations import correlation_lines, correlation_note
-from jaxalign.reporting.escaping import code_span, one_line, published
+from jaxalign.reporting.escaping import code_span, one_line
 from jaxalign.reporting.gains import LEVEL, POWER, RESAMPLES, SEED, CellGain, Gains, MeanGain, MeanScore, Score
 from jaxalign.reporting.geometry import geometry_lines, geometry_note
 from jaxalign.reporting.results import Key, Results

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.errors import InputError
+from jaxalign.files import published
 from jaxalign.model.gguf_file import open_gguf
 from jaxalign.model.hub import HubId, hub_id
-from jaxalign.reporting.escaping import code_block, code_span, markdown_text, published
+from jaxalign.reporting.escaping import code_block, code_span, markdown_text
 from jaxalign.reporting.fields import field, texts
 from jaxalign.reporting.results import VARIANTS, Results
 from jaxalign.reporting.runs import TrainingRun

@@ -7,7 +7,8 @@ from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-from jaxalign.reporting.escaping import published, visible
+from jaxalign.files import published
+from jaxalign.reporting.escaping import visible
 from jaxalign.reporting.gain_files import interval_text, number_text, p_text
 from jaxalign.reporting.tables import cells_text, language_title, percent, signed
 

@@ -104,9 +104,10 @@ def test_a_changed_adapter_is_noticed(ok, refused, jaxalign, adapter, model_fold
     """One byte that leaves a file that can be read: neither scored nor certified anew."""
     copy = shutil.copytree(adapter, tmp_path / "copy")
     content = bytearray((copy / name).read_bytes())
-    content[-3] ^= 1  # of a number, the last here, or the indent of a line there
     if name.endswith("json"):
-        content[-3:] = b"\n} "
+        content[-1:] = b" "
+    else:
+        content[-3] ^= 1  # of the last number
     (copy / name).write_bytes(content)
     before = (copy / "certificate.json").read_bytes()
     evaluate = ("evaluate", f"--config.model={model_folder}", "--config.languages=en", "--config.rows=0:2")
@@ -129,7 +130,7 @@ def test_a_changed_or_missing_file_of_a_model_is_noticed(refused, merged, tmp_pa
     (copy / "model.safetensors").write_bytes(content)
     (copy / "generation_config.json").unlink()
     message = refused("verify", copy)
-    assert "generation_config.json, model.safetensors changed" in message and "notes" not in message
+    assert f"generation_config.json, {copy / 'model.safetensors'} changed" in message and "notes" not in message
 
 
 def test_what_verify_refuses(refused, tmp_path):

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from jaxalign.errors import InputError
-from jaxalign.files import read_json, write_json
+from jaxalign.files import published, read_json, write_json
 from jaxalign.reporting.correlations import correlation_lines
-from jaxalign.reporting.escaping import published
 from jaxalign.reporting.gain_files import interval_text, p_text
 from jaxalign.reporting.gains import measure_gains
 from jaxalign.reporting.geometry import geometry_lines, geometry_note
@@ -299,7 +298,7 @@ def test_a_failed_cell_is_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("jaxalign train /data/a/pairs.csv --config.model=/data/llama", "jaxalign train pairs.csv --config.model=llama"),
+        ("jaxalign train /a/b/pairs.csv --config.model=/data/llama", "jaxalign train pairs.csv --config.model=llama"),
         ("'--config.out=~/al ice/run'", "'--config.out=al ice/run'"),
         ('{"model": "/mnt/x/llama-7b", "out": "runs/a"}', '{"model": "llama-7b", "out": "runs/a"}'),
         ("../llama runs/a gs://bucket/run https://a.b/c/d org/name@c0ffee", None),
