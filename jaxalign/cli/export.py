@@ -70,7 +70,7 @@ def export(config: ConfigDict, paths: Sequence[str]) -> None:
         )
         write_text(folder / "README.md", card)
     print(f"{'adapter' if config.format == 'peft' else 'model'}: {out}\n{verdict(certificate)}")
-    if config.format == "peft" and hub_id(named) is None:
+    if config.format == "peft" and not on_hub(named):
         say(
             f"the adapter names its base {named}, a place that others do not have; --config.model=ORG/NAME names it on "
             "the hub, once its weights are known to be the same"
@@ -102,10 +102,16 @@ def base_model(config: ConfigDict, record: TrainingRun) -> str:
     return name
 
 
+def on_hub(model: str) -> bool:
+    """Whether a record names a model on the hub: with its commit, which a relative path has not."""
+    found = hub_id(model)
+    return found is not None and found.revision is not None
+
+
 def name_from(out: Path, model: str) -> str:
     """What an exported folder calls a model: ORG/NAME@COMMIT on the hub, or its place seen from there; by its name
     alone where the way leads through the folders above home."""
-    if hub_id(model) is not None:
+    if on_hub(model):
         return model
     path, home = Path(model).expanduser().absolute(), Path.home()
     common = Path(os.path.commonpath([path, out.absolute()]))
