@@ -75,18 +75,23 @@ class TensorBoard:
     def __init__(self, folder: files.AnyPath, keep_through: int):
         # Slow to import, and only this service needs it.
         from tensorboard.compat.proto.event_pb2 import SessionLog
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         # TensorBoard appends to its files, which nothing in a bucket takes.
         self._folder, self._temporary = folder, TemporaryDirectory() if files.is_remote(folder) else None
-        self._writer = EventFileWriter(self._temporary.name if self._temporary else str(folder))
+        place = Path(self._temporary.name if self._temporary else folder)
+        place.mkdir(parents=True, exist_ok=True)
+        # Readers order a folder's files by name. TensorBoard's own writer puts the name of the host into it.
+        self._file = (place / f"events.out.tfevents.{time.time():010.0f}.{time.time_ns() % 10**9:09d}").open("xb")
+        self._writer = RecordWriter(self._file)
+        self._add(0, file_version="brain.Event:2")
         # At this mark readers forget what earlier files hold of this step and later ones.
         self._add(keep_through + 1, session_log=SessionLog(status=SessionLog.START))
 
     def _add(self, step: int, **content: Any) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
 
-        self._writer.add_event(Event(wall_time=time.time(), step=step, **content))
+        self._writer.write(Event(wall_time=time.time(), step=step, **content).SerializeToString())
 
     def write(self, row: Row) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -95,14 +100,14 @@ class TensorBoard:
         self._add(row["step"], summary=Summary(value=values))
 
     def flush(self) -> None:
-        self._writer.flush()
+        self._file.flush()
         if self._temporary:
             for file in Path(self._temporary.name).iterdir():
                 (self._folder / file.name).write_bytes(file.read_bytes())
 
     def close(self, failed: bool) -> None:
         self.flush()
-        self._writer.close()
+        self._file.close()
         if self._temporary:
             self._temporary.cleanup()
 

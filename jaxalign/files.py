@@ -3,9 +3,11 @@
 What a training run writes may lie in a bucket of Google Cloud Storage, `gs://BUCKET/...`; all else is on this machine.
 """
 
+import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -24,6 +26,8 @@ from jaxalign.errors import InputError, InputErrors
 
 AnyPath = Path | epath.Path
 """A path on this machine or, always an `epath.Path`, one in a bucket."""
+# The folders of an absolute path, at the beginning of a word, in quotes or behind the = of a setting.
+FOLDERS = re.compile(r"(?<![^\s=,'\"`(\[])(?:\\?~)?/(?:[^\s,'\"`]*/)?(?=[^\s/])")
 
 
 def is_remote(path: str | AnyPath) -> bool:
@@ -32,9 +36,9 @@ def is_remote(path: str | AnyPath) -> bool:
 
 
 def path_of(text: str) -> AnyPath:
-    """The path that a user names, on this machine or in a bucket."""
+    """The path that a user or a record names, on this machine or in a bucket."""
     if not is_remote(text):
-        return Path(text)
+        return Path(text).expanduser()
     if find_spec("gcsfs") is None:
         raise InputError(f"{text}: gs:// needs more packages; pip install 'jaxalign[gs]'")
     # A listing that is kept goes stale: other processes, and Orbax past fsspec, write and delete there too.
@@ -54,7 +58,30 @@ def local_path(text: str) -> Path:
     """The path that a user names for what is written on this machine only; gs:// raises InputError."""
     if is_remote(text):
         raise InputError(f"{text}: only training runs are written to gs://; name a folder on this machine")
-    return Path(text)
+    return Path(text).expanduser()
+
+
+def recorded(value: Any) -> Any:
+    """A JSON value as records keep it: `~` where a text names the home folder, whose name is its owner's."""
+    if isinstance(value, dict):
+        return {key: recorded(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [recorded(each) for each in value]
+    home = os.path.expanduser("~")
+    if not isinstance(value, str) or home in ("/", "~"):
+        return value
+    return re.sub(rf"(?<![\w.~/-]){re.escape(home)}(?![\w.-])", "~", value)
+
+
+def published(text: str) -> str:
+    """The text as others may see it: of a place on this machine the name alone; relative paths stay."""
+    return FOLDERS.sub("", recorded(text))
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_text(path: AnyPath) -> str:

@@ -24,7 +24,7 @@ from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.tasks import TASKS, read_task_rows
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
-from jaxalign.files import path_of
+from jaxalign.files import path_of, published, sha256_of
 from jaxalign.model.hf_weights import stored_types
 from jaxalign.model.hub import model_name
 from jaxalign.model.lora import LoraConfig
@@ -55,27 +55,27 @@ def certify(folder: Path, config: ConfigDict) -> dict[str, Any]:
     """
     is_adapter = (folder / "adapter_config.json").is_file()
     document = {"kind": "adapter" if is_adapter else "model", "files": hashes(folder), "versions": versions()}
+    base = ""
     if is_adapter:
-        document |= {"base_model": config.model or named_base(folder), "adapter": adapter_facts(folder)}
-    if (reason := obstacle(document)) is not None:
-        return document | {"holds": NOT_CHECKED, "reason": reason}
-    document |= (
-        compared_adapter(folder, document["base_model"], config) if is_adapter else compared_model(folder, config)
-    )
+        base = config.model or named_base(folder)
+        document |= {"base_model": published(base), "adapter": adapter_facts(folder)}
+    if (reason := obstacle(document["kind"], base)) is not None:
+        return document | {"holds": NOT_CHECKED, "reason": published(reason)}
+    document |= compared_adapter(folder, base, config) if is_adapter else compared_model(folder, config)
     faults = faults_of(document)
     return document | {"holds": not faults, "faults": faults, "bound": REASON}
 
 
-def obstacle(document: Mapping[str, Any]) -> str | None:
+def obstacle(kind: str, base_model: str) -> str | None:
     """Why a folder cannot be compared on this machine; None if it can."""
     if not is_installed():
         return "torch and peft are needed: pip install 'jaxalign[verify]'"
-    if document["kind"] == "model":
+    if kind == "model":
         return None
-    if not document["base_model"]:
+    if not base_model:
         return "the adapter names no base; name it with --config.model="
     try:
-        base = model_path(document["base_model"])
+        base = model_path(base_model)
     except InputError as error:
         return str(error)
     if base.is_file():
@@ -88,8 +88,10 @@ def compared_adapter(folder: Path, base_model: str, config: ConfigDict) -> dict[
     base = load_model(in_float32(config, model=base_model, adapter=""))
     exported, tokens = with_adapter(base, folder), some_tokens(base.tokenizer)
     logits = logits_of(exported, tokens)
+    assert exported.adapter is not None
     document = {
-        "base_model": model_name(base.path),
+        "adapter": facts_of(exported.adapter.lora),
+        "base_model": published(model_name(base.path)),
         "effect_of_the_adapter": difference(logits_of(base, tokens), logits),
         "merged_against_adapter": difference(logits_of(merged(exported, "float32"), tokens), logits, "float32"),
         **facts_of_tokenizer(base.tokenizer),
@@ -110,7 +112,7 @@ def compared_model(folder: Path, config: ConfigDict) -> dict[str, Any]:
     if config.adapter:
         source = load_model(in_float32(config))
         document |= {
-            "base_model": model_name(source.path),
+            "base_model": published(model_name(source.path)),
             "merged_against_adapter": difference(logits, logits_of(source, tokens), coarsest_type(folder)),
             "base_tokenizer": facts_of_tokenizer(source.tokenizer),
         }
@@ -193,34 +195,41 @@ def adapter_facts(folder: Path) -> dict[str, Any]:
     """Rank, alpha and scale as the PEFT folder has them."""
     where = folder / "adapter_config.json"
     document = read_object(where)
+    rslora, dora = (bool(document.get(key)) for key in ("use_rslora", "use_dora"))
     try:
-        targets = document["target_modules"]
-        variant = {"rslora": bool(document.get("use_rslora")), "dora": bool(document.get("use_dora"))}
-        lora = LoraConfig(document["r"], document["lora_alpha"], tuple(targets), **variant)
-        scale = lora.scale
+        lora = LoraConfig(document["r"], document["lora_alpha"], (), rslora, dora)
+        return facts_of(lora) | {"targets": document["target_modules"]}
     except (KeyError, TypeError):
         raise InputError(f"{where}: no LoRA adapter (r, lora_alpha, target_modules)") from None
-    return {"rank": lora.rank, "alpha": lora.alpha, "scale": scale, "targets": targets, **variant}
+
+
+def facts_of(lora: LoraConfig) -> dict[str, Any]:
+    """Rank, alpha, scale and kind."""
+    return {
+        "rank": lora.rank,
+        "alpha": lora.alpha,
+        "scale": lora.scale,
+        "targets": list(lora.targets),
+        "rslora": lora.rslora,
+        "dora": lora.dora,
+    }
 
 
 def named_base(folder: Path) -> str:
-    """The base that a PEFT folder names, with its revision on the hub."""
+    """The base that a PEFT folder names: its place seen from there or from here, or on the hub with its revision."""
     document = read_object(folder / "adapter_config.json")
     name, revision = document.get("base_model_name_or_path") or "", document.get("revision")
     if not isinstance(name, str) or not isinstance(revision, str | None):
         raise InputError(f"{folder / 'adapter_config.json'}: base_model_name_or_path {name!r} names no model")
+    if name and (folder / name).exists():
+        return str(folder / name)
     return f"{name}@{revision}" if revision else name
 
 
 def hashes(folder: Path) -> dict[str, str]:
     """The sha256 of every file of a folder but the certificate and the card."""
     files = sorted(file for file in folder.iterdir() if file.is_file())
-    found = {}
-    for file in files:
-        if file.name not in ("certificate.json", "README.md"):
-            with file.open("rb") as content:
-                found[file.name] = hashlib.file_digest(content, "sha256").hexdigest()
-    return found
+    return {file.name: sha256_of(file) for file in files if file.name not in ("certificate.json", "README.md")}
 
 
 def coarsest_type(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -166,4 +167,4 @@ def parse_value(key: str, text: str, current: Any) -> Any:
         except ValueError:
             kind = "a whole number" if isinstance(current, int) else "a number"
             raise InputError(f"--config.{key}={text}: {kind} is needed") from None
-    return text
+    return os.path.expanduser(text)  # records write home as ~

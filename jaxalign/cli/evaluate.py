@@ -155,7 +155,7 @@ def settings(config: ConfigDict, model: Model) -> dict[str, str]:
     """What results depend on beyond the prompts."""
     return {
         "model": model_name(model.path),
-        "adapter": config.adapter,
+        "adapter": model.adapter_name,
         "dtype": config.dtype,
         "param_dtype": model.param_dtype,
     }

@@ -1,5 +1,6 @@
 """`jaxalign export`: what a run has tuned, for other libraries."""
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,19 +10,31 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxalign.cli.certificate import certify
-from jaxalign.cli.loading import Model, load_model, merged, model_path, out_folder, with_adapter
-from jaxalign.cli.provenance import command
+from jaxalign.cli.loading import (
+    PARAM_DTYPES,
+    Model,
+    load_model,
+    merged,
+    model_path,
+    out_folder,
+    with_adapter,
+    with_stored_base,
+)
+from jaxalign.cli.provenance import command, versions
 from jaxalign.cli.verify import refuse_faults, verdict
 from jaxalign.errors import InputError
 from jaxalign.files import AnyPath, path_of, read_json, whole_folder, write_json, write_text
+from jaxalign.metrics_log import say
+from jaxalign.model.fingerprint import weights_sha256
+from jaxalign.model.hf_config import decoder_name
 from jaxalign.model.hf_weights import save_params
-from jaxalign.model.hub import TOKENIZER_FILES
+from jaxalign.model.hub import TOKENIZER_FILES, hub_id, model_name
 from jaxalign.model.peft_adapters import save_adapter
 from jaxalign.model.quantised import SCHEMES
 from jaxalign.reporting.model_card import base_licence, check_recorded, model_card
 from jaxalign.reporting.results import read_results
-from jaxalign.reporting.runs import read_run
-from jaxalign.training.checkpoint import read_adapter
+from jaxalign.reporting.runs import TrainingRun, read_run
+from jaxalign.training.checkpoint import read_adapter, read_trained
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -41,11 +54,13 @@ def export(config: ConfigDict, paths: Sequence[str]) -> None:
     check_recorded(record)
     out = out_folder(config)
     config = config.copy_and_resolve_references()
+    base = base_model(config, record)
+    named = name_from(out, base)
     config.adapter = paths[0]
     with whole_folder(out) as folder:
         match config.format:
             case "peft":
-                export_adapter(config, run, record.document["model"], folder)
+                export_adapter(config, run, base, named, folder)
             case "merged":
                 export_model(config, run, folder)
             case other:
@@ -57,6 +72,7 @@ def export(config: ConfigDict, paths: Sequence[str]) -> None:
             out.name,
             record,
             results,
+            base=named,
             is_adapter=config.format == "peft",
             licence=stated_licence(config.model),
             check=verdict(certificate),
@@ -64,13 +80,71 @@ def export(config: ConfigDict, paths: Sequence[str]) -> None:
         )
         write_text(folder / "README.md", card)
     print(f"{'adapter' if config.format == 'peft' else 'model'}: {out}\n{verdict(certificate)}")
+    if config.format == "peft" and not on_hub(named):
+        say(
+            f"the adapter names its base {named}, a place that others do not have; --config.model=ORG/NAME names it on "
+            "the hub, once its weights are known to be the same"
+        )
 
 
-def export_adapter(config: ConfigDict, run: AnyPath, named: str, folder: Path) -> None:
-    """The adapter as a PEFT folder of the base that the run names; so `config.model`, where it is not set."""
+def base_model(config: ConfigDict, record: TrainingRun) -> str:
+    """The model that a run's result belongs to: `config.model`, which must be the one that was tuned, or as the run
+    names it."""
+    recorded = record.document["model"]
+    if not config.model or (name := model_name(model_path(config.model))) == recorded:
+        return recorded
+    tuned, settings = read_trained(record.folder).record, record.document["config"]
+    if tuned.lora is None:
+        return name  # all weights are the run's own
+    stored, device = settings["param_dtype"], record.document["versions"].get("device")
+    if stored in SCHEMES and device != versions()["device"]:
+        say(
+            f"model={name}: not compared with {recorded}, whose {stored} weights were made on another device ({device})"
+        )
+        return name
+    copy = config.copy_and_resolve_references()
+    # Of a base that is stored in several types they are all named.
+    copy.update(adapter="", dtype=settings["dtype"], param_dtype=stored if stored in PARAM_DTYPES else "auto")
+    model = with_stored_base(load_model(copy.lock(), quantised=True), stored)
+    if weights_sha256(model.params) != tuned.fingerprint.get("model"):
+        raise InputError(
+            f"model={name}: not the weights that {record.folder} tuned, those of {recorded}; name a copy of that model"
+        )
+    return name
+
+
+def on_hub(model: str) -> bool:
+    """Whether a record names a model on the hub: with its commit, which a relative path has not."""
+    found = hub_id(model)
+    return found is not None and found.revision is not None
+
+
+def name_from(out: Path, model: str) -> str:
+    """What an exported folder calls a model: ORG/NAME@COMMIT on the hub, or its place seen from there; by its name
+    alone where the way leads through the folders above home."""
+    if on_hub(model):
+        return model
+    path, home = Path(model).expanduser().absolute(), Path.home()
+    common = Path(os.path.commonpath([path, out.absolute()]))
+    return path.name if common in home.parents else os.path.relpath(path, out.absolute())
+
+
+def export_adapter(config: ConfigDict, run: AnyPath, base: str, named: str, folder: Path) -> None:
+    """The adapter as a PEFT folder of its base; `config.model` is that base, where it is not set."""
     lora, tree = read_adapter(run)
-    save_adapter(folder, tree, lora, named)
-    config.model = config.model or named
+    config.model = config.model or base
+    save_adapter(folder, tree, lora, named, decoder_of(config.model, run))
+
+
+def decoder_of(model: str, run: AnyPath) -> str:
+    """What other libraries call the decoder of a model; as the run has it, where the model is not here."""
+    try:
+        path = model_path(model)
+    except InputError:
+        path = None
+    if path is not None and path.exists():
+        return decoder_name(path)
+    return read_run(run).document.get("decoder", "model")
 
 
 def export_model(config: ConfigDict, run: AnyPath, folder: Path) -> None:

@@ -21,15 +21,15 @@ from jaxalign.data.prompts import Exemplars, read_exemplars
 from jaxalign.data.tasks import TASKS, Task, task_named
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
 from jaxalign.errors import InputError
-from jaxalign.files import AnyPath, local_path, path_of
+from jaxalign.files import AnyPath, is_remote, local_path, path_of, sha256_of
 from jaxalign.hosts import agree, processes
 from jaxalign.metrics_log import warn
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.fingerprint import weights_sha256
 from jaxalign.model.gguf import load_gguf_params, read_gguf_config, read_gguf_tokenizer
 from jaxalign.model.hf_config import read_config
-from jaxalign.model.hf_weights import load_params
-from jaxalign.model.hub import local_model
+from jaxalign.model.hf_weights import listed, load_params
+from jaxalign.model.hub import ADAPTER_FILES, local_adapter, local_model, model_name
 from jaxalign.model.lora import LoraConfig, check_adapter, merge_lora
 from jaxalign.model.peft_adapters import load_adapter
 from jaxalign.model.product import widest
@@ -37,7 +37,7 @@ from jaxalign.model.quantised import SCHEMES, is_projection, quantise_params, qu
 from jaxalign.model.sharding import spread
 from jaxalign.model.transformer import Decoder
 from jaxalign.model.weights import Leaf, Place, place_on
-from jaxalign.reporting.fields import field
+from jaxalign.reporting.fields import field, read_object
 from jaxalign.reporting.runs import read_run_document
 from jaxalign.training.checkpoint import read_trained
 
@@ -68,6 +68,8 @@ class Model:
     """How the base is stored: `config.param_dtype` or, for auto, the types that were found, as in "bfloat16"."""
     tuned_on: list[str] | None = dataclasses.field(default_factory=list)
     """The languages that adapter or parameters were tuned on; None: nobody recorded all of them."""
+    adapter_name: str = ""
+    """What records call the adapter or run that tuned it: a path, or ORG/NAME@COMMIT on the hub."""
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -102,7 +104,12 @@ def load_model(config: ConfigDict, *, quantised: bool = False) -> Model:
         stored = "+".join(sorted({leaf.dtype.name for leaf in jax.tree.leaves(params)}))
     decoder = Decoder(model_config, dtype=dtype)
     model = Model(path, model_config, tokenizer, mesh, params, decoder, param_dtype=stored)
-    return with_adapter(model, path_of(config.adapter)) if config.adapter else model
+    return with_adapter(model, adapter_path(config.adapter)) if config.adapter else model
+
+
+def adapter_path(name: str) -> AnyPath:
+    """Where the adapter or run lies that `config.adapter` names: a path here or in a bucket, or on the hub."""
+    return path_of(name) if is_remote(name) else local_adapter(name)
 
 
 def model_path(name: str) -> Path:
@@ -141,9 +148,11 @@ def place_leaf(mesh: Mesh, scheme: str) -> Place:
 
 def with_adapter(model: Model, path: AnyPath) -> Model:
     """The model as a PEFT folder or a training run has tuned it: with an adapter, or with parameters of its own."""
+    model = replace(model, adapter_name=model_name(path))
     if not (path / "checkpoints").is_dir():
         if not isinstance(path, Path):
             raise InputError(f"{path}: no training run (no checkpoints/ in it), and on gs:// only runs are read")
+        refuse_changed(path, ADAPTER_FILES)
         lora, tree = load_adapter(path, model.config)
         if processes() > 1:
             agree(str(path), [lora, weights_sha256(tree)])
@@ -157,6 +166,25 @@ def with_adapter(model: Model, path: AnyPath) -> Model:
     tree = trained.collections["lora"]
     check_adapter(tree, model.config, lora, path)
     return replace(adapted(model, Adapter(lora, tree)), tuned_on=languages)
+
+
+def refuse_changed(folder: Path, names: Collection[str] | None = None) -> None:
+    """InputError where files of a folder (of these names, if they are given) are not those that its certificate.json
+    was made for."""
+    path = folder / "certificate.json"
+    if not path.is_file():
+        return
+    stated = field(read_object(path), "files", dict, str(path))
+    changed = [
+        name
+        for name, sha256 in stated.items()
+        if (names is None or name in names) and not ((folder / name).is_file() and sha256_of(folder / name) == sha256)
+    ]
+    if changed:
+        raise InputError(
+            f"{listed([str(folder / name) for name in changed])} changed since certificate.json was written; take the "
+            "folder anew from where it was made, or remove certificate.json if the change is meant"
+        )
 
 
 def adapted(model: Model, adapter: Adapter) -> Model:

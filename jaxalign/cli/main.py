@@ -131,6 +131,7 @@ def run(arguments: Sequence[str]) -> None:
         print(usage())
         return
     verb, paths = split_verb(words)
+    paths = [os.path.expanduser(path) for path in paths]  # as records name them
     if wants_help:
         print(verb_usage(verb, flags))
         return

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from jaxalign.cli.loading import chosen_languages, out_folder
 from jaxalign.cli.provenance import provenance
 from jaxalign.errors import InputError
+from jaxalign.files import recorded
 from jaxalign.probing.neuron_counts import ActivationCounts, read_counts
 from jaxalign.probing.neurons import (
     GENERAL,
@@ -40,7 +41,7 @@ def neurons(config: ConfigDict, paths: Sequence[str]) -> None:
     counts = read_counts(Path(paths[0]))
     probabilities = activation_probabilities(counts)
     selection = selected_of(counts, config)
-    made_from = {"counts": paths[0], **counted_model(Path(paths[0])), **provenance(config)}
+    made_from = {"counts": recorded(paths[0]), **counted_model(Path(paths[0])), **provenance(config)}
     document = {
         **selection_document(selection, probabilities, counts.languages, form, rate),
         "tokens": dict(zip(counts.languages, counts.tokens.tolist(), strict=True)),

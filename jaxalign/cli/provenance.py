@@ -10,13 +10,17 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from jaxalign.files import recorded
+
 PACKAGES = ("jaxalign", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers", "tokenizers")
 
 
 def command() -> str:
-    """The command line as it was given; from Python, that of the program which called."""
+    """The command line as it was given, with `~` for home; from Python, that of the program which called."""
     program = Path(sys.argv[0]).stem
-    return shlex.join(["jaxalign" if program in ("jaxalign", "__main__") else Path(sys.argv[0]).name, *sys.argv[1:]])
+    return shlex.join(
+        recorded(["jaxalign" if program in ("jaxalign", "__main__") else Path(sys.argv[0]).name, *sys.argv[1:]])
+    )
 
 
 def versions() -> dict[str, str]:
@@ -27,4 +31,4 @@ def versions() -> dict[str, str]:
 
 def provenance(config: ConfigDict) -> dict[str, Any]:
     """The three of them, as results.json and run.json hold them."""
-    return {"config": config.to_dict(), "command": command(), "versions": versions()}
+    return {"config": recorded(config.to_dict()), "command": command(), "versions": versions()}

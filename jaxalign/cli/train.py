@@ -34,10 +34,11 @@ from jaxalign.data.batches import (
 from jaxalign.data.pairs import QuestionPair, languages_of
 from jaxalign.data.templates import edges, render, resolve_template
 from jaxalign.errors import InputError
-from jaxalign.files import check_bucket, path_of
+from jaxalign.files import check_bucket, path_of, recorded
 from jaxalign.hosts import agree
 from jaxalign.metrics_log import say
 from jaxalign.model.fingerprint import weights_sha256
+from jaxalign.model.hf_config import decoder_name
 from jaxalign.model.hub import model_name
 from jaxalign.model.lora import LoraConfig, lora_shapes
 from jaxalign.model.quantised import SCHEMES
@@ -123,7 +124,8 @@ def train_model(
         lora = model.adapter.lora if model.adapter else lora_config(config)
     document = {
         "model": model_name(model.path),
-        "files": list(paths),
+        "decoder": decoder_name(model.path),
+        "files": recorded(paths),
         "records": records,
         "template": template,
         "bos": model.tokenizer.spelt(edges(template, model.tokenizer)[0]),

@@ -7,17 +7,20 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxalign.cli.certificate import NOT_CHECKED, certify
+from jaxalign.cli.loading import refuse_changed
 from jaxalign.errors import InputError
 from jaxalign.files import local_path, write_json
 
 
 def verify(config: ConfigDict, paths: Sequence[str]) -> None:
-    """Writes certificate.json of a PEFT folder or a model folder into it, or to `config.out`; faults are an error."""
+    """Writes certificate.json of a PEFT folder or a model folder into it, or to `config.out`; faults are an error, and
+    so are files that are not those of the certificate that lies there."""
     if len(paths) != 1:
         raise InputError("verify takes one argument: a PEFT folder or a model folder, as export writes them")
     folder = Path(paths[0])
     if not any((folder / name).is_file() for name in ("adapter_config.json", "config.json")):
         raise InputError(f"{folder}: no adapter_config.json and no config.json; name a PEFT folder or a model folder")
+    refuse_changed(folder)
     certificate = certify(folder, config)
     written = (local_path(config.out) if config.out else folder) / "certificate.json"
     write_json(written, certificate)

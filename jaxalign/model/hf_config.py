@@ -33,6 +33,15 @@ def declared_type(path: Path) -> str:
     return declared if declared in ("float32", "bfloat16", "float16") else "float32"
 
 
+def decoder_name(model: Path) -> str:
+    """What the class that AutoModelForCausalLM makes of a folder or GGUF file calls its decoder: of the folder of a
+    Gemma 3 with vision (4B, 12B, 27B) it makes the multimodal one."""
+    path = model / "config.json"
+    document = files.read_json(path) if path.is_file() else None
+    with_vision = isinstance(document, dict) and document.get("model_type") == "gemma3"
+    return "model.language_model" if with_vision else "model"
+
+
 def read_end_ids(folder: Path) -> list[int]:
     """The ids at which transformers' `generate` ends a text of the model, beside its tokenizer's end of text.
 

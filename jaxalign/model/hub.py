@@ -1,4 +1,5 @@
-"""Models of the Hugging Face hub: an id, `ORG/NAME` or `ORG/NAME@REVISION`, as a folder on this machine.
+"""Models of the Hugging Face hub: an id, `ORG/NAME` or `ORG/NAME@REVISION`, as a folder on this machine; adapters, too,
+which may lie in a folder of theirs: `ORG/NAME/checkpoint-300@REVISION`.
 
 Cache (HF_HOME), offline mode (HF_HUB_OFFLINE=1), token (HF_TOKEN, or `hf auth login`) and a hub elsewhere (HF_ENDPOINT)
 are those of huggingface_hub, which every other library shares. A connection that breaks off within a file is taken up
@@ -19,6 +20,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from jaxalign.errors import InputError
+from jaxalign.files import recorded
 
 CONFIG_FILES = ("config.json",)
 TOKENIZER_FILES = (
@@ -35,10 +37,11 @@ TOKENIZER_FILES = (
 # Released Mistrals hold all weights a second time, as consolidated.safetensors.
 WEIGHT_FILES = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 MODEL_FILES = (*CONFIG_FILES, *TOKENIZER_FILES, *WEIGHT_FILES)
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "certificate.json")
 
 _PART = r"[A-Za-z0-9_][\w.-]*"
 # Nothing that git calls a revision has two dots in a row, and in a path they lead elsewhere.
-_ID = re.compile(rf"({_PART}/{_PART})(?:@((?!.*\.\.)[^@\s]+))?", re.ASCII)
+_ID = re.compile(rf"({_PART}/{_PART})((?:/{_PART})*)/?(?:@((?!.*\.\.)[^@\s]+))?", re.ASCII)
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # The hub's name of a file's content: its sha256 or, where git holds it, git's id of it.
 _SHA256, _GIT_ID = re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{40}")
@@ -49,17 +52,23 @@ class HubId(NamedTuple):
 
     repo: str
     revision: str | None
+    folder: str = ""
+    """of an adapter within its repository"""
 
     def __str__(self) -> str:
-        return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
+        name = f"{self.repo}/{self.folder}" if self.folder else self.repo
+        return name if self.revision is None else f"{name}@{self.revision}"
 
 
-def hub_id(text: str) -> HubId | None:
-    """The hub's model that a text names; None where it can only be a path: it is there, or looks like one."""
+def hub_id(text: str, *, in_folder: bool = False) -> HubId | None:
+    """The hub's model that a text names; None where it can only be a path: it is there, or looks like one.
+
+    `in_folder`: it may lie in a folder of its repository.
+    """
     match = _ID.fullmatch(text)
-    if match is None or text.lower().endswith(".gguf") or Path(text).exists():
+    if match is None or text.lower().endswith(".gguf") or Path(text).exists() or (match[2] and not in_folder):
         return None
-    return HubId(match[1], match[2])
+    return HubId(match[1], match[3], match[2].strip("/"))
 
 
 def local_model(text: str, files: Sequence[str] = MODEL_FILES) -> Path:
@@ -70,37 +79,63 @@ def local_model(text: str, files: Sequence[str] = MODEL_FILES) -> Path:
     """
     model = hub_id(text)
     if model is None:
-        return Path(text)
-    folder = _fetched(model, files)
-    _check_contents(folder, model)
+        return Path(text).expanduser()
+    folder = _fetched(model, files, "model")
     if WEIGHT_FILES[0] in files and not any(folder.glob("model*.safetensors")):
         raise InputError(f"model={model}: {_why_no_weights(model, folder.name)}")
     return folder
 
 
+def local_adapter(text: str) -> Path:
+    """The path that a text names, or the folder that the hub's adapter of that id lies in once it is fetched.
+
+    InputError as `local_model` has it.
+    """
+    adapter = hub_id(text, in_folder=True)
+    if adapter is None:
+        return Path(text).expanduser()
+    folder = _fetched(adapter, ADAPTER_FILES, "adapter")
+    for name in ADAPTER_FILES[:2]:
+        if not (folder / adapter.folder / name).is_file():
+            raise InputError(f"adapter={adapter}: {_why_no_adapter(adapter, folder.name, name)}")
+    return folder / adapter.folder
+
+
 def model_name(path: Path) -> str:
-    """What to call the model at a path: ORG/NAME@COMMIT of one in the hub's cache, or else the path itself."""
-    snapshots, repo = path.parent, path.parent.parent.name
-    if snapshots.name == "snapshots" and repo.startswith("models--"):
-        return f"{repo.removeprefix('models--').replace('--', '/')}@{path.name}"
-    return str(path)
+    """What to call the model or adapter at a path: ORG/NAME@COMMIT of one in the hub's cache, or else the path,
+    as records have it."""
+    for snapshot in (path, *path.parents):
+        snapshots, repo = snapshot.parent, snapshot.parent.parent.name
+        if snapshots.name == "snapshots" and repo.startswith("models--"):
+            name = repo.removeprefix("models--").replace("--", "/")
+            folder = "" if snapshot == path else path.relative_to(snapshot).as_posix()
+            return str(HubId(name, snapshot.name, folder))
+    return recorded(str(path))
 
 
-def _fetched(model: HubId, files: Sequence[str]) -> Path:
-    """The folder of the model in the hub's cache, those of its files that match fetched."""
+def _fetched(model: HubId, files: Sequence[str], key: str) -> Path:
+    """The snapshot of the repository in the hub's cache, those of the files of the model's folder that match fetched
+    and compared with the hub's hashes. `key` is the setting that names it."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars, logging
 
     logging.set_verbosity_error()  # what ends a command is said once, in our line
     if not sys.stderr.isatty():
         disable_progress_bars()
+    within = f"{model.folder}/" if model.folder else ""
     try:
-        folder = snapshot_download(
-            model.repo, revision=model.revision, allow_patterns=list(files), ignore_patterns=["*/*"]
+        snapshot = Path(
+            snapshot_download(
+                model.repo,
+                revision=model.revision,
+                allow_patterns=[within + file for file in files],
+                ignore_patterns=[f"{within}*/*"],
+            )
         )
     except Exception as error:  # whatever a connection makes of the HTTP library and the hub's own
-        raise InputError(f"model={model}: {_explained(error, model)}") from None
-    return Path(folder)
+        raise InputError(f"{key}={model}: {_explained(error, model)}") from None
+    _check_contents(snapshot, model, key)
+    return snapshot
 
 
 def _explained(error: Exception, model: HubId) -> str:
@@ -153,11 +188,30 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def _why_no_weights(model: HubId, commit: str) -> str:
-    """What the hub's model holds instead of safetensors."""
+def _why_no_adapter(adapter: HubId, commit: str, missing: str) -> str:
+    """What the hub's repository holds instead of an adapter there."""
+    names = _names(adapter, commit)
+    within = f"{adapter.folder}/" if adapter.folder else ""
+    if f"{within}adapter_model.bin" in names:
+        return "it is pickled only, and pickled weights can run code when they are read; choose one in safetensors"
+    if folders := sorted(name.rpartition("/")[0] for name in names if name.endswith(f"/{ADAPTER_FILES[0]}")):
+        choice = HubId(adapter.repo, adapter.revision, folders[-1])
+        return f"no {within}{missing} in it; its adapters lie in {', '.join(folders)}: name {choice}, say"
+    return f"no {within}{missing} in it; is it an adapter in the format of peft?"
+
+
+def _names(model: HubId, commit: str) -> list[str]:
+    """The files of the hub's repository, as it was listed."""
     from huggingface_hub import get_cached_repo_tree
 
-    names = [file.path for file in get_cached_repo_tree(model.repo, revision=commit)]
+    return [file.path for file in get_cached_repo_tree(model.repo, revision=commit)]
+
+
+def _why_no_weights(model: HubId, commit: str) -> str:
+    """What the hub's model holds instead of safetensors."""
+    names = _names(model, commit)
+    if "adapter_config.json" in names:
+        return f"it is an adapter; name its base as the model, and --config.adapter={model}"
     if pickled := sorted(name for name in names if name.endswith(_PICKLED)):
         return (
             f"its weights are pickled only ({pickled[0]}), and pickled weights can run code when they are read, so "
@@ -171,6 +225,7 @@ def _why_no_weights(model: HubId, commit: str) -> str:
 class _Content(NamedTuple):
     """A file of a snapshot, where its content lies, and the hub's hash of it."""
 
+    snapshot: Path
     file: Path
     stored: Path
     hash: str
@@ -178,39 +233,43 @@ class _Content(NamedTuple):
     @property
     def mark(self) -> Path:
         """What is younger than the content once that has been read."""
-        snapshot = self.file.parent
+        name = self.file.relative_to(self.snapshot).as_posix().replace("/", "-")
         # Snapshots share blobs, and what is no link is of one snapshot alone.
-        name = f"{snapshot.name}-{self.file.name}" if self.stored == self.file else self.hash
-        return snapshot.parent.parent / "jaxalign-checked" / name
+        name = f"{self.snapshot.name}-{name}" if self.stored == self.file else self.hash
+        return self.snapshot.parent.parent / "jaxalign-checked" / name
 
 
-def _contents(folder: Path, model: HubId) -> list[_Content]:
-    """The files of a snapshot: links to blobs/HASH or, in a cache without links, themselves what the listing names.
+def _contents(snapshot: Path, model: HubId) -> list[_Content]:
+    """The files of a model in a snapshot: links to blobs/HASH or, in a cache without links, themselves what the listing
+    names.
 
     What is no link is left out where no listing was kept: a huggingface_hub before 2.4 has fetched it.
     """
     from huggingface_hub import errors, get_cached_repo_tree
 
-    files = sorted(folder.iterdir())
+    files = sorted(file for file in (snapshot / model.folder).glob("*") if not file.is_dir())
     blobs = {file: file.parent / os.readlink(file) for file in files if file.is_symlink()}
-    contents = [_Content(file, blob, blob.name) for file, blob in blobs.items()]
+    contents = [_Content(snapshot, file, blob, blob.name) for file, blob in blobs.items()]
     if len(blobs) < len(files):
         try:
-            listing = get_cached_repo_tree(model.repo, revision=folder.name)
+            listing = get_cached_repo_tree(model.repo, revision=snapshot.name)
         except errors.CachedRepoTreeNotFoundError:
             return contents
-        hashes = {folder / each.path: each.lfs.sha256 if each.lfs else each.blob_id for each in listing}
-        contents += [_Content(file, file, hashes[file]) for file in files if file not in blobs and file in hashes]
+        hashes = {snapshot / each.path: each.lfs.sha256 if each.lfs else each.blob_id for each in listing}
+        contents += [
+            _Content(snapshot, file, file, hashes[file]) for file in files if file not in blobs and file in hashes
+        ]
     return contents
 
 
-def _check_contents(folder: Path, model: HubId) -> None:
-    """Compares every file of a snapshot with the hash that the hub knows it by: huggingface_hub looks at sizes alone.
+def _check_contents(snapshot: Path, model: HubId, key: str) -> None:
+    """Compares every file of a model in a snapshot with the hash that the hub knows it by: huggingface_hub looks at
+    sizes alone.
 
     A file is read once: a mark that is younger than its content says that it has been. One that differs is removed, so
     that it is fetched again.
     """
-    new = [content for content in _contents(folder, model) if not _is_younger(content.mark, content.stored)]
+    new = [content for content in _contents(snapshot, model) if not _is_younger(content.mark, content.stored)]
     size = sum(content.stored.stat().st_size for content in new)
     with tqdm(total=size, unit="B", unit_scale=True, desc="checking", leave=False, disable=None) as progress:
         for content in new:
@@ -218,7 +277,7 @@ def _check_contents(folder: Path, model: HubId) -> None:
                 content.stored.unlink()
                 content.file.unlink(missing_ok=True)
                 raise InputError(
-                    f"model={model}: {content.file.name} is not what the hub says it is (hash {content.hash}), and was "
+                    f"{key}={model}: {content.file.name} is not what the hub says it is (hash {content.hash}), and was "
                     f"removed; {_AGAIN}"
                 )
             try:

@@ -2,20 +2,27 @@
 
 A PEFT folder holds `adapter_config.json` and `adapter_model.safetensors`, in which every layer's A is [r, in], B is
 [out, r] and DoRA's magnitude [out]; here they are the stacked leaves of lora.py, A and B transposed.
+
+Which modules carry an adapter is read from the names of the tensors; the config must say the same, by peft's own rules
+of matching, so that peft would do to the model what is done here.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import regex
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from jaxalign import files
 from jaxalign.errors import InputError
+from jaxalign.metrics_log import say
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.hf_config import Keys
 from jaxalign.model.hf_weights import listed
@@ -24,37 +31,65 @@ from jaxalign.model.lora import LoraConfig, lora_shapes, projection_sizes
 
 _FACTORS = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
 
-# Keys of adapter_config.json that leave the update as it is. All others must be unset: there are more ways to vary
-# LoRA every year (rank_pattern, use_qalora, layers_to_transform, ...), and each of them changes the model.
+# What stands before `layers.` in the classes of these decoders: with a head, in a Gemma 3 with vision (now, and before
+# transformers 4.52), and both without a head.
+_DECODERS = ("model.", "model.language_model.", "language_model.model.", "language_model.", "")
+_VISION = re.compile(r"base_model\.model\.(model\.)?(vision_tower|multi_modal_projector)\..*\.lora_\w+(\.weight)?")
+_VOCABULARY = re.compile(r".*\.(embed_tokens|lm_head)\..*")
+
+# Keys of adapter_config.json that leave the update as it is: of training (ms-swift's learning rates, too), of
+# initialisation (init_lora_weights says which), of peft's choice of classes (fan_in_fan_out, which it sets back for
+# these models). All others must be unset: there are more ways to vary LoRA every year (use_qalora, layer_replication,
+# ...), and each of them changes the model.
 _HARMLESS = frozenset(
     {
         "auto_mapping",
         "base_model_name_or_path",
+        "corda_config",
         "ensure_weight_tying",
+        "eva_config",
+        "fan_in_fan_out",
         "inference_mode",
+        "loftq_config",
         "lora_dropout",
+        "lora_dtype",
+        "lora_ga_config",
+        "lorap_emb_lr",
+        "lorap_lr_ratio",
         "megatron_core",
         "peft_version",
         "qalora_group_size",
         "revision",
+        "runtime_config",
         "task_type",
+        "unsloth_version",
     }
 )
-_UNSET = (None, False, [], {})
-# Initialisations that leave the base weights alone; PiSSA, OLoRA, CorDA, LoftQ change them.
+_UNSET = (None, False, [], {}, "")
+# Initialisations that leave the base weights alone; PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA change them.
 _PLAIN_INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
+_WHERE_IT_IS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+"""Keys that say which modules carry an adapter."""
+_PATTERNS = {"rank_pattern": "r", "alpha_pattern": "lora_alpha"}
+"""Keys by which single modules differ, and in what."""
 
 
-def save_adapter(folder: Path, lora_tree: Mapping[str, Any], lora: LoraConfig, base_model_name: str) -> None:
+def save_adapter(
+    folder: Path, lora_tree: Mapping[str, Any], lora: LoraConfig, base_model_name: str, decoder: str = "model"
+) -> None:
     """Writes a PEFT folder, float32.
 
-    `base_model_name` is the model that the adapter belongs to: its folder, or ORG/NAME@COMMIT on the hub.
+    `base_model_name` is the model that the adapter belongs to: its folder, or ORG/NAME@COMMIT on the hub. `decoder` is
+    what its class calls the decoder (`hf_config.decoder_name`).
     """
     base = hub_id(base_model_name) or HubId(base_model_name, None)
     tensors = {}
     for (*module, factor), leaf in flatten_dict(lora_tree["layers"]).items():
         for layer, matrix in enumerate(np.asarray(leaf, np.float32)):
-            tensors[_name(layer, module, factor)] = np.ascontiguousarray(matrix.T)
+            tensors[_name(f"{decoder}.", layer, module, factor)] = np.ascontiguousarray(matrix.T)
+    targets = sorted(lora.targets)
+    # A vision tower has projections of the same names. One group at the end is what vLLM looks for in an expression.
+    beside_vision = rf"{re.escape(decoder)}\.layers\..*\.({'|'.join(targets)})"
     document = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -62,7 +97,7 @@ def save_adapter(folder: Path, lora_tree: Mapping[str, Any], lora: LoraConfig, b
         "revision": base.revision,
         "r": lora.rank,
         "lora_alpha": int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,
-        "target_modules": sorted(lora.targets),
+        "target_modules": targets if decoder == "model" else beside_vision,
         "bias": "none",
         "lora_dropout": 0.0,
         "fan_in_fan_out": False,
@@ -85,7 +120,7 @@ def load_adapter(folder: Path, config: ModelConfig) -> tuple[LoraConfig, dict[st
     InputError names the field, where the adapter is of another kind or not on all layers, or the tensors, where it does
     not belong to a model of this `config`.
     """
-    lora = _read_lora_config(folder / "adapter_config.json", config)
+    document = _read_document(folder)
     path = folder / "adapter_model.safetensors"
     if not path.is_file():
         reason = "pickled adapters are not read" if (folder / "adapter_model.bin").is_file() else "no such file"
@@ -94,26 +129,80 @@ def load_adapter(folder: Path, config: ModelConfig) -> tuple[LoraConfig, dict[st
         tensors = load_file(path)
     except SafetensorError as error:
         raise InputError(f"{path}: not a whole safetensors file ({error}); is it cut off?") from None
+    tensors = _without_vision(tensors, path)
+    _refuse_own_vocabulary(tensors, config, path)
+    decoder = next((name for name in _DECODERS if any(_is_of(name, tensor) for tensor in tensors)), _DECODERS[0])
+    lora = _lora_config(document, folder / "adapter_config.json", config, decoder, tensors)
     shapes = flatten_dict(lora_shapes(config, lora)["layers"])
-    _check_tensors(tensors, shapes, path)
+    _check_tensors(tensors, shapes, decoder, path)
 
     tree = {}
     for *module, factor in shapes:
-        layers = [tensors[_name(layer, module, factor)].T for layer in range(config.layers)]
+        layers = [tensors[_name(decoder, layer, module, factor)].T for layer in range(config.layers)]
         tree["layers", *module, factor] = jnp.asarray(np.stack(layers).astype(np.float32))
     return lora, unflatten_dict(tree)
 
 
-def _name(layer: int, module: Sequence[str], factor: str) -> str:
+def _name(decoder: str, layer: int, module: Sequence[str], factor: str) -> str:
     """PEFT's name of one factor: `base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight`."""
-    return f"base_model.model.model.layers.{layer}.{'.'.join(module)}.{_FACTORS[factor]}"
+    return f"base_model.model.{decoder}layers.{layer}.{'.'.join(module)}.{_FACTORS[factor]}"
 
 
-def _read_lora_config(path: Path, config: ModelConfig) -> LoraConfig:
+def _is_of(decoder: str, tensor: str) -> bool:
+    return tensor.startswith(f"base_model.model.{decoder}layers.")
+
+
+def _read_document(folder: Path) -> dict[str, Any]:
+    """`adapter_config.json`; where it is missing, the folders within that have one are named."""
+    path = folder / "adapter_config.json"
+    if not path.is_file() and (within := sorted(file.parent.name for file in folder.glob(f"*/{path.name}"))):
+        raise InputError(f"{path}: no such file; adapters lie in {listed(within)}: name {folder / within[-1]}, say")
     document = files.read_json(path)
     if not isinstance(document, dict):
         raise InputError(f"{path}: must be one JSON object")
-    keys = Keys(document, {}, str(path))
+    return document
+
+
+def _without_vision(tensors: Mapping[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+    """The tensors but for a vision tower's factors, which do nothing to texts."""
+    kept = {name: tensor for name, tensor in tensors.items() if not _VISION.fullmatch(name)}
+    if passed_over := len(tensors) - len(kept):
+        say(f"{path}: {passed_over} tensors adapt the vision tower, which texts do not pass: they are not used")
+    return kept
+
+
+def _refuse_own_vocabulary(tensors: Mapping[str, np.ndarray], config: ModelConfig, path: Path) -> None:
+    """InputError where an embedding or a head comes with the adapter."""
+    own = [f"{name} {list(tensor.shape)}" for name, tensor in tensors.items() if _VOCABULARY.fullmatch(name)]
+    if not own:
+        return
+    rows = {len(tensor) for name, tensor in tensors.items() if _VOCABULARY.fullmatch(name) and name.endswith(".weight")}
+    resized = "lora_" not in "".join(own) and rows and rows != {config.vocab_size}
+    what = (
+        f"the vocabulary was resized to {max(rows)} rows, the model's has {config.vocab_size}"
+        if resized
+        else "embedding or head were tuned, too"
+    )
+    raise InputError(
+        f"{path}: {what} ({listed(own)}); merge the adapter into its base (peft: merge_and_unload, then "
+        "save_pretrained) and name that folder as the model"
+    )
+
+
+def _lora_config(
+    document: Mapping[str, Any], path: Path, config: ModelConfig, decoder: str, tensors: Iterable[str]
+) -> LoraConfig:
+    """The adapter's config, after checking that it says what the tensors say."""
+    targets = _targets(document, path, config, decoder, tensors)
+    names = [
+        f"{decoder}layers.{layer}.{module}.{target}"
+        for target, module in targets.items()
+        for layer in range(config.layers)
+    ]
+    # What patterns leave the same for all is the rank or alpha of all.
+    of_all = {key: _value_of_all(document, pattern, key, names, path) for pattern, key in _PATTERNS.items()}
+    keys = Keys({**document, **of_all}, {}, str(path))
+    keys.taken.update(_WHERE_IT_IS, _PATTERNS)
     if keys.take("peft_type") != "LORA":
         raise InputError(f"{path}: peft_type {document.get('peft_type')} is not supported, only LORA")
     if keys.take("bias", "none") != "none":
@@ -123,16 +212,10 @@ def _read_lora_config(path: Path, config: ModelConfig) -> LoraConfig:
             f"{path}: init_lora_weights {document['init_lora_weights']} changes the base weights; convert the adapter "
             "to plain LoRA (peft: save_pretrained with path_initial_model_for_weight_conversion)"
         )
-    targets = keys.take("target_modules")
-    known = projection_sizes(config)
-    if targets == "all-linear":
-        targets = list(known)
-    if not isinstance(targets, list) or not targets or any(target not in list(known) for target in targets):
-        raise InputError(f"{path}: target_modules {targets} is not supported, only a list of {', '.join(known)}")
     lora = LoraConfig(
         keys.whole("r"),
         keys.real("lora_alpha"),
-        tuple(name for name in known if name in targets),
+        tuple(targets),
         rslora=keys.flag("use_rslora"),
         dora=keys.flag("use_dora"),
     )
@@ -140,13 +223,99 @@ def _read_lora_config(path: Path, config: ModelConfig) -> LoraConfig:
     return lora
 
 
-def _check_tensors(tensors: Mapping[str, np.ndarray], shapes: Mapping[tuple[str, ...], Any], path: Path) -> None:
+def _targets(
+    document: Mapping[str, Any], path: Path, config: ModelConfig, decoder: str, tensors: Iterable[str]
+) -> dict[str, str]:
+    """The projections that carry an adapter in every layer, and their modules.
+
+    InputError where the config puts it on some layers only, or spares one that has factors; factors that are missing
+    are `_check_tensors`'s to name.
+    """
+    held = {tuple(name.split(".")[-4:-2]) for name in tensors if _is_of(decoder, name)}
+    targets, spared = {}, []
+    said = ", ".join(
+        f"{key} {json.dumps(document[key])[:80]}" for key in _WHERE_IT_IS if document.get(key) not in (None, [], "")
+    )
+    for target, (module, _) in projection_sizes(config).items():
+        layers = [layer for layer in range(config.layers) if _carries(document, path, decoder, layer, module, target)]
+        if 0 < len(layers) < config.layers:
+            raise InputError(
+                f"{path}: {said}: {target} has an adapter in {len(layers)} of {config.layers} layers "
+                f"({listed(list(map(str, layers)))}); only adapters on all layers are supported"
+            )
+        if layers:
+            targets[target] = module
+        elif (module, target) in held:
+            spared.append(target)
+    if not targets or (spared and all((module, target) in held for target, module in targets.items())):
+        what = (
+            f"no match for {', '.join(spared)}, which has factors" if spared else "no projection of the model matches"
+        )
+        raise InputError(f"{path}: {said or 'target_modules is empty'}: {what}; is the file whole, and its own?")
+    return targets
+
+
+def _carries(document: Mapping[str, Any], path: Path, decoder: str, layer: int, module: str, target: str) -> bool:
+    """Whether peft puts the adapter on a projection."""
+    wanted, spared, layers, above = (document.get(key) for key in _WHERE_IT_IS)
+    name = f"{decoder}layers.{layer}.{module}.{target}"
+    if wanted is None:
+        wanted = ["q_proj", "v_proj"]  # peft's for each of the families
+    if isinstance(wanted, str) and wanted.lower() == "all-linear":
+        wanted = [target]
+    if not _matches(wanted, name, path, "target_modules") or _matches(spared, name, path, "exclude_modules"):
+        return False
+    if isinstance(wanted, str) or layers in (None, []):
+        return True
+    is_below = above in (None, [], "") or "layers" in (above if isinstance(above, list) else [above])
+    return is_below and layer in (layers if isinstance(layers, list) else [layers])
+
+
+def _matches(rule: Any, name: str, path: Path, key: str) -> bool:
+    """peft's way: an expression matches the whole name of a module, a listed name its end."""
+    if isinstance(rule, str):
+        return rule != "" and _fits(rule, name, path, key)
+    if rule is not None and not (isinstance(rule, list) and all(isinstance(each, str) for each in rule)):
+        raise InputError(f"{path}: {key} must be names or an expression, not {json.dumps(rule)[:80]}")
+    return any(f".{name}".endswith(f".{each}") for each in rule or ())
+
+
+def _fits(expression: str, name: str, path: Path, key: str) -> bool:
+    """Whether an expression, which is another's, matches the whole name; one without end is refused."""
+    try:
+        return regex.fullmatch(expression, name, timeout=1.0) is not None
+    except (regex.error, RecursionError, TimeoutError) as error:
+        why = "takes more than a second" if isinstance(error, TimeoutError) else f"is no regular expression ({error})"
+        raise InputError(f"{path}: {key} {json.dumps(expression)[:80]} {why}") from None
+
+
+def _value_of_all(document: Mapping[str, Any], pattern: str, key: str, names: Sequence[str], path: Path) -> Any:
+    """What `key` is for all modules once peft has looked into a pattern; InputError where that makes them differ."""
+    rules = document.get(pattern) or {}
+    if not isinstance(rules, dict):
+        raise InputError(f"{path}: {pattern} must be an object or null, not {json.dumps(rules)[:80]}")
+    values = [
+        next((rules[rule] for rule in rules if _fits(rf"(.*\.)?({rule})", name, path, pattern)), document.get(key))
+        for name in names
+    ]
+    for name, value in zip(names, values, strict=True):
+        if value != values[0]:
+            raise InputError(
+                f"{path}: {pattern} gives {names[0]} {key} {values[0]} and {name} {value}; only adapters of one "
+                f"{key} for all modules are supported"
+            )
+    return values[0]
+
+
+def _check_tensors(
+    tensors: Mapping[str, np.ndarray], shapes: Mapping[tuple[str, ...], Any], decoder: str, path: Path
+) -> None:
     """InputError unless the file holds exactly the factors of every target in every layer, in their shapes.
 
     `shapes`: (module, target, factor) -> the stacked leaf [L, ...].
     """
     expected = {
-        _name(layer, module, factor): leaf.shape[:0:-1]
+        _name(decoder, layer, module, factor): leaf.shape[:0:-1]
         for (*module, factor), leaf in shapes.items()
         for layer in range(leaf.shape[0])
     }

@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.errors import InputError
-from jaxalign.files import write_text
+from jaxalign.files import published, write_text
 from jaxalign.reporting.correlations import correlation_lines, correlation_note
 from jaxalign.reporting.escaping import code_span, one_line
 from jaxalign.reporting.gains import LEVEL, POWER, RESAMPLES, SEED, CellGain, Gains, MeanGain, MeanScore, Score
@@ -48,20 +48,21 @@ def document(gains: Gains, command: str) -> dict[str, Any]:
         "only_before": [key._asdict() for key in comparison.only_before],
         "only_after": [key._asdict() for key in comparison.only_after],
         "failures": [
-            {"folder": str(folder), **failure.key._asdict(), "error": failure.error}
+            {"folder": published(str(folder)), **failure.key._asdict(), "error": published(failure.error)}
             for folder, failure in comparison.failures
         ],
         "method": {"level": LEVEL, "power": POWER, "resamples": RESAMPLES, "seed": SEED, "notes": notes(gains)},
         "geometry": gains.geometry.document() if gains.geometry else None,
         "correlations": gains.correlations.document() if gains.correlations else None,
-        "command": command,
+        "command": published(command),
     }
 
 
 def source(results: Results) -> dict[str, Any]:
     """Where one side of the comparison comes from."""
-    kept = ("model", "adapter", "dtype", "param_dtype", "tuned_on", "command")
-    return {"folder": str(results.folder), **{name: results.document.get(name) for name in kept}}
+    kept = ("dtype", "param_dtype", "tuned_on")
+    shown = {name: published(results.document.get(name) or "") or None for name in ("model", "adapter", "command")}
+    return {"folder": published(str(results.folder)), **shown, **{name: results.document.get(name) for name in kept}}
 
 
 def cell_document(cell: CellGain) -> dict[str, Any]:
@@ -180,18 +181,19 @@ def markdown(gains: Gains, command: str) -> str:
     if comparison.failures:
         parts.append(
             "\n".join(
-                f"- Failed in {code_span(str(folder))}: {cells_text([failure.key])}: {code_span(failure.error)}"
+                f"- Failed in {code_span(published(str(folder)))}: {cells_text([failure.key])}: "
+                f"{code_span(published(failure.error))}"
                 for folder, failure in comparison.failures
             )
         )
     parts.append("\n".join(f"- {escaped_marks(note)}" for note in notes(gains)))
-    parts.append(f"Made by {code_span(command)}.")
+    parts.append(f"Made by {code_span(published(command))}.")
     return "\n\n".join(parts) + "\n"
 
 
 def source_text(results: Results) -> str:
-    adapter = f", adapter {code_span(results.adapter)}" if results.adapter else ""
-    return f"model {code_span(results.model)}{adapter}, in {code_span(str(results.folder))}"
+    adapter = f", adapter {code_span(published(results.adapter))}" if results.adapter else ""
+    return f"model {code_span(published(results.model))}{adapter}, in {code_span(published(str(results.folder)))}"
 
 
 def cell_columns(gains: Gains) -> list[str]:

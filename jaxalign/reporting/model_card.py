@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.errors import InputError
+from jaxalign.files import published
 from jaxalign.model.gguf_file import open_gguf
 from jaxalign.model.hub import HubId, hub_id
 from jaxalign.reporting.escaping import code_block, code_span, markdown_text
@@ -52,6 +53,7 @@ def model_card(
     run: TrainingRun,
     results: Sequence[Results],
     *,
+    base: str = "",
     is_adapter: bool,
     licence: str | None,
     check: str,
@@ -59,21 +61,23 @@ def model_card(
 ) -> str:
     """The text of README.md, of a run that `check_recorded` has seen.
 
-    `results` are evaluations whose scores are shown, `licence` is what the base model states, `check` one line
-    on the comparison with the independent path, `command` the one that exports.
+    `results` are evaluations whose scores are shown, `base` is what the export calls the model that was tuned, where
+    that is not what the run calls it, `licence` what that model states, `check` one line on the comparison with the
+    independent path, `command` the one that exports.
     """
     document = run.document
-    base = hub_id(document["model"]) or HubId(document["model"], None)
+    base = base or document["model"]
+    model = hub_id(base) or HubId(base, None)
     what = "A PEFT adapter of" if is_adapter else "The model"
     tuned = "tuned" if is_adapter else "with what was tuned merged into it,"
     sections = {
-        "": f"{what} {code_span(str(base))}, {tuned} on question pairs: question-translation alignment "
+        "": f"{what} {code_span(str(model))}, {tuned} on question pairs: question-translation alignment "
         "(arXiv 2405.13816) with jaxalign.",
         "Data": "\n".join(f"- {line}" for line in data_lines(run)),
         "Hyper-parameters": table(("key", "value"), hyper_parameters(document["config"])),
         "Scores": "\n\n".join(score_parts(run, results)),
         "Commands": code_block("\n".join([*commands(run, results), command]), "sh"),
-        "Loading it": code_block(loading(base, is_adapter), "python"),
+        "Loading it": code_block(loading(model, is_adapter), "python"),
         "Check": f"{markdown_text(check)}. See `certificate.json`.",
         "Licence": licence_text(licence),
         "Versions": ", ".join(
@@ -81,7 +85,7 @@ def model_card(
         ),
     }
     body = "\n\n".join(f"## {name}\n\n{text}" if name else text for name, text in sections.items())
-    return f"{front_matter(run, base, licence, is_adapter)}\n# {markdown_text(title)}\n\n{body}\n"
+    return published(f"{front_matter(run, model, licence, is_adapter)}\n# {markdown_text(title)}\n\n{body}\n")
 
 
 def front_matter(run: TrainingRun, base: HubId, licence: str | None, is_adapter: bool) -> str:

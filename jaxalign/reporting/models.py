@@ -38,7 +38,7 @@ def model_of_all(folder: Path, documents: Mapping[str, Mapping[str, Any]]) -> tu
 
 def place(name: str) -> str:
     """A name of a model or adapter, the same for all spellings of one path."""
-    return name if not name or "://" in name or "@" in name else os.path.abspath(name)
+    return name if not name or "://" in name or "@" in name else os.path.abspath(os.path.expanduser(name))
 
 
 def check_of_one_model(folder: Path, made: Mapping[str, Any], rewritten: Collection[str]) -> None:

@@ -49,7 +49,7 @@ def find_run(adapter: str, beside: Path) -> Path | None:
     can be moved as a whole. None where there is no such folder, or it holds no run (a PEFT folder, say).
     """
     for base in (Path(), *beside.resolve().parents):
-        folder = base / adapter
+        folder = base / Path(adapter).expanduser()
         if any((folder / name).is_file() for name in RUN_FILES):
             return folder
     return None

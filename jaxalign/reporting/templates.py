@@ -7,18 +7,19 @@ from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
+from jaxalign.files import published
 from jaxalign.reporting.escaping import visible
 from jaxalign.reporting.gain_files import interval_text, number_text, p_text
 from jaxalign.reporting.tables import cells_text, language_title, percent, signed
 
 
 def page(template: str, **values: Any) -> str:
-    """The text of a page; whatever is not Markup is escaped on its way into it."""
+    """The text of a page; whatever is not Markup is escaped on its way into it, and names no place on this machine."""
     environment = Environment(
         loader=FunctionLoader(template_text),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=visible,
+        finalize=lambda value: value if hasattr(value, "__html__") else visible(published(str(value))),
         trim_blocks=True,
         lstrip_blocks=True,
     )

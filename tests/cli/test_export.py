@@ -1,6 +1,7 @@
 """`jaxalign export`: runs of every kind as other libraries read them."""
 
 import json
+import platform
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 import transformers
 
 from jaxalign.cli.configuration import config_from_flags
-from jaxalign.cli.export import save_tokenizer, token_ids
+from jaxalign.cli.export import name_from, save_tokenizer, token_ids
 from jaxalign.cli.loading import Model, load_model
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
 from jaxalign.errors import InputError
@@ -22,6 +23,7 @@ from jaxalign.model.peft_adapters import load_adapter
 from jaxalign.training.checkpoint import read_adapter
 from tests.cli.conftest import TRAIN
 from tests.data.tiny_tokenizers import byte_level
+from tests.model.vision import save_vision_model
 
 TOKENS = np.arange(1, 40, dtype=np.int32)[None]
 ALL_TARGETS = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
@@ -108,6 +110,114 @@ def test_the_exported_adapter_reads_back_bit_for_bit(ok, model_folder, runs, kin
     assert lora == lora_before and lora.dora == (kind == "dora")
     assert jax.tree.structure(tree) == jax.tree.structure(tree_before)
     jax.tree.map(np.testing.assert_array_equal, tree, tree_before)
+
+
+def base_of(folder: Path) -> str:
+    return json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+
+
+def test_the_base_is_named_after_its_weights_were_compared(ok, jaxalign, refused, model_folder, run, tmp_path):
+    copy = shutil.copytree(model_folder, tmp_path / "copy")
+    code, _, err = jaxalign("export", run, f"--config.model={copy}", f"--config.out={tmp_path / 'adapter'}")
+    assert code == 0 and base_of(tmp_path / "adapter") == "../copy"
+    assert "names its base ../copy, a place that others do not have" in err
+    assert f'from_pretrained("{base_of(tmp_path / "adapter")}")' in (tmp_path / "adapter" / "README.md").read_text()
+    ok("verify", tmp_path / "adapter")  # found from where the adapter lies
+    other = transformers.AutoModelForCausalLM.from_pretrained(copy)
+    with torch.no_grad():
+        other.model.norm.weight[3] += 2**-10
+    other.save_pretrained(copy)
+    for kind in ("peft", "merged"):
+        message = refused("export", run, f"--config.model={copy}", f"--config.format={kind}")
+        assert "not the weights that" in message and str(copy) in message
+    assert base_of(tmp_path / "adapter") == "../copy"
+
+
+def test_quantised_weights_of_another_device_are_not_compared(ok, jaxalign, model_folder, runs, tmp_path):
+    """Their scales may differ in the last bit."""
+    copy, run = shutil.copytree(model_folder, tmp_path / "copy"), shutil.copytree(runs["dora"], tmp_path / "run")
+    command = ("export", run, f"--config.model={copy}")
+    assert "not compared" not in jaxalign(*command, f"--config.out={tmp_path / 'here'}")[2]
+    document = json.loads((run / "run.json").read_text())
+    document["versions"]["device"] = "TPU v5e"
+    (run / "run.json").write_text(json.dumps(document))
+    code, _, err = jaxalign(*command, f"--config.out={tmp_path / 'there'}")
+    assert code == 0 and "int8 weights were made on another device (TPU v5e)" in err
+
+
+def test_a_gemma_with_vision_is_tuned_exported_and_read_back(ok, tmp_path):
+    """vLLM 34186: the names must be those of the class that AutoModelForCausalLM makes of the base."""
+    tokenizer = byte_level(special=("<pad>",))
+    base = save_vision_model(tmp_path / "base", vocabulary=len(tokenizer))
+    tokenizer.save_pretrained(base)
+    short = ("--config.steps=4", "--config.heldout=0", "--config.loss.chunk=512")
+    ok(*TRAIN, *short, f"--config.model={base}", f"--config.out={tmp_path / 'run'}")
+    ok("export", tmp_path / "run", f"--config.out={tmp_path / 'adapter'}")
+    certificate = json.loads((tmp_path / "adapter" / "certificate.json").read_text())
+    assert certificate["holds"] is True, certificate["faults"]
+    assert certificate["effect_of_the_adapter"]["largest_difference"] > 10 * certificate["logits"]["bound"]
+    assert certificate["adapter"]["targets"] == ["q_proj", "v_proj"]
+    command = ("evaluate", f"--config.model={base}", "--config.languages=de", "--config.rows=0:2")
+    for name in ("run", "adapter"):
+        ok(*command, f"--config.adapter={tmp_path / name}", f"--config.out={tmp_path / f'{name}_scores'}")
+    first, second = ((tmp_path / f"{name}_scores" / "predictions.jsonl").read_bytes() for name in ("run", "adapter"))
+    assert first == second
+    # The base gone, the run knows.
+    shutil.move(base, tmp_path / "elsewhere")
+    ok("export", tmp_path / "run", f"--config.out={tmp_path / 'again'}")
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "adapter" / name).read_bytes()
+
+
+def test_what_is_published_names_no_place(ok, jaxalign, model_folder, tmp_path, monkeypatch):
+    """Absolute paths within home and beside it; records write home as ~, and can be read from there."""
+    home, beside = tmp_path / "home" / "alice", tmp_path / "beside"
+    beside.mkdir()
+    home.mkdir(parents=True)
+    shutil.copytree(model_folder, home / "llama")
+    monkeypatch.setenv("HOME", str(home))
+    pairs, base = beside / "pairs.csv", f"--config.model={home / 'llama'}"
+    rows = [f"Frage {i},Question {i},de,en" for i in range(24)]
+    pairs.write_text("\n".join(["source,target,source_language,target_language", *rows]) + "\n")
+    short = ("--config.steps=2", "--config.heldout=0", "--config.log.tensorboard=true")
+    ok("train", pairs, base, *short, f"--config.out={home / 'run'}")
+    scores = ("evaluate", base, "--config.languages=de", "--config.rows=0:2", "--config.tasks=emotion")
+    ok(*scores, f"--config.out={beside / 'before'}")
+    ok(*scores, f"--config.adapter={home / 'run'}", f"--config.out={beside / 'after'}")
+    ok("export", home / "run", beside / "before", beside / "after", f"--config.out={home / 'adapter'}")
+    ok("report", beside / "before", beside / "after", f"--config.out={home / 'report.html'}")
+    ok("compare", beside / "before", beside / "after", f"--config.out={home / 'gains'}")
+    assert base_of(home / "adapter") == "../llama"
+    published = [
+        *(home / "adapter").glob("*.json"),
+        home / "adapter" / "README.md",
+        home / "report.html",
+        *(home / "gains").iterdir(),
+    ]
+    assert len(published) > 6
+    for file in published:
+        assert str(tmp_path) not in file.read_text() and "~/" not in file.read_text(), file
+    records = [*home.glob("run/*.json*"), *beside.rglob("*.json")]
+    assert any("~/llama" in file.read_text() for file in records)
+    for file in records:
+        assert str(home) not in file.read_text(), file
+    for file in (home / "run").rglob("*"):
+        assert platform.node() not in file.name
+        # Orbax says in this one where it saved.
+        assert file.is_dir() or file.name == "commit_success.txt" or str(home).encode() not in file.read_bytes(), file
+    # What a record says can be given back.
+    ok(*scores[:1], "--config.model=~/llama", *scores[2:], "--config.adapter=~/run", f"--config.out={beside / 'after'}")
+
+
+def test_a_way_through_the_folders_above_home_is_not_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/alice")
+    assert name_from(Path("/home/alice/out/adapter"), "~/models/llama") == "../../models/llama"
+    assert name_from(Path("/data/adapters/one"), "/data/llama") == "../../llama"
+    assert name_from(Path("/data/adapters/one"), "~/models/llama") == "llama"
+    assert name_from(Path("/home/alice/adapter"), "/home/bob/llama") == "llama"
+    assert name_from(Path("/home/alice/adapter"), "org/llama@c0ffee") == "org/llama@c0ffee"
+    monkeypatch.chdir(tmp_path)  # a relative path that is not here looks like an id
+    assert name_from(tmp_path / "out" / "adapter", "models/llama") == "../../models/llama"
 
 
 def test_what_cannot_be_exported(refused, jaxalign, model_folder, run, runs, tmp_path):

@@ -61,6 +61,62 @@ def test_what_the_hub_refuses_is_one_line(here, refused):
     assert "no such folder or file" in refused(*command, "--config.model=org/tiny.gguf")
 
 
+def test_adapters_lie_on_the_hub_too(here, ok, adapter, run, model_folder, tmp_path):
+    """At the top of a repository or in a folder of it, as trainers push their checkpoints."""
+    files = model_files(adapter)
+    here.models["org/adapter"] = {"README.md": b"mine"} | files
+    steps = {f"checkpoint-{step}/{name}": content for step in (100, 300) for name, content in files.items()}
+    here.models["org/steps"] = {"README.md": b"mine"} | steps
+    command = ("evaluate", f"--config.model={model_folder}", "--config.languages=en", "--config.rows=0:2")
+    ok(*command, f"--config.adapter={run}", f"--config.out={tmp_path / 'run'}")
+    for name, recorded in (
+        ("org/adapter", f"org/adapter@{COMMIT}"),
+        ("org/steps/checkpoint-300", f"org/steps/checkpoint-300@{COMMIT}"),
+        ("org/steps/checkpoint-100/@v1.0", f"org/steps/checkpoint-100@{COMMIT}"),
+    ):
+        out = tmp_path / recorded.replace("/", "-")
+        ok(*command, f"--config.adapter={name}", f"--config.out={out}")
+        results = json.loads((out / "results.json").read_text())
+        assert results["adapter"] == recorded
+        assert (out / "predictions.jsonl").read_bytes() == (tmp_path / "run" / "predictions.jsonl").read_bytes()
+    assert here.gets().keys() == {"adapter_config.json", "adapter_model.safetensors", "certificate.json"}
+    marks = list((tmp_path / "cache").glob("*/jaxalign-checked"))
+    assert len(marks) == 2  # beside the snapshots, not among them
+
+
+def test_what_is_no_adapter_on_the_hub_is_one_line(here, refused, adapter, model_folder):
+    files = model_files(adapter)
+    here.models["org/steps"] = {f"checkpoint-{step}/{name}": files[name] for step in (100, 300) for name in files}
+    here.models["org/pickled"] = {"adapter_config.json": files["adapter_config.json"], "adapter_model.bin": b"x"}
+    here.models["org/adapter"] = files
+    here.models["org/spoilt"] = files
+    command = ("evaluate", f"--config.model={model_folder}", "--config.languages=en", "--config.rows=0:2")
+    message = refused(*command, "--config.adapter=org/steps")
+    assert "checkpoint-100, checkpoint-300: name org/steps/checkpoint-300" in message
+    assert "no x/adapter_config.json in it" in refused(*command, "--config.adapter=org/adapter/x")
+    assert "pickled only" in refused(*command, "--config.adapter=org/pickled")
+    assert "adapter=org/absent: no such folder here" in refused(*command, "--config.adapter=org/absent")
+    assert "--config.adapter=org/adapter" in refused("evaluate", "--config.model=org/adapter", *command[2:])
+    here.spoilt.add("adapter_model.safetensors")
+    try:
+        assert "adapter=org/spoilt: adapter_model.safetensors is not" in refused(
+            *command, "--config.adapter=org/spoilt"
+        )
+    finally:
+        here.spoilt.clear()
+
+
+def test_an_export_names_its_base_on_the_hub(here, jaxalign, run, tmp_path):
+    """The hub's shards hold the same weights as the folder that was tuned."""
+    code, _, err = jaxalign("export", run, "--config.model=org/tiny", f"--config.out={tmp_path / 'adapter'}")
+    assert code == 0, err
+    named = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (named["base_model_name_or_path"], named["revision"]) == ("org/tiny", COMMIT)
+    assert 'base_model: "org/tiny"' in (tmp_path / "adapter" / "README.md").read_text()
+    assert json.loads((tmp_path / "adapter" / "certificate.json").read_text())["base_model"] == f"org/tiny@{COMMIT}"
+    assert "others do not have" not in err
+
+
 def test_a_plan_reads_the_config_alone(here):
     assert architecture_named("org/tiny").width == 16
     assert set(here.gets()) == {"config.json"}

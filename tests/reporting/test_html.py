@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jaxalign.errors import InputError
-from jaxalign.files import read_json, write_json
+from jaxalign.files import published, read_json, write_json
 from jaxalign.reporting.correlations import correlation_lines
 from jaxalign.reporting.gain_files import interval_text, p_text
 from jaxalign.reporting.gains import measure_gains
@@ -292,4 +292,19 @@ def test_a_failed_cell_is_listed(tmp_path: Path) -> None:
     failure = {"task": "paws", "language": "sw", "variant": "english", "error": "out of memory"}
     before = write_evaluation(tmp_path / "before", CELLS)
     after = write_evaluation(tmp_path / "after", CELLS, failures=[failure])
-    assert f"paws sw, in {after}: out of memory" in Page(report(before, after)).text
+    assert "paws sw, in after: out of memory" in Page(report(before, after)).text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("jaxalign train /a/b/pairs.csv --config.model=/data/llama", "jaxalign train pairs.csv --config.model=llama"),
+        ("'--config.out=~/al ice/run'", "'--config.out=al ice/run'"),
+        ('{"model": "/mnt/x/llama-7b", "out": "runs/a"}', '{"model": "llama-7b", "out": "runs/a"}'),
+        ("../llama runs/a gs://bucket/run https://a.b/c/d org/name@c0ffee", None),
+        ("3/4 of 5 / 6, and/or, </code>", None),
+        ("/data/x/llama: no such folder (/tmp/y)", "llama: no such folder (y)"),
+    ],
+)
+def test_of_a_place_on_this_machine_the_name_stays(text, shown):
+    assert published(text) == (text if shown is None else shown)
