@@ -85,6 +85,8 @@ def open_checkpoints(run: AnyPath, *, create: bool, kept: Kept | None = None) ->
     """The run's checkpoints. With `create`, left-overs of interrupted saves are removed."""
     kept = kept or Kept()
     folder = run / "checkpoints"
+    if create:
+        check_name(run)
     best = ocp.checkpoint_managers.BestN(
         get_metric_fn=heldout_loss_of, reverse=True, n=kept.best, keep_checkpoints_without_metrics=False
     )
@@ -106,6 +108,13 @@ def open_checkpoints(run: AnyPath, *, create: bool, kept: Kept | None = None) ->
             "record": ocp.JsonCheckpointHandler(),
         },
     )
+
+
+def check_name(run: AnyPath) -> None:
+    """Refuses a place at which Orbax would write checkpoints that hold nothing: it takes `*?[` in paths as patterns."""
+    path = run if files.is_remote(run) else run.absolute()
+    if wrong := sorted(set("*?[") & set(str(path))):
+        raise InputError(f"{path}: no checkpoint can be written where the path has {' '.join(wrong)}; choose another")
 
 
 def check_dates(folder: AnyPath) -> None:
