@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import jax
 
 from jaxalign.errors import InputError
-from jaxalign.files import AnyPath, is_remote
+from jaxalign.files import AnyPath, check_writable, is_remote
 from jaxalign.hosts import of_the_first, processes
 from jaxalign.metrics_log import say
 
@@ -36,8 +36,8 @@ SIZE = 512
 
 held_here: dict[str, int] = {}
 """Folders that this process holds -> the thread that does."""
-lost: list[str] = []
-"""What to say of those that another process has taken over meanwhile."""
+lost: dict[AnyPath, str] = {}
+"""Those of their files that are another process's meanwhile -> what to say of it."""
 
 
 @contextmanager
@@ -66,8 +66,8 @@ def held(folder: AnyPath) -> Iterator[None]:
 
 def check_held() -> None:
     """Raises InputError where a folder that this process held is another's by now: it was silent for too long."""
-    if lost:
-        raise InputError(lost[0])
+    for told in lost.values():
+        raise InputError(told)
 
 
 @contextmanager
@@ -81,8 +81,8 @@ def held_by_this_process(folder: AnyPath) -> Iterator[None]:
         raise InputError(f"{folder}: another thread of this process is at work there; choose another folder")
     is_new = not is_remote(folder) and not folder.exists()
     try:
-        if not is_remote(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(folder, Path):
+            check_writable(folder)
         hold = Hold(folder / "in_use.json")
     except InputError:
         raise
@@ -107,10 +107,10 @@ class Hold:
         self.store: Store = Bucket(path) if is_remote(path) else LocalFile(Path(path))
         local = Path(tempfile.gettempdir()) / f"jaxalign-{os.getuid()}-{digest(str(path))}.lock"
         self.lock_path = local if is_remote(path) else Path(path)
-        self.lock, self.is_locked = locked(self.lock_path)
-        if self.lock is None:
+        lock, self.is_locked = locked(self.lock_path)
+        if lock is None:
             raise self.refusal(self.store.read())
-        stat = os.fstat(self.lock)
+        self.lock, stat = lock, os.fstat(lock)
         self.record: dict[str, Any] = {
             "host": platform.node(),
             "process": os.getpid(),
@@ -156,7 +156,7 @@ class Hold:
     def refusal(self, content: bytes | None) -> InputError:
         """What to say of another holder."""
         return InputError(
-            f"{self.path.parent}: {named(content)} is at work there; wait for it to end, end it, or choose another folder"
+            f"{self.path.parent}: {named(content)} is at work there; wait for its end, or choose another folder"
         )
 
     def content(self) -> bytes:
@@ -169,7 +169,9 @@ class Hold:
             with contextlib.suppress(Exception):  # a disk or network that fails for a while
                 found = self.store.read()
                 if found is not None and parsed(found).get("token") != self.record["token"]:
-                    lost.append(f"{self.path.parent}: {named(found)} has taken it over, as this process was silent")
+                    lost[self.path] = (
+                        f"{self.path.parent}: {named(found)} has taken it over, as this process was silent for too long"
+                    )
                     return
                 self.record["beat"] += 1
                 self.store.write(self.content(), found)
@@ -178,6 +180,7 @@ class Hold:
         """Takes the file away, if it is still this holder's."""
         self.ended.set()
         self.thread.join()
+        lost.pop(self.path, None)
         with contextlib.suppress(Exception):  # what stays behind is one that was killed
             if (found := self.store.read()) and parsed(found).get("token") == self.record["token"]:
                 self.store.remove()

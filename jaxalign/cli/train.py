@@ -119,9 +119,7 @@ def train_model(
         tune(config, model, pairs, paths, records)
 
 
-def tune(
-    config: ConfigDict, model: Model, pairs: Sequence[QuestionPair], paths: Sequence[str], records: int
-) -> None:
+def tune(config: ConfigDict, model: Model, pairs: Sequence[QuestionPair], paths: Sequence[str], records: int) -> None:
     """`train_model` in a run folder that is held."""
     agree("the settings", config.to_dict())
     run = run_folder(config)

@@ -132,7 +132,11 @@ def train(
     }
     agree("what is trained, or how", fingerprint)
     record = checkpoint.Record(document["config"], fingerprint, decoder.lora)
-    with checkpoint.open_checkpoints(run, create=True, kept=kept) as checkpoints, preemption_notice() as preempted:
+    with (
+        files.full_disk_told(run),
+        checkpoint.open_checkpoints(run, create=True, kept=kept) as checkpoints,
+        preemption_notice() as preempted,
+    ):
         first, state, evaluated = start(checkpoints, resume, like, initial, fingerprint)
         own = checkpoints.latest_step()
         if step_config.nonfinite == "stop":

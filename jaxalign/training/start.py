@@ -28,7 +28,6 @@ from jaxalign.training.checkpoint import (
 from jaxalign.training.damage import Damaged, damage_told
 from jaxalign.training.step import TrainState
 
-
 LENGTH = {"epochs", "steps"}
 """What says how long a run is."""
 
