@@ -184,7 +184,8 @@ class Hold:
         with contextlib.suppress(Exception):  # what stays behind is one that was killed
             if (found := self.store.read()) and parsed(found).get("token") == self.record["token"]:
                 self.store.remove()
-            self.lock_path.unlink(missing_ok=True)
+            if is_remote(self.path):
+                self.lock_path.unlink()
         os.close(self.lock)
 
 

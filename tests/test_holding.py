@@ -57,7 +57,12 @@ def record(folder: AnyPath) -> dict[str, Any]:
 
 def changed(folder: AnyPath, **values: Any) -> None:
     """The file of the folder with other values in it."""
-    (folder / "in_use.json").write_bytes(json.dumps(record(folder) | values).encode())
+    content = json.dumps(record(folder) | values).encode()
+    if isinstance(folder, Path):
+        with (folder / "in_use.json").open("r+b") as file:  # in place, as a holder writes
+            file.write(content.ljust(holding.SIZE))
+    else:
+        (folder / "in_use.json").write_bytes(content)
 
 
 def test_a_second_process_is_refused_and_told_who_is_there(folder, elsewhere):
@@ -107,10 +112,9 @@ def test_a_holder_gives_signs_of_life_and_notices_that_it_was_taken_for_dead(fol
         before = record(folder)["beat"]
         wait_for(lambda: record(folder)["beat"] > before + 1)
         check_held()
-        other = json.dumps(record(folder) | {"token": "another's", "host": "far"}).encode()
 
         def noticed() -> bool:
-            (folder / "in_use.json").write_bytes(other)  # again where a sign of life was being written
+            changed(folder, token="another's", host="far")  # again where a sign of life was being written
             time.sleep(0.1)
             return bool(holding.lost)
 
