@@ -1,5 +1,9 @@
 """Files in a bucket: found as soon as they are there, and written whole or not at all. And who may read a file."""
 
+import errno
+import os
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxalign import files
+from jaxalign.errors import InputError
 
 
 def test_a_listing_shows_what_others_have_written_since(storage):
@@ -34,3 +39,49 @@ def test_tensors_may_be_read_by_whoever_may_read_other_files(tmp_path: Path):
     files.write_tensors(tmp_path / "a.safetensors", tensors)
     assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "text").stat().st_mode
     np.testing.assert_array_equal(load_file(tmp_path / "a.safetensors")["a"], tensors["a"])
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file takes more than 5,000 bytes, as on a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_is_told_with_the_file_and_leaves_nothing(tmp_path: Path, small_files):
+    """By whatever writes: Python, NumPy, or safetensors, whose errors are its own."""
+    with pytest.raises(
+        InputError, match=rf"{tmp_path}/text: it cannot be written whole \(File too large\); free space"
+    ):
+        files.write_text(tmp_path / "text", "x" * 6000)
+    with (
+        pytest.raises(InputError, match=r"arrays\.npz: it cannot be written"),
+        files.whole_file(tmp_path / "arrays.npz") as partial,
+        partial.open("wb") as file,
+    ):
+        np.savez(file, a=np.zeros(2000))
+    with (
+        pytest.raises(InputError, match=rf"{tmp_path}/export/a.safetensors: it cannot be written"),
+        files.whole_folder(tmp_path / "export") as folder,
+    ):
+        files.write_tensors(folder / "a.safetensors", {"a": np.zeros(2000, np.float32)})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    with pytest.raises(InputError, match=rf"{tmp_path}/new: nothing can be written there"):
+        files.check_writable(tmp_path / "new")
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+def test_a_full_disk_is_found_among_the_causes_of_an_error(tmp_path: Path):
+    def fail() -> None:
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise ValueError("RESOURCE_EXHAUSTED: the save thread failed") from error
+
+    with pytest.raises(InputError, match=r"run: it cannot be written whole .No space left on device"):
+        with files.full_disk_told(tmp_path / "run"):
+            fail()
+    with pytest.raises(ValueError, match="another"), files.full_disk_told(tmp_path / "run"):
+        raise ValueError("another")
