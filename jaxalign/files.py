@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -198,6 +198,47 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
+FULL = ("No space left on device", "Disk quota exceeded", "File too large")
+"""What the system says where no more can be written, whatever library passes it on."""
+
+
+def full_disk(error: BaseException | None) -> str | None:
+    """What an error, or one that it comes from, says of a disk that is full; None where it says nothing of that."""
+    while error is not None:
+        if said := [words for words in FULL if words in str(error)]:
+            return said[0]
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextmanager
+def full_disk_told(path: AnyPath) -> Iterator[None]:
+    """Turns an error that comes of a full disk into InputError that names `path`."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, InputError) or (said := full_disk(error)) is None:
+            raise
+        raise InputError(
+            f"{path}: it cannot be written whole ({said}); free space on its disk, and give the same command again"
+        ) from error
+
+
+def check_writable(folder: Path) -> None:
+    """Refuses a folder in which nothing can be written, before anything is computed; it is made if need be."""
+    probe = folder / partial_name(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(bytes(4096))
+    except OSError as error:
+        raise InputError(
+            f"{folder}: nothing can be written there ({error.strerror}); free space on its disk, or choose another"
+        ) from None
+    finally:
+        with suppress(OSError):
+            probe.unlink()
+
+
 @contextmanager
 def whole_file(path: AnyPath) -> Iterator[Path]:
     """Yields a path beside `path` to write to; it takes the name `path` only if the block ends without an error.
@@ -213,8 +254,9 @@ def whole_file(path: AnyPath) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(path.with_name(partial_name(path)))
     try:
-        yield partial
-        os.replace(partial, path)
+        with full_disk_told(path):
+            yield partial
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -228,12 +270,16 @@ def whole_folder(path: Path) -> Iterator[Path]:
     path = path.resolve()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"{path}: there is something already; choose another folder, or remove it")
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(partial_name(path))
-    partial.mkdir()
     try:
-        yield partial
-        os.replace(partial, path)
+        check_writable(partial)
+        with full_disk_told(path):
+            yield partial
+            os.replace(partial, path)
+    except InputError as error:
+        if str(partial) not in str(error):
+            raise
+        raise InputError(str(error).replace(str(partial), str(path))) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

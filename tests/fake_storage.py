@@ -140,8 +140,10 @@ def uploaded(query: dict[str, str], headers: Any, body: bytes) -> tuple[str, byt
         return query["name"], body
     boundary = re.search(r'boundary="?([^"]+)', headers["Content-Type"])
     assert boundary is not None
-    described, sent, _ = body.split(b"\n--" + boundary[1].encode())
-    return json.loads(described.partition(b"\n\n")[2])["name"], sent.partition(b"\n\n")[2]
+    # Lines end as gcsfs has them, or as google-cloud-storage has them.
+    described, sent, _ = re.split(rb"\r?\n--" + re.escape(boundary[1].encode()), body)
+    (_, resource), (_, content) = (re.split(rb"\r?\n\r?\n", part, maxsplit=1) for part in (described, sent))
+    return json.loads(resource)["name"], content
 
 
 def resource(key: str, stored: Stored) -> dict[str, Any]:

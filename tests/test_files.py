@@ -1,5 +1,9 @@
 """Files in a bucket: found as soon as they are there, and written whole or not at all. And who may read a file."""
 
+import errno
+import os
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxalign import files
-from jaxalign.errors import InputErrors
+from jaxalign.errors import InputError, InputErrors
 
 
 def test_a_listing_shows_what_others_have_written_since(storage):
@@ -62,3 +66,49 @@ def test_every_key_that_stands_twice_is_told_of(tmp_path: Path):
         f"{path}, row 1, field 'b', row 1: the key 'c' stands there twice; keep one",
         f"{path}, row 2: the key 'e' stands there twice; keep one",
     ]
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file takes more than 5,000 bytes, as on a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_is_told_with_the_file_and_leaves_nothing(tmp_path: Path, small_files):
+    """By whatever writes: Python, NumPy, or safetensors, whose errors are its own."""
+    with pytest.raises(
+        InputError, match=rf"{tmp_path}/text: it cannot be written whole \(File too large\); free space"
+    ):
+        files.write_text(tmp_path / "text", "x" * 6000)
+    with (
+        pytest.raises(InputError, match=r"arrays\.npz: it cannot be written"),
+        files.whole_file(tmp_path / "arrays.npz") as partial,
+        partial.open("wb") as file,
+    ):
+        np.savez(file, a=np.zeros(2000))
+    with (
+        pytest.raises(InputError, match=rf"{tmp_path}/export/a.safetensors: it cannot be written"),
+        files.whole_folder(tmp_path / "export") as folder,
+    ):
+        files.write_tensors(folder / "a.safetensors", {"a": np.zeros(2000, np.float32)})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    with pytest.raises(InputError, match=rf"{tmp_path}/new: nothing can be written there"):
+        files.check_writable(tmp_path / "new")
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+def test_a_full_disk_is_found_among_the_causes_of_an_error(tmp_path: Path):
+    def fail() -> None:
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise ValueError("RESOURCE_EXHAUSTED: the save thread failed") from error
+
+    no_space = r"run: it cannot be written whole \(No space left on device\)"
+    with pytest.raises(InputError, match=no_space), files.full_disk_told(tmp_path / "run"):
+        fail()
+    with pytest.raises(ValueError, match="another"), files.full_disk_told(tmp_path / "run"):
+        raise ValueError("another")

@@ -18,6 +18,7 @@ ROWS = (
     ("files", "packing", "hosts", "sentence_piece"),
     ("runtime", "curves"),
     ("metrics_log",),
+    ("holding",),
     ("statistics",),
     ("crossed_bootstrap",),
     ("data", "model"),

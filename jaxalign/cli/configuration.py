@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,19 @@ from jaxalign.files import read_text
 
 SAME_IN_ALL_STAGES = ("model", "adapter", "dtype", "param_dtype", "mesh", "tune", "lora", "out", "stages")
 """What is chosen when the model is loaded, and where the stages lie."""
+
+
+LARGEST = 2**31 - 1
+"""Counts become int32 in arrays."""
+RANGES: dict[str, tuple[int, int]] = {
+    "seed": (0, 2**63 - 1),
+    "batch_tokens": (1, LARGEST),
+    "batch_size": (1, LARGEST),
+    "attribution_positions": (1, LARGEST),
+    "generate.batch_size": (1, LARGEST),
+    "generate.max_tokens": (0, LARGEST),
+}
+"""Lowest and highest value of whole numbers that go to more than one place; others are checked by what takes them."""
 
 
 def shipped_configs() -> Path:
@@ -88,9 +102,22 @@ def check_keys(config: ConfigDict, path: Path) -> None:
 
 
 def check_type(key: str, value: Any, current: Any, where: str) -> None:
-    """Refuses a value of another type than the key has."""
+    """Refuses a value of another type than the key has, or out of its range."""
     if type(value) is not type(current):
         raise InputError(f"{where}: {key} = {value!r}: {type(current).__name__} is needed")
+    check_number(key, value, f"{where}: ")
+
+
+def check_number(key: str, value: Any, where: str) -> None:
+    """Refuses a number that is not finite, or out of its range."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{where}{key}={value}: a finite number is needed")
+    if type(value) is int:
+        lowest, highest = RANGES.get(key, (-LARGEST, LARGEST))
+        if value < lowest:
+            raise InputError(f"{where}{key}={value}: set it to {lowest} or more")
+        if value > highest:
+            raise InputError(f"{where}{key}={value}: set it to {highest} or less")
 
 
 def check_stage(stage: Any, base: Mapping[str, Any], where: str) -> None:
@@ -122,9 +149,8 @@ def config_with(settings: Mapping[str, Any], name: str = "base") -> ConfigDict:
         if key not in base:
             raise InputError(f"{key}: no such setting; {nearest_key(key, base)}")
         if isinstance(base[key], float) and type(value) is int:
-            given[key] = float(value)
-        else:
-            check_type(key, value, base[key], "settings")
+            value = given[key] = float(value) if abs(value) < 2**1023 else math.inf
+        check_type(key, value, base[key], "settings")
     config.update_from_flattened_dict(given)
     return config.lock()
 
@@ -134,7 +160,9 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     keys = dict(leaves(config))
     if key not in keys:
         raise InputError(f"--config.{key}: no such key; {nearest_key(key, keys)}")
-    config.update_from_flattened_dict({key: parse_value(key, text, keys[key])})
+    value = parse_value(key, text, keys[key])
+    check_number(key, value, "--config.")
+    config.update_from_flattened_dict({key: value})
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -15,7 +15,7 @@ from jaxalign.cli.probe import probe_model, probes_of
 from jaxalign.cli.report import report
 from jaxalign.cli.train import check_train_settings, train_model
 from jaxalign.errors import InputError
-from jaxalign.files import local_path
+from jaxalign.files import check_writable, local_path
 from jaxalign.reporting.tables import compare, plain_text_table
 
 PROBED = "0:12"
@@ -38,6 +38,7 @@ def demo(config: ConfigDict, paths: Sequence[str]) -> None:
     probes_of(config)
     check_train_settings(config)
     pairs = build_pairs(config)
+    check_writable(out)
     title(f"Loading the model: {config.model}")
     base = load_model(config)
     title(f"Before: {config.tasks} in {config.languages}, then what the layers hold")

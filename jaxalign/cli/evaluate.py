@@ -27,6 +27,7 @@ from jaxalign.evaluation.cells import CellKey, GridData, cell_keys
 from jaxalign.evaluation.grid import evaluate_grid
 from jaxalign.evaluation.score_labels import Scorer
 from jaxalign.files import write_text
+from jaxalign.holding import held
 from jaxalign.hosts import agree
 from jaxalign.metrics_log import tell
 from jaxalign.model.hub import model_name
@@ -37,14 +38,13 @@ def evaluate(config: ConfigDict, paths: Sequence[str]) -> None:
     """Scores every task in every language and writes the records to `config.out`."""
     refuse_paths("evaluate", paths)
     check_settings(config)
-    evaluate_model(config, load_model(config))
+    with held(out_folder(config)):
+        evaluate_model(config, load_model(config))
 
 
 def check_settings(config: ConfigDict) -> None:
     """Refuses what would only fail once the model is loaded: other than settings, all cells must be wrong for that."""
     out_folder(config)
-    if config.batch_tokens < 1:
-        raise InputError(f"--config.batch_tokens={config.batch_tokens}: set it to 1 or more")
     prompt_style(config)
     if open_tasks(config):
         check_open_answers(config)
@@ -74,12 +74,13 @@ def evaluate_model(config: ConfigDict, model: Model) -> None:
     agree("the settings", config.to_dict())
     if jax.process_index() == 0:
         check_of_one_model(out_folder(config), settings(config, model), ["results"])
-    ready = merged(model, config.param_dtype)
     failures = []
-    if chosen_cells(config):
-        failures += evaluate_labels(config, ready, settings(config, model))["failures"]
-    if open_tasks(config):
-        failures += evaluate_open_answers(config, ready, settings(config, model))["failures"]
+    with held(out_folder(config)):
+        ready = merged(model, config.param_dtype)
+        if chosen_cells(config):
+            failures += evaluate_labels(config, ready, settings(config, model))["failures"]
+        if open_tasks(config):
+            failures += evaluate_open_answers(config, ready, settings(config, model))["failures"]
     tell(f"records: {config.out}")
     if failures:
         first = failures[0]

@@ -39,7 +39,7 @@ from jaxalign.model.transformer import Decoder
 from jaxalign.model.weights import Leaf, Place, place_on
 from jaxalign.reporting.fields import field, read_object
 from jaxalign.reporting.runs import read_run_document
-from jaxalign.training.checkpoint import read_trained
+from jaxalign.training.checkpoint import check_name, read_trained
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 PARAM_DTYPES = ("auto", *DTYPES, *SCHEMES)
@@ -263,7 +263,9 @@ def out_folder(config: ConfigDict) -> Path:
 
 def run_folder(config: ConfigDict) -> AnyPath:
     """`config.out`, which must be set, as the place of a training run."""
-    return path_of(given_out(config))
+    run = path_of(given_out(config))
+    check_name(run)
+    return run
 
 
 def given_out(config: ConfigDict) -> str:

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import io
+import logging
 import os
 import sys
 import traceback
@@ -139,12 +140,23 @@ def run(arguments: Sequence[str]) -> None:
     from jaxalign.cli.configuration import config_from_flags
 
     config = config_from_flags(flags, default_config(verb))
+    if "--debug" not in arguments:
+        quieten()
     runtime.start(waits_for_notice=verb == "train")
     if verb not in TOGETHER:
         hosts.alone(f"jaxalign {verb}")
     module, function = VERBS[verb][0].split(".")
     getattr(importlib.import_module(f"jaxalign.cli.{module}"), function)(config, paths)
     hosts.wait_for_all()
+
+
+def quieten() -> None:
+    """Keeps to themselves what libraries print of errors in their threads, page after page: they raise them, too."""
+
+    for name in ("absl", "asyncio", "concurrent.futures"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Of no object: what tensorstore's threads tell an event loop that is closed.
+    sys.unraisablehook = lambda told: None if told.object is None else sys.__unraisablehook__(told)
 
 
 def main() -> int:
@@ -174,6 +186,9 @@ def attempt(arguments: Sequence[str]) -> int:
             traceback.print_exception(error)
         if isinstance(error, InputError | OSError):
             return complain(str(error), 2)
+        if isinstance(error, MemoryError) or "Out of memory" in str(error):
+            less = "compute less at once (--config.batch.rows_at_once, --config.batch_size, --config.batch_tokens)"
+            return complain(f"memory ran out ({error}); {less}, or take a machine with more", 2)
         return complain(f"{type(error).__name__}: {error}; this is a fault of jaxalign: run it again with --debug", 1)
     return 0
 

@@ -39,8 +39,6 @@ def open_tasks(config: ConfigDict) -> list[str]:
 def check_open_answers(config: ConfigDict) -> None:
     """Refuses what would only fail once the model is loaded."""
     out_folder(config)
-    if config.generate.batch_size < 1 or config.generate.max_tokens < 0:
-        raise InputError("--config.generate: set batch_size to 1 or more and max_tokens to 0 or more")
     rows = parse_rows(config.rows)
     for task in open_tasks(config):
         if task == TRANSLATION and pairs_run(config) is None:

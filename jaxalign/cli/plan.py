@@ -45,6 +45,8 @@ def plan(config: ConfigDict, paths: Sequence[str]) -> None:
         for stage in settings_of_stages(config)
     }
     made_with = versions()
+    if written:
+        files.check_writable(written.parent)
     plans = []
     for job, stage in tqdm(jobs.items(), unit="program", disable=None):
         planned = planned_job(job, stage)

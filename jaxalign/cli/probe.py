@@ -28,6 +28,7 @@ from jaxalign.data.tasks import parse_rows, read_task_rows
 from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import GridData, cell_keys
 from jaxalign.files import whole_file, write_text
+from jaxalign.holding import check_held, held
 from jaxalign.hosts import agree
 from jaxalign.metrics_log import is_hidden, tell
 from jaxalign.model.quantised import SCHEMES
@@ -64,7 +65,8 @@ def probe(config: ConfigDict, paths: Sequence[str]) -> None:
     """Runs the probes of `config.probes` on emotion's in-language prompts and writes them to `config.out`."""
     refuse_paths("probe", paths)
     check_probe_settings(config)
-    probe_model(config, load_model(config))
+    with held(out_folder(config)):
+        probe_model(config, load_model(config))
 
 
 def check_probe_settings(config: ConfigDict) -> None:
@@ -72,15 +74,9 @@ def check_probe_settings(config: ConfigDict) -> None:
     if config.tasks not in (TASK.name, "all"):
         raise InputError(f"--config.tasks={config.tasks}: the probes read {TASK.name} only")
     check_settings(config)
-    if config.batch_size < 1:
-        raise InputError(f"--config.batch_size={config.batch_size}: set it to 1 or more")
     if errors := unreadable(config, cell_keys([TASK], chosen_languages(config), [VARIANT])):
         raise errors[0]
     folder, _ = evaluation_data(config)
-    if config.seed < 0:
-        raise InputError(f"--config.seed={config.seed}: set it to 0 or more")
-    if config.attribution_positions < 1:
-        raise InputError(f"--config.attribution_positions={config.attribution_positions}: set it to 1 or more")
     rows = read_task_rows(folder, TASK, chosen_languages(config)[0], "test", parse_rows(config.rows))
     if MASKING.intersection(probes_of(config)):
         neurons_to_mask(config)
@@ -127,6 +123,12 @@ def capture_of(config: ConfigDict) -> Capture:
 
 def probe_model(config: ConfigDict, model: Model) -> None:
     """`probe` with a model at hand."""
+    with held(out_folder(config)):
+        run_probes(config, model)
+
+
+def run_probes(config: ConfigDict, model: Model) -> None:
+    """`probe_model` in a folder that is held."""
     agree("the settings", config.to_dict())
     out, probes, languages = out_folder(config), probes_of(config), chosen_languages(config)
     folder, exemplars = evaluation_data(config)
@@ -176,6 +178,7 @@ def probe_model(config: ConfigDict, model: Model) -> None:
             "transplant": lambda: write_transplant(of_base(config, run), ready.params, own, config.seed),
         }
         for name in probes:
+            check_held()
             progress.set_description(name.replace("_", " "))
             actions[name]()
     if jax.process_index() == 0:

@@ -2,10 +2,12 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxalign.cli.data import gather_pairs
@@ -25,6 +27,7 @@ from jaxalign.curves import CurvesConfig
 from jaxalign.data.batches import (
     BatchLayout,
     BatchPlan,
+    FittedPairs,
     TokenisedPairs,
     fit_pairs,
     heldout_plan,
@@ -35,6 +38,7 @@ from jaxalign.data.pairs import QuestionPair, languages_of
 from jaxalign.data.templates import edges, render, resolve_template
 from jaxalign.errors import InputError
 from jaxalign.files import check_bucket, path_of, recorded
+from jaxalign.holding import held
 from jaxalign.hosts import agree
 from jaxalign.metrics_log import say
 from jaxalign.model.fingerprint import weights_sha256
@@ -62,19 +66,20 @@ def train(config: ConfigDict, paths: Sequence[str]) -> None:
         check_train_settings(stage)
         check_watch_settings(stage)
     pairs = [gather_pairs(stage, named) for stage, named in zip(stages, files, strict=True)]
-    model = load_model(stages[0], quantised=True)
-    for number, stage in enumerate(stages):
-        if len(stages) > 1:
-            say(f"stage {number + 1} of {len(stages)}: {stage.out}")
-        if number:
-            model = with_adapter(model, path_of(stage.adapter))
-        train_model(stage, model, pairs[number], files[number])
+    with ExitStack() as stack:
+        for stage in stages:
+            stack.enter_context(held(run_folder(stage)))
+        model = load_model(stages[0], quantised=True)
+        for number, stage in enumerate(stages):
+            if len(stages) > 1:
+                say(f"stage {number + 1} of {len(stages)}: {stage.out}")
+            if number:
+                model = with_adapter(model, path_of(stage.adapter))
+            train_model(stage, model, pairs[number], files[number])
 
 
 def check_train_settings(config: ConfigDict) -> None:
     """Refuses what would only fail once the model is loaded."""
-    if config.seed < 0:
-        raise InputError(f"--config.seed={config.seed}: set it to 0 or more")
     if config.tune not in ("adapter", "all"):
         raise InputError(f"--config.tune={config.tune}: choose adapter or all")
     if config.tune == "all" and config.param_dtype in SCHEMES:
@@ -111,11 +116,18 @@ def train_model(
     config: ConfigDict, model: Model, pairs: Sequence[QuestionPair], paths: Sequence[str], records: int = 0
 ) -> None:
     """`train` with a model and the pairs at hand, of which so many came as records, from no file or data set."""
+    with held(run_folder(config)):
+        tune(config, model, pairs, paths, records)
+
+
+def tune(config: ConfigDict, model: Model, pairs: Sequence[QuestionPair], paths: Sequence[str], records: int) -> None:
+    """`train_model` in a run folder that is held."""
     agree("the settings", config.to_dict())
     run = run_folder(config)
     template = resolve_template(config.template, model.config.family)
     rendered = [render(pair, template, model.tokenizer) for pair in pairs]
     fitted = fit_pairs(rendered, config.batch.length, config.batch.too_long)
+    check_context(fitted, model.config.max_positions)
     plan, heldout = plans(config, fitted.pairs, row_multiple=model.mesh.shape["data"] * model.mesh.shape["fsdp"])
     if config.tune == "all":
         model, lora = merged(model, config.param_dtype), None
@@ -179,6 +191,18 @@ def train_model(
         initial_adapter=model.adapter.tree if model.adapter else None,
         hooks=watch_hooks(config, model, decoder, shapes),
     )
+
+
+def check_context(fitted: FittedPairs, context: int) -> None:
+    """Refuses pairs longer than the positions that the model was made for, as evaluation does; 0: any."""
+    lengths = fitted.pairs.lengths
+    if 0 < context < lengths.max():
+        first = int(np.argmax(lengths > context))
+        raise InputError(
+            f"{(lengths > context).sum()} pairs take more positions than the model's {context}, first pair "
+            f"{fitted.kept[first]} (counted from 0) with {lengths[first]}; set --config.batch.length={context}, and "
+            "--config.batch.too_long to what becomes of them: drop or cut"
+        )
 
 
 def lora_config(config: ConfigDict) -> LoraConfig:

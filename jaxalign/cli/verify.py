@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from jaxalign.cli.certificate import NOT_CHECKED, certify
 from jaxalign.cli.loading import refuse_changed
 from jaxalign.errors import InputError
-from jaxalign.files import local_path, write_json
+from jaxalign.files import check_writable, local_path, write_json
 
 
 def verify(config: ConfigDict, paths: Sequence[str]) -> None:
@@ -21,8 +21,9 @@ def verify(config: ConfigDict, paths: Sequence[str]) -> None:
     if not any((folder / name).is_file() for name in ("adapter_config.json", "config.json")):
         raise InputError(f"{folder}: no adapter_config.json and no config.json; name a PEFT folder or a model folder")
     refuse_changed(folder)
-    certificate = certify(folder, config)
     written = (local_path(config.out) if config.out else folder) / "certificate.json"
+    check_writable(written.parent)
+    certificate = certify(folder, config)
     write_json(written, certificate)
     refuse_faults(certificate, folder, f"see {written}")
     print(f"{verdict(certificate)}\ncertificate: {written}")

@@ -71,6 +71,12 @@ class TokenisedPairs:
         return digest.hexdigest()
 
 
+MOST_SHOWN = 20_000_000
+"""Pairs shown, or rows, in a whole run: planning them takes about a minute and 2 GB."""
+MOST_POSITIONS = 2**28
+"""Positions of one step: their arrays alone take 4.5 GB."""
+
+
 class FittedPairs(NamedTuple):
     """Tokenised pairs that fit the length, and how many were changed to get there."""
 
@@ -137,6 +143,9 @@ class BatchLayout:
         for key in ("length", "accumulation", "row_multiple"):
             if getattr(self, key) < 1:
                 raise InputError(f"batch.{key}={getattr(self, key)}: set it to 1 or more")
+        for key in ("pairs_per_step", "rows_per_step", "rows_at_once"):
+            if getattr(self, key) < 0:
+                raise InputError(f"batch.{key}={getattr(self, key)}: set it to 0 or more")
         if (self.pairs_per_step > 0) == (self.rows_per_step > 0):
             raise InputError("batch: set one of pairs_per_step and rows_per_step, and the other to 0")
         if (self.pairs_per_step or self.rows_per_step) % self.accumulation:
@@ -204,6 +213,8 @@ def training_plan(pairs: TokenisedPairs, layout: BatchLayout, *, epochs: int, st
         raise InputError(
             f"epochs={epochs}, steps={steps}, seed={seed}: set epochs to 1 or more, the others to 0 or more"
         )
+    shown = steps * (layout.pairs_per_step or layout.rows_per_step) or epochs * len(pairs)
+    check_size(shown, MOST_SHOWN, "pairs or rows in the whole run", "steps" if steps else "epochs")
     rng = np.random.default_rng(seed)
     if layout.pairs_per_step:
         per_step = layout.pairs_per_step
@@ -252,22 +263,33 @@ def rows_by_pairs(pairs: TokenisedPairs, order: np.ndarray, layout: BatchLayout)
         return bins, round_up(max(map(len, bins)), layout.rows_computed)
 
     (bins, rows), length = min(((packed_at(length), length) for length in lengths), key=lambda x: x[0][1] * x[1])
-    return steps_of(bins, rows, layout), length
+    return steps_of(bins, rows, length, layout), length
 
 
 def rows_by_bins(bins: list[list[int]], layout: BatchLayout) -> list[list[list[int]]]:
     """Steps of `rows_per_step` rows, and the empty ones that the mesh needs; the last step may have more of those."""
     per_micro_batch = layout.rows_per_step // layout.accumulation
     micro_batches = [bins[i : i + per_micro_batch] for i in range(0, len(bins), per_micro_batch)]
-    return steps_of(micro_batches, round_up(per_micro_batch, layout.rows_computed), layout)
+    return steps_of(micro_batches, round_up(per_micro_batch, layout.rows_computed), layout.length, layout)
 
 
-def steps_of(micro_batches: list[list[list[int]]], rows: int, layout: BatchLayout) -> list[list[list[int]]]:
+def steps_of(
+    micro_batches: list[list[list[int]]], rows: int, length: int, layout: BatchLayout
+) -> list[list[list[int]]]:
     """Micro-batches joined to steps, each filled to `rows` rows with empty ones; so is the last step."""
+    keys = "batch.rows_per_step, batch.rows_at_once or batch.length"
+    check_size(rows * layout.accumulation * length, MOST_POSITIONS, "positions in a step", keys)
+    check_size(rows * len(micro_batches), MOST_SHOWN, "rows in the whole run, empty ones among them", keys)
     filled = [micro_batch + [[] for _ in range(rows - len(micro_batch))] for micro_batch in micro_batches]
     filled += [[[] for _ in range(rows)] for _ in range(-len(filled) % layout.accumulation)]
     groups = range(0, len(filled), layout.accumulation)
     return [[row for micro_batch in filled[i : i + layout.accumulation] for row in micro_batch] for i in groups]
+
+
+def check_size(number: int, most: int, what: str, keys: str) -> None:
+    """Refuses what would only end when memory or patience does."""
+    if number > most:
+        raise InputError(f"{number:,} {what}: {most:,} at most can be planned; lower {keys}")
 
 
 def shuffled_bins(pairs: TokenisedPairs, rng: np.random.Generator, layout: BatchLayout) -> list[list[int]]:

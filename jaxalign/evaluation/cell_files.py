@@ -9,6 +9,7 @@ import jax
 
 from jaxalign.errors import InputError
 from jaxalign.files import read_json, write_json
+from jaxalign.holding import check_held
 from jaxalign.hosts import EndsAll, of_the_first, processes
 
 CELL_ERRORS = (InputError, jax.errors.JaxRuntimeError)
@@ -67,4 +68,5 @@ def finished_on_the_first(path: Path, made_from: Mapping[str, Any]) -> list[dict
 
 def save(path: Path, made_from: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
     """Writes a finished cell, whole or not at all."""
+    check_held()
     write_json(path, {"made_from": made_from, "records": records})

@@ -8,6 +8,7 @@ The tree follows the parameters' paths: `layers/self_attn/q_proj/{lora_a [L,in,r
 `magnitude [L,out]` in DoRA.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -37,7 +38,7 @@ class LoraConfig:
     dora: bool = False
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0:
+        if self.rank < 1 or not 0 < self.alpha < math.inf:
             raise InputError(f"lora.rank={self.rank}, lora.alpha={self.alpha}: set rank to 1 or more and alpha above 0")
 
     @property

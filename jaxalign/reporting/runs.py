@@ -63,7 +63,28 @@ def read_run(folder: AnyPath) -> TrainingRun:
         raise InputError(f"{path}: no such file; the run in {folder} is not complete")
     rows = whole_rows(path)
     training, held_out = (list(curve(rows, name, path)) for name in ("loss", "heldout_loss"))
+    check_reaches_end(folder, document, training, held_out)
     return TrainingRun(folder, document, training, held_out)
+
+
+def check_reaches_end(
+    folder: AnyPath, document: Mapping[str, Any], training: Sequence[tuple[int, float]], held_out: Sequence[Any]
+) -> None:
+    """Refuses the curves of a finished run that lack its end: a run saves its last step after it has written its rows.
+
+    An earlier loss would pass for that of what was saved.
+    """
+    steps = document.get("steps")
+    saved = folder / "checkpoints" / str(steps)
+    if type(steps) is not int or not saved.is_dir():
+        return
+    for name, rows in (("loss", training), ("heldout_loss", held_out)):
+        if (name == "loss" or document.get("heldout_pairs")) and (not rows or rows[-1][0] != steps):
+            reached = f"ends at step {rows[-1][0]}" if rows else "has none"
+            raise InputError(
+                f"{folder / 'metrics.jsonl'}: {name} {reached}, and the run is finished at step {steps}: the file is "
+                f"cut off; put the whole one back, or remove {saved} and start the run again"
+            )
 
 
 def read_run_document(folder: AnyPath) -> dict[str, Any]:

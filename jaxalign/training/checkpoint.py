@@ -9,6 +9,8 @@ A run's folder may be on gs://, where nothing can be renamed: there Orbax writes
 checkpoint is whole.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -24,7 +26,7 @@ from jaxalign.files import AnyPath
 from jaxalign.hosts import agree
 from jaxalign.model.fingerprint import weights_sha256
 from jaxalign.model.lora import LoraConfig
-from jaxalign.training.damage import Damaged, damage_told
+from jaxalign.training.damage import Damaged, damage_told, has_code
 from jaxalign.training.step import TrainState
 
 Fingerprint = Mapping[str, Any]
@@ -83,9 +85,12 @@ def open_checkpoints(run: AnyPath, *, create: bool, kept: Kept | None = None) ->
     """The run's checkpoints. With `create`, left-overs of interrupted saves are removed."""
     kept = kept or Kept()
     folder = run / "checkpoints"
+    if create:
+        check_name(run)
     best = ocp.checkpoint_managers.BestN(
         get_metric_fn=heldout_loss_of, reverse=True, n=kept.best, keep_checkpoints_without_metrics=False
     )
+    check_dates(folder)
     return Checkpoints(
         folder if files.is_remote(folder) else folder.absolute(),
         options=ocp.CheckpointManagerOptions(
@@ -103,6 +108,24 @@ def open_checkpoints(run: AnyPath, *, create: bool, kept: Kept | None = None) ->
             "record": ocp.JsonCheckpointHandler(),
         },
     )
+
+
+def check_name(run: AnyPath) -> None:
+    """Refuses a place at which Orbax would write checkpoints that hold nothing: it takes `*?[` in paths as patterns."""
+    path = run if files.is_remote(run) else run.absolute()
+    if wrong := sorted(set("*?[") & set(str(path))):
+        raise InputError(f"{path}: no checkpoint can be written where the path has {' '.join(wrong)}; choose another")
+
+
+def check_dates(folder: AnyPath) -> None:
+    """Refuses a file by which Orbax dates a checkpoint that is JSON, but no object: at others Orbax does not stop."""
+    for file in folder.glob("*/_CHECKPOINT_METADATA"):
+        try:
+            is_damaged = not isinstance(json.loads(file.read_bytes()), dict)
+        except ValueError:
+            continue
+        if is_damaged:
+            raise InputError(f"{file}: damaged; delete this file, the checkpoint is whole without it")
 
 
 def heldout_loss_of(metrics: Mapping[str, float]) -> float:
@@ -128,6 +151,7 @@ def save(
         "evaluated": evaluated,
         "sha256": state_sha256(state),
     }
+    saved["sha256"]["record"] = record_sha256(saved)
     checkpoints.save(
         step,
         args=ocp.args.Composite(
@@ -142,6 +166,22 @@ def save(
 def state_sha256(state: TrainState) -> dict[str, str]:
     """Digests of all arrays that a checkpoint holds, by item."""
     return {"trainable": weights_sha256(state.trainable), "optimizer": weights_sha256(state.opt_state)}
+
+
+def record_sha256(saved: Mapping[str, Any]) -> str:
+    """The digest of what `save` writes of a run, digests apart, through JSON as it is read back."""
+    plain = json.loads(json.dumps({key: value for key, value in saved.items() if key != "sha256"}))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def shapes_of(item: AnyPath) -> Any:
+    """The tree of one item of a checkpoint, its leaves with `shape` and `dtype`. Raises Damaged."""
+    try:
+        return ocp.StandardCheckpointHandler().metadata(item).tree
+    except ValueError as error:
+        if has_code(error):
+            raise
+        raise Damaged(f"{item.name}: {error}") from error
 
 
 def newest_step(checkpoints: Checkpoints) -> int | None:
@@ -170,7 +210,7 @@ def read_trained(run: AnyPath) -> Trained:
         with damage_told():
             saved, arrays = ocp.JsonCheckpointHandler().restore(folder / "record"), ocp.StandardCheckpointHandler()
             record, sha256 = parse_record(saved)
-            shapes = arrays.metadata(folder / "trainable").tree
+            shapes = shapes_of(folder / "trainable")
             target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
             collections = arrays.restore(folder / "trainable", args=ocp.args.StandardRestore(target))
         if weights_sha256(collections) != sha256["trainable"]:
@@ -189,8 +229,11 @@ def parse_record(saved: Any) -> tuple[Record, dict[str, str]]:
         lora, sha256 = saved["lora"], saved["sha256"]
         if lora is not None:
             lora = LoraConfig(**{**lora, "targets": tuple(lora["targets"])})
+        # Those of older versions have no digest of the record.
+        if sha256.get("record", own := record_sha256(saved)) != own:
+            raise Damaged("its record is not the one that was saved")
         return Record(saved["config"], saved["fingerprint"], lora), {name: sha256[name] for name in ARRAYS}
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"its record is not one that was saved ({type(error).__name__}: {error})") from None
 
 

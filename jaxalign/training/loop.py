@@ -15,6 +15,7 @@ from jaxalign import files
 from jaxalign.curves import CurvesConfig
 from jaxalign.data.batches import Batch, BatchPlan, prefetch
 from jaxalign.errors import InputError, Preempted
+from jaxalign.holding import check_held
 from jaxalign.hosts import agree
 from jaxalign.metrics_log import MetricsLog, Progress, say
 from jaxalign.model.lora import check_adapter, init_lora
@@ -131,7 +132,11 @@ def train(
     }
     agree("what is trained, or how", fingerprint)
     record = checkpoint.Record(document["config"], fingerprint, decoder.lora)
-    with checkpoint.open_checkpoints(run, create=True, kept=kept) as checkpoints, preemption_notice() as preempted:
+    with (
+        files.full_disk_told(run),
+        checkpoint.open_checkpoints(run, create=True, kept=kept) as checkpoints,
+        preemption_notice() as preempted,
+    ):
         first, state, evaluated = start(checkpoints, resume, like, initial, fingerprint)
         own = checkpoints.latest_step()
         if step_config.nonfinite == "stop":
@@ -176,6 +181,7 @@ def train(
                 for step, batch in enumerate(batches, start=first + 1):
                     started = time.perf_counter()
                     state, metrics = train_step(state, frozen, place_batch(batch, shardings.batch))
+                    check_held()
                     report.settle()  # of the step before, while this one runs
                     report.hold(step, metrics, started)
                     last, stopping, loss = step == plan.steps, preempted(step), None

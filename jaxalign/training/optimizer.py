@@ -25,14 +25,18 @@ class OptimizerConfig:
     """Gradients with a larger global norm are scaled down to it."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.warmup_fraction <= 1:
-            raise InputError(f"optimizer.warmup_fraction={self.warmup_fraction}: set it between 0 and 1")
         # Written so that NaN is refused too.
-        if not (self.learning_rate > 0 and self.clip_norm > 0):
-            raise InputError(
-                f"optimizer.learning_rate={self.learning_rate} and optimizer.clip_norm={self.clip_norm} "
-                "must be greater than 0"
-            )
+        for key, holds, range_named in (
+            ("learning_rate", 0 < self.learning_rate < math.inf, "above 0"),
+            ("warmup_fraction", 0 <= self.warmup_fraction <= 1, "between 0 and 1"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "to 0 or more"),
+            ("b1", 0 <= self.b1 < 1, "to 0 or more and below 1"),
+            ("b2", 0 <= self.b2 < 1, "to 0 or more and below 1"),
+            ("eps", 0 < self.eps < math.inf, "above 0"),
+            ("clip_norm", 0 < self.clip_norm < math.inf, "above 0"),
+        ):
+            if not holds:
+                raise InputError(f"optimizer.{key}={getattr(self, key)}: set it {range_named}")
 
 
 def cosine_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:

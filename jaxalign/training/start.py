@@ -16,15 +16,20 @@ from jaxalign.files import AnyPath
 from jaxalign.metrics_log import say
 from jaxalign.model.sharding import spread
 from jaxalign.training.checkpoint import (
+    ARRAYS,
     Checkpoints,
     Fingerprint,
     newest_step,
     open_newest,
     parse_record,
+    shapes_of,
     state_sha256,
 )
 from jaxalign.training.damage import Damaged, damage_told
 from jaxalign.training.step import TrainState
+
+LENGTH = {"epochs", "steps"}
+"""What says how long a run is."""
 
 
 class Start(NamedTuple):
@@ -117,26 +122,40 @@ def read_state(
     """
     saved = ocp.JsonCheckpointHandler().restore(folder / "record")
     record, sha256 = parse_record(saved)
-    check_fingerprint(record.fingerprint, fingerprint, folder.parent)
+    check_fingerprint(record.fingerprint, fingerprint, folder.parent.parent)
     arrays = ocp.StandardCheckpointHandler()
-    # Where the file that this reads is missing, restoring would report a tree of another structure.
-    arrays.metadata(folder / "optimizer")
+    for item in ARRAYS:
+        # Restoring does without what this reads, but whoever evaluates or exports the run does not; and where it is
+        # missing, restoring would report a tree of another structure.
+        shapes_of(folder / item)
     trainable = arrays.restore(folder / "trainable", args=ocp.args.StandardRestore(like.trainable))
     opt_state = arrays.restore(folder / "optimizer", args=ocp.args.StandardRestore(like.opt_state))
     done, skipped = (spread(np.array(n, np.int32), like.step.sharding) for n in (step, saved["skipped"]))
     return Start(step, TrainState(done, skipped, trainable, opt_state), saved["evaluated"]), sha256
 
 
-def check_fingerprint(saved: Fingerprint, wanted: Fingerprint, place: Any) -> None:
-    """Raises InputError that names every key in which the two differ, with both values."""
+def check_fingerprint(saved: Fingerprint, wanted: Fingerprint, run: Any) -> None:
+    """Raises InputError that names every key in which the two differ, with both values.
+
+    Where the length differs it says how to train on: the learning rate of every step depends on the number of all, so
+    that the beginning of a longer run is not this one.
+    """
     wanted = json.loads(json.dumps(dict(wanted)))
     absent = "absent"
-    changed = [
-        f"{key} was {saved.get(key, absent)!r} and is now {wanted.get(key, absent)!r}"
+    changed = {
+        key: f"{key} was {saved.get(key, absent)!r} and is now {wanted.get(key, absent)!r}"
         for key in sorted({*saved, *wanted})
         if saved.get(key, absent) != wanted.get(key, absent)
-    ]
+    }
+    steps = changed.pop("total_steps", None)  # no setting: it follows from those that are
+    if steps and not changed:
+        changed["steps"] = steps.replace("total_steps", "the number of its steps")
     if changed:
-        raise InputError(
-            f"{place}: cannot continue this run, {'; '.join(changed)}; set it back, or start in a new run folder"
-        )
+        what_to_do = "set it back, or start in a new run folder"
+        if LENGTH & changed.keys():
+            what_to_do += (
+                f": there --config.adapter={run} trains on from what it has tuned, with a new optimizer and a new "
+                f"schedule of the learning rate; --config.resume={run} keeps optimizer, schedule and step too, and "
+                "with them the old length"
+            )
+        raise InputError(f"{run}: cannot continue this run, {'; '.join(changed.values())}; {what_to_do}")

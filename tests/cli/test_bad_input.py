@@ -1,6 +1,14 @@
 """Bad settings and arguments: one line that says what, where and what to do, exit code 2, and nothing half-written."""
 
+import json
+import shutil
+import subprocess
+import sys
+
 import pytest
+
+from jaxalign.cli.configuration import config_with
+from jaxalign.errors import InputError
 
 EVALUATE = ("evaluate", "--config.languages=en,de", "--config.rows=0:2")
 PROBE = ("probe", "--config.languages=en,de", "--config.rows=0:4")
@@ -97,6 +105,20 @@ def test_what_geometry_cannot_compare(refused, model_folder, flag, named):
         "--config.log_every=0",
         "--config.heldout_every=0",
         "--config.checkpoint_every=0",
+        "--config.watch_every=0",
+        "--config.keep_last=0",
+        "--config.keep_best=-1",
+        "--config.seed=9223372036854775808",
+        "--config.epochs=1000000000000",
+        "--config.batch.rows_at_once=-1",
+        "--config.batch.rows_at_once=1000000000",
+        "--config.optimizer.weight_decay=-0.1",
+        "--config.optimizer.b1=1.5",
+        "--config.optimizer.b2=-1",
+        "--config.optimizer.eps=-1",
+        "--config.optimizer.clip_norm=inf",
+        "--config.lora.alpha=inf",
+        "--config.lora.alpha=nan",
     ],
 )
 def test_wrong_training_settings(refused, model_folder, flag):
@@ -118,6 +140,83 @@ def test_wrong_training_settings(refused, model_folder, flag):
 )
 def test_wrong_settings_of_the_pairs_and_the_mesh(refused, model_folder, flag, named):
     assert named in refused(*TRAIN, f"--config.model={model_folder}", flag)
+
+
+def test_whole_numbers_have_a_range_at_every_door(refused, tmp_path, model_folder):
+    """On the command line, in a config file and in its stages, and from Python, for every verb."""
+    said = refused("data", "build", "--config.tasks=paws", "--config.build.control=mispaired", "--config.seed=-1")
+    assert "--config.seed=-1: set it to 0 or more" in said
+    for lines, named in (
+        (f"c.seed = {2**63}", "seed=9223372036854775808: set it to"),
+        ("c.stages = ({'seed': -1}, {})", "stage 1: seed=-1: set it to 0 or more"),
+        ("c.optimizer.b1 = float('nan')", "optimizer.b1=nan: a finite number"),
+        ("c.epochs = 2**31", "epochs=2147483648: set it to 2147483647 or less"),
+    ):
+        file = tmp_path / "mine.py"
+        file.write_text(
+            "from jaxalign.cli.configuration import load_config\n\n\n"
+            f"def get_config():\n    c = load_config('base')\n    {lines}\n    return c\n"
+        )
+        said = refused(*TRAIN, f"--config.model={model_folder}", f"--config={file}")
+        assert str(file) in said and named in said
+    with pytest.raises(InputError, match=r"batch_size=0: set it to 1 or more"):
+        config_with({"batch_size": 0})
+    with pytest.raises(InputError, match=r"optimizer\.learning_rate=inf: a finite number"):
+        config_with({"optimizer": {"learning_rate": 10**400}})
+
+
+def test_memory_that_runs_out_is_no_fault_of_ours(refused, model_folder, monkeypatch):
+    def fail(*_: object) -> None:
+        raise MemoryError("Unable to allocate 7 EiB")
+
+    monkeypatch.setattr("jaxalign.cli.train.fit_pairs", fail)
+    said = refused(*TRAIN, f"--config.model={model_folder}")
+    assert "memory ran out (Unable to allocate 7 EiB)" in said and "--config.batch.rows_at_once" in said
+
+
+def test_pairs_longer_than_the_model_s_context(refused, jaxalign, model_folder, tmp_path):
+    """Refused as evaluation refuses such prompts; by the setting that the line names they are dropped or cut."""
+    model, file = tmp_path / "model", tmp_path / "pairs.jsonl"
+    shutil.copytree(model_folder, model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 200}))
+    lengths = [3, 150, 5, 150, 4, 5]
+    rows = [{"source": "ä" * n, "target": "a" * n, "source_language": "de", "target_language": "en"} for n in lengths]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ("train", file, f"--config.model={model}", "--config.steps=1", "--config.heldout=0")
+    said = refused(*command)
+    assert "2 pairs take more positions than the model's 200, first pair 1" in said
+    code, _, err = jaxalign(*command, "--config.batch.length=200", f"--config.out={tmp_path / 'short'}")
+    assert code == 0 and "2 too long and dropped" in err
+
+
+@pytest.mark.parametrize("verb", [EVALUATE, PROBE, TRAIN])
+def test_a_place_that_cannot_be_written_is_noticed_before_the_model_is_looked_for(jaxalign, tmp_path, verb):
+    (tmp_path / "file").write_text("")
+    code, _, err = jaxalign(*verb, f"--config.model={tmp_path / 'none'}", f"--config.out={tmp_path / 'file' / 'out'}")
+    assert code == 2 and "nothing can be written there" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", [EVALUATE, PROBE, TRAIN])
+def test_a_folder_at_work_is_refused_before_the_model_is_looked_for(jaxalign, tmp_path, verb):
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, time; from pathlib import Path; from jaxalign.holding import held\n"
+            "with held(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)",
+            str(tmp_path),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        code, _, err = jaxalign(*verb, f"--config.model={tmp_path / 'none'}", f"--config.out={tmp_path}")
+    finally:
+        holder.kill()
+        holder.wait()
+    assert code == 2 and f"process {holder.pid} on " in err and "is at work there" in err and err.count("\n") == 1
 
 
 def test_a_run_of_no_steps(refused, model_folder):

@@ -238,6 +238,18 @@ def test_what_cannot_be_exported(refused, jaxalign, model_folder, run, runs, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
+@pytest.mark.parametrize("kept", [0, 6, -1])
+def test_curves_that_lack_the_end_of_a_finished_run(refused, run, tmp_path, kept):
+    """An earlier held-out loss would stand in the model card as that of what is exported."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    file = copy / "metrics.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:kept]))
+    said = refused("export", copy)
+    assert f"{file}: " in said and "the run is finished at step 10: the file is cut off" in said
+    assert f"remove {copy / 'checkpoints' / '10'} and start the run again" in said
+
+
 def test_the_tokenizer_of_a_gguf_file_is_written_anew(tmp_path):
     """Such a model is one file: there is no folder to copy from."""
     tokenizer = Tokenizer(byte_level(special=("<|pad|>",)))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -96,6 +97,45 @@ def test_sigterm_saves_and_ends_with_75(ok, model_folder, tmp_path, run):
     assert "told to stop" in said and "the same command continues" in said
     ok(*command)
     assert rows_of(stopped)[-1] == rows_of(run)[-1] and "heldout_loss" in rows_of(run)[-1]
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line(model_folder, tmp_path):
+    """While a checkpoint is written: no file may have more than 8,000 bytes, and the adapter takes more."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))
+
+    command = [*TRAIN, "--config.lora.rank=256", "--config.steps=2", f"--config.model={model_folder}"]
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+        "XDG_CACHE_HOME": str(tmp_path),
+    }
+    run = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, *JAXALIGN, *command, f"--config.out={run}"],
+        cwd=REPOSITORY,
+        env=environment,
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and f"jaxalign: {run}" in last and "cannot be written whole (File too large)" in last
+    assert "Traceback" not in done.stderr and not (run / "checkpoints" / "2").exists()
+
+
+def test_a_longer_run_is_told_the_way_that_exists(jaxalign, ok, run, model_folder, tmp_path):
+    """And that way works: the adapter is tuned on in a new folder."""
+    command = (*TRAIN, f"--config.model={model_folder}")
+    code, _, err = jaxalign(*command, "--config.epochs=5", f"--config.out={run}")
+    assert code == 2 and "epochs was 2 and is now 5" in err and "total_steps" not in err
+    assert f"--config.adapter={run} trains on" in err and f"--config.resume={run} keeps optimizer" in err
+    ok(*command, "--config.epochs=1", f"--config.adapter={run}", f"--config.out={tmp_path / 'next'}")
+    first, last = rows_of(tmp_path / "next")[0], rows_of(run)[-1]
+    np.testing.assert_allclose(first["heldout_loss"], last["heldout_loss"], rtol=1e-6)
 
 
 def rows_of(run: Path) -> list[dict[str, float]]:

@@ -190,3 +190,22 @@ def test_impossible_layouts_are_refused():
     for pairs, rows, accumulation in ((16, 4, 1), (0, 0, 1), (15, 0, 4), (0, 6, 4)):
         with pytest.raises(InputError, match="batch"):
             BatchLayout(pairs_per_step=pairs, rows_per_step=rows, accumulation=accumulation)
+
+
+@pytest.mark.parametrize(
+    ("layout", "named"),
+    [
+        ({"epochs": 10**9}, "lower epochs"),
+        ({"steps": 10**9}, "lower steps"),
+        ({"rows_at_once": 10**9}, "batch.rows_at_once"),
+        ({"pairs_per_step": 0, "rows_per_step": 10**9, "steps": 1}, "lower steps"),
+        ({"pairs_per_step": 0, "rows_per_step": 16, "length": 10**9}, "batch.length"),
+        ({"rows_at_once": 200_000, "epochs": 200}, "rows in the whole run"),
+        ({"rows_at_once": -1}, "batch.rows_at_once=-1"),
+    ],
+)
+def test_sizes_that_no_machine_could_plan_are_refused_at_once(layout, named):
+    keys = {"epochs": 1, "steps": 0, "seed": 0}
+    run = {key: layout.get(key, value) for key, value in keys.items()}
+    with pytest.raises(InputError, match=named):
+        training_plan(random_pairs(91), BatchLayout(**{k: v for k, v in layout.items() if k not in keys}), **run)

@@ -1,5 +1,6 @@
 """Checkpoints that are damaged on disk: set aside for the one before, and never read."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +35,19 @@ def garble(file: Path) -> None:
     file.write_bytes(np.random.default_rng(0).bytes(file.stat().st_size))
 
 
-DAMAGE: dict[str, Callable[[Path], None]] = {"truncated": cut_off, "missing": Path.unlink, "garbage": garble}
+def flip(file: Path) -> None:
+    """One bit in the middle is another."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "truncated": cut_off,
+    "missing": Path.unlink,
+    "garbage": garble,
+    "flipped": flip,
+}
 
 
 def files_of(checkpoint: Path) -> list[Path]:
@@ -111,6 +124,71 @@ def test_damaged_parameters_are_not_read(tmp_path, finished, damage):
     assert_equal_bits(read_trained(run).collections, finished[1])
 
 
+def write(content: bytes) -> Callable[[Path], None]:
+    def damage(file: Path) -> None:
+        file.write_bytes(content)
+
+    return damage
+
+
+def rename_key(file: Path) -> None:
+    """One letter of the first key is another, as of a bit that has flipped."""
+    text = file.read_bytes()
+    start = text.index(b'"') + 1
+    file.write_bytes(text[:start] + bytes([text[start] ^ 1]) + text[start + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("trainable/_METADATA", Path.unlink),
+        ("trainable/_METADATA", write(b"{}")),
+        ("trainable/_METADATA", rename_key),
+        ("trainable/_sharding", cut_off),
+        ("trainable/array_metadatas/process_0", write(b"[1]")),
+        ("optimizer/array_metadatas/process_0", write(b"null")),
+        ("optimizer/_METADATA", write(b'"x"')),
+        ("record/metadata", rename_key),
+    ],
+)
+def test_damaged_metadata_is_told_alike_by_all_who_read_it(tmp_path, finished, capsys, file, damage):
+    """Whoever evaluates or exports reads what is whole, or is told to start the run again, which then helps."""
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    damage(run / "checkpoints" / "9" / file)
+    try:
+        assert_equal_bits(read_trained(run).collections, finished[1])
+    except InputError as refusal:
+        assert "checkpoints/9 is damaged" in str(refusal) and "start the run again" in str(refusal)
+    assert_equal_bits(tiny_training(run), finished[1])
+    assert "warning: " in capsys.readouterr().err and (run / "damaged" / "9").is_dir()
+    assert_equal_bits(read_trained(run).collections, finished[1])
+
+
+def test_a_record_with_another_alpha_is_damaged(tmp_path, finished):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    file = run / "checkpoints" / "9" / "record" / "metadata"
+    record = json.loads(file.read_text())
+    record["lora"]["alpha"] *= 2
+    file.write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"checkpoints/9 is damaged \(its record is not the one that was saved"):
+        read_trained(run)
+    assert_equal_bits(tiny_training(run), finished[1])
+
+
+def test_a_damaged_date_is_named(tmp_path, finished):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    file = run / "checkpoints" / "9" / "_CHECKPOINT_METADATA"
+    file.write_text("[1]")
+    for read in (read_trained, tiny_training):
+        with pytest.raises(InputError, match=f"{file}: damaged; delete this file"):
+            read(run)
+    file.unlink()
+    assert_equal_bits(tiny_training(run), finished[1])
+
+
 @pytest.mark.slow
 def test_no_damage_to_any_file_goes_unnoticed_or_ends_a_run(tmp_path, finished):
     """Each file of the newest checkpoint, damaged in each way: the state is the saved one, or the one before it; the
@@ -134,11 +212,14 @@ def test_no_damage_to_any_file_goes_unnoticed_or_ends_a_run(tmp_path, finished):
             copy = tmp_path / "copy"
             shutil.copytree(run, copy)
             damage(copy / file.relative_to(run))
+            is_refused = False
             try:
                 assert_equal_bits(read_trained(copy).collections, finished[1])
             except InputError as refusal:
                 assert "checkpoints/9 is damaged" in str(refusal)
+                is_refused = True
             step, state = state_in(copy)
+            assert step == 8 or not is_refused
             assert_equal_bits(state, saved[step])
             begun_with[name, str(file.relative_to(run / "checkpoints" / "9"))] = step
             shutil.rmtree(copy)

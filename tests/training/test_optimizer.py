@@ -79,3 +79,21 @@ def test_state_is_float32():
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         OptimizerConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("learning_rate", (0.0, -1.0, np.nan, np.inf)),
+        ("warmup_fraction", (-0.1, 1.1, np.nan)),
+        ("weight_decay", (-1e-9, np.nan, np.inf)),
+        ("b1", (-0.1, 1.0, 1.5, np.nan)),
+        ("b2", (-0.1, 1.0, np.nan)),
+        ("eps", (0.0, -1.0, np.nan)),
+        ("clip_norm", (0.0, -1.0, np.nan, np.inf)),
+    ],
+)
+def test_numbers_out_of_their_range_are_refused_by_name(key, values):
+    for value in values:
+        with pytest.raises(InputError, match=rf"optimizer\.{key}={value}"):
+            OptimizerConfig(**{key: value})

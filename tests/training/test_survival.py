@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from jaxalign.errors import InputError, Preempted
 from jaxalign.training.checkpoint import Kept, read_trained
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizer import OptimizerConfig
+from jaxalign.training.start import check_fingerprint
 from jaxalign.training.step import StepConfig, place_batch
 from tests.training.tiny_runs import random_adapter, random_pairs, tiny_plan, tiny_run
 from tests.training.whole_runs import (
@@ -149,6 +151,27 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
 def test_impossible_numbers_of_checkpoints_are_refused(wrong):
     with pytest.raises(InputError, match="keep_"):
         Kept(**wrong)
+
+
+def test_a_longer_run_is_told_the_way_that_exists(tmp_path, finished):
+    """Its learning rates would be others from the first step on."""
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    longer = tiny_plan(STEPS + 3, accumulation=2, row_multiple=4)
+    with pytest.raises(InputError, match=f"steps was {STEPS} and is now {STEPS + 3}") as caught:
+        tiny_training(run, plan=longer)
+    said = str(caught.value)
+    assert f"--config.adapter={run} trains on" in said and f"--config.resume={run} keeps optimizer" in said
+    assert "total_steps" not in said
+    # Of a plan that has become longer by itself.
+    with pytest.raises(InputError, match="the number of its steps was 9 and is now 12"):
+        check_fingerprint({"total_steps": 9}, {"total_steps": 12}, run)
+
+
+@pytest.mark.parametrize("name", ["run[1]", "run*", "a?/run"])
+def test_a_place_that_orbax_takes_for_a_pattern_is_refused(tmp_path, name):
+    with pytest.raises(InputError, match="no checkpoint can be written where the path has"):
+        tiny_training(tmp_path / name)
 
 
 @pytest.mark.parametrize("step", [5, STEPS])
