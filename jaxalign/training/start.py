@@ -130,6 +130,9 @@ def read_state(
 def check_fingerprint(saved: Fingerprint, wanted: Fingerprint, place: Any) -> None:
     """Raises InputError that names every key in which the two differ, with both values."""
     wanted = json.loads(json.dumps(dict(wanted)))
+    # Runs of an earlier version recorded the tokenizer's file in place of all the ids that it makes.
+    saved = {"heldout_pairs": wanted["heldout_pairs"]} | dict(saved) if "heldout_pairs" in wanted else dict(saved)
+    saved.pop("tokenizer", None)
     absent = "absent"
     changed = [
         f"{key} was {saved.get(key, absent)!r} and is now {wanted.get(key, absent)!r}"
