@@ -30,7 +30,7 @@ from jaxalign.cli.configuration import config_from_flags
 from jaxalign.cli.train import lora_config, plans, step_configs
 from jaxalign.data.batches import BatchPlan, fit_pairs
 from jaxalign.data.pair_files import read_pairs
-from jaxalign.data.templates import render, resolve_template
+from jaxalign.data.templates import render_all, resolve_template
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.files import write_json
 from jaxalign.model.config import ModelConfig
@@ -57,7 +57,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
 def real_plan(model: Path, config: ConfigDict, files: Sequence[str]) -> BatchPlan:
     """The plan that `jaxalign train` makes of the files."""
     tokenizer, template = load_tokenizer(model), resolve_template(config.template, read_config(model).family)
-    rendered = [render(pair, template, tokenizer) for pair in read_pairs([Path(file) for file in files])]
+    rendered = render_all(read_pairs([Path(file) for file in files]), template, tokenizer)
     return plans(config, fit_pairs(rendered, config.batch.length, config.batch.too_long).pairs, row_multiple=1)[0]
 
 

@@ -23,6 +23,7 @@ from jaxalign.data.description import (
     rendered_lengths,
     rows_among,
     summary,
+    token_lengths,
 )
 from jaxalign.data.folders import data_folder
 from jaxalign.data.pair_files import read_pairs
@@ -81,7 +82,7 @@ def describe_files(config: ConfigDict, paths: Sequence[Path]) -> dict[str, Any]:
     return {
         **document,
         "unit": "tokens",
-        "languages": describe_languages(together, lambda text: len(tokenizer.ids(text))),
+        "languages": describe_languages(together, token_lengths(together, tokenizer).__getitem__),
         "rows": row_lengths(config, together, template, tokenizer),
         "label_words": describe_labels(chosen_tasks(config), chosen_languages(config), tokenizer),
     }

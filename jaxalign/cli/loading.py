@@ -125,6 +125,8 @@ def config_and_tokenizer(path: Path) -> tuple[ModelConfig, Tokenizer]:
         config, tokenizer = read_gguf_config(path), Tokenizer(read_gguf_tokenizer(path))
     else:
         raise InputError(f"model={path}: no such folder or file")
+    tokenizer = replace(tokenizer, rows=config.vocab_size)
+    tokenizer.check_rows(path)
     for warning in tokenizer.warnings(config.family):
         warn(f"{path}: {warning}")
     return config, tokenizer

@@ -16,7 +16,7 @@ from jaxalign.data.math_problems import MATH_LANGUAGES, MATH_TASKS, read_problem
 from jaxalign.data.pair_files import read_pairs
 from jaxalign.data.pairs import QuestionPair
 from jaxalign.data.tasks import parse_rows
-from jaxalign.data.templates import render, resolve_template
+from jaxalign.data.templates import render_all, resolve_template
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.evaluation.generate import Generator
@@ -150,8 +150,7 @@ def heldout_pairs(run: AnyPath, tokenizer: Tokenizer) -> list[QuestionPair]:
     config = recorded_config(field(document, "config", dict, where), f"{where}, config")
     pairs = gather_pairs(config, texts(document, "files", where))
     template = field(document, "template", str, where)
-    rendered = [render(pair, template, tokenizer) for pair in pairs]
-    fitted = fit_pairs(rendered, config.batch.length, config.batch.too_long)
+    fitted = fit_pairs(render_all(pairs, template, tokenizer), config.batch.length, config.batch.too_long)
     kept, heldout = split_heldout(len(fitted.pairs), config.heldout, config.seed)
     if fitted.pairs.take(kept).sha256() != trained_on:
         raise InputError(

@@ -35,7 +35,7 @@ from jaxalign.data.batches import (
     training_plan,
 )
 from jaxalign.data.pairs import QuestionPair, languages_of
-from jaxalign.data.templates import edges, render, resolve_template
+from jaxalign.data.templates import edges, render_all, resolve_template
 from jaxalign.errors import InputError
 from jaxalign.files import check_bucket, path_of, recorded
 from jaxalign.holding import held
@@ -125,8 +125,7 @@ def tune(config: ConfigDict, model: Model, pairs: Sequence[QuestionPair], paths:
     agree("the settings", config.to_dict())
     run = run_folder(config)
     template = resolve_template(config.template, model.config.family)
-    rendered = [render(pair, template, model.tokenizer) for pair in pairs]
-    fitted = fit_pairs(rendered, config.batch.length, config.batch.too_long)
+    fitted = fit_pairs(render_all(pairs, template, model.tokenizer), config.batch.length, config.batch.too_long)
     check_context(fitted, model.config.max_positions)
     plan, heldout = plans(config, fitted.pairs, row_multiple=model.mesh.shape["data"] * model.mesh.shape["fsdp"])
     if config.tune == "all":
@@ -180,9 +179,9 @@ def tune(config: ConfigDict, model: Model, pairs: Sequence[QuestionPair], paths:
         curves=CurvesConfig(**config.log),
         fingerprint={
             "model": weights_sha256(model.params),
-            "tokenizer": model.tokenizer.fingerprint,
             "template": template,
             "heldout": config.heldout,
+            "heldout_pairs": heldout.pairs.sha256() if heldout else "",
             "adapter": weights_sha256(model.adapter.tree) if model.adapter else "",
             "dtype": config.dtype,
             "param_dtype": model.param_dtype,

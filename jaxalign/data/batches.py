@@ -15,8 +15,10 @@ follow with segment 2 and positions from 0; attention never crosses segments, an
 """
 
 import hashlib
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import grain
@@ -47,27 +49,30 @@ class TokenisedPairs:
     def __len__(self) -> int:
         return len(self.prompt_lengths)
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """Positions that each pair takes in a row, int [n]."""
         return np.diff(self.starts) - 1
 
-    @property
+    @cached_property
     def target_counts(self) -> np.ndarray:
         """Target positions (response ids) of each pair, int [n]."""
         return np.diff(self.starts) - self.prompt_lengths
 
     def take(self, indices: np.ndarray) -> "TokenisedPairs":
         """The pairs of these indices, in their order."""
-        kept = [self.ids[self.starts[i] : self.starts[i + 1]] for i in indices]
-        starts = np.cumsum([0, *map(len, kept)])
-        return TokenisedPairs(np.concatenate(kept), starts, self.prompt_lengths[indices])
+        starts = np.concatenate([[0], np.cumsum(np.diff(self.starts)[indices])])
+        ids = np.empty(starts[-1], self.ids.dtype)
+        for new, old in enumerate(indices):
+            ids[starts[new] : starts[new + 1]] = self.ids[self.starts[old] : self.starts[old + 1]]
+        return TokenisedPairs(ids, starts, self.prompt_lengths[indices])
 
     def sha256(self) -> str:
-        """A digest of all ids and of where they are cut."""
+        """A digest of all ids and of where they are cut, each as 64 bits."""
         digest = hashlib.sha256()
-        for array in (self.ids, self.starts, self.prompt_lengths):
-            digest.update(np.ascontiguousarray(array, np.int64).tobytes())
+        for numbers in (self.ids, self.starts, self.prompt_lengths):
+            for first in range(0, len(numbers), 2**20):
+                digest.update(numbers[first : first + 2**20].astype(np.int64).tobytes())
         return digest.hexdigest()
 
 
@@ -87,18 +92,17 @@ class FittedPairs(NamedTuple):
     cut: int
 
 
-def fit_pairs(rendered: Sequence[tuple[list[int], list[int]]], length: int, too_long: str) -> FittedPairs:
+def fit_pairs(rendered: Iterable[tuple[Sequence[int], Sequence[int]]], length: int, too_long: str) -> FittedPairs:
     """Joins prompts and responses, and drops or cuts each pair that takes more than `length` positions.
 
     Args:
-      rendered: (prompt ids, response ids) of each pair, as a chat template gives them.
+      rendered: (prompt ids, response ids) of each pair, as a chat template gives them; read once.
       length: positions at most.
       too_long: "drop", or "cut": both sides are shortened in proportion, as LLaMA-Factory does.
     """
     if too_long not in ("drop", "cut"):
         raise InputError(f"batch.too_long is {too_long!r}: set it to 'drop' or 'cut'")
-    joined: list[list[int]] = []
-    prompt_lengths, kept = [], []
+    ids, starts, prompt_lengths, kept = array("i"), array("q", [0]), array("q"), array("q")
     dropped = cut = 0
     for index, (prompt, response) in enumerate(rendered):
         excess = len(prompt) + len(response) - 1 - length
@@ -109,14 +113,15 @@ def fit_pairs(rendered: Sequence[tuple[list[int], list[int]]], length: int, too_
             cut += 1
             prompt_room = max(1, (length + 1) * len(prompt) // (len(prompt) + len(response)))
             prompt, response = prompt[:prompt_room], response[: length + 1 - prompt_room]
-        joined.append([*prompt, *response])
+        ids.extend(prompt)
+        ids.extend(response)
+        starts.append(len(ids))
         prompt_lengths.append(len(prompt))
         kept.append(index)
-    if not joined:
+    if not kept:
         raise InputError(f"no pair takes at most {length} positions; raise config.batch.length")
-    starts = np.cumsum([0, *(len(ids) for ids in joined)])
-    ids = np.concatenate([np.asarray(ids, np.int32) for ids in joined])
-    return FittedPairs(TokenisedPairs(ids, starts, np.asarray(prompt_lengths)), np.asarray(kept), dropped, cut)
+    pairs = TokenisedPairs(np.asarray(ids), np.asarray(starts), np.asarray(prompt_lengths))
+    return FittedPairs(pairs, np.asarray(kept), dropped, cut)
 
 
 @dataclass(frozen=True)
@@ -178,7 +183,8 @@ class BatchPlan:
     @property
     def padding(self) -> float:
         """Share of all positions that hold no token."""
-        filled = sum(int(self.pairs.lengths[pair]) for step in self.rows for row in step for pair in row)
+        lengths = self.pairs.lengths
+        filled = sum(int(lengths[pair]) for step in self.rows for row in step for pair in row)
         return 1.0 - filled / (self.steps * self.rows_per_step * self.length)
 
     def rows_at(self, step: int, held: Iterable[int] | None = None) -> Batch:
@@ -302,7 +308,8 @@ def bins_of(pairs: TokenisedPairs, members: np.ndarray, length: int, packed: boo
     """Rows of `length` positions holding the member pairs: one pair a row, or as many as fit."""
     if not packed:
         return [[int(pair)] for pair in members]
-    return [[int(members[i]) for i in row] for row in best_fit_bins(pairs.lengths[members], length)]
+    numbers = members.tolist()
+    return [[numbers[i] for i in row] for row in best_fit_bins(pairs.lengths[members], length)]
 
 
 def round_up(number: int, multiple: int) -> int:

@@ -14,7 +14,7 @@ from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.pairs import QuestionPair, languages_of, without_instruction
 from jaxalign.data.prompts import label_words, question, variants_of
 from jaxalign.data.tasks import Task, TaskRow
-from jaxalign.data.templates import render
+from jaxalign.data.templates import AT_ONCE, render_all
 from jaxalign.data.tokenizer import Tokenizer
 
 SCRIPTS = {"Japanese": {"Han", "Hiragana", "Katakana"}}
@@ -81,7 +81,14 @@ def script_of(letter: str) -> str:
 
 def rendered_lengths(pairs: Sequence[QuestionPair], template: str, tokenizer: Tokenizer) -> list[int]:
     """Positions that each pair takes in a row: special tokens among them, the last token is only a target."""
-    return [sum(map(len, render(pair, template, tokenizer))) - 1 for pair in pairs]
+    return [sum(map(len, sides)) - 1 for sides in render_all(pairs, template, tokenizer)]
+
+
+def token_lengths(pairs: Sequence[QuestionPair], tokenizer: Tokenizer) -> dict[str, int]:
+    """Tokens of each text that `describe_languages` measures."""
+    texts = list({text: None for pair in pairs for text in (without_instruction(pair.prompt), pair.response)})
+    parts = (texts[first : first + AT_ONCE] for first in range(0, len(texts), AT_ONCE))
+    return {text: len(ids) for part in parts for text, ids in zip(part, tokenizer.batch_ids(part), strict=True)}
 
 
 def doubles(pairs: Sequence[QuestionPair]) -> dict[str, int]:

@@ -16,7 +16,9 @@ The first three are LLaMA-Factory's, as of v0.5.3 to v0.6.2; `alpaca` is Alpaca'
 take no template.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 from jaxalign.data.languages import did_you_mean
@@ -62,6 +64,10 @@ TEMPLATES: dict[str, Template] = {
     ),
     "none": Template("", "", opening="as the tokenizer"),
 }
+Rendered = tuple[list[int], list[int]]
+"""The token ids of a prompt and of its response."""
+AT_ONCE = 1024
+"""Pairs that are tokenised together: enough for all cores, and what the tokenizer tells of them stays small."""
 _OF_FAMILY = {"mistral": "mistral", "qwen2": "qwen"}
 
 
@@ -82,7 +88,7 @@ def render_text(pair: QuestionPair, template: str, tokenizer: Tokenizer) -> tupl
     return "".join(spelt[0]) + TEMPLATES[template].around(pair.prompt), pair.response + "".join(spelt[1])
 
 
-def render(pair: QuestionPair, template: str, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+def render(pair: QuestionPair, template: str, tokenizer: Tokenizer) -> Rendered:
     """(prompt ids, response ids), each side tokenised alone, as in LLaMA-Factory: no token spans the seam.
 
     A SentencePiece-style tokenizer therefore puts its leading ▁ on the response too. Under a `joined` template it does
@@ -90,26 +96,41 @@ def render(pair: QuestionPair, template: str, tokenizer: Tokenizer) -> tuple[lis
     those that the template spells; where the pair's own texts do, that stays text. A template whose special token the
     tokenizer lacks raises InputError.
     """
+    [rendered] = render_all([pair], template, tokenizer)
+    return rendered
+
+
+def render_all(pairs: Iterable[QuestionPair], template: str, tokenizer: Tokenizer) -> Iterator[Rendered]:
+    """`render` of every pair, in order; of many at a time, so that all cores tokenise."""
     shape = TEMPLATES[template]
     opening, closing = edges(template, tokenizer)
-    prompt_ids = tokenizer.ids_between(shape.before, pair.prompt, shape.after)
-    if shape.joined:
-        ids = tokenizer.ids_between(shape.before, pair.prompt + shape.after + pair.response, "")
-        prompt_ids, response_ids = ids[: len(prompt_ids)], ids[len(prompt_ids) :]
-    else:
-        response_ids = tokenizer.ids(pair.response)
-    return opening + prompt_ids, [*response_ids, closing]
+    remaining = iter(pairs)
+    while some := list(islice(remaining, AT_ONCE)):
+        prompts = tokenizer.batch_ids_between(shape.before, [pair.prompt for pair in some], shape.after)
+        if shape.joined:
+            texts = [pair.prompt + shape.after + pair.response for pair in some]
+            whole = tokenizer.batch_ids_between(shape.before, texts, "")
+            split = [(ids[: len(prompt)], ids[len(prompt) :]) for prompt, ids in zip(prompts, whole, strict=True)]
+        else:
+            split = zip(prompts, tokenizer.batch_ids([pair.response for pair in some]), strict=True)
+        for prompt, response in split:
+            yield opening + prompt, [*response, closing]
 
 
 def edges(template: str, tokenizer: Tokenizer) -> tuple[list[int], int]:
     """The ids before the prompt (a BOS or nothing) and the id that closes the response."""
     shape = TEMPLATES[template]
     for token in shape.special_tokens:
+        if token in tokenizer.beyond:
+            raise InputError(
+                f"template: {template} needs {token!r}, for which the model's embedding has no row; resize the "
+                "embedding, or choose another template"
+            )
         _require(token in tokenizer.vocabulary, template, repr(token))
     closing = tokenizer.vocabulary[shape.special_tokens[-1]] if shape.special_tokens else tokenizer.eos_id
     if shape.opening == "as the tokenizer":
         return tokenizer.opening, closing
-    bos = tokenizer.backend.bos_token_id if shape.opening == "always" else None
+    bos = tokenizer.vocabulary.get(str(tokenizer.backend.bos_token)) if shape.opening == "always" else None
     _require(bos is not None or shape.opening != "always", template, "a begin-of-text token")
     return [] if bos is None else [bos], closing
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as TokenizerFile
 
+from jaxalign.data.folders import MINI
 from jaxalign.errors import InputError
-from jaxalign.files import read_json
+from jaxalign.files import read_json, read_text
 from jaxalign.metrics_log import warn
 from jaxalign.sentence_piece import is_marker, read_sentence_piece
 
@@ -31,12 +32,14 @@ class Tokenizer:
     """
 
     backend: "PreTrainedTokenizerFast"
+    rows: int | None = None
+    """Of the model's embedding, where a model is there: an id beyond them is never given, but raises InputError."""
 
     def __post_init__(self) -> None:
         """Marks as control tokens those that only by their name are."""
         tokens = self.backend.backend_tokenizer
         marked = {token.content for token in tokens.get_added_tokens_decoder().values() if token.special}
-        unmarked = [token for token in self.vocabulary if token not in marked and is_marker(token)]
+        unmarked = [token for token in self.backend.get_vocab() if token not in marked and is_marker(token)]
         tokens.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in unmarked])
 
     def ids(self, text: str) -> list[int]:
@@ -90,10 +93,27 @@ class Tokenizer:
         return [ids if own == count else apart(text) for text, ids, own in zip(texts, found, controls, strict=True)]
 
     def _encoded(self, texts: Sequence[str], split_special_tokens: bool) -> list[list[int]]:
-        if not texts:
-            return []
-        settings: dict[str, Any] = {"add_special_tokens": False, "return_attention_mask": False}
-        return list(self.backend(list(texts), split_special_tokens=split_special_tokens, **settings)["input_ids"])
+        """The ids that a call of the backend gives, without the masks and offsets that it makes beside them."""
+        engine = self.backend.backend_tokenizer
+        # Settings that every call of the backend makes anew.
+        engine.no_truncation()
+        engine.no_padding()
+        engine.encode_special_tokens = split_special_tokens
+        found = [encoding.ids for encoding in engine.encode_batch_fast(list(texts), add_special_tokens=False)]
+        if self.beyond:
+            for text, ids in zip(texts, found, strict=True):
+                if token := next((token for token, id in self.beyond.items() if id in ids), None):
+                    raise InputError(
+                        f"{text[:60]!r}: {token} is token {self.beyond[token]}, and the model's embedding has "
+                        f"{self.rows} rows; take it out, or resize the embedding"
+                    )
+        return found
+
+    @cached_property
+    def beyond(self) -> dict[str, int]:
+        """Tokens, in the order of their ids, for which the model's embedding has no row: of added tokens, usually."""
+        found = [] if self.rows is None else [each for each in self.backend.get_vocab().items() if each[1] >= self.rows]
+        return dict(sorted(found, key=lambda each: each[1]))
 
     @cached_property
     def control_tokens(self) -> dict[str, int]:
@@ -150,6 +170,11 @@ class Tokenizer:
     def warnings(self, family: str) -> list[str]:
         """What a user may not expect of this tokenizer in a model of that family."""
         found = []
+        if self.beyond:
+            found.append(
+                f"the tokenizer has {listed(list(self.beyond))} without a row in the model's embedding of {self.rows}; "
+                "a template that makes one is refused"
+            )
         if behind := self.spelt(self._edges[1]):
             found.append(f"the tokenizer puts {behind} behind every text (add_eos_token); here nothing stands there")
         # Of Llama's byte-level tokenizers Llama 3's has a BOS and SmolLM2's has none: there is no convention.
@@ -161,18 +186,36 @@ class Tokenizer:
             )
         return found
 
+    def check_rows(self, where: Any) -> None:
+        """Refuses a tokenizer whose texts, or what stands around every text, may need a row that the model lacks.
+
+        Control tokens alone may lack one, which no text makes: a released Gemma 3 has one for images.
+        """
+        added = self.backend.backend_tokenizer.get_added_tokens_decoder()
+        always = {str(self.backend.eos_token), *map(str, self.backend.convert_ids_to_tokens(self.opening))}
+        needed = [
+            token for token, id in self.beyond.items() if token in always or not (id in added and added[id].special)
+        ]
+        if needed:
+            raise InputError(
+                f"{where}: the tokenizer has {listed(needed)} without a row in the model's embedding of {self.rows}; "
+                "resize it (transformers: resize_token_embeddings), or take the tokens out of the tokenizer"
+            )
+
     @cached_property
     def eos_id(self) -> int:
         """The end-of-text id; a tokenizer without one raises InputError."""
         eos = self.backend.eos_token
         if eos not in self.vocabulary:
-            raise InputError(f"{self.backend.name_or_path}: the tokenizer's eos_token is {eos!r}; it must be a token")
+            raise InputError(
+                f"{self.backend.name_or_path}: the tokenizer's eos_token is {eos!r}; it must be a token of the model"
+            )
         return self.vocabulary[str(eos)]
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:
-        """Token text, as the vocabulary spells it, to id; added tokens included."""
-        return self.backend.get_vocab()
+        """Token text, as the vocabulary spells it, to id; added tokens included, but for those `beyond` the model."""
+        return {token: id for token, id in self.backend.get_vocab().items() if token not in self.beyond}
 
     @cached_property
     def is_byte_level(self) -> bool:
@@ -191,13 +234,24 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the serialised tokenizer, without the padding and truncation that calls may set."""
-        content = {key: value for key, value in self._serialised.items() if key not in ("padding", "truncation")}
+        """sha256 of what the tokenizer does: its vocabulary, what it opens with, and its ids of the packaged exemplars.
+
+        Not of its file, which another version of tokenizers writes otherwise. The exemplars are text in twenty
+        languages, with numbers and runs of blanks.
+        """
+        vocabulary = sorted((id, token) for token, id in self.backend.get_vocab().items())
+        content = [vocabulary, sorted(self.control_ids), self.opening, self.ids(read_text(MINI / "exemplars.json"))]
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode("utf-8")).hexdigest()
 
     @property
     def _serialised(self) -> dict[str, Any]:
         return json.loads(self.backend.backend_tokenizer.to_str())
+
+
+def listed(tokens: list[str]) -> str:
+    """How many tokens, and the first of them."""
+    some = ", ".join(tokens[:5]) + (", ..." if len(tokens) > 5 else "")
+    return f"{len(tokens)} token{'s' if len(tokens) > 1 else ''} ({some})"
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

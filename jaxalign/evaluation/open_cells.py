@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxalign.data.math_problems import MathProblem, MathTask, alpaca_prompt, read_problems
 from jaxalign.data.pairs import QuestionPair
-from jaxalign.data.templates import render
+from jaxalign.data.templates import render_all
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.evaluation.chrf import chrf
 from jaxalign.evaluation.generate import Answer
@@ -216,7 +216,7 @@ def translation_cells(
         chosen = members[rows]
         if not chosen:
             continue
-        rendered = [render(pair, template, tokenizer) for pair in chosen]
+        rendered = list(render_all(chosen, template, tokenizer))
         cells.append(
             TranslationCell(
                 task=TRANSLATION,

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from jinja2 import TemplateError
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
@@ -26,13 +25,28 @@ from jaxalign.errors import InputError
 from jaxalign.evaluation.continuations import ContinuationScorer, Score
 from jaxalign.evaluation.generate_until import UntilGenerator
 from jaxalign.hosts import alone
+from jaxalign.lm_eval.chat_templates import NotRendered, Renderer
+from jaxalign.metrics_log import say
 from jaxalign.model.hf_config import read_end_ids
 
 ARGUMENTS = ("path", "adapter", "dtype", "param_dtype", "batch_tokens", "max_length")
+OF_HF = {"pretrained": "path", "peft": "adapter"}
+"""Names by which lm-eval's `hf` model knows two of them: they are taken, too."""
+HINTS = {
+    "revision": "write path=ORG/NAME@REVISION",
+    "load_in_8bit": "write param_dtype=int8",
+    "load_in_4bit": "write param_dtype=nf4",
+}
+"""What stands here for other arguments of `hf`."""
+AUTO_BATCH_SIZE = 8
+"""Answers decoded at once under --batch_size auto. Batches of scores do not depend on it."""
 FROM_LM_EVAL = ("batch_size", "max_batch_size", "device")
 """What its command line hands to every model. jax has its devices already, and batches are not sized by trial."""
 NO_MAXIMUM = 2048
 """lm-eval's length for a model that names none."""
+NOTHING_BEFORE = "a context without a token, as of white space alone, is read as the token that begins a text"
+NOTHING_TO_SAY = "a continuation without a token is certain: its log-likelihood is 0"
+SURE: tuple[float, bool] = (0.0, True)
 WITHOUT_EFFECT = {"do_sample", "temperature", "top_k", "top_p", "min_p"}
 """Settings of sampling, which greedy decoding passes over."""
 
@@ -57,16 +71,24 @@ class JaxalignLM(TemplateLM):
     ):
         """
         Args:
-          path: what `--config.model` takes: a folder, a GGUF file, ORG/NAME[@REVISION] on the hub, or `packaged`.
-          adapter, dtype, param_dtype, batch_tokens: those config keys.
+          path, or pretrained: what `--config.model` takes: a folder, a GGUF file, ORG/NAME[@REVISION] on the hub, or
+            `packaged`.
+          adapter, or peft; dtype, param_dtype, batch_tokens: those config keys.
           max_length: tokens that a prompt and its answer take together; the model's positions unless it is given.
-          batch_size: answers decoded at once.
-          max_batch_size, device: lm-eval's, passed over.
+          batch_size: answers decoded at once, or auto.
+          max_batch_size: of them under auto.
+          device: lm-eval's, passed over.
 
         Raises:
           InputError: no such model or adapter, or another argument.
         """
         super().__init__()
+        for name, given in (("pretrained", path), ("peft", adapter)):
+            if given and name in others:
+                raise InputError(f"model_args: {name} and {OF_HF[name]} are one argument; give one of them")
+        path, adapter = others.pop("pretrained", path), others.pop("peft", adapter)
+        if str(batch_size).split(":")[0] == "auto":
+            batch_size = min(AUTO_BATCH_SIZE, max_batch_size or AUTO_BATCH_SIZE)
         check_arguments(path, batch_tokens, batch_size, others)
         runtime.start()
         alone("lm-eval")
@@ -80,6 +102,7 @@ class JaxalignLM(TemplateLM):
         self.scorer = ContinuationScorer(decoder, variables, mesh, config.batch_tokens)
         rows = round_up(int(batch_size), mesh.shape["data"] * mesh.shape["fsdp"])
         self.generator = UntilGenerator(decoder, variables, mesh, rows)
+        self.rendered = Renderer()
 
     @classmethod
     def create_from_arg_obj(
@@ -98,8 +121,7 @@ class JaxalignLM(TemplateLM):
     @property
     def prefix_token_id(self) -> int:
         """What stands before a text without a context: the begin-of-text token, or where there is none, the other."""
-        bos = self.tokenizer.bos_token
-        return self.eot_token_id if bos is None else self.model.tokenizer.vocabulary[str(bos)]
+        return self.model.tokenizer.vocabulary.get(str(self.tokenizer.bos_token), self.eot_token_id)
 
     @property
     def max_gen_toks(self) -> int:
@@ -116,17 +138,16 @@ class JaxalignLM(TemplateLM):
         if self.tokenizer.chat_template is None:
             raise InputError(f"{self.model.path}: the tokenizer has no chat template; leave out --apply_chat_template")
         try:
-            text = self.tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
+            return self.rendered(
+                conversations=[chat_history],
+                chat_template=self.tokenizer.get_chat_template(),
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=not add_generation_prompt,
+                **self.tokenizer.special_tokens_map,
             )
-        except TemplateError as error:
+        except NotRendered as error:
             roles = ", ".join(message["role"] for message in chat_history)
             raise InputError(f"{self.model.path}: the chat template refuses messages of {roles} ({error})") from None
-        assert isinstance(text, str)
-        return text
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """The ids of a text, behind those that the tokenizer opens with unless the text spells the first one out.
@@ -139,15 +160,42 @@ class JaxalignLM(TemplateLM):
         opening = self.model.tokenizer.opening if add_special_tokens else []
         return [*opening, *self.model.tokenizer.template_ids(string)]
 
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """As lm-eval has it, which takes the first token of what follows an empty context; there may be none."""
+        has_tokens = [
+            bool(context or self.tok_encode(text, add_special_tokens=False))
+            for context, text in (request.args for request in requests)
+        ]
+        tell_of([request.args for request, has in zip(requests, has_tokens, strict=True) if not has], NOTHING_TO_SAY)
+        asked = [request for request, has in zip(requests, has_tokens, strict=True) if has]
+        answers = iter(super().loglikelihood(asked, disable_tqdm=disable_tqdm))
+        return [next(answers) if has else SURE for has in has_tokens]
+
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
-        """The answers to requests of texts, context ids and continuation ids."""
+        """The answers to requests of texts, context ids and continuation ids.
+
+        A context without a token, as of white space alone, is what begins a text. A continuation without one is as
+        likely as can be.
+        """
 
         def tell(index: int, score: Score) -> None:
-            self.cache_hook.add_partial("loglikelihood", requests[index][0], plain(score))
+            self.cache_hook.add_partial("loglikelihood", requests[asked[index]][0], plain(score))
 
-        return [plain(score) for score in self.scores([pair for _, *pair in requests], disable_tqdm, tell)]
+        for texts, _context, continuation in requests:
+            if len(continuation) > self.max_length:
+                raise InputError(
+                    f"{named(texts)}: a continuation of {len(continuation)} tokens, {self.max_length} at most are read"
+                )
+        tell_of([texts for texts, context, _ in requests if not context], NOTHING_BEFORE)
+        tell_of([texts for texts, _, continuation in requests if not continuation], NOTHING_TO_SAY)
+        asked = [index for index, (_, _, continuation) in enumerate(requests) if continuation]
+        pairs = [(requests[index][1] or [self.prefix_token_id], requests[index][2]) for index in asked]
+        answers = [SURE] * len(requests)
+        for index, score in zip(asked, self.scores(pairs, disable_tqdm, tell), strict=True):
+            answers[index] = plain(score)
+        return answers
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Of each text the log-likelihood, read through windows that say every token once."""
@@ -197,6 +245,8 @@ class JaxalignLM(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """The greedy answer to each prompt, up to the first of its stop strings; long prompts first, batch by batch."""
         prompts = [self.tok_encode(request.args[0]) for request in requests]
+        tell_of([request.args[:1] for request, ids in zip(requests, prompts, strict=True) if not ids], NOTHING_BEFORE)
+        prompts = [ids or [self.prefix_token_id] for ids in prompts]
         groups: dict[tuple[int, tuple[str, ...]], list[int]] = {}
         for index in sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True):
             groups.setdefault(self.decoding(requests[index].args[1]), []).append(index)
@@ -254,6 +304,18 @@ class JaxalignLM(TemplateLM):
         return postprocess_generated_text(text, list(until), None)
 
 
+def tell_of(requests: Sequence[Sequence[str]], what: str) -> None:
+    """Says of requests that something is odd, and which is the first."""
+    if requests:
+        say(f"warning: {what} (of such requests there are {len(requests)}, the first is {named(requests[0])})")
+
+
+def named(texts: Sequence[str]) -> str:
+    """A request by its texts: the end of what stands before, the beginning of what follows."""
+    context, *continuation = texts
+    return " -> ".join([repr(context[-60:]), *(repr(text[:60]) for text in continuation)])
+
+
 def plain(score: Score) -> tuple[float, bool]:
     """A score as lm-eval keeps it."""
     return score.log_probability, score.is_greedy
@@ -263,7 +325,7 @@ def check_arguments(path: str, batch_tokens: int, batch_size: int | str, others:
     """Refuses what would only fail once the model is loaded."""
     for name in others:
         near = difflib.get_close_matches(name, ARGUMENTS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = f"{HINTS[name]}. " if name in HINTS else f"did you mean {near[0]}? " if near else ""
         raise InputError(f"model_args: {name}: no such argument; {hint}There are {', '.join(ARGUMENTS)}")
     if not path:
         raise InputError(
@@ -286,13 +348,4 @@ def checked_length(given: int | None, positions: int) -> int:
 
 def fitted(context: list[int], continuation: list[int], max_length: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Both, the context without its first tokens where all but the last token of the two would be too many."""
-    if not continuation or len(continuation) > max_length:
-        raise InputError(
-            f"a continuation of {len(continuation)} tokens: there must be one at least, and {max_length} at most"
-        )
-    if not context:
-        raise InputError(
-            "a context without a token, as of white space alone to this tokenizer: leave it out of the task, and what "
-            "begins a text stands before the continuation"
-        )
     return tuple(context[len(continuation) - max_length - 1 :]), tuple(continuation)

@@ -14,7 +14,9 @@ import jax
 import numpy as np
 import pytest
 
+from jaxalign.errors import InputError
 from jaxalign.training.checkpoint import read_trained
+from jaxalign.training.start import check_fingerprint
 from tests.cli.conftest import TRAIN
 from tests.two_processes import JAXALIGN, REPOSITORY, end_of, start_two
 
@@ -54,10 +56,32 @@ def test_another_tokenizer_is_refused_by_name(jaxalign, run, model_folder, tmp_p
     shutil.copytree(model_folder, other)
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     ids = tokenizer["model"]["vocab"]
-    ids["Q"], ids["Z"] = ids["Z"], ids["Q"]
+    ids["e"], ids["Z"] = ids["Z"], ids["e"]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     code, _, err = jaxalign(*TRAIN, f"--config.model={other}", f"--config.out={run}")
-    assert code == 2 and "tokenizer was " in err and "model was " not in err
+    assert code == 2 and "pairs was " in err and "model was " not in err
+
+
+def test_a_tokenizer_that_is_written_otherwise_continues_the_run(jaxalign, run, model_folder, tmp_path):
+    """As after an upgrade of tokenizers: all ids are the same."""
+    other = tmp_path / "model"
+    shutil.copytree(model_folder, other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [tokenizer["pre_tokenizer"]]}
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    code, _, err = jaxalign(*TRAIN, f"--config.model={other}", f"--config.out={run}")
+    assert code == 0 and "finished" in err
+
+
+def test_what_an_earlier_version_recorded_is_no_difference():
+    now = {"pairs": "1", "heldout_pairs": "2"}
+    check_fingerprint({"pairs": "1", "tokenizer": "a sha256"}, now, "run")
+    for saved, named in (
+        ({"pairs": "3", "tokenizer": "x"}, "pairs was"),
+        (now | {"heldout_pairs": "3"}, "heldout_pairs was"),
+    ):
+        with pytest.raises(InputError, match=f"cannot continue this run, {named}"):
+            check_fingerprint(saved, now, "run")
 
 
 def test_a_new_run_starts_from_a_named_one(jaxalign, ok, model_folder, tmp_path):

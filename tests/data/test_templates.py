@@ -1,7 +1,7 @@
 import pytest
 
 from jaxalign.data.pairs import QuestionPair
-from jaxalign.data.templates import TEMPLATES, render, render_text, resolve_template
+from jaxalign.data.templates import AT_ONCE, TEMPLATES, render, render_all, render_text, resolve_template
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from tests.data.tiny_tokenizers import byte_level, sentencepiece_style
@@ -54,6 +54,24 @@ def test_text_of_each_template(template, tokenizer, prompt, response):
     decode = tokenizer.backend.backend_tokenizer.decode
     assert decode(prompt_ids, skip_special_tokens=False) == opening + space + prompt.removeprefix(opening)
     assert decode(response_ids, skip_special_tokens=False) == space + response
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_many_pairs_are_rendered_as_each_alone(template: str, monkeypatch: pytest.MonkeyPatch):
+    tokenizer = QWEN if template == "qwen" else MISTRAL
+    texts = ["a", "", " two  blanks", "积极", "<|im_end|> and </s> as text", "\n"]
+    pairs = [QuestionPair(f"{number} {text}", text[::-1] + "x", "de", "en") for number, text in enumerate(3 * texts)]
+    each = [render(pair, template, tokenizer) for pair in pairs]
+    monkeypatch.setattr("jaxalign.data.templates.AT_ONCE", 7)
+    assert list(render_all(iter(pairs), template, tokenizer)) == each
+
+
+def test_many_pairs_take_few_calls(monkeypatch: pytest.MonkeyPatch):
+    calls: list[int] = []
+    encoded = Tokenizer._encoded
+    monkeypatch.setattr(Tokenizer, "_encoded", lambda self, texts, **kw: calls.append(1) or encoded(self, texts, **kw))
+    assert len(list(render_all([PAIR] * (2 * AT_ONCE), "none", MISTRAL))) == 2 * AT_ONCE
+    assert len(calls) == 4
 
 
 def test_sides_are_tokenised_alone():

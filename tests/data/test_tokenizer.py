@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import sentencepiece
-from tokenizers import Regex, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as File
 
 from jaxalign.data.label_sets import candidate_ids
@@ -88,6 +88,22 @@ def test_fingerprint_changes_with_the_vocabulary_and_not_with_a_call():
     same.backend(["a", "abc"], padding=False, truncation=True, max_length=2)
     assert same.fingerprint == first.fingerprint
     assert Tokenizer(byte_level(merges=(("p", "a"),))).fingerprint != first.fingerprint
+
+
+def test_fingerprint_is_of_what_a_tokenizer_does():
+    """Not of how a version of tokenizers writes it down."""
+    backend = byte_level(merges=(("p", "o"), ("o", "s")))
+    whole = backend.backend_tokenizer
+    whole.pre_tokenizer = pre_tokenizers.Sequence([whole.pre_tokenizer])
+    plain = Tokenizer(byte_level(merges=(("p", "o"), ("o", "s"))))
+    assert backend.backend_tokenizer.to_str() != plain.backend.backend_tokenizer.to_str()
+    assert Tokenizer(backend).fingerprint == plain.fingerprint
+    # One vocabulary, but another order of merges: "pos" is "po s" or "p os".
+    other = byte_level(merges=(("p", "o"), ("o", "s")))
+    model = json.loads(other.backend_tokenizer.to_str())["model"]
+    other.backend_tokenizer.model = models.BPE(vocab=model["vocab"], merges=[("o", "s"), ("p", "o")])
+    assert Tokenizer(other).vocabulary == plain.vocabulary
+    assert Tokenizer(other).fingerprint != plain.fingerprint
 
 
 def test_a_folder_without_tokenizer_files(tmp_path):

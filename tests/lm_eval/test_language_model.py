@@ -15,8 +15,10 @@ from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.evaluation import continuations
 from jaxalign.evaluation.generate import Answer
+from jaxalign.lm_eval import chat_templates
 from jaxalign.lm_eval.language_model import JaxalignLM
 from tests.lm_eval.conftest import Both, requests_of
+from tests.training.tiny_runs import mesh_of
 
 # Float32 sums of a few log-probabilities of about -5 on both sides.
 RTOL = 1e-5
@@ -174,17 +176,55 @@ def test_other_decoding_is_refused_by_name(both: Both, settings: dict[str, Any],
         both.ours.generate_until(requests_of("generate_until", ("Who?", settings)))
 
 
-def test_a_context_without_tokens_is_refused(both: Both):
-    with pytest.raises(InputError, match="a context without a token"):
-        both.ours._loglikelihood_tokens([((" ", "a"), [], [5, 6])])
-    with pytest.raises(InputError, match="prompt 0 has no tokens"):
-        list(both.ours.scorer.score(both.ours.model.variables, [((), (5, 6))]))
+def test_a_request_without_a_token_is_told_of_and_ends_nothing(both: Both, capsys: pytest.CaptureFixture):
+    ours = both.ours
+    usual = requests_of("loglikelihood", ("Who?", " a"), ("Who?", " bb"))
+    odd = requests_of("loglikelihood", ("Who?", ""), ("", ""), ("  ", "It"))
+    expected = ours.loglikelihood(usual)
+    assert "warning" not in capsys.readouterr().err
+    found = ours.loglikelihood([odd[0], usual[0], odd[1], odd[2], usual[1]])
+    np.testing.assert_allclose([found[1][0], found[4][0]], [score for score, _ in expected], rtol=RTOL)
+    assert found[0] == found[2] == (0.0, True)
+    said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert sum(
+        "a continuation without a token" in line and ("'Who?' -> ''" in line or "'' -> ''" in line) for line in said
+    )
+    # What lm-eval makes of white space is a context without a token: scored as behind an empty one.
+    asked: Any = [(("  ", "It"), [], ours.tok_encode("  It", add_special_tokens=False))]
+    assert ours._loglikelihood_tokens(asked) == ours.loglikelihood(requests_of("loglikelihood", ("", "  It")))
+    assert "a context without a token" in capsys.readouterr().err
 
 
-def test_a_continuation_without_tokens_or_with_too_many_is_refused(both: Both):
-    for text in ("", "x" * 130):
-        with pytest.raises(InputError, match="a continuation of"):
-            both.ours.loglikelihood(requests_of("loglikelihood", ("Who?", text)))
+def test_a_prompt_without_a_token_is_answered(
+    both: Both, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    asked: list[list[int]] = []
+    monkeypatch.setattr(both.ours, "texts", lambda prompts, *_: asked.extend(prompts) or ["x"] * len(prompts))
+    settings = {"until": ["?"], "max_gen_toks": 4}
+    texts_found = both.ours.generate_until(requests_of("generate_until", ("", settings), ("Who", settings)))
+    assert texts_found == ["x", "x"] and [both.ours.prefix_token_id] in asked
+    without = both.ours.tok_encode("") == []
+    assert ("a context without a token" in capsys.readouterr().err) is without
+
+
+def test_a_continuation_of_too_many_tokens_names_itself(both: Both):
+    with pytest.raises(InputError, match=r"'Who\?' -> 'x{60}': a continuation of 13"):
+        both.ours.loglikelihood(requests_of("loglikelihood", ("Who?", "x" * 130)))
+
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [ENDLESS, "{{ 10 ** (10 ** 9) }}"])
+def test_a_chat_template_that_does_not_end_is_ended(both: Both, monkeypatch: pytest.MonkeyPatch, template: str):
+    """Whether it runs in a loop or in one long operation; the next one is rendered as ever."""
+    monkeypatch.setattr(chat_templates, "SECONDS", 1)
+    monkeypatch.setattr(both.ours, "rendered", chat_templates.Renderer())
+    monkeypatch.setattr(both.ours.tokenizer, "chat_template", template)
+    with pytest.raises(InputError, match=r"chat template refuses messages of user .*not done after 1 seconds"):
+        both.ours.apply_chat_template([{"role": "user", "content": "Who?"}])
+    monkeypatch.setattr(both.ours.tokenizer, "chat_template", "<{{ messages[0].content }}>")
+    assert both.ours.apply_chat_template([{"role": "user", "content": "Who?"}]) == "<Who?>"
 
 
 @pytest.mark.parametrize(
@@ -192,9 +232,13 @@ def test_a_continuation_without_tokens_or_with_too_many_is_refused(both: Both):
     [
         ({}, "path= is needed"),
         ({"path": "nowhere"}, "nowhere"),
-        ({"path": "nowhere", "pretrained": "gpt2"}, "pretrained: no such argument"),
+        ({"path": "nowhere", "pretrained": "gpt2"}, "pretrained and path are one argument"),
+        ({"pretrained": "nowhere"}, "nowhere"),
+        ({"pretrained": "nowhere", "peft": "a", "adapter": "b"}, "peft and adapter are one argument"),
+        ({"path": "nowhere", "load_in_8bit": True}, "param_dtype=int8"),
+        ({"pretrained": "nowhere", "revision": "main"}, "ORG/NAME@REVISION"),
         ({"path": "nowhere", "param_type": "int8"}, "did you mean param_dtype"),
-        ({"path": "nowhere", "batch_size": "auto"}, "batch_size=auto"),
+        ({"path": "nowhere", "batch_size": "automatic"}, "batch_size=automatic"),
         ({"path": "nowhere", "batch_tokens": 0}, "batch_tokens=0"),
         ({"dtype": "float8"}, "bfloat16"),
         ({"param_dtype": "int4"}, "nf4"),
@@ -205,9 +249,26 @@ def test_a_continuation_without_tokens_or_with_too_many_is_refused(both: Both):
 )
 def test_wrong_arguments(folders, arguments: dict[str, Any], named: str):
     # A wrong setting is found in a model that is there; a wrong argument before one is looked for.
-    given = arguments if "path" in arguments or not arguments else {"path": str(folders["qwen2"]), **arguments}
+    given = (
+        arguments
+        if {"path", "pretrained"} & set(arguments) or not arguments
+        else {"path": str(folders["qwen2"]), **arguments}
+    )
     with pytest.raises(InputError, match=named):
         JaxalignLM.create_from_arg_obj(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "most", "size"), [("auto", None, 8), ("auto:4", None, 8), ("auto", 3, 3), (5, None, 5)]
+)
+def test_a_batch_size_may_be_left_to_us(
+    folders, monkeypatch: pytest.MonkeyPatch, given: Any, most: int | None, size: int
+):
+    monkeypatch.setattr("jaxalign.runtime.make_mesh", lambda **sizes: mesh_of())
+    ours = JaxalignLM.create_from_arg_obj(
+        {"pretrained": str(folders["qwen2"])}, {"batch_size": given, "max_batch_size": most}
+    )
+    assert ours.generator.batch_size == size
 
 
 def test_a_shorter_length_is_kept_to(folders, caplog: pytest.LogCaptureFixture):
