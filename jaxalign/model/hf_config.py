@@ -125,14 +125,20 @@ def config_from_hf(document: dict[str, Any], where: str) -> ModelConfig:
 
 def text_document(document: dict[str, Any], where: str) -> dict[str, Any]:
     """The part of a config.json that describes the decoder: all of it, or `text_config` of a Gemma 3 with vision."""
+    # Of transformers, of vLLM's compressed-tensors, of MLX.
+    for key in ("quantization_config", "compression_config", "quantization"):
+        if (how := document.get(key)) is not None:
+            kind = how.get("quant_method") if isinstance(how, dict) else None
+            raise InputError(
+                f"{where}: {key}: the weights are quantised{f' by {json.dumps(kind)[:80]}' if kind else ''}, which is "
+                "not supported; take the unquantised model, of which int8 and nf4 are made"
+            )
     if document.get("model_type") != "gemma3":
         return document
     text = document.get("text_config")
     if not isinstance(text, dict):
         raise InputError(f"{where}: model_type gemma3 without a text_config object")
-    if document.get("quantization_config") is not None:
-        raise InputError(f"{where}: quantization_config is not supported; use the unquantised weights")
-    return text | {"model_type": "gemma3_text"}
+    return text_document(text | {"model_type": "gemma3_text"}, where)
 
 
 # Keys that change nothing in the forward pass of a decoder. What is neither here, nor in _FIXED, nor read by
@@ -171,7 +177,6 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "mlp_bias": (False,),
     "partial_rotary_factor": (1.0,),
     "pruned_heads": ({},),
-    "quantization_config": (None,),
     "rope_interleaved": (False,),
     "tie_encoder_decoder": (False,),
     "use_bidirectional_attention": (False,),

@@ -225,22 +225,26 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """
     whole, index = folder / WHOLE, folder / INDEX
     weight_map = _weight_map(index) if index.is_file() else {}
-    named = {folder / name for name in weight_map.values()}
-    missing = sorted(path for path in named if not path.is_file())
-    if whole.is_file() and (missing or whole not in named):
+    shards = sorted({folder / name for name in weight_map.values()} or _shards_without_index(folder))
+    missing = [path for path in shards if not path.is_file()]
+    if whole.is_file() and (missing or whole not in shards):
         # A folder that was saved to twice. Where shards are missing, the whole file was the later.
         tensors = _headers([whole])
-        if named and not missing and not _same_tensors(tensors, _headers(sorted(named), weight_map)):
+        if shards and not missing and not _same_tensors(tensors, _headers(shards, weight_map)):
             raise InputError(
-                f"{folder}: holds two models, one in {WHOLE} and one in the shards that {INDEX} names; libraries "
-                "differ in which they read; remove the one that is not meant"
+                f"{folder}: holds two models, one in {WHOLE} and one in the shards {shards[0].name} to "
+                f"{shards[-1].name}; libraries differ in which they read; remove the one that is not meant"
             )
         return tensors
-    if missing:
+    if missing and weight_map:
         raise InputError(f"{missing[0]}: no such file, though {index.name} names it; the download is incomplete")
-    paths = sorted(named) or _shards_without_index(folder)
-    tensors = _headers(paths, weight_map)
-    if lost := [name for name in weight_map if name not in tensors]:
+    if missing:
+        raise InputError(f"{missing[0]} is missing, and its other shards are there; the download is incomplete")
+    if not shards:
+        raise InputError(_instead_of_weights(folder))
+    tensors = _headers(shards, weight_map)
+    lost = [name for name in weight_map if name not in tensors and not _NOT_OURS.fullmatch(name)]
+    if lost:
         raise InputError(f"{index}: {lost[0]} is not in {weight_map[lost[0]]}, where the index says; save it again")
     return tensors
 
@@ -279,29 +283,27 @@ def _weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-_SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
+_SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
 
 
-def _shards_without_index(folder: Path) -> list[Path]:
-    """The shards of a folder that has no index, which all must be there."""
-    others = sorted(folder.glob("*.safetensors"))
-    shards = [match for path in others if (match := _SHARD.fullmatch(path.name))]
-    if shards:
-        total = int(shards[0][2])
-        expected = {f"model-{number:05}-of-{total:05}.safetensors" for number in range(1, total + 1)}
-        if wrong := sorted(expected ^ {shard[0] for shard in shards}):
-            raise InputError(
-                f"{folder}: no {INDEX}, and {listed(wrong)} {'is' if len(wrong) == 1 else 'are'} missing from, or no "
-                f"part of, its {total} shards; download the model again"
-            )
-        return [folder / shard[0] for shard in shards]
+def _shards_without_index(folder: Path) -> set[Path]:
+    """The shards of which some lie in a folder, whether the others are there or not."""
+    totals = {match[1] for path in folder.glob("model-*") if (match := _SHARD.fullmatch(path.name))}
+    return {
+        folder / f"model-{number:05}-of-{total}.safetensors" for total in totals for number in range(1, int(total) + 1)
+    }
+
+
+def _instead_of_weights(folder: Path) -> str:
+    """What a model folder holds instead of safetensors, and what to do."""
     if pickled := sorted(folder.glob("pytorch_model*.bin")):
-        raise InputError(
+        return (
             f"{pickled[0]}: pickled weights can run code when they are read, so they are not; save the model again as "
             "safetensors (transformers: save_pretrained)"
         )
-    there = f"; it holds {listed([path.name for path in others])}: rename what is the model" if others else ""
-    raise InputError(f"{folder}: no {WHOLE} and no {INDEX}{there}")
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    there = f"; it holds {listed(others)}: rename what is the model" if others else ""
+    return f"{folder}: no {WHOLE} and no {INDEX}{there}"
 
 
 def is_file_name(value: Any) -> bool:

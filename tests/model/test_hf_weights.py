@@ -180,6 +180,10 @@ def test_the_index_says_which_copy_of_a_tensor_is_meant(tmp_path):
         save_file(tensors, tmp_path / other, metadata={"format": "pt"})
     assert_same_tree(load_params(tmp_path, tiny.config, jnp.float32), tiny.params)
     index = tmp_path / "model.safetensors.index.json"
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": weight_map | {"model.layers.0.self_attn.rotary_emb.inv_freq": weight_map[name]}})
+    )
+    assert_same_tree(load_params(tmp_path, tiny.config, jnp.float32), tiny.params)  # a name that nobody needs
     elsewhere = next(file for file in weight_map.values() if "norm" not in json.dumps(list(load_file(tmp_path / file))))
     index.write_text(json.dumps({"weight_map": weight_map | {"model.norm.weight": elsewhere}}))
     with pytest.raises(InputError, match=rf"model\.norm\.weight is not in {elsewhere}"):
@@ -197,6 +201,10 @@ def test_a_whole_model_beside_shards(tmp_path):
     save_file(whole, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"two models, one in model\.safetensors and one in the shards"):
         load_params(tmp_path, tiny.config, jnp.float32)
+    (tmp_path / "model.safetensors.index.json").unlink()  # libraries that take all files read both still
+    with pytest.raises(InputError, match=r"two models, one in model\.safetensors and one in the shards model-00001"):
+        load_params(tmp_path, tiny.config, jnp.float32)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     (tmp_path / weight_map["model.norm.weight"]).unlink()  # as save_pretrained removes shards, and not their index
     params = load_params(tmp_path, tiny.config, jnp.float32)
     np.testing.assert_array_equal(params["norm"]["scale"], whole["model.norm.weight"])
