@@ -193,16 +193,8 @@ def _lora_config(
     document: Mapping[str, Any], path: Path, config: ModelConfig, decoder: str, tensors: Iterable[str]
 ) -> LoraConfig:
     """The adapter's config, after checking that it says what the tensors say."""
-    targets = _targets(document, path, config, decoder, tensors)
-    names = [
-        f"{decoder}layers.{layer}.{module}.{target}"
-        for target, module in targets.items()
-        for layer in range(config.layers)
-    ]
-    # What patterns leave the same for all is the rank or alpha of all.
-    of_all = {key: _value_of_all(document, pattern, key, names, path) for pattern, key in _PATTERNS.items()}
-    keys = Keys({**document, **of_all}, {}, str(path))
-    keys.taken.update(_WHERE_IT_IS, _PATTERNS)
+    keys = Keys(document, {}, str(path))
+    keys.taken.update(_WHERE_IT_IS, _PATTERNS, _PATTERNS.values())
     if keys.take("peft_type") != "LORA":
         raise InputError(f"{path}: peft_type {document.get('peft_type')} is not supported, only LORA")
     if keys.take("bias", "none") != "none":
@@ -212,15 +204,18 @@ def _lora_config(
             f"{path}: init_lora_weights {document['init_lora_weights']} changes the base weights; convert the adapter "
             "to plain LoRA (peft: save_pretrained with path_initial_model_for_weight_conversion)"
         )
-    lora = LoraConfig(
-        keys.whole("r"),
-        keys.real("lora_alpha"),
-        tuple(targets),
-        rslora=keys.flag("use_rslora"),
-        dora=keys.flag("use_dora"),
-    )
+    rslora, dora = keys.flag("use_rslora"), keys.flag("use_dora")
     keys.refuse_the_rest(_HARMLESS, fixed={key: _UNSET for key in document})
-    return lora
+    targets = _targets(document, path, config, decoder, tensors)
+    names = [
+        f"{decoder}layers.{layer}.{module}.{target}"
+        for target, module in targets.items()
+        for layer in range(config.layers)
+    ]
+    # What patterns leave the same for all is the rank or alpha of all.
+    of_all = {key: _value_of_all(document, pattern, key, names, path) for pattern, key in _PATTERNS.items()}
+    keys = Keys(of_all, {}, str(path))
+    return LoraConfig(keys.whole("r"), keys.real("lora_alpha"), tuple(targets), rslora=rslora, dora=dora)
 
 
 def _targets(

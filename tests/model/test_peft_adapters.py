@@ -256,6 +256,7 @@ def test_a_folder_of_adapters_says_where_they_are(tmp_path):
         ("exclude_modules", ["v_proj"]),
         ("exclude_modules", r".*\.1\..*"),
         ("trainable_token_indices", [1]),
+        ("target_parameters", ["mlp.gate_proj.weight"]),
         ("init_lora_weights", "pissa"),
         ("target_modules", ".*q_proj"),
         ("target_modules", r"model\.layers\.[02]\..*\.(q|v)_proj"),
@@ -272,6 +273,13 @@ def test_a_folder_of_adapters_says_where_they_are(tmp_path):
 def test_other_kinds_of_adapters_are_refused_by_name(key, value, tmp_path):
     config = saved(tmp_path, **({"layers_to_transform": [0, 1, 2]} if key == "layers_pattern" else {}), **{key: value})
     with pytest.raises(InputError, match=rf"adapter_config\.json.*{key}"):
+        load_adapter(tmp_path, config)
+
+
+def test_a_kind_is_told_before_its_modules(tmp_path):
+    """What target_parameters makes has factors that target_modules does not name."""
+    config = saved(tmp_path, target_modules=["q_proj"], target_parameters=["self_attn.v_proj.weight"])
+    with pytest.raises(InputError, match=r"target_parameters .* is not supported"):
         load_adapter(tmp_path, config)
 
 
