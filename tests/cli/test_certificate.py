@@ -197,6 +197,13 @@ def test_without_the_extra_it_is_not_checked(ok, run, adapter, monkeypatch, tmp_
     assert found["adapter"] == read(adapter)["adapter"] and found["files"] == read(adapter)["files"]
 
 
+def test_a_certificate_stays_where_nothing_can_be_compared(ok, adapter, tmp_path):
+    """An adapter that was sent on names its base by a way that leads nowhere here."""
+    sent = shutil.copytree(adapter, tmp_path / "elsewhere" / "adapter")
+    assert "stays as it is" in ok("verify", sent)
+    assert read(sent) == read(adapter) and read(sent)["holds"] is True
+
+
 def test_without_the_base_it_is_not_checked(ok, run, tmp_path):
     moved = shutil.copytree(run, tmp_path / "run")
     facts = json.loads((moved / "run.json").read_text())
