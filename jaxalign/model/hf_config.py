@@ -138,7 +138,9 @@ def text_document(document: dict[str, Any], where: str) -> dict[str, Any]:
     text = document.get("text_config")
     if not isinstance(text, dict):
         raise InputError(f"{where}: model_type gemma3 without a text_config object")
-    return text_document(text | {"model_type": "gemma3_text"}, where)
+    # The head is of the whole model, so the flag beside text_config is the one that transformers goes by.
+    of_all = {"model_type": "gemma3_text", "tie_word_embeddings": document.get("tie_word_embeddings", True)}
+    return text_document(text | of_all, where)
 
 
 # Keys that change nothing in the forward pass of a decoder. What is neither here, nor in _FIXED, nor read by

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import AutoConfig, Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen2Config
+from transformers import AutoConfig, Gemma3Config, Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen2Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from jaxalign.errors import InputError
@@ -323,6 +323,15 @@ def test_what_this_decoder_is_not_is_refused_by_name(text, change, name):
     with pytest.raises(InputError, match=rf"folder/config\.json.*{name}") as error:
         config_from_hf(json.loads(text) | change, "folder/config.json")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("flag", [True, False, None])
+def test_the_head_of_a_gemma_with_vision_is_of_the_whole_model(flag):
+    """The class that transformers makes of it ties by the flag beside text_config, whatever stands within."""
+    document = {"model_type": "gemma3", "text_config": {"tie_word_embeddings": flag is False}}
+    document |= {} if flag is None else {"tie_word_embeddings": flag}
+    theirs = Gemma3Config(**document)
+    assert config_from_hf(document, "config.json").tied_head is theirs.tie_word_embeddings is (flag is not False)
 
 
 def test_unreadable_config_is_refused(tmp_path):
