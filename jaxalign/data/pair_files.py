@@ -74,6 +74,8 @@ def _rows_of(path: Path, rendering: Rendering) -> Rows:
         return readers[path.suffix](path)
     if _side(path):
         return _aligned_rows(path)
+    if not path.suffix and not path.exists():
+        raise InputError(f"{path}: no such file or folder")
     raise InputError(
         f"{path}: unknown suffix {path.suffix!r}{did_you_mean(path.suffix, readers)}: {', '.join(readers)} and the "
         "study's languages (train.de, train.deu_Latn)"
