@@ -14,7 +14,7 @@ source_language and target_language are codes. Prompts that are taken as they ar
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from typing import Any, Literal
@@ -31,8 +31,6 @@ _CHATS = (("conversations",), ("messages",))
 _TRANSLATION = ("translation",)
 READINGS = (_PARALLEL, _RENDERED, ("input", "answer"), *_ANSWERED, ("instruction", "output"), *_CHATS, _TRANSLATION)
 """The fields that must be there for each way to read a row."""
-Rows = Iterator[tuple[str, Callable[[], Any]]]
-"""Of each row its place, and a call that returns it or raises InputError: so all bad rows can be told of."""
 _PART_OF_A_PROMPT = ("instruction", "system", "history", "tools", "images", "videos", "audios", "kto_tag")
 """Fields of LLaMA-Factory's rows that change what is asked, or how the answer is meant."""
 _KNOWN = {name for names in (*READINGS, LANGUAGE_FIELDS, _PART_OF_A_PROMPT) for name in names}
@@ -191,7 +189,7 @@ def not_pairs(names: Iterable[str], where: str) -> InputError:
 
 def _reading_of(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
     """The fields that prompt and response are read from; if none are whole, those of which most are there."""
-    filled = frozenset(name for name in row.keys() & _KNOWN if _is_filled(row[name]))
+    filled = frozenset(name for name in _known_fields(tuple(row)) if _is_filled(row[name]))
     whole = _whole_readings(filled)
     if len(whole) > 1:
         raise InputError(
@@ -209,6 +207,11 @@ def _reading_of(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
             f"into {whole[0][0]!r}, or leave it out of the row"
         )
     return whole[0]
+
+
+@lru_cache(maxsize=1000)
+def _known_fields(names: tuple[Any, ...]) -> list[Any]:
+    return [name for name in names if name in _KNOWN]
 
 
 @cache
@@ -277,8 +280,9 @@ def _languages(row: Mapping[str, Any], prompt: str, reading: tuple[str, ...], wh
 
 
 @lru_cache(maxsize=1000)
-def _language_field(name: str) -> re.Match[str] | None:
-    return _LANGUAGE_FIELD.fullmatch(name)
+def _language_fields(names: tuple[Any, ...]) -> list[tuple[Any, re.Match[str]]]:
+    """Those of a row's fields that tell a language; groups 1 and 2 say of which side."""
+    return [(name, match) for name in names if (match := _LANGUAGE_FIELD.fullmatch(str(name)))]
 
 
 def _check_languages(row: Mapping[str, Any], reading: tuple[str, ...], pair: QuestionPair, where: str) -> None:
@@ -288,11 +292,11 @@ def _check_languages(row: Mapping[str, Any], reading: tuple[str, ...], pair: Que
     languages also what is none, as "de-en".
     """
     source, target, wrong = pair.source_language, pair.target_language, []
-    for name, value in row.items():
-        if (field := _language_field(str(name))) is None or not _is_filled(value):
-            continue
-        code = code_of(str(value))
+    for name, field in _language_fields(tuple(row)):
         sides = [source] if field[1] else [target] if field[2] else [source, target]
+        if row[name] in sides or not _is_filled(row[name]):
+            continue
+        code = code_of(str(row[name]))
         told = field[1] or field[2] or reading in _ANSWERED or known_language(code)
         if told and code not in sides:
             wrong.append(f"{name} is {code}")

@@ -93,7 +93,7 @@ _HAN_SCALE = "[十拾百佰千仟万萬亿億兆]"
 _WORD = re.compile(f"{_NUMERAL}|{_HAN_SCALE}+|[一二两三四五六七八九]{{2}}")
 """Han numerals that are mostly part of a word: 一共, 十分, 千万, 一一."""
 _ALONE = re.compile(
-    rf"(?<![第之周期])(?:{_NUMERAL}|{_HAN_SCALE}+)(?:(?=\W|\Z)|(?<!一)(?=[个個つ円元块塊人名本只枚歳岁台匹頭で]))"
+    rf"(?<![第之周期数几幾点點])(?:{_NUMERAL}|{_HAN_SCALE}+)(?:(?=\W|\Z)|(?<!一)(?=[个個つ円元块塊人名本只枚歳岁台匹頭で]))"
 )
 """Where one of them is a number: at the end of a clause or, but for one, which is the article too, before a counter."""
 _LETTER = r"[^\W\d_]|[\u0900-\u0903\u093a-\u094d\u0981-\u0983\u09bc-\u09cd]"

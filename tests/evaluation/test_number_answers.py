@@ -255,6 +255,8 @@ def test_both_agree_on_plain_positive_integers(language: str):
         ("zh", "我不知道一共多少，十分抱歉", None),
         ("zh", "三分之二。", None),
         ("zh", "第一。", None),
+        ("zh", "几千", None),
+        ("zh", "三点五", None),
         ("zh", "一个人，星期二。", None),
     ],
 )
