@@ -145,7 +145,7 @@ def probe(model: LoadedModel, out: PathLike, **settings: Any) -> dict[str, Probe
 
 def several(items: Any) -> list[Any]:
     """The items of a list or of what else can be iterated over; one path or record alone is a list of one."""
-    return [items] if isinstance(items, PathLike | Record) else list(items)
+    return [items] if isinstance(items, str | Path | QuestionPair | Mapping) else list(items)
 
 
 def written(folder: PathLike) -> AnyPath:

@@ -181,11 +181,11 @@ def _aligned_rows(path: Path) -> Rows:
         raise InputError(f"{path}: {len(sources)} lines, but {sibling} has {len(targets)}; line i must match line i")
     codes = str(_side(path)), str(_side(sibling))
 
-    def row_of(number: int, *texts: str) -> Mapping[str, str]:
-        for side, text in zip((path, sibling), texts, strict=True):
+    def row_of(number: int, source: str, target: str) -> Mapping[str, str]:
+        for side, text in ((path, source), (sibling, target)):
             if not is_visible(text):
                 raise InputError(f"{side}, row {number}: empty line; leave the line out of both sides")
-        return parallel_row(*texts, *codes)
+        return parallel_row(source, target, *codes)
 
     for number, texts in enumerate(zip(sources, targets, strict=True)):
         yield f"{path}, row {number}", partial(row_of, number, *texts)
