@@ -87,13 +87,16 @@ def sha256_of(path: Path) -> str:
 def read_text(path: AnyPath) -> str:
     """The file's text, UTF-8, with its newlines as they are, but without a byte-order mark, which is no text."""
     try:
-        return path.read_bytes().decode("utf-8").removeprefix("\ufeff")
+        text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise InputError(f"{path}: a folder, where a file is needed") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    if 4 * text.count("\0") > len(text):  # without its byte-order mark, English text in UTF-16 is UTF-8, too
+        raise InputError(f"{path}: UTF-16, as it seems by its NUL characters; save it as UTF-8")
+    return text
 
 
 def read_json(path: AnyPath) -> Any:

@@ -11,7 +11,7 @@ written is what the verbs write. Several hosts that work together all make the s
 and `probe`, `out` being in a folder that they share: process 0 writes, and each returns what it wrote.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -98,7 +98,9 @@ def load(model: PathLike, adapter: PathLike = "", **settings: Any) -> LoadedMode
     return LoadedModel(load_model(config_with(loaded_with)), loaded_with)
 
 
-def train(base: LoadedModel, pairs: Sequence[PathLike | Record], out: PathLike, **settings: Any) -> TrainingRun:
+def train(
+    base: LoadedModel, pairs: Iterable[PathLike | Record] | PathLike | Record, out: PathLike, **settings: Any
+) -> TrainingRun:
     """Tunes on pairs, given as files or as records, into the run `out`; the same call again continues it."""
     config = base.config(out, settings)
     if config.stages:
@@ -106,6 +108,7 @@ def train(base: LoadedModel, pairs: Sequence[PathLike | Record], out: PathLike, 
     check_bucket(run_folder(config))
     check_train_settings(config)
     check_watch_settings(config)
+    pairs = several(pairs)
     files = [str(item) for item in pairs if isinstance(item, PathLike)]
     records = gather(
         partial(
@@ -140,6 +143,11 @@ def probe(model: LoadedModel, out: PathLike, **settings: Any) -> dict[str, Probe
     return {name: written_probe(folder, FILE_OF.get(name, name)) for name in probes_of(config)}
 
 
+def several(items: Any) -> list[Any]:
+    """The items of a list or of what else can be iterated over; one path or record alone is a list of one."""
+    return [items] if isinstance(items, str | Path | QuestionPair | Mapping) else list(items)
+
+
 def written(folder: PathLike) -> AnyPath:
     """The folder, once process 0 is done with it."""
     wait_for_all()
@@ -166,12 +174,12 @@ def report(before: PathLike, *afters: PathLike, out: PathLike) -> Path:
     return file
 
 
-def export(run: PathLike, out: PathLike, evaluations: Sequence[PathLike] = (), **settings: Any) -> Path:
+def export(run: PathLike, out: PathLike, evaluations: Iterable[PathLike] | PathLike = (), **settings: Any) -> Path:
     """A run's adapter as a PEFT folder, or with format="merged" and model=... the whole model; its path.
 
     The model card shows the scores of the evaluations, folders that `ja.evaluate` wrote.
     """
     runtime.start()
     alone("ja.export")
-    export_run(config_with({**settings, "out": str(out)}), [str(run), *map(str, evaluations)])
+    export_run(config_with({**settings, "out": str(out)}), [str(run), *map(str, several(evaluations))])
     return Path(out)

@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,10 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path):
     path = tmp_path / "config.json"
     path.write_bytes(b'\xef\xbb\xbf{"a":\r\n 1}\r\n')
     assert files.read_json(path) == {"a": 1} and files.read_text(path).startswith("{")
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32-le"):
+        path.write_bytes("How many?\nTwo.\n".encode(encoding))
+        with pytest.raises(InputError, match=r"config.json: (not UTF-8 text|UTF-16, as it seems).*save it as UTF-8"):
+            files.read_text(path)
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\xef\xbb\xbf{"a": 2}\n\n')
     assert list(files.read_json_lines(path)) == [(0, {"a": 1}), (1, {"a": 2})]
 
@@ -68,34 +73,38 @@ def test_every_key_that_stands_twice_is_told_of(tmp_path: Path):
     ]
 
 
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """No file takes more than 5,000 bytes, as on a disk that is full."""
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file takes more bytes, as on a disk that is full; inside the block only, as pytest may write to one."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_full_disk_is_told_with_the_file_and_leaves_nothing(tmp_path: Path, small_files):
+def test_a_full_disk_is_told_with_the_file_and_leaves_nothing(tmp_path: Path):
     """By whatever writes: Python, NumPy, or safetensors, whose errors are its own."""
-    with pytest.raises(
-        InputError, match=rf"{tmp_path}/text: it cannot be written whole \(File too large\); free space"
+    with (
+        largest_file(5000),
+        pytest.raises(InputError, match=rf"{tmp_path}/text: it cannot be written whole \(File too large\); free space"),
     ):
         files.write_text(tmp_path / "text", "x" * 6000)
     with (
+        largest_file(5000),
         pytest.raises(InputError, match=r"arrays\.npz: it cannot be written"),
         files.whole_file(tmp_path / "arrays.npz") as partial,
         partial.open("wb") as file,
     ):
         np.savez(file, a=np.zeros(2000))
     with (
+        largest_file(5000),
         pytest.raises(InputError, match=rf"{tmp_path}/export/a.safetensors: it cannot be written"),
         files.whole_folder(tmp_path / "export") as folder,
     ):
         files.write_tensors(folder / "a.safetensors", {"a": np.zeros(2000, np.float32)})
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-    with pytest.raises(InputError, match=rf"{tmp_path}/new: nothing can be written there"):
+    with largest_file(100), pytest.raises(InputError, match=rf"{tmp_path}/new: nothing can be written there"):
         files.check_writable(tmp_path / "new")
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
 

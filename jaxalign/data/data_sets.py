@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxalign.data.fields import Rows, numbered
 from jaxalign.data.languages import LANGUAGES, code_of, language_of
-from jaxalign.data.pairs import Rendering, Rows, makes_pairs, not_pairs, parallel_row
+from jaxalign.data.pairs import Rendering, makes_pairs, not_pairs, parallel_row
 from jaxalign.errors import InputError
 from jaxalign.files import read_json
 
@@ -91,7 +92,7 @@ def _read_tfds(folder: Path, rendering: Rendering) -> Rows:
     features = tfds_features(folder)
     names = set(features)
     if makes_pairs(names):
-        return _each(folder, tfds_rows(folder, "train"))
+        return numbered(folder, tfds_rows(folder, "train"))
     if names >= {"id", "question"}:
         return _joined_by_id(folder, rendering)
     if "translations" in names:
@@ -147,7 +148,7 @@ def _read_hugging_face(folder: Path, rendering: Rendering) -> Rows:
         rows = rows["train"]
     names = set(rows.column_names)
     if makes_pairs(names - {"translation"}):
-        return _each(folder, rows)
+        return numbered(folder, rows)
     if "translation" in names:
         feature = rows.features["translation"]
         languages = getattr(feature, "languages", feature)
@@ -173,12 +174,6 @@ def _loading(folder: Path) -> Iterator[None]:
         raise InputError(
             f"{folder}: the data set does not load ({reason}); is it whole, and (TFDS) in ArrayRecord files?"
         ) from None
-
-
-def _each(folder: Path, rows: Iterable[Any]) -> Rows:
-    """One pair of every row."""
-    for index, row in enumerate(rows):
-        yield f"{folder}, row {index}", lambda row=row: row
 
 
 def _translated(folder: Path, rows: Iterable[Mapping[str, str]], directions: Directions) -> Rows:

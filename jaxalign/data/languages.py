@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from jaxalign.errors import InputError
 
@@ -105,6 +106,7 @@ _LIKE = 0.9
 """How alike (difflib's ratio) a misspelt name and a language's are; Javanese and Japanese are 0.88."""
 
 
+@lru_cache(maxsize=1000)
 def known_language(name: str) -> Language | None:
     """The language that a code, a tag or an English name means, in capitals or not; None if it is not the study's.
 

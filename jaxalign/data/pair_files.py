@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.data.data_sets import is_data_set, read_data_set
-from jaxalign.data.fields import is_visible
+from jaxalign.data.fields import Rows, is_visible, json_rows
 from jaxalign.data.languages import did_you_mean, known_language
-from jaxalign.data.pairs import QuestionPair, Rendering, Rows, makes_pairs, pair_of, parallel_row
+from jaxalign.data.pairs import QuestionPair, Rendering, makes_pairs, pair_of, parallel_row
 from jaxalign.errors import InputError, gather
-from jaxalign.files import filled_lines, json_line, lines_of, read_json, read_text
+from jaxalign.files import lines_of, read_text
 
 FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 """Of files of pairs, besides the language codes of aligned text."""
@@ -67,35 +67,20 @@ def pair_files(path: Path) -> list[Path]:
 
 
 def _rows_of(path: Path, rendering: Rendering) -> Rows:
-    readers = {".json": _json_rows, ".jsonl": _json_rows, ".csv": _csv_rows, ".tsv": _tsv_rows}
+    as_json = partial(json_rows, is_row=makes_pairs)
+    readers = {".json": as_json, ".jsonl": as_json, ".csv": _csv_rows, ".tsv": _tsv_rows}
     if path.is_dir():
         return read_data_set(path, rendering)
     if path.suffix in readers:
         return readers[path.suffix](path)
     if _side(path):
         return _aligned_rows(path)
+    if not path.suffix and not path.exists():
+        raise InputError(f"{path}: no such file or folder")
     raise InputError(
         f"{path}: unknown suffix {path.suffix!r}{did_you_mean(path.suffix, readers)}: {', '.join(readers)} and the "
         "study's languages (train.de, train.deu_Latn)"
     )
-
-
-def _json_rows(path: Path) -> Rows:
-    """An array of objects, or one object a line, whatever the suffix promises."""
-    lines = list(filled_lines(path))
-    first = lines[0].strip() if lines else ""
-    if first[:1] != "[" and (path.suffix == ".jsonl" or (len(lines) > 1 and first[:1] + first[-1:] == "{}")):
-        for index, line in enumerate(lines):
-            where = f"{path}, row {index}"
-            yield where, partial(json_line, line, where)
-        return
-    document = read_json(path)
-    if isinstance(document, dict) and makes_pairs(document):
-        document = [document]
-    if not isinstance(document, list):
-        raise InputError(f"{path}: an array of objects with input and answer is needed, or one object a line")
-    for index, item in enumerate(document):
-        yield f"{path}, row {index}", lambda item=item: item
 
 
 def _csv_rows(path: Path) -> Rows:
@@ -194,17 +179,16 @@ def _aligned_rows(path: Path) -> Rows:
     sources, targets = (lines_of(read_text(side)) for side in (path, sibling))
     if len(sources) != len(targets):
         raise InputError(f"{path}: {len(sources)} lines, but {sibling} has {len(targets)}; line i must match line i")
-    for row, texts in enumerate(zip(sources, targets, strict=True)):
-        yield f"{path}, row {row}", partial(_row_of_lines, (path, sibling), texts, row)
+    codes = str(_side(path)), str(_side(sibling))
 
+    def row_of(number: int, source: str, target: str) -> Mapping[str, str]:
+        for side, text in ((path, source), (sibling, target)):
+            if not is_visible(text):
+                raise InputError(f"{side}, row {number}: empty line; leave the line out of both sides")
+        return parallel_row(source, target, *codes)
 
-def _row_of_lines(sides: tuple[Path, Path], texts: tuple[str, str], row: int) -> Mapping[str, str]:
-    for side, text in zip(sides, texts, strict=True):
-        if not is_visible(text):
-            raise InputError(f"{side}, row {row}: empty line; leave the line out of both sides")
-    source, target = map(_side, sides)
-    assert source and target
-    return parallel_row(*texts, source, target)
+    for number, texts in enumerate(zip(sources, targets, strict=True)):
+        yield f"{path}, row {number}", partial(row_of, number, *texts)
 
 
 def _target_side(path: Path) -> Path:

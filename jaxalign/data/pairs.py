@@ -14,13 +14,13 @@ source_language and target_language are codes. Prompts that are taken as they ar
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any, Literal
 
 from jaxalign.data.fields import is_visible, kind, language_code_of, object_of, text_of
-from jaxalign.data.languages import LANGUAGES, language_of
+from jaxalign.data.languages import LANGUAGES, code_of, known_language, language_of
 from jaxalign.errors import InputError, gather
 
 Instruction = Literal["after", "before"]
@@ -31,11 +31,14 @@ _CHATS = (("conversations",), ("messages",))
 _TRANSLATION = ("translation",)
 READINGS = (_PARALLEL, _RENDERED, ("input", "answer"), *_ANSWERED, ("instruction", "output"), *_CHATS, _TRANSLATION)
 """The fields that must be there for each way to read a row."""
-Rows = Iterator[tuple[str, Callable[[], Any]]]
-"""Of each row its place, and a call that returns it or raises InputError: so all bad rows can be told of."""
 _PART_OF_A_PROMPT = ("instruction", "system", "history", "tools", "images", "videos", "audios", "kto_tag")
 """Fields of LLaMA-Factory's rows that change what is asked, or how the answer is meant."""
 _KNOWN = {name for names in (*READINGS, LANGUAGE_FIELDS, _PART_OF_A_PROMPT) for name in names}
+_LANGUAGE_FIELD = re.compile(
+    r"(?:(source|src)[ _-]?|(target|tgt|trg)[ _-]?|.*[ _-])?(?:lang(?:uage)?|locale)(?:[ _-]?(?:code|id|name))?",
+    re.IGNORECASE,
+)
+"""A name that says that its field tells a language: of the source, of the target, or of one of them."""
 _ROLES = (("human", "user"), ("gpt", "assistant"))
 
 
@@ -119,12 +122,18 @@ def pair_of(row: Any, rendering: Rendering, where: str) -> QuestionPair:
     """The pair of one row. `where` begins the message of each InputError.
 
     The names of the fields that are filled in decide; two texts with their languages (source, target; prompt, response)
-    come before all else. A row that can be read in two ways is refused, as is a field that contradicts the reading:
-    another language than the instruction's, or than English for an answered question; what would belong to the prompt.
+    come before all else. A row that can be read in two ways is refused, as is a field that contradicts the reading: any
+    that tells another language than the pair's (English for an answered question); what would belong to the prompt.
     Other fields are passed over.
     """
     row = object_of(row, where)
     reading = _reading_of(row, where)
+    pair = _pair_read(row, reading, rendering, where)
+    _check_languages(row, reading, pair, where)
+    return pair
+
+
+def _pair_read(row: Mapping[str, Any], reading: tuple[str, ...], rendering: Rendering, where: str) -> QuestionPair:
     if reading == _TRANSLATION:
         row, reading = _into(rendering.target, row["translation"], f"{where}, field 'translation'"), _PARALLEL
     if reading == _PARALLEL:
@@ -180,7 +189,7 @@ def not_pairs(names: Iterable[str], where: str) -> InputError:
 
 def _reading_of(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
     """The fields that prompt and response are read from; if none are whole, those of which most are there."""
-    filled = frozenset(name for name in row.keys() & _KNOWN if _is_filled(row[name]))
+    filled = frozenset(name for name in _known_fields(tuple(row)) if _is_filled(row[name]))
     whole = _whole_readings(filled)
     if len(whole) > 1:
         raise InputError(
@@ -200,6 +209,11 @@ def _reading_of(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
     return whole[0]
 
 
+@lru_cache(maxsize=1000)
+def _known_fields(names: tuple[Any, ...]) -> list[Any]:
+    return [name for name in names if name in _KNOWN]
+
+
 @cache
 def _whole_readings(filled: frozenset[str]) -> list[tuple[str, ...]]:
     whole = [reading for reading in READINGS if filled.issuperset(reading)]
@@ -214,33 +228,41 @@ def _is_filled(value: Any) -> bool:
 
 
 def _turn(row: Mapping[str, Any], name: str, index: int, where: str) -> str:
-    """What is said first, or in answer, in a conversation of one question."""
+    """What is said first, or in answer, in a conversation of one question. An empty turn of system is passed over."""
     turns, where = row[name], f"{where}, field {name!r}"
     if not isinstance(turns, list):
         raise InputError(f"{where}: an array of turns is needed, found {kind(turns)}")
-    turns = [object_of(turn, f"{where}, row {number}") for number, turn in enumerate(turns)]
-    said = [turn.get("role", turn.get("from")) for turn in turns]
-    if len(said) != 2 or not all(role in names for role, names in zip(said, _ROLES, strict=True)):
+    said = []
+    for number, turn in enumerate(turns):
+        place = f"{where}, row {number}"
+        role, text = (
+            _one_of(object_of(turn, place), names, place) for names in (("role", "from"), ("content", "value"))
+        )
+        if turn.get(role) != "system" or _is_filled(turn.get(text)):
+            said.append((turn.get(role), partial(text_of, turn, text, place)))
+    roles = [role for role, _ in said]
+    if len(said) != 2 or not all(str(role).lower() in names for role, names in zip(roles, _ROLES, strict=True)):
         raise InputError(
-            f"{where}: a pair is one turn of human or user and one of gpt or assistant, found {said}; write longer "
+            f"{where}: a pair is one turn of human or user and one of gpt or assistant, found {roles}; write longer "
             "ones as input and answer"
         )
-    return text_of(turns[index], "content" if "content" in turns[index] else "value", f"{where}, row {index}")
+    return said[index][1]()
+
+
+def _one_of(turn: Mapping[str, Any], names: tuple[str, str], where: str) -> str:
+    """The name under which a turn has what may stand under one of two."""
+    filled = [name for name in names if _is_filled(turn.get(name))]
+    if len(filled) > 1:
+        raise InputError(f"{where}: fields {' and '.join(map(repr, filled))} are two names of one thing; leave one out")
+    return next(iter(filled), names[0] if names[0] in turn else names[1])
 
 
 def _languages(row: Mapping[str, Any], prompt: str, reading: tuple[str, ...], where: str) -> tuple[str, str]:
     """The languages of a prompt that is taken as it is and of its response, which all that tells them must agree on."""
     told = instruction_languages(prompt, f"{where}, field {reading[0]!r}")
     if reading in _ANSWERED:
-        names = [name for name in (*LANGUAGE_FIELDS, "language", "lang") if _is_filled(row.get(name))]
-        codes = gather(partial(language_code_of, row, name, where) for name in names)
-        if {*codes, *(told or ())} - {"en"}:
-            said = ", ".join(f"{name} is {code}" for name, code in zip(names, codes, strict=True))
-            raise InputError(
-                f"{where}: {' and '.join(reading)} are an English question and its answer, but "
-                f"{said or f'its instruction says {told}'}; a translation has source and target, or its instruction in "
-                "input and its response in answer"
-            )
+        if told not in (None, ("en", "en")):
+            raise _not_english(reading, f"its instruction says {told}", where)
         return "en", "en"
     if not any(_is_filled(row.get(name)) for name in LANGUAGE_FIELDS):
         if told:
@@ -255,3 +277,40 @@ def _languages(row: Mapping[str, Any], prompt: str, reading: tuple[str, ...], wh
             f"{where}: the {reading[0]}'s instruction says {told}, the language fields say {(source, target)}"
         )
     return source, target
+
+
+@lru_cache(maxsize=1000)
+def _language_fields(names: tuple[Any, ...]) -> list[tuple[Any, re.Match[str]]]:
+    """Those of a row's fields that tell a language; groups 1 and 2 say of which side."""
+    return [(name, match) for name in names if (match := _LANGUAGE_FIELD.fullmatch(str(name)))]
+
+
+def _check_languages(row: Mapping[str, Any], reading: tuple[str, ...], pair: QuestionPair, where: str) -> None:
+    """Refuses a row of which a field tells another language than the pair's.
+
+    Where a field does not tell of which side, as `language`, it may be either's, and for a pair that tells its own
+    languages also what is none, as "de-en".
+    """
+    source, target, wrong = pair.source_language, pair.target_language, []
+    for name, field in _language_fields(tuple(row)):
+        sides = [source] if field[1] else [target] if field[2] else [source, target]
+        if row[name] in sides or not _is_filled(row[name]):
+            continue
+        code = code_of(str(row[name]))
+        told = field[1] or field[2] or reading in _ANSWERED or known_language(code)
+        if told and code not in sides:
+            wrong.append(f"{name} is {code}")
+    if wrong and reading in _ANSWERED:
+        raise _not_english(reading, ", ".join(wrong), where)
+    if wrong:
+        raise InputError(
+            f"{where}: the row is read as {source} into {target}, but {', '.join(wrong)}; mend the field, or "
+            "leave it out of the row"
+        )
+
+
+def _not_english(reading: tuple[str, ...], said: str, where: str) -> InputError:
+    return InputError(
+        f"{where}: {' and '.join(reading)} are an English question and its answer, but {said}; a translation has "
+        "source and target, or its instruction in input and its response in answer"
+    )

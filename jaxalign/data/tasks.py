@@ -6,17 +6,16 @@ commit 5605459), its slips included: Russian and Spanish PAWS cues are the judic
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from jaxalign.data.fields import kind, object_of, text_of
+from jaxalign.data.fields import json_rows, numbered, object_of, text_of
 from jaxalign.data.languages import did_you_mean, known_language, language_of
 from jaxalign.data.paws_x import is_paws_x, paws_x_folder, read_paws_x
 from jaxalign.errors import InputError, gather
-from jaxalign.files import read_json
 from jaxalign.metrics_log import warn
 
 Split = Literal["test", "train"]
@@ -344,19 +343,18 @@ def read_objects(file: Path, task: Task, language: str, split: Split) -> list[Ma
 
     InputErrors tells of every bad row and field.
     """
-    document = read_paws_x(file, split) if file.is_dir() else read_json(file)
-    if not isinstance(document, list) or not document:
-        raise InputError(f"{file}: a JSON array of rows is needed, found {kind(document)}")
+    rows = numbered(file, read_paws_x(file, split)) if file.is_dir() else json_rows(file)
     known = {*task.label_words[language].values(), *task.file_words.get(language, {}).values()}
     if split == "train":
         known |= set(task.train_words)
-    return gather(
-        partial(_checked_object, item, task, known, split, f"{file}, row {row}") for row, item in enumerate(document)
-    )
+    objects = gather(partial(_checked_object, row, task, known, split, where) for where, row in rows)
+    if not objects:
+        raise InputError(f"{file}: a JSON array of rows is needed, found an empty array")
+    return objects
 
 
-def _checked_object(item: Any, task: Task, known: set[str], split: Split, where: str) -> Mapping[str, str]:
-    item = object_of(item, where)
+def _checked_object(row: Callable[[], Any], task: Task, known: set[str], split: Split, where: str) -> Mapping[str, str]:
+    item = object_of(row(), where)
     names = task.fields if split == "train" and "answer" not in item else (*task.fields, "answer")
     texts = gather(partial(_checked_text, item, name, known, where) for name in names)
     return {**item, **dict(zip(names, texts, strict=True))}

@@ -31,15 +31,36 @@ _SEPARATORS = {
 }
 """Way of writing -> the signs between its groups of digits. Once they are gone, a comma is a decimal sign."""
 
+_RUSSIAN = "(?:[аеу]|ов|ом|ами?|ах)?"
 SCALES: dict[str, dict[str, float]] = {
-    "en": {"hundred": 1e2, "thousands?": 1e3, "lakhs?": 1e5, "millions?": 1e6, "crores?": 1e7, "billions?": 1e9},
-    "de": {"hundert": 1e2, "tausend": 1e3, r"million(?:en)?|mio\.?": 1e6, r"milliarden?|mrd\.?": 1e9},
-    "fr": {"mille": 1e3, "millions?": 1e6, "milliards?": 1e9},
-    "es": {"mill[óo]n|millones": 1e6, "mil": 1e3},
-    "ru": {r"тысяч[аиу]?|тыс\.?": 1e3, r"миллион(?:а|ов)?|млн\.?": 1e6, r"миллиард(?:а|ов)?|млрд\.?": 1e9},
+    "en": {
+        "hundred": 1e2,
+        "thousands?": 1e3,
+        "lakhs?": 1e5,
+        "millions?": 1e6,
+        "crores?": 1e7,
+        "billions?": 1e9,
+        "trillions?": 1e12,
+    },
+    "de": {
+        "hunderttausend": 1e5,
+        "hundert": 1e2,
+        r"tausend|tsd\.?": 1e3,
+        r"million(?:en)?|mio\.?": 1e6,
+        r"milliarden?|mrd\.?": 1e9,
+        "billion(?:en)?": 1e12,
+    },
+    "fr": {"mille": 1e3, "millions?": 1e6, "milliards?": 1e9, "billions?": 1e12},
+    "es": {"mill[óo]n|millones": 1e6, "mil": 1e3, "bill[óo]n|billones": 1e12},
+    "ru": {
+        r"тысяч(?:[аиуе]|ами?|ах)?|тыс\.?": 1e3,
+        rf"миллион{_RUSSIAN}|млн\.?": 1e6,
+        rf"миллиард{_RUSSIAN}|млрд\.?": 1e9,
+        f"триллион{_RUSSIAN}": 1e12,
+    },
     "sw": {"mia": 1e2, "elfu": 1e3, "laki": 1e5, "milioni": 1e6, "bilioni": 1e9},
     "hi": {"सौ": 1e2, "हज\u093c?ार": 1e3, "लाख": 1e5, "करोड\u093c?": 1e7, "अरब": 1e9},
-    "bn": {"শত": 1e2, "হাজার": 1e3, "লাখ|লক্ষ": 1e5, "কোটি": 1e7},
+    "bn": {"শত|শো|শ": 1e2, "হাজার": 1e3, "লাখ|লক্ষ": 1e5, "কোটি": 1e7, "মিলিয\u09bcন": 1e6, "বিলিয\u09bcন": 1e9},
     # Not a percentage (ร้อยละ), nor a species (พันธุ์).
     "th": {"ร้อย(?!ละ)": 1e2, "พัน(?!ธ)": 1e3, "หมื่น": 1e4, "แสน": 1e5, "ล้าน": 1e6},
     # Not a percentage (百分之), nor kilograms, kilometres, kilowatts (千克, 千米, 千瓦).
@@ -52,17 +73,27 @@ SCALE_FIRST = frozenset({"sw"})
 """Languages whose words of scale stand before the number (elfu 5)."""
 HAN = frozenset({"zh", "ja"})
 """Languages that write no spaces, and Han numerals beside digits."""
-SPACED_REST = frozenset({"hi", "bn", "th"})
-"""Languages that write the rest of a number behind a space (3 হাজার 500); in those of neither set it is another one."""
+SPACED_REST = HAN | {"hi", "bn", "th", "sw"}
+"""Languages that write the rest of a number behind a space or "and" (3 হাজার 500); in others it is another number."""
+_AND = {"en": "and", "de": "und", "fr": "et", "es": "y", "ru": "и", "sw": "na", "hi": "और", "bn": "ও|এবং"}
+PARTS = {
+    "en": {"N and a half": 0.5},
+    "fr": {"N et demie?": 0.5},
+    "es": {"N y medi[ao]": 0.5},
+    "ru": {"N с половиной": 0.5},
+    "hi": {"साढ\u093c?े N": 0.5, "सवा N": 0.25, "पौने N": -0.25, "डेढ\u093c?": 1.5, "(?:अढ\u093c?ाई|ढाई)": 2.5},
+    "bn": {"সাড\u09bcে N": 0.5, "সোয\u09bcা N": 0.25, "পৌনে N": -0.25, "দেড\u09bc": 1.5, "আড\u09bcাই": 2.5},
+}
+"""Words -> what they add to the whole number N: সাড়ে ৩ লাখ is three and a half times 100,000."""
 
 _DIGITS = ("零〇", "一壹壱", "二两兩贰貳弐", "三叁", "四肆", "五伍", "六陆", "七柒", "八捌", "九玖")
 _VALUES = {sign: str(value) for value, signs in enumerate(_DIGITS) for sign in signs}
 _NUMERAL = f"[{''.join(_VALUES)}]"
 _HAN_SCALE = "[十拾百佰千仟万萬亿億兆]"
-_WORD = re.compile(f"{_NUMERAL}|{_HAN_SCALE}+|[一二三四五六七八九]{{2}}")
+_WORD = re.compile(f"{_NUMERAL}|{_HAN_SCALE}+|[一二两三四五六七八九]{{2}}")
 """Han numerals that are mostly part of a word: 一共, 十分, 千万, 一一."""
 _ALONE = re.compile(
-    rf"(?<![第之周期])(?:{_NUMERAL}|{_HAN_SCALE}+)(?:(?=\W|\Z)|(?<!一)(?=[个個つ円元块塊人名本只枚歳岁台匹頭で]))"
+    rf"(?<![第之周期数几幾点點])(?:{_NUMERAL}|{_HAN_SCALE}+)(?:(?=\W|\Z)|(?<!一)(?=[个個つ円元块塊人名本只枚歳岁台匹頭で]))"
 )
 """Where one of them is a number: at the end of a clause or, but for one, which is the article too, before a counter."""
 _LETTER = r"[^\W\d_]|[\u0900-\u0903\u093a-\u094d\u0981-\u0983\u09bc-\u09cd]"
@@ -95,7 +126,7 @@ def corrected_number(text: str, language: str) -> float | None:
     A word of scale multiplies the number beside it, and numbers of falling scale are one (1億2000万, 2 লাখ 50 হাজার).
     Han numerals that are mostly part of a word count only where there is no other number.
     """
-    plain = ascii_digits(unicodedata.normalize("NFC", text))
+    plain = _with_parts(ascii_digits(unicodedata.normalize("NFC", text)), language)
     numbers = _numbers(plain, language)
     certain = [number for number in numbers if not _WORD.fullmatch(plain, number.start, number.end)]
     if not certain:
@@ -105,6 +136,15 @@ def corrected_number(text: str, language: str) -> float | None:
         return None
     last = certain[-1]
     return -last.value if is_negative(plain[: last.start]) else last.value
+
+
+def _with_parts(text: str, language: str) -> str:
+    """The text with "2 and a half" as 2.5, and what else `PARTS` has."""
+    for words, part in PARTS.get(language, {}).items():
+        number = words.replace(" ", _SPACE).replace("N", r"(\d{1,9})(?![.,]?\d)")
+        pattern = rf"(?<!{_LETTER})(?<![\d.,]){number}(?!{_LETTER})"
+        text = re.sub(pattern, lambda found, part=part: str(part + sum(map(int, found.groups()))), text, flags=re.I)
+    return text
 
 
 class _Number(NamedTuple):
@@ -120,13 +160,13 @@ class _Number(NamedTuple):
 def _numbers(text: str, language: str) -> list[_Number]:
     """All numbers of a text whose digits are 0 to 9."""
     found: list[_Number] = []
+    joint = re.compile(rf"(?:{_SPACE}(?:{_AND.get(language, '')}))?{_SPACE}?[零〇]*")
     for item in _item_pattern(language).finditer(text):
         scale = _scale_of(item["scales"], language) if item["scales"] else 0.0
         number = _Number(*item.span(), _amount(item["amount"], language) * (scale or 1.0), scale)
         if found and number.value < found[-1].scale:
-            gap = text[found[-1].end : number.start]
-            goes_on = not gap.strip("零〇") if language in HAN else re.fullmatch(_SPACE, gap)
-            if goes_on and (scale or language in HAN | SPACED_REST):
+            goes_on = joint.fullmatch(text, found[-1].end, number.start)
+            if goes_on and (scale or language in SPACED_REST):
                 before = found.pop()
                 number = _Number(before.start, number.end, before.value + number.value, scale)
         found.append(number)

@@ -92,7 +92,7 @@ def test_what_is_written_is_what_the_verb_writes(ok, model_folder, folder, tmp_p
 
 def test_a_run_is_returned_as_it_was_recorded(base, folder):
     assert json.loads((folder / "run" / "run.json").read_text())["steps"] == 3
-    again = ja.train(base, PAIRS, folder / "run", **TUNING)
+    again = ja.train(base, iter(PAIRS), folder / "run", **TUNING)
     assert [step for step, _ in again.training] == [1, 3] and set(again.languages) == {"de", "en"}
 
 
@@ -127,6 +127,14 @@ def test_pairs_from_python_are_read_as_those_of_files_are(base, tmp_path):
         with pytest.raises(InputError) as error:
             ja.train(base, [PAIRS[0], bad], tmp_path / "bad", **TUNING)
         assert message in str(error.value) and not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_one_path_is_a_list_of_one(base, folder, tmp_path, kind):
+    with pytest.raises(InputError, match=r"pairs\.jsonl: no such file"):
+        ja.train(base, kind(tmp_path / "pairs.jsonl"), tmp_path / "run", **TUNING)
+    with pytest.raises(InputError, match="absent"):
+        ja.export(folder / "run", tmp_path / "export", kind(tmp_path / "absent"))
 
 
 def test_before_and_after_compare(folder):

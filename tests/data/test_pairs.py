@@ -211,7 +211,7 @@ def test_two_texts_with_their_languages_come_before_all_else(tmp_path):
         {**ROW, "question": "How many?", "answer": "2"},
         {"query": "How many?", "response": "2", **ROW},
         {**ROW, "question": "How many?"},
-        {**ROW, "instruction": "Add.", "output": None, "language": "fr"},
+        {**ROW, "instruction": "Add.", "output": None, "language": "de", "lang": "de-en"},
     ]
     assert read_pairs([lines(tmp_path / "pairs.jsonl", *rows)]) == [PAIR] * 4
     assert read_pairs([as_json(tmp_path / "pairs.json", rows)]) == [PAIR] * 4
@@ -276,6 +276,14 @@ LANGUAGES = {"source_language": "de", "target_language": "en"}
             {"prompt": INSTRUCTED, "response": "A", **LANGUAGES, "source_language": "sw"},
             ("('de', 'en')", "('sw', 'en')"),
         ),
+        # Whatever a field that tells a language is called, and whatever the fields of the pair.
+        ({"question": "Q", "answer": "A", "source_lang": "de"}, ("English question", "source_lang is de")),
+        ({"query": "Q", "response": "A", "Locale": "sw-KE"}, ("English question", "Locale is sw")),
+        ({"question": "Q", "answer": "A", "question_language": "tr"}, ("question_language is tr",)),
+        ({**ROW, "src_lang": "fr"}, ("read as de into en, but src_lang is fr",)),
+        ({**ROW, "targetLanguage": "zh", "language_code": "sw"}, ("targetLanguage is zh, language_code is sw",)),
+        ({"input": INSTRUCTED, "answer": "A", "lang": "French"}, ("read as de into en, but lang is fr",)),
+        ({"translation": {"de": "S", "en": "T"}, "target_language": "de"}, ("but target_language is de",)),
         ({"premise": "P", "label": 1}, ("a row of label, premise", "source, target", "instruction, output")),
         ({}, ("a row of no fields",)),
     ],
@@ -301,6 +309,8 @@ def test_rows_of_llama_factory(tmp_path):
     expected = [QuestionPair(prompt, "Where?", "de", "en") for prompt in prompts]
     assert read_pairs([as_json(tmp_path / "alpaca.json", rows)]) == expected
     turns = rows[2]["conversations"]
+    spelt = [{"from": "system", "value": ""}, {"role": None, "from": "Human", "value": "Wo?"}, turns[1]]
+    assert pair_of({"conversations": spelt, **LANGUAGES}, Rendering(), "") == expected[2]
     for bad, message in (
         (turns * 2, "found ['human', 'gpt', 'human', 'gpt']"),
         ([{"from": "system", "value": "Be brief."}, *turns], "found ['system', 'human', 'gpt']"),
@@ -308,6 +318,8 @@ def test_rows_of_llama_factory(tmp_path):
         ("Wo?", "an array of turns is needed, found text"),
         ([3, 4], "row 0: an object is needed"),
         ([turns[0], {"from": "gpt"}], "row 1: no field 'value'"),
+        ([{**turns[0], "content": "Wann?"}, turns[1]], "row 0: fields 'content' and 'value' are two names"),
+        ([turns[0], {**turns[1], "role": "user"}], "row 1: fields 'role' and 'from' are two names"),
         ([turns[0], {"from": "gpt", "value": "\u200b"}], "row 1, field 'value': no visible character"),
     ):
         file = as_json(tmp_path / "bad.json", [{"conversations": bad, **LANGUAGES}])

@@ -126,6 +126,18 @@ def test_bad_files_are_named(data, rows, message):
     assert "emotion_de500_test.json" in str(error.value) and "\n" not in str(error.value)
 
 
+def test_one_object_a_line_is_read_as_an_array_is(data):
+    """As for files of pairs (LLaMA-Factory's and the hub's .json files are of both kinds)."""
+    expected = read_task_rows(data, TASKS["emotion"], "de", "test", ALL)
+    file = data / "ap_emotion" / "emotion_de500_test.json"
+    text = "".join(json.dumps(row) + "\r\n" for row in EMOTION_DE)
+    file.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert read_task_rows(data, TASKS["emotion"], "de", "test", ALL) == expected
+    file.write_text(text + '{"input": "x", "answer": "positive"}\n{"input"', encoding="utf-8")
+    with pytest.raises(InputError, match=r"row 2, field 'answer': 'positive' is no label word.*\(and 1 more"):
+        read_task_rows(data, TASKS["emotion"], "de", "test", ALL)
+
+
 def test_missing_and_doubled_files(data):
     with pytest.raises(InputError, match=r"no emotion_sw\[ROWS\]_test.json"):
         read_task_rows(data, TASKS["emotion"], "sw", "test", ALL)

@@ -140,7 +140,7 @@ def test_a_data_folder_is_read_whole_and_each_error_told_once(tmp_path):
     assert sum(map(len, errors.values())) == 3
     assert [found[0].partition(" is needed")[0] for found in errors.values()] == [
         f"{english}: a JSON array of rows",
-        f"{data}/paws/notes.json: an array of objects with input and answer",
+        f"{data}/paws/notes.json: a JSON array of rows",
         f"{data}/exemplars.json, emotion: an object of languages",
     ]
 
