@@ -2,7 +2,8 @@
 # Guessed: a folder's name is a name to Orbax; a checkpoint that it saved without an error can be read.
 # True: while it saves, it looks for its own parts by a glob of the whole path. Below a folder such as `lr[1]` the glob
 #   finds nothing, the parts are not joined, and save() succeeds with a checkpoint that holds no arrays. Where the path
-#   has `**` it raises NotImplementedError.
+#   has `**` it raises NotImplementedError. Below `a\b` save() succeeds too: tensorstore writes the arrays into `a/b`. In
+#   every path `gs:/`, as in a folder `logs:`, becomes `gs://`, at which it raises ValueError.
 # Seen with: orbax-checkpoint 0.12.8, jax 0.10.2, Python 3.11 (jax 0.10.2 is the last for it).
 set -euo pipefail
 work=$(mktemp -d)
@@ -33,13 +34,15 @@ def saved_and_read(folder: Path) -> str:
         return f"saved without an error, not read: {type(error).__name__}"
 
 
-seen = {name: saved_and_read(Path(sys.argv[1]) / name / "run") for name in ("plain", "lr[1]", "a**b")}
+seen = {name: saved_and_read(Path(sys.argv[1]) / name / "run") for name in ("plain", "lr[1]", "a**b", "a\\b", "logs:")}
 for name, what in seen.items():
     print(f"{name:6} {what}")
 expected = {
     "plain": "read: [0.0, 1.0, 2.0]",
     "lr[1]": "saved without an error, not read: ",
     "a**b": "not saved: NotImplementedError",
+    "a\\b": "saved without an error, not read: ",
+    "logs:": "not saved: ValueError",
 }
 sys.exit(not all(seen[name].startswith(what) for name, what in expected.items()))
 PY

@@ -234,9 +234,8 @@ def check_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(bytes(4096))
     except OSError as error:
-        raise InputError(
-            f"{folder}: nothing can be written there ({error.strerror}); free space on its disk, or choose another"
-        ) from None
+        free = "free space on its disk, or " if full_disk(error) else ""
+        raise InputError(f"{folder}: nothing can be written there ({error.strerror}); {free}choose another") from None
     finally:
         with suppress(OSError):
             probe.unlink()

@@ -31,8 +31,6 @@ from jaxalign.metrics_log import say
 BEAT_SECONDS = 10.0
 SILENT_SECONDS = 60.0
 """A holder elsewhere that gives no sign of life for so long is gone."""
-SIZE = 512
-"""Bytes of the file, so that each sign of life is one write."""
 
 held_here: dict[str, int] = {}
 """Folders that this process holds -> the thread that does."""
@@ -79,9 +77,10 @@ def held_by_this_process(folder: AnyPath) -> Iterator[None]:
         return
     if name in held_here:
         raise InputError(f"{folder}: another thread of this process is at work there; choose another folder")
-    is_new = not is_remote(folder) and not folder.exists()
+    is_new = False
     try:
         if isinstance(folder, Path):
+            is_new = not folder.exists()
             check_writable(folder)
         hold = Hold(folder / "in_use.json")
     except InputError:
@@ -161,7 +160,7 @@ class Hold:
 
     def content(self) -> bytes:
         """The record as the file holds it."""
-        return json.dumps(self.record).encode().ljust(SIZE - 1) + b"\n"
+        return json.dumps(self.record).encode() + b"\n"
 
     def keep_alive(self) -> None:
         """Raises the count until the end, or until the file is another's."""
@@ -219,9 +218,10 @@ class LocalFile:
 
     def write(self, content: bytes, found: bytes | None) -> bool:
         # In place, for the lock is on this very file.
-        file = os.open(self.path, os.O_WRONLY)
+        file = os.open(self.path, os.O_WRONLY | os.O_NOFOLLOW)
         try:
             os.pwrite(file, content, 0)
+            os.ftruncate(file, len(content))
             os.fsync(file)
         finally:
             os.close(file)
@@ -269,7 +269,7 @@ class Bucket:
 def locked(path: Path) -> tuple[int | None, bool]:
     """The file, open, and whether it is locked, which some disks cannot; None where another process has it locked."""
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -297,15 +297,16 @@ def digest(text: str) -> str:
 
 def parsed(content: bytes | None) -> dict[str, Any]:
     """The record in a file; {} where it is none."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         if isinstance(record := json.loads(content or b""), dict):
             return record
     return {}
 
 
 def named(content: bytes | None) -> str:
-    """Who holds a folder, for the user."""
+    """Who holds a folder, for the user's terminal, which nothing in the file can steer."""
     record = parsed(content)
     if not record:
         return "another process"
-    return f"process {record.get('process')} on {record.get('host')} (since {record.get('since')})"
+    told = f"process {record.get('process')} on {record.get('host')} (since {record.get('since')})"
+    return "".join(filter(str.isprintable, told))

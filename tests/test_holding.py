@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -60,7 +61,8 @@ def changed(folder: AnyPath, **values: Any) -> None:
     content = json.dumps(record(folder) | values).encode()
     if isinstance(folder, Path):
         with (folder / "in_use.json").open("r+b") as file:  # in place, as a holder writes
-            file.write(content.ljust(holding.SIZE))
+            file.write(content)
+            file.truncate()
     else:
         (folder / "in_use.json").write_bytes(content)
 
@@ -158,14 +160,43 @@ def test_nothing_is_left(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_garbage_in_the_file_is_a_holder_that_may_live(tmp_path, capsys):
-    (tmp_path / "in_use.json").write_text("{")
+@pytest.mark.parametrize("garbage", ["{", "[" * 100_000, '"\\ud800', '{"token": 1}' + " " * 5000 + "]", "\0" * 4096])
+def test_garbage_in_the_file_is_a_holder_that_may_live(tmp_path, capsys, garbage):
+    """And then nothing of it is left that the new holder would take for another's."""
+    (tmp_path / "in_use.json").write_text(garbage)
     with held(tmp_path):
         assert record(tmp_path)["process"] == os.getpid()
+        wait_for(lambda: record(tmp_path)["beat"] > 0)
+        check_held()
     assert "left by another process" in capsys.readouterr().err
+    assert not (tmp_path / "in_use.json").exists()
 
 
-@pytest.mark.parametrize("place", ["file/below", "file"])
+def test_a_host_s_name_does_not_steer_the_terminal(tmp_path, capsys):
+    (tmp_path / "in_use.json").write_text(json.dumps({"host": "\x1b[2Ja\u202eb\n", "process": 7, "since": None}))
+    with held(tmp_path):
+        pass
+    assert "left by process 7 on [2Jab (since None)" in capsys.readouterr().err
+
+
+def test_a_link_in_the_place_of_the_file_is_not_followed(tmp_path):
+    (tmp_path / "precious").write_text("all of it")
+    (tmp_path / "in_use.json").symlink_to(tmp_path / "precious")
+    with pytest.raises(InputError, match="nothing can be written there"), held(tmp_path):
+        pass
+    assert (tmp_path / "precious").read_text() == "all of it"
+
+
+def test_a_copied_folder_is_free_after_a_while(tmp_path, elsewhere, folder):
+    """The file was copied with it, and nobody gives signs of life there."""
+    if isinstance(folder, Path):
+        shutil.copytree(folder, tmp_path / "copy")
+        with held(tmp_path / "copy"):
+            assert record(tmp_path / "copy")["process"] == os.getpid()
+        assert record(folder)["process"] == elsewhere.pid
+
+
+@pytest.mark.parametrize("place", ["file/below", "file", "long" * 100])
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path, place):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="nothing can be written there"), held(tmp_path / place):

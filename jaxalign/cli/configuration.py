@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 import jaxalign
@@ -20,7 +21,8 @@ SAME_IN_ALL_STAGES = ("model", "adapter", "dtype", "param_dtype", "mesh", "tune"
 
 
 LARGEST = 2**31 - 1
-"""Counts become int32 in arrays."""
+"""Counts become int32 in arrays, other numbers float32."""
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
 RANGES: dict[str, tuple[int, int]] = {
     "seed": (0, 2**63 - 1),
     "batch_tokens": (1, LARGEST),
@@ -110,8 +112,8 @@ def check_type(key: str, value: Any, current: Any, where: str) -> None:
 
 def check_number(key: str, value: Any, where: str) -> None:
     """Refuses a number that is not finite, or out of its range."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{where}{key}={value}: a finite number is needed")
+    if isinstance(value, float) and not abs(value) <= LARGEST_FLOAT:
+        raise InputError(f"{where}{key}={value}: a finite number is needed, {LARGEST_FLOAT:.1e} at most")
     if type(value) is int:
         lowest, highest = RANGES.get(key, (-LARGEST, LARGEST))
         if value < lowest:

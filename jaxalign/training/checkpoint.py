@@ -111,9 +111,13 @@ def open_checkpoints(run: AnyPath, *, create: bool, kept: Kept | None = None) ->
 
 
 def check_name(run: AnyPath) -> None:
-    """Refuses a place at which Orbax would write checkpoints that hold nothing: it takes `*?[` in paths as patterns."""
+    """Refuses a place at which Orbax would write checkpoints that hold nothing.
+
+    It takes `*?[` as patterns, tensorstore a backslash for a slash; and any `gs:/` (a folder `logs:`) becomes `gs://`.
+    """
     path = run if files.is_remote(run) else run.absolute()
-    if wrong := sorted(set("*?[") & set(str(path))):
+    inside = str(path).removeprefix("gs://") + "/"
+    if wrong := [mark for mark in ("*", "?", "[", "\\", "gs:/") if mark in inside]:
         raise InputError(f"{path}: no checkpoint can be written where the path has {' '.join(wrong)}; choose another")
 
 

@@ -5,9 +5,23 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxalign.errors import InputError
+
+LEAST, MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+BELOW_ONE = 1 - 2.0**-24
+RANGES = {
+    "learning_rate": (LEAST, MOST),
+    "warmup_fraction": (0, 1),
+    "weight_decay": (0, MOST),
+    "b1": (0, BELOW_ONE),
+    "b2": (0, BELOW_ONE),
+    "eps": (LEAST, MOST),
+    "clip_norm": (LEAST, MOST),
+}
+"""Lowest and highest values: updates are computed in float32, in which a smaller `eps` is 0, and Adam divides by it."""
 
 
 @dataclass(frozen=True)
@@ -25,18 +39,10 @@ class OptimizerConfig:
     """Gradients with a larger global norm are scaled down to it."""
 
     def __post_init__(self) -> None:
-        # Written so that NaN is refused too.
-        for key, holds, range_named in (
-            ("learning_rate", 0 < self.learning_rate < math.inf, "above 0"),
-            ("warmup_fraction", 0 <= self.warmup_fraction <= 1, "between 0 and 1"),
-            ("weight_decay", 0 <= self.weight_decay < math.inf, "to 0 or more"),
-            ("b1", 0 <= self.b1 < 1, "to 0 or more and below 1"),
-            ("b2", 0 <= self.b2 < 1, "to 0 or more and below 1"),
-            ("eps", 0 < self.eps < math.inf, "above 0"),
-            ("clip_norm", 0 < self.clip_norm < math.inf, "above 0"),
-        ):
-            if not holds:
-                raise InputError(f"optimizer.{key}={getattr(self, key)}: set it {range_named}")
+        for key, (lowest, highest) in RANGES.items():
+            value = getattr(self, key)
+            if not lowest <= value <= highest:  # NaN is not
+                raise InputError(f"optimizer.{key}={value}: set it to {lowest:.8g} or more and {highest:.8g} or less")
 
 
 def cosine_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tests.cli.conftest import TRAIN
 from tests.two_processes import JAXALIGN, end_of, start_two
 
 pytestmark = pytest.mark.slow
@@ -147,3 +148,27 @@ def test_probes(both, ok, model_folder, tmp_path):
                     np.testing.assert_allclose(two[key], one[key], atol=1e-4, rtol=1e-4, err_msg=f"{name}: {key}")
                 else:
                     np.testing.assert_array_equal(two[key], one[key], err_msg=f"{name}: {key}")
+
+
+def test_two_hosts_are_one_holder_of_a_folder(jaxalign, ok, run, model_folder, tmp_path):
+    """Who comes while they work is refused; where the first is killed, the same two go on at once, to the same end."""
+    together = tmp_path / "run"
+    command = [*TRAIN, "--config.checkpoint_every=2", f"--config.model={model_folder}", f"--config.out={together}"]
+    members = start_two(*JAXALIGN, *command)
+    deadline = time.monotonic() + 200
+    while not (together / "checkpoints/2").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    code, _, err = jaxalign(*command)
+    assert code == 2 and f"process {members[0].pid} on " in err and "is at work there" in err
+    members[0].kill()
+    members[0].wait()
+    assert (together / "in_use.json").exists()
+    again = start_two(*JAXALIGN, *command)
+    codes, said = end_of(again)
+    assert codes == [0, 0], said
+    assert "waiting" not in said[0]
+    assert end_of(members)[0][1] != 0
+    assert not (together / "in_use.json").exists()
+    rows, expected = lines_of(together / "metrics.jsonl"), lines_of(run / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [row["step"] for row in expected]
+    np.testing.assert_allclose(rows[-1]["heldout_loss"], expected[-1]["heldout_loss"], atol=ATOL)

@@ -168,8 +168,8 @@ def test_a_longer_run_is_told_the_way_that_exists(tmp_path, finished):
         check_fingerprint({"total_steps": 9}, {"total_steps": 12}, run)
 
 
-@pytest.mark.parametrize("name", ["run[1]", "run*", "a?/run"])
-def test_a_place_that_orbax_takes_for_a_pattern_is_refused(tmp_path, name):
+@pytest.mark.parametrize("name", ["run[1]", "run*", "a?/run", "a\\b", "logs:/run", "logs:"])
+def test_a_place_that_orbax_takes_for_another_is_refused(tmp_path, name):
     with pytest.raises(InputError, match="no checkpoint can be written where the path has"):
         tiny_training(tmp_path / name)
 
