@@ -9,7 +9,7 @@ set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "${PYTHON:-python3.11}" -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet 'orbax-checkpoint==0.12.8' 'jax==0.10.2'
+"$work/venv/bin/pip" install --quiet orbax-checkpoint==0.12.8 jax==0.10.2 jaxlib==0.10.2
 cat > "$work/seen.py" <<'PY'
 import logging
 import sys

@@ -13,7 +13,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet transformers==5.24.0 tokenizers==0.23.3 sentencepiece==0.2.3 \
-  mistral-common==1.13.1 protobuf
+  mistral-common==1.13.1 protobuf==7.36.2
 "$folder/venv/bin/python" - "$folder" <<'PYTHON'
 import json
 import sys

@@ -3,7 +3,8 @@
 One rule for input that leaves nothing to measure, kept here and by every probe. What does not vary has nothing in
 common with anything, itself included: its correlation, CKA, cosine and share of variance are 0, its coordinates and
 energy too, its bootstrap interval is a point and its p-value 1. Of no rows there is no mean: NaN, which is not drawn.
-Nothing else makes a NaN of finite numbers, and NumPy has nothing to warn of.
+Nothing else makes a NaN of finite numbers, and NumPy has nothing to warn of. A NaN that was there stays, or is refused,
+and makes no mean significant.
 """
 
 import math
@@ -22,7 +23,7 @@ def centred(values: np.ndarray) -> np.ndarray:
     """Rows minus their mean, float64 [n, ...]; exactly 0 in columns that do not vary."""
     mean = values.mean(axis=0, dtype=np.float64)
     offsets = values.astype(np.float64) - mean
-    return np.where(np.abs(offsets).max(axis=0) > 0.01 * NOISE * np.abs(mean), offsets, 0.0)
+    return np.where(np.abs(offsets).max(axis=0) <= 0.01 * NOISE * np.abs(mean), 0.0, offsets)
 
 
 def standardised(series: np.ndarray) -> np.ndarray:
@@ -32,8 +33,8 @@ def standardised(series: np.ndarray) -> np.ndarray:
     """
     offsets = series - series.mean(axis=1, keepdims=True, dtype=np.float64)
     deviations = offsets.std(axis=1, keepdims=True)
-    varies = deviations > NOISE * np.abs(series).max(initial=0)
-    return np.divide(offsets, deviations, out=np.zeros_like(offsets), where=varies)
+    is_constant = deviations <= NOISE * np.fmax.reduce(np.abs(series), axis=None, initial=0)  # passes over NaN
+    return np.divide(offsets, deviations, out=np.zeros_like(offsets), where=~is_constant)
 
 
 def correlations(series: np.ndarray) -> np.ndarray:
@@ -136,7 +137,7 @@ def resampled_correlations(series: np.ndarray, *, resamples: int = 2000, seed: i
     scaled = standardised(series)
     means = scaled @ shares
     variances = scaled**2 @ shares - means**2
-    varies = variances > 1e-9
+    varies = ~(variances <= 1e-9)  # NaN too
     spreads = np.sqrt(np.where(varies, variances, 1))
     one, other = np.triu_indices(len(series), 1)
     covariances = (scaled[one] * scaled[other]) @ shares - means[one] * means[other]
@@ -165,7 +166,7 @@ def sign_flip_p_values(differences: np.ndarray, *, flips: int = 4999, seed: int 
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(count, flips))
     found = np.abs(differences.astype(np.float64).sum(axis=-1, keepdims=True))
     # Sums that are equal on paper differ in their last digits.
-    as_far = np.abs(differences @ signs) >= found * (1 - 1e-9) - 1e-12
+    as_far = ~(np.abs(differences @ signs) < found * (1 - 1e-9) - 1e-12)
     return (1 + as_far.sum(axis=-1)) / (flips + 1)
 
 

@@ -127,6 +127,18 @@ def test_what_does_not_vary_has_nothing_in_common_with_anything(dtype: type, val
     assert (gain.mean, gain.low, gain.high) == (0, 0, 0)
 
 
+@pytest.mark.filterwarnings("error")
+def test_what_is_no_number_stays_so_and_is_never_significant():
+    series = np.random.default_rng(0).normal(size=(4, 9))
+    series[1, 4], series[3] = np.nan, 0
+    found = correlations(series)
+    assert np.isnan(found[1]).all() and np.isnan(found[:, 1]).all()
+    assert (np.diag(found)[[0, 2]] == 1).all() and found[3, 0] == found[3, 3] == 0
+    assert np.isnan(resampled_correlations(series)[[0, 3]]).all()
+    assert np.isnan(centred(series.T)[:, 1]).all() and np.isfinite(centred(series.T)[:, [0, 2, 3]]).all()
+    assert sign_flip_p_values(series)[1] == 1
+
+
 def test_sign_flips_are_scipys_exact_permutation_test():
     differences = np.random.default_rng(5).normal([[0.0], [0.5], [1.0], [1.5]], size=(4, 9))
     # All 512 ways to flip nine signs.

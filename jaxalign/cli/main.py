@@ -173,10 +173,7 @@ def main() -> int:
 def attempt(arguments: Sequence[str]) -> int:
     """Runs one command and says in one line what went wrong; the exit code."""
     try:
-        try:
-            run(arguments)
-        finally:
-            sys.stdout.flush()  # a disk that is full is seen here
+        run(arguments)
     except KeyboardInterrupt:
         return complain("interrupted; the same command continues", 130)
     except Preempted as error:
@@ -227,7 +224,5 @@ def open_standard_streams() -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         given = getattr(sys, name)
         if given is getattr(sys, f"__{name}__"):  # nobody has put another in its place
-            encoding = given and given.encoding
-            by_line = given is None or given.line_buffering or given.write_through
-            buffer = io.BufferedWriter(StandardStream(number, "w", closefd=False))
-            setattr(sys, name, io.TextIOWrapper(buffer, encoding, "backslashreplace", line_buffering=by_line))
+            buffer, encoding = io.BufferedWriter(StandardStream(number, "w", closefd=False)), given and given.encoding
+            setattr(sys, name, io.TextIOWrapper(buffer, encoding, "backslashreplace", line_buffering=True))

@@ -81,10 +81,15 @@ def head_gram(decoder: Decoder, variables: Any, chunk: int = CHUNK) -> jax.Array
     factor = variables["params"]["norm"]["scale"].astype(jnp.float32) + (1.0 if config.norm_offset else 0.0)
 
     def add(gram: jax.Array, part: Chunk) -> jax.Array:
-        rows = part.rows.astype(jnp.float32) * factor[None]
-        # A token that the head leaves at 0 has no direction.
-        lengths = jnp.maximum(jnp.linalg.norm(rows, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
-        unit = jnp.where(part.is_new[:, None], rows / lengths, 0.0)
+        unit = jnp.where(part.is_new[:, None], directions(part.rows.astype(jnp.float32) * factor[None]), 0.0)
         return gram + jnp.einsum("VD,VE->DE", unit, unit, precision=lax.Precision.HIGHEST)
 
     return over_vocabulary(decoder, variables, add, jnp.zeros((config.width, config.width)), chunk)
+
+
+def directions(vectors: jax.Array) -> jax.Array:
+    """Vectors [..., D] over their lengths, float32; 0 where the length is 0 or, as untrained tokens' may be, so small
+    that float32 does not hold its square."""
+    vectors = vectors.astype(jnp.float32)
+    lengths = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / jnp.where(lengths > 0, lengths, jnp.inf)

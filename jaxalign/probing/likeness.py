@@ -61,7 +61,7 @@ def linear_cka(first: np.ndarray, second: np.ndarray) -> Cka:
 
     norms = np.sqrt(np.maximum(overlap(grams[0], grams[0]), 0) * np.maximum(overlap(grams[1], grams[1]), 0))
     both = overlap(*grams)
-    alignments = np.divide(both, norms, out=np.zeros_like(both), where=norms > TIE * norms[0])
+    alignments = np.divide(both, norms, out=np.zeros_like(both), where=~(norms <= TIE * norms[0]))
     cka, without = alignments[0], alignments[1:]
     rows = cka + (count - 1) * (without.mean() - without)
     # Over all orders, an entry off B's diagonal is -trace(B) / (n (n - 1)) on average, as B's rows sum to 0.

@@ -29,7 +29,7 @@ from jaxalign.model.next_token import LabelSets, entropy_bits, label_masses, pad
 from jaxalign.model.prefix_cache import PrefixRunner, prefill, shared_length
 from jaxalign.model.prompt_batches import PromptFunction, check_lengths, decode_prompts, last_position
 from jaxalign.model.transformer import Decoder
-from jaxalign.model.vocabulary import head_gram
+from jaxalign.model.vocabulary import directions, head_gram
 from jaxalign.probing.prompts import TASK, VARIANT, ProbeData, probe_prompts
 from jaxalign.probing.records import write_probe
 from jaxalign.probing.run import ProbeRun
@@ -126,11 +126,11 @@ def relative_energy(hidden: jax.Array, gram: jax.Array, vocab_size: int) -> jax.
     Returns:
       float32 [...]; 0 for a state of zeros, and for a head of zeros.
     """
-    tiny = jnp.finfo(jnp.float32).tiny
-    hidden = hidden.astype(jnp.float32)
-    h = hidden / jnp.maximum(jnp.linalg.norm(hidden, axis=-1, keepdims=True), tiny)
+
+    h = directions(hidden)
     squares = jnp.einsum("...D,DE,...E->...", h, gram, h, precision=jax.lax.Precision.HIGHEST)
-    return jnp.sqrt(squares * vocab_size) / jnp.maximum(jnp.linalg.norm(gram), tiny)
+    squares = jnp.maximum(squares, 0)  # that of a state which no token's direction meets may be rounded to less
+    return jnp.sqrt(squares * vocab_size) / jnp.maximum(jnp.linalg.norm(gram), jnp.finfo(jnp.float32).tiny)
 
 
 def lens_function(decoder: Decoder) -> PromptFunction:

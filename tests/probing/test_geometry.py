@@ -69,6 +69,8 @@ def test_cka_is_one_for_turned_and_zero_for_constant_states():
         for other in (states, np.full((10, 4), 7, dtype)):
             constant = linear_cka(other, np.full((10, 4), 0.1, dtype))
             assert (constant.rows == 0).all() and constant.chance == 0
+    spoilt = linear_cka(np.where(np.arange(10)[:, None] == 3, np.nan, states), states)
+    assert np.isnan([*spoilt.rows, spoilt.chance]).all()
 
 
 def test_ranks_by_hand():

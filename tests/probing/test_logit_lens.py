@@ -97,6 +97,28 @@ def test_energy_of_the_heads_own_rows_is_1_and_of_what_it_cannot_see_0():
     np.testing.assert_allclose(relative_energy(jnp.eye(3), flat, 2), [1, 1, 0])
     # A state of zeros lies nowhere, and a head of zeros looks nowhere.
     assert relative_energy(jnp.zeros(3), flat, 2) == relative_energy(jnp.ones(3), 0 * flat, 2) == 0
+    assert relative_energy(jnp.full(3, 1e-25), flat, 2) == 0  # whose length's square float32 does not hold
+
+
+def test_states_that_the_head_does_not_see_have_no_energy():
+    """Their squares are rounded, as often as not to less than 0."""
+    token = RNG.normal(size=3)
+    token /= np.linalg.norm(token)
+    unseen = np.cross(token, RNG.normal(size=(100, 3)))
+    energies = relative_energy(jnp.asarray(unseen), jnp.asarray(np.outer(token, token), jnp.float32), 1)
+    assert (energies >= 0).all() and (energies < 1e-3).all()
+
+
+def test_untrained_tokens_have_no_direction():
+    """Some checkpoints keep rows of 1e-23 or so for tokens that were never trained."""
+    tiny = tiny_case("qwen2")
+    trained, untrained = np.array(tiny.params["lm_head"]["kernel"]), np.array(tiny.params["lm_head"]["kernel"])
+    trained[:, 7], untrained[:, 7] = 0, 1e-23
+    grams = [
+        head_gram(Decoder(tiny.config), {"params": {**tiny.params, "lm_head": {"kernel": head}}})
+        for head in (trained, untrained)
+    ]
+    np.testing.assert_array_equal(*grams)
 
 
 def test_a_class_survives_if_its_two_words_can_be_told_apart():

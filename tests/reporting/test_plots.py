@@ -116,6 +116,12 @@ def test_geometry_has_a_line_for_each_language_and_chance():
     np.testing.assert_allclose(np.asarray(figure.axes[1].get_lines()[-1].get_ydata()), 0.1)
 
 
+@pytest.mark.filterwarnings("error")
+def test_languages_without_rows_do_not_stretch_the_scale():
+    assert plots.largest_entropy([np.full(3, np.nan)]) == 14
+    assert plots.largest_entropy([np.full(3, np.nan), np.array([15.5, np.nan])]) == 15.5
+
+
 def test_gains_stand_in_their_cells_on_a_scale_around_zero():
     panel = FIGURES["gains"]().axes[0]
     written = {(text.get_position()[1], text.get_position()[0]): text.get_text() for text in panel.texts}
