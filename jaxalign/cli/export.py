@@ -174,14 +174,15 @@ def stated_licence(model: str) -> str | None:
 
 
 def save_tokenizer(model: Model, folder: Path) -> None:
-    """The tokenizer's files as they are; of a GGUF file, those that transformers makes of its tokenizer."""
-    if not model.path.is_dir():
+    """The tokenizer's files as they are; where tokenizer.json is none of them, it too: what others make of the rest
+    (a GGUF file's, a tokenizer.model) may give other ids."""
+    if model.path.is_dir():
+        for pattern in TOKENIZER_FILES:
+            for file in model.path.glob(pattern):
+                if file.is_file():
+                    shutil.copyfile(file, folder / file.name)
+    if not (folder / "tokenizer.json").is_file():
         model.tokenizer.backend.save_pretrained(folder)
-        return
-    for pattern in TOKENIZER_FILES:
-        for file in model.path.glob(pattern):
-            if file.is_file():
-                shutil.copyfile(file, folder / file.name)
 
 
 def token_ids(model: Model) -> dict[str, Any]:

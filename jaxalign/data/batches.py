@@ -92,7 +92,7 @@ class FittedPairs(NamedTuple):
     cut: int
 
 
-def fit_pairs(rendered: Iterable[tuple[Sequence[int], Sequence[int]]], length: int, too_long: str) -> FittedPairs:
+def fit_pairs(rendered: Iterable[tuple[list[int], list[int]]], length: int, too_long: str) -> FittedPairs:
     """Joins prompts and responses, and drops or cuts each pair that takes more than `length` positions.
 
     Args:
@@ -113,8 +113,8 @@ def fit_pairs(rendered: Iterable[tuple[Sequence[int], Sequence[int]]], length: i
             cut += 1
             prompt_room = max(1, (length + 1) * len(prompt) // (len(prompt) + len(response)))
             prompt, response = prompt[:prompt_room], response[: length + 1 - prompt_room]
-        ids.extend(prompt)
-        ids.extend(response)
+        ids.fromlist(prompt)
+        ids.fromlist(response)
         starts.append(len(ids))
         prompt_lengths.append(len(prompt))
         kept.append(index)

@@ -179,10 +179,11 @@ class Tokenizer:
             found.append(f"the tokenizer puts {behind} behind every text (add_eos_token); here nothing stands there")
         # Of Llama's byte-level tokenizers Llama 3's has a BOS and SmolLM2's has none: there is no convention.
         known = family != "llama" or not self.is_byte_level or self.backend.bos_token == "<|begin_of_text|>"
-        if known and (family != "qwen2") != bool(self.opening):
+        usual = 0 if family == "qwen2" else 1
+        if known and len(self.opening) != usual:
             found.append(
                 f"prompts begin with {self.bos or 'no begin-of-text token'}, as the tokenizer's files say "
-                f"(add_bos_token); {family} models are trained {'without' if self.opening else 'with one'}"
+                f"(add_bos_token); {family} models are trained {'with one' if usual else 'without'}"
             )
         return found
 
@@ -220,7 +221,8 @@ class Tokenizer:
     @cached_property
     def is_byte_level(self) -> bool:
         """Whether tokens are spelt in the byte alphabet of GPT-2 (Ġ for a space) and not as text with ▁ and <0xHH>."""
-        return _has_type([self._serialised["decoder"], self._serialised["pre_tokenizer"]], "ByteLevel")
+        engine = self.backend.backend_tokenizer
+        return _has_type([_state(engine.decoder), _state(engine.pre_tokenizer)], "ByteLevel")
 
     def token_bytes(self, token: str) -> bytes:
         """The UTF-8 bytes, perhaps a part of a character's, that a vocabulary entry stands for."""
@@ -242,10 +244,6 @@ class Tokenizer:
         vocabulary = sorted((id, token) for token, id in self.backend.get_vocab().items())
         content = [vocabulary, sorted(self.control_ids), self.opening, self.ids(read_text(MINI / "exemplars.json"))]
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode("utf-8")).hexdigest()
-
-    @property
-    def _serialised(self) -> dict[str, Any]:
-        return json.loads(self.backend.backend_tokenizer.to_str())
 
 
 def listed(tokens: list[str]) -> str:
@@ -282,9 +280,9 @@ def _from_sentence_piece(folder: Path) -> "PreTrainedTokenizerFast":
 
     Not by transformers, which orders merges by the vocabulary and not by the model's scores.
     """
-    from transformers import PreTrainedTokenizerFast
+    import transformers
 
-    class Ready(PreTrainedTokenizerFast):
+    class PreTrainedTokenizerFast(transformers.PreTrainedTokenizerFast):  # a name that any version can load when saved
         @classmethod
         def convert_to_native_format(cls, **settings: Any) -> dict[str, Any]:
             return settings  # there is nothing left to convert
@@ -294,7 +292,7 @@ def _from_sentence_piece(folder: Path) -> "PreTrainedTokenizerFast":
     named = {role for file in beside if file.is_file() for role in read_json(file)}
     roles = {role: token for role, token in model.roles.items() if role not in named}
     settings: dict[str, Any] = {"tokenizer_object": model.tokenizer, **roles}
-    return Ready.from_pretrained(folder, local_files_only=True, **settings)
+    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, **settings)
 
 
 def _from_tokenizer_file(folder: Path) -> "PreTrainedTokenizerFast":
@@ -338,8 +336,12 @@ def _alike(one: Any, other: Any) -> bool:
             return {key: each for key, each in kept.items() if each is not None and each is not False and each != ""}
         return [plain(each) for each in value] if isinstance(value, list) else value
 
-    states = [b"null" if part is None else part.__getstate__() for part in (one, other)]
-    return states[0] == states[1] or plain(json.loads(states[0])) == plain(json.loads(states[1]))
+    return plain(_state(one)) == plain(_state(other))
+
+
+def _state(part: Any) -> Any:
+    """A component of tokenizers as tokenizer.json has it."""
+    return None if part is None else json.loads(part.__getstate__())
 
 
 _CONTROL = re.compile(r"<.+>|\[.+\]", re.DOTALL)

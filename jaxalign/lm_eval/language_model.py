@@ -45,7 +45,7 @@ FROM_LM_EVAL = ("batch_size", "max_batch_size", "device")
 NO_MAXIMUM = 2048
 """lm-eval's length for a model that names none."""
 NOTHING_BEFORE = "a context without a token, as of white space alone, is read as the token that begins a text"
-NOTHING_TO_SAY = "a continuation without a token is certain: its log-likelihood is 0"
+NOTHING_TO_SAY = "a continuation without a token is certain: log-likelihood 0, and as a choice it beats all others"
 SURE: tuple[float, bool] = (0.0, True)
 WITHOUT_EFFECT = {"do_sample", "temperature", "top_k", "top_p", "min_p"}
 """Settings of sampling, which greedy decoding passes over."""

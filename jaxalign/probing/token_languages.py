@@ -111,12 +111,12 @@ def parallel_texts(data: Path, language: str) -> Texts:
 
 
 def token_counts(tokenizer: Tokenizer, texts: Sequence[str], vocab_size: int) -> np.ndarray:
-    """How often each token occurs in the texts: int64 [V]. Special tokens, such as a BOS, are not counted."""
+    """How often each token occurs in the texts: int64 [V]. Control tokens, such as the unknown one, are not counted."""
     if not texts:
         return np.zeros(vocab_size, np.int64)
-    ids = np.concatenate([np.asarray(ids, np.int64) for ids in tokenizer.batch_prompt_ids(texts)])
+    ids = np.concatenate([np.asarray(ids, np.int64) for ids in tokenizer.batch_ids(texts)])
     counts = np.bincount(ids, minlength=vocab_size)
-    counts[tokenizer.backend.all_special_ids] = 0
+    counts[[id for id in tokenizer.control_ids if id < vocab_size]] = 0
     return counts
 
 
@@ -161,10 +161,10 @@ def on_held_out(language_of: np.ndarray, languages: int, language: int, counts: 
 
 
 def token_scripts(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
-    """Each token's script: int32 [V], indices into SCRIPT_CLASSES. Special tokens and unused ids have no letters."""
+    """Each token's script: int32 [V], indices into SCRIPT_CLASSES. Control tokens and unused ids have no letters."""
     scripts = np.full(vocab_size, SCRIPT_CLASSES.index(NO_LETTERS), np.int32)
     for token, index in tokenizer.vocabulary.items():
-        if index < vocab_size and index not in tokenizer.backend.all_special_ids:
+        if index < vocab_size and index not in tokenizer.control_ids:
             scripts[index] = SCRIPT_CLASSES.index(script_of_bytes(tokenizer.token_bytes(token)))
     return scripts
 

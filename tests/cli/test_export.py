@@ -12,6 +12,7 @@ import peft
 import pytest
 import torch
 import transformers
+from transformers import AutoTokenizer
 
 from jaxalign.cli.configuration import config_from_flags
 from jaxalign.cli.export import name_from, save_tokenizer, token_ids
@@ -22,6 +23,8 @@ from jaxalign.files import whole_folder
 from jaxalign.model.peft_adapters import load_adapter
 from jaxalign.training.checkpoint import read_adapter
 from tests.cli.conftest import TRAIN
+from tests.data.test_tokenizer import save_sentence_piece
+from tests.data.tiny_sentence_piece import USER_DEFINED, sentence_piece_model
 from tests.data.tiny_tokenizers import byte_level
 from tests.model.vision import save_vision_model
 
@@ -262,6 +265,23 @@ def test_the_tokenizer_of_a_gguf_file_is_written_anew(tmp_path):
     save_tokenizer(model, out)
     assert load_tokenizer(out).fingerprint == tokenizer.fingerprint
     assert token_ids(model) == {"eos_token_id": 256, "pad_token_id": 257}
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text"])
+def test_a_tokenizer_of_scores_alone_is_written_so_that_others_read_the_same(tmp_path, family):
+    """Of a tokenizer.model by itself transformers makes other merges, and so other ids than the tuned model knows."""
+    base, out = tmp_path / "base", tmp_path / "out"
+    base.mkdir()
+    out.mkdir()
+    save_sentence_piece(base, sentence_piece_model(extra=[("<sep>", USER_DEFINED)]), family, add_bos_token=True)
+    tokenizer = load_tokenizer(base)
+    save_tokenizer(Model(base, config=None, tokenizer=tokenizer, mesh=None, params=None, decoder=None), out)  # pyright: ignore[reportArgumentType]: a tokenizer is all it takes
+    assert (out / "tokenizer.model").read_bytes() == (base / "tokenizer.model").read_bytes()
+    shutil.copyfile(base / "config.json", out / "config.json")
+    theirs = AutoTokenizer.from_pretrained(out)
+    for text in ("the  thing", "  a", "a<sep>in == the ", "\u03c0 \u00e9\n", ""):
+        assert theirs(text)["input_ids"] == tokenizer.prompt_ids(text), text
+    assert load_tokenizer(out).fingerprint == tokenizer.fingerprint
 
 
 def test_a_folder_is_whole_or_absent(tmp_path):

@@ -173,6 +173,16 @@ def test_a_begin_of_text_that_is_not_the_familys_is_told(tmp_path, family, setti
     assert [says in warning and family in warning for warning in tokenizer.warnings(family)] == ([True] if says else [])
 
 
+def test_a_begin_of_text_that_is_there_twice_is_told():
+    """As of a post-processor that was saved with one when the tokenizer's class added another."""
+    backend = sentencepiece_style()
+    backend.backend_tokenizer.post_processor = processors.TemplateProcessing("<s> <s> $A", special_tokens=[("<s>", 1)])
+    tokenizer = Tokenizer(backend)
+    assert tokenizer.bos == "<s> <s>"
+    [warning] = tokenizer.warnings("mistral")
+    assert "prompts begin with <s> <s>" in warning and "with one" in warning
+
+
 def test_llamas_byte_level_tokenizers_have_no_convention_but_llama_3():
     assert Tokenizer(byte_level()).warnings("llama") == []
     backend = byte_level(special=("<|begin_of_text|>",))

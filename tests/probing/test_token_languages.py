@@ -90,15 +90,20 @@ def test_tokens_are_their_bytes(style):
     assert b"".join(spelt).removeprefix(b" ") == text.encode()
 
 
-def test_special_tokens_and_ids_without_a_token_have_no_letters():
-    tokenizer = Tokenizer(byte_level(special=("<|mark|>",)))
+@pytest.mark.parametrize("typed_special", [True, False])
+def test_control_tokens_and_ids_without_a_token_have_no_letters(typed_special):
+    """Those among them that only by their name are, and without the model's row for one."""
+    backend = byte_level(special=("<|mark|>",) if typed_special else ())
+    backend.add_tokens(["<|mark|>"])
+    tokenizer = Tokenizer(backend)
     size = len(tokenizer.vocabulary) + 3
     scripts = token_scripts(tokenizer, size)
     named = [SCRIPT_CLASSES[index] for index in scripts]
     assert named[tokenizer.vocabulary["a"]] == "Latin" and named[tokenizer.eos_id] == "no letters"
     assert named[-3:] == ["no letters"] * 3
     # The 128 bytes above ASCII are parts; 52 of those below are letters.
-    assert named.count("part of a character") == 128 and named.count("Latin") == 52 + len(["<|mark|>"])
+    assert named.count("part of a character") == 128 and named.count("Latin") == 52
+    assert token_counts(tokenizer, ["a"], tokenizer.control_tokens["<|mark|>"]).sum() == 1
 
 
 def test_counts_pass_over_special_tokens():
