@@ -199,8 +199,9 @@ class Tokenizer:
         ]
         if needed:
             raise InputError(
-                f"{where}: the tokenizer has {listed(needed)} without a row in the model's embedding of {self.rows}; "
-                "resize it (transformers: resize_token_embeddings), or take the tokens out of the tokenizer"
+                f"{where}: the tokenizer has {listed(needed)} without a row in the model's embedding of {self.rows} "
+                "(vocab_size); resize it (transformers: resize_token_embeddings), or take the tokens out of the "
+                "tokenizer"
             )
 
     @cached_property

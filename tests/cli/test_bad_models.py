@@ -81,7 +81,7 @@ def drop_a_tensor(folder):
         pytest.param(change_config(frobnicate=1), "frobnicate", id="an unknown key"),
         pytest.param(change_config(model_type="mamba"), "mamba", id="another family"),
         pytest.param(change_config(hidden_size="16"), "hidden_size", id="a text for a number"),
-        pytest.param(change_config(vocab_size=200), "embed_tokens", id="a smaller vocabulary"),
+        pytest.param(change_config(vocab_size=200), "embedding of 200", id="a smaller vocabulary"),
         pytest.param(without("model.safetensors"), "model.safetensors", id="no weights"),
         pytest.param(cut_weights, "model.safetensors", id="truncated weights"),
         pytest.param(drop_a_tensor, "model.norm.weight", id="a missing tensor"),

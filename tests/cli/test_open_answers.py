@@ -124,8 +124,8 @@ def test_pairs_of_files_are_not_called_held_out(run: Path, model_folder: Path, t
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"generate.batch_size": 0}, "batch_size to 1 or more"),
-        ({"generate.max_tokens": -1}, "max_tokens to 0 or more"),
+        ({"generate.batch_size": 0}, "batch_size=0: set it to 1 or more"),
+        ({"generate.max_tokens": -1}, "max_tokens=-1: set it to 0 or more"),
         ({"tasks": "translation"}, r"config.pairs= is needed"),
         ({"tasks": "translation", "pairs": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
         ({"tasks": "mgsm", "data": "mini"}, "no folder mgsm"),

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from jaxalign.cli.configuration import config_from_flags
 from jaxalign.cli.loading import load_model, merged
 from jaxalign.cli.plan import stored_type
+from jaxalign.metrics_log import warn
 from jaxalign.model import architectures, hf_weights
 from tests.cli.conftest import TRAIN
 from tests.cli.test_plan import TOY
@@ -165,6 +166,7 @@ def test_a_head_of_its_own_is_used_throughout(ok, model, tuned, tmp_path, jaxali
     untied = loaded(other)
     assert not untied.config.tied_head and not untied.decoder.config.tied_head
     jax.tree.map(np.testing.assert_array_equal, untied.params, loaded(model).params)
+    warn.cache_clear()
     out = tmp_path / "merged"
     command = ("export", tuned, "--config.format=merged", f"--config.model={other}", f"--config.out={out}")
     code, _, err = jaxalign(*command)
