@@ -1,5 +1,5 @@
 import json
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,13 @@ def test_lens_is_transformers_hidden_states_through_norm_and_head(case: str):
 @pytest.mark.parametrize("case", FAMILIES)
 def test_the_last_layer_is_what_the_model_says(case: str, monkeypatch: pytest.MonkeyPatch):
     # To the last bit, in programs that are optimised as a user's are; other tests' are not (tests/conftest.py).
-    monkeypatch.setattr(jax, "jit", partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3}))
+    jit = jax.jit
+
+    def optimised(function: Any, compiler_options: Mapping[str, Any] | None = None, **settings: Any) -> Any:
+        options = {**(compiler_options or {}), "xla_backend_optimization_level": 3}
+        return jit(function, compiler_options=options, **settings)
+
+    monkeypatch.setattr(jax, "jit", optimised)
     tiny = tiny_case(case)
     decoder, variables, labels = Decoder(tiny.config), {"params": tiny.params}, pad_label_sets(LABELS)
 
