@@ -128,7 +128,10 @@ def test_a_server_is_told_what_it_lacks(tmp_path, monkeypatch):
 
     def init(**settings):
         calls.append((settings["id"], settings["resume"]))
-        log = lambda numbers, step: told.append((step, numbers))  # noqa: E731
+
+        def log(numbers, step):
+            told.append((step, numbers))
+
         return SimpleNamespace(starting_step=0 if len(calls) == 1 else 2, log=log, finish=lambda exit_code: None)
 
     monkeypatch.setattr(wandb, "init", init)
@@ -154,7 +157,10 @@ def test_a_run_that_was_deleted_on_the_site_can_begin_another(tmp_path, monkeypa
                 "deleted; try a new run id\nConsider increasing the init_timeout setting:\n  wandb.init(...)"
             )
         calls.append(settings["id"])
-        log = lambda numbers, step: told.append((step, numbers))  # noqa: E731
+
+        def log(numbers, step):
+            told.append((step, numbers))
+
         return SimpleNamespace(starting_step=0, log=log, finish=lambda exit_code: None)
 
     monkeypatch.setattr(wandb, "init", init)

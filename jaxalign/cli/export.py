@@ -103,7 +103,7 @@ def base_model(config: ConfigDict, record: TrainingRun) -> str:
         )
         return name
     copy = config.copy_and_resolve_references()
-    # Of a base that is stored in several types they are all named.
+    # A base that is stored in several types is recorded as, say, bfloat16+float32: auto reads it so again.
     copy.update(adapter="", dtype=settings["dtype"], param_dtype=stored if stored in PARAM_DTYPES else "auto")
     model = with_stored_base(load_model(copy.lock(), quantised=True), stored)
     if weights_sha256(model.params) != tuned.fingerprint.get("model"):
