@@ -53,3 +53,8 @@ def gather(reads: Iterable[Callable[[], T]]) -> list[T]:
 
 class Preempted(Exception):
     """A run was told to stop (SIGTERM), and has saved what it had; the exit code is 75."""
+
+
+def listed(names: list[str]) -> str:
+    """The first five names, and how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

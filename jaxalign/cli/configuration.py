@@ -23,7 +23,7 @@ SAME_IN_ALL_STAGES = ("model", "adapter", "dtype", "param_dtype", "mesh", "tune"
 LARGEST = 2**31 - 1
 """Counts become int32 in arrays, other numbers float32."""
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
-RANGES: dict[str, tuple[int, int]] = {
+WHOLE_NUMBERS: dict[str, tuple[int, int]] = {
     "seed": (0, 2**63 - 1),
     "batch_tokens": (1, LARGEST),
     "batch_size": (1, LARGEST),
@@ -115,7 +115,7 @@ def check_number(key: str, value: Any, where: str) -> None:
     if isinstance(value, float) and not abs(value) <= LARGEST_FLOAT:
         raise InputError(f"{where}{key}={value}: a finite number is needed, {LARGEST_FLOAT:.1e} at most")
     if type(value) is int:
-        lowest, highest = RANGES.get(key, (-LARGEST, LARGEST))
+        lowest, highest = WHOLE_NUMBERS.get(key, (-LARGEST, LARGEST))
         if value < lowest:
             raise InputError(f"{where}{key}={value}: set it to {lowest} or more")
         if value > highest:

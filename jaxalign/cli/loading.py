@@ -20,7 +20,7 @@ from jaxalign.data.pairs import Rendering
 from jaxalign.data.prompts import Exemplars, read_exemplars
 from jaxalign.data.tasks import TASKS, Task, task_named
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
-from jaxalign.errors import InputError
+from jaxalign.errors import InputError, listed
 from jaxalign.files import AnyPath, is_remote, local_path, path_of, sha256_of
 from jaxalign.hosts import agree, processes
 from jaxalign.metrics_log import warn
@@ -28,7 +28,7 @@ from jaxalign.model.config import ModelConfig
 from jaxalign.model.fingerprint import weights_sha256
 from jaxalign.model.gguf import load_gguf_params, read_gguf_config, read_gguf_tokenizer
 from jaxalign.model.hf_config import read_config
-from jaxalign.model.hf_weights import listed, load_params
+from jaxalign.model.hf_weights import load_params
 from jaxalign.model.hub import ADAPTER_FILES, local_adapter, local_model, model_name
 from jaxalign.model.lora import LoraConfig, check_adapter, merge_lora
 from jaxalign.model.peft_adapters import load_adapter

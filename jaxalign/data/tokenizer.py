@@ -13,7 +13,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as TokenizerFile
 
 from jaxalign.data.folders import MINI
-from jaxalign.errors import InputError
+from jaxalign.errors import InputError, listed
 from jaxalign.files import read_json, read_text
 from jaxalign.metrics_log import warn
 from jaxalign.sentence_piece import is_marker, read_sentence_piece
@@ -172,8 +172,8 @@ class Tokenizer:
         found = []
         if self.beyond:
             found.append(
-                f"the tokenizer has {listed(list(self.beyond))} without a row in the model's embedding of {self.rows}; "
-                "a template that makes one is refused"
+                f"the tokenizer has {counted(list(self.beyond))} without a row in the model's embedding of "
+                f"{self.rows}; a template that makes one is refused"
             )
         if behind := self.spelt(self._edges[1]):
             found.append(f"the tokenizer puts {behind} behind every text (add_eos_token); here nothing stands there")
@@ -199,7 +199,7 @@ class Tokenizer:
         ]
         if needed:
             raise InputError(
-                f"{where}: the tokenizer has {listed(needed)} without a row in the model's embedding of {self.rows} "
+                f"{where}: the tokenizer has {counted(needed)} without a row in the model's embedding of {self.rows} "
                 "(vocab_size); resize it (transformers: resize_token_embeddings), or take the tokens out of the "
                 "tokenizer"
             )
@@ -247,10 +247,9 @@ class Tokenizer:
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode("utf-8")).hexdigest()
 
 
-def listed(tokens: list[str]) -> str:
+def counted(tokens: list[str]) -> str:
     """How many tokens, and the first of them."""
-    some = ", ".join(tokens[:5]) + (", ..." if len(tokens) > 5 else "")
-    return f"{len(tokens)} token{'s' if len(tokens) > 1 else ''} ({some})"
+    return f"{len(tokens)} token{'s' if len(tokens) > 1 else ''} ({listed(tokens)})"
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

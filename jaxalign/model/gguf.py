@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 from jax.typing import DTypeLike
 
-from jaxalign.errors import InputError
+from jaxalign.errors import InputError, listed
 from jaxalign.model.config import Family, ModelConfig, RopeScaling
 from jaxalign.model.gguf_file import GgufFile, open_gguf
 from jaxalign.model.gguf_tokenizer import read_gguf_tokenizer
 from jaxalign.model.hf_config import MOST_LAYERS, Keys, extended_positions, yarn_attention
-from jaxalign.model.hf_weights import listed
 from jaxalign.model.product import widest
 from jaxalign.model.weights import Index, Place, Weight, assemble, place_whole, weight_table
 

@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
 from jaxalign import files
-from jaxalign.errors import InputError
+from jaxalign.errors import InputError, listed
 from jaxalign.metrics_log import warn
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.product import widest
@@ -145,11 +145,6 @@ def save_params(
         total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
         metadata = {"total_parameters": parameters, "total_size": total}
         files.write_json(folder / INDEX, {"metadata": metadata, "weight_map": weight_map})
-
-
-def listed(names: list[str]) -> str:
-    """The first five names, and how many more there are."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:

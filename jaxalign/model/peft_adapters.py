@@ -21,11 +21,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from jaxalign import files
-from jaxalign.errors import InputError
+from jaxalign.errors import InputError, listed
 from jaxalign.metrics_log import say
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.hf_config import Keys
-from jaxalign.model.hf_weights import listed
 from jaxalign.model.hub import HubId, hub_id
 from jaxalign.model.lora import LoraConfig, lora_shapes, projection_sizes
 
