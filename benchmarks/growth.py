@@ -31,7 +31,6 @@ from jaxalign.cli.loading import config_and_tokenizer
 from jaxalign.cli.train import plans
 from jaxalign.data import batches
 from jaxalign.data.batches import BatchPlan, TokenisedPairs, fit_pairs
-from jaxalign.data.folders import MINI
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.pair_files import read_pairs
 from jaxalign.data.pairs import QuestionPair
@@ -39,6 +38,7 @@ from jaxalign.data.tasks import TASKS, read_task_rows
 from jaxalign.data.templates import edges, render_all
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
+from jaxalign.files import MINI
 
 WAYS = ("before", "after")
 LAYOUTS = {"pairs": {}, "rows": {"pairs_per_step": 0, "rows_per_step": 16}}

@@ -19,12 +19,11 @@ import numpy as np
 from probe_ways import PROBES, WAYS
 from workers import Worker, exit_code, surroundings, take_turns
 
-from jaxalign.data.folders import data_folder, exemplars_file
 from jaxalign.data.languages import parse_languages
 from jaxalign.data.prompts import read_exemplars
 from jaxalign.data.tasks import parse_rows
 from jaxalign.data.tokenizer import load_tokenizer
-from jaxalign.files import write_json
+from jaxalign.files import data_folder, exemplars_file, write_json
 from jaxalign.probing.logit_lens import word_sets
 from jaxalign.probing.prompts import ProbeData, probe_prompts
 

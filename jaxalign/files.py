@@ -1,6 +1,8 @@
 """Reading and writing files: errors that name the place, and writes that are whole or absent.
 
 What a training run writes may lie in a bucket of Google Cloud Storage, `gs://BUCKET/...`; all else is on this machine.
+
+Where data lies: the shipped mini set, or a folder of the study's layout (ap_emotion/, snli/, paws/).
 """
 
 import hashlib
@@ -315,3 +317,23 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         # transformers reads a file only if it says which framework's layout it has.
         save_file(dict(tensors), partial, metadata={"format": "pt"})
         partial.chmod(mode)  # safetensors lets nobody else read what it writes
+
+
+MINI = Path(__file__).parent / "mini"
+
+
+def data_folder(name: str) -> Path:
+    """The folder that `--config.data` names: `mini`, or a path."""
+    if name == "mini":
+        return MINI
+    folder = Path(name)
+    if not folder.is_dir():
+        raise InputError(f"data={name}: no such folder; it holds ap_emotion/, snli/ and paws/, or is 'mini'")
+    return folder
+
+
+def exemplars_file(data: Path, name: str) -> Path:
+    """The few-shot exemplars that `--config.exemplars` names (`mini`: the shipped); the data folder's own if none."""
+    if name == "mini":
+        return MINI / "exemplars.json"
+    return Path(name) if name else data / "exemplars.json"

@@ -25,8 +25,8 @@ import jax
 
 from jaxalign.errors import InputError
 from jaxalign.files import AnyPath, check_writable, is_remote
-from jaxalign.hosts import of_the_first, processes
-from jaxalign.metrics_log import say
+from jaxalign.log import say
+from jaxalign.runtime import of_the_first, processes
 
 BEAT_SECONDS = 10.0
 SILENT_SECONDS = 60.0

@@ -11,20 +11,22 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from jaxalign.crossed_bootstrap import crossed_bootstrap, resampled_means, variance_parts
 from jaxalign.statistics import (
     benjamini_hochberg,
     bootstrap_interval,
     bootstrap_intervals,
     centred,
     correlations,
+    crossed_bootstrap,
     holm,
     mcnemar_exact,
     mean_and_half_width,
     resampled_correlations,
+    resampled_means,
     seed_deviation,
     sign_flip_p_values,
     smallest_detectable_difference,
+    variance_parts,
     wilson_interval,
 )
 

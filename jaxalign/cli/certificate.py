@@ -19,12 +19,11 @@ from ml_collections import ConfigDict
 from jaxalign.cli.independent import Independent, independent_run, is_installed
 from jaxalign.cli.loading import Model, load_model, merged, model_path, with_adapter
 from jaxalign.cli.provenance import versions
-from jaxalign.data.folders import MINI
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.tasks import TASKS, read_task_rows
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
-from jaxalign.files import path_of, published, sha256_of
+from jaxalign.files import MINI, path_of, published, sha256_of
 from jaxalign.model.hf_weights import stored_types
 from jaxalign.model.hub import model_name
 from jaxalign.model.lora import LoraConfig

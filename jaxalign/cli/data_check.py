@@ -25,7 +25,6 @@ from jaxalign.data.description import (
     summary,
     token_lengths,
 )
-from jaxalign.data.folders import data_folder
 from jaxalign.data.pair_files import read_pairs
 from jaxalign.data.pairs import QuestionPair
 from jaxalign.data.tasks import TASKS, Task, read_task_rows, task_file
@@ -33,7 +32,7 @@ from jaxalign.data.templates import resolve_template
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.data.validation import errors_of
 from jaxalign.errors import InputError
-from jaxalign.files import write_json
+from jaxalign.files import data_folder, write_json
 from jaxalign.reporting.escaping import one_line
 
 

@@ -28,10 +28,10 @@ from jaxalign.evaluation.grid import evaluate_grid
 from jaxalign.evaluation.score_labels import Scorer
 from jaxalign.files import write_text
 from jaxalign.holding import held
-from jaxalign.hosts import agree
-from jaxalign.metrics_log import tell
+from jaxalign.log import tell
 from jaxalign.model.hub import model_name
 from jaxalign.reporting.models import check_of_one_model
+from jaxalign.runtime import agree
 
 
 def evaluate(config: ConfigDict, paths: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ from jaxalign.cli.provenance import command, versions
 from jaxalign.cli.verify import refuse_faults, verdict
 from jaxalign.errors import InputError
 from jaxalign.files import AnyPath, path_of, read_json, whole_folder, write_json, write_text
-from jaxalign.metrics_log import say
+from jaxalign.log import say
 from jaxalign.model.fingerprint import weights_sha256
 from jaxalign.model.hf_config import decoder_name
 from jaxalign.model.hf_weights import save_params

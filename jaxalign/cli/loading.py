@@ -14,16 +14,14 @@ from ml_collections import ConfigDict
 
 from jaxalign import runtime
 from jaxalign.cli.packaged_model import packaged_gguf
-from jaxalign.data.folders import data_folder, exemplars_file
 from jaxalign.data.languages import language_of, parse_languages
 from jaxalign.data.pairs import Rendering
 from jaxalign.data.prompts import Exemplars, read_exemplars
 from jaxalign.data.tasks import TASKS, Task, task_named
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
 from jaxalign.errors import InputError, listed
-from jaxalign.files import AnyPath, is_remote, local_path, path_of, sha256_of
-from jaxalign.hosts import agree, processes
-from jaxalign.metrics_log import warn
+from jaxalign.files import AnyPath, data_folder, exemplars_file, is_remote, local_path, path_of, sha256_of
+from jaxalign.log import warn
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.fingerprint import weights_sha256
 from jaxalign.model.gguf import load_gguf_params, read_gguf_config, read_gguf_tokenizer
@@ -39,6 +37,7 @@ from jaxalign.model.transformer import Decoder
 from jaxalign.model.weights import Leaf, Place, place_on
 from jaxalign.reporting.fields import field, read_object
 from jaxalign.reporting.runs import read_run_document
+from jaxalign.runtime import agree, processes
 from jaxalign.training.checkpoint import check_name, read_trained
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}

@@ -136,7 +136,7 @@ def run(arguments: Sequence[str]) -> None:
     if wants_help:
         print(verb_usage(verb, flags))
         return
-    from jaxalign import hosts, runtime
+    from jaxalign import runtime
     from jaxalign.cli.configuration import config_from_flags
 
     config = config_from_flags(flags, default_config(verb))
@@ -144,10 +144,10 @@ def run(arguments: Sequence[str]) -> None:
         quieten()
     runtime.start(waits_for_notice=verb == "train")
     if verb not in TOGETHER:
-        hosts.alone(f"jaxalign {verb}")
+        runtime.alone(f"jaxalign {verb}")
     module, function = VERBS[verb][0].split(".")
     getattr(importlib.import_module(f"jaxalign.cli.{module}"), function)(config, paths)
-    hosts.wait_for_all()
+    runtime.wait_for_all()
 
 
 def quieten() -> None:

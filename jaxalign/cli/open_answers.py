@@ -11,7 +11,6 @@ from jaxalign.cli.data import gather_pairs
 from jaxalign.cli.loading import Model, chosen_languages, out_folder, rendering, split_list
 from jaxalign.cli.provenance import provenance
 from jaxalign.data.batches import fit_pairs, round_up, split_heldout
-from jaxalign.data.folders import data_folder
 from jaxalign.data.math_problems import MATH_LANGUAGES, MATH_TASKS, read_problems
 from jaxalign.data.pair_files import read_pairs
 from jaxalign.data.pairs import QuestionPair
@@ -22,8 +21,8 @@ from jaxalign.errors import InputError
 from jaxalign.evaluation.generate import Generator
 from jaxalign.evaluation.open_answers import evaluate_open
 from jaxalign.evaluation.open_cells import TRANSLATION, OpenCell, math_cell, translation_cells
-from jaxalign.files import AnyPath, path_of
-from jaxalign.metrics_log import tell
+from jaxalign.files import AnyPath, data_folder, path_of
+from jaxalign.log import tell
 from jaxalign.reporting.fields import field, texts
 from jaxalign.reporting.runs import read_run_document
 from jaxalign.training.checkpoint import read_trained

@@ -13,7 +13,7 @@ from jaxalign.cli.train import check_train_settings, lora_config, step_configs
 from jaxalign.data.batches import BatchLayout, round_up
 from jaxalign.errors import InputError
 from jaxalign.evaluation.score_labels import SHORTEST_ROW
-from jaxalign.metrics_log import say
+from jaxalign.log import say
 from jaxalign.model import architectures
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.gguf import gguf_types, read_gguf_config

@@ -29,8 +29,7 @@ from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import GridData, cell_keys
 from jaxalign.files import whole_file, write_text
 from jaxalign.holding import check_held, held
-from jaxalign.hosts import agree
-from jaxalign.metrics_log import is_hidden, tell
+from jaxalign.log import is_hidden, tell
 from jaxalign.model.quantised import SCHEMES
 from jaxalign.probing.activation_counts import write_neuron_counts
 from jaxalign.probing.attribution import write_attribution
@@ -49,6 +48,7 @@ from jaxalign.reporting.neuron_effects import NEURON_EFFECTS
 from jaxalign.reporting.neuron_plots import effect_heat_map
 from jaxalign.reporting.probe_files import read_probes
 from jaxalign.reporting.probe_sections import chosen_layers, token_map_text
+from jaxalign.runtime import agree
 
 PROBES = ("logit_lens", "attribution", "pca", "geometry", "neurons", "masking", "masked_accuracy", "transplant")
 MASKING = {"masking", "masked_accuracy", "transplant"}

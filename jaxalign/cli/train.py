@@ -23,7 +23,6 @@ from jaxalign.cli.loading import (
 from jaxalign.cli.provenance import provenance
 from jaxalign.cli.stages import files_of_stages, stage_configs
 from jaxalign.cli.watch import check_watch_settings, watch_hooks
-from jaxalign.curves import CurvesConfig
 from jaxalign.data.batches import (
     BatchLayout,
     BatchPlan,
@@ -39,14 +38,14 @@ from jaxalign.data.templates import edges, render_all, resolve_template
 from jaxalign.errors import InputError
 from jaxalign.files import check_bucket, path_of, recorded
 from jaxalign.holding import held
-from jaxalign.hosts import agree
-from jaxalign.metrics_log import say
+from jaxalign.log import CurvesConfig, say
 from jaxalign.model.fingerprint import weights_sha256
 from jaxalign.model.hf_config import decoder_name
 from jaxalign.model.hub import model_name
 from jaxalign.model.lora import LoraConfig, lora_shapes
 from jaxalign.model.quantised import SCHEMES
 from jaxalign.model.transformer import REMAT_POLICIES
+from jaxalign.runtime import agree
 from jaxalign.training import loop
 from jaxalign.training.checkpoint import Kept
 from jaxalign.training.optimizer import OptimizerConfig

@@ -16,7 +16,7 @@ from jaxalign.data.fields import json_rows, numbered, object_of, text_of
 from jaxalign.data.languages import did_you_mean, known_language, language_of
 from jaxalign.data.paws_x import is_paws_x, paws_x_folder, read_paws_x
 from jaxalign.errors import InputError, gather
-from jaxalign.metrics_log import warn
+from jaxalign.log import warn
 
 Split = Literal["test", "train"]
 

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as TokenizerFile
 
-from jaxalign.data.folders import MINI
 from jaxalign.errors import InputError, listed
-from jaxalign.files import read_json, read_text
-from jaxalign.metrics_log import warn
+from jaxalign.files import MINI, read_json, read_text
+from jaxalign.log import warn
 from jaxalign.sentence_piece import is_marker, read_sentence_piece
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from jaxalign.data.paws_x import is_paws_x, paws_x_folder
 from jaxalign.data.prompts import Exemplars, read_exemplars
 from jaxalign.data.tasks import TASKS, TaskFile, TaskRow, read_objects, read_task_rows, task_file_named
 from jaxalign.errors import InputError, messages_of
-from jaxalign.metrics_log import warn
+from jaxalign.log import warn
 
 ALL_ROWS = slice(None)
 Check = Callable[[], Any]

@@ -10,7 +10,7 @@ import jax
 from jaxalign.errors import InputError
 from jaxalign.files import read_json, write_json
 from jaxalign.holding import check_held
-from jaxalign.hosts import EndsAll, of_the_first, processes
+from jaxalign.runtime import EndsAll, of_the_first, processes
 
 CELL_ERRORS = (InputError, jax.errors.JaxRuntimeError)
 """What may be wrong with one cell while others are fine: its data, or memory at its lengths."""

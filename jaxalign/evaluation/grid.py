@@ -21,9 +21,9 @@ from jaxalign.evaluation.cells import Cell, CellKey, GridData, render_cell
 from jaxalign.evaluation.records import records_of, summary
 from jaxalign.evaluation.score_labels import Scorer
 from jaxalign.files import write_json, write_json_lines
-from jaxalign.hosts import agree, of_the_first
-from jaxalign.metrics_log import is_hidden
+from jaxalign.log import is_hidden
 from jaxalign.model.fingerprint import weights_sha256
+from jaxalign.runtime import agree, of_the_first
 
 TASK_VERSIONS = {"emotion": 1, "snli": 1, "paws": 1}
 """Raised when a task's prompts, candidate sets or scoring change: only scores of equal version compare."""

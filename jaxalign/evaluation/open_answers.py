@@ -18,9 +18,9 @@ from jaxalign.evaluation.cell_files import CELL_ERRORS, cell_failure, finished_o
 from jaxalign.evaluation.generate import Answer, GenerationCounts, Generator
 from jaxalign.evaluation.open_cells import TRANSLATION, OpenCell
 from jaxalign.files import write_json, write_json_lines
-from jaxalign.hosts import agree, of_the_first
-from jaxalign.metrics_log import is_hidden
+from jaxalign.log import is_hidden
 from jaxalign.model.fingerprint import weights_sha256
+from jaxalign.runtime import agree, of_the_first
 
 OPEN_TASK_VERSIONS = {"mgsm": 2, "msvamp": 2, TRANSLATION: 1}
 """Raised when a task's prompts, limits or extraction change: only scores of equal version compare."""

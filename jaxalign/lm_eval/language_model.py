@@ -24,10 +24,10 @@ from jaxalign.data.batches import round_up
 from jaxalign.errors import InputError
 from jaxalign.evaluation.continuations import ContinuationScorer, Score
 from jaxalign.evaluation.generate_until import UntilGenerator
-from jaxalign.hosts import alone
 from jaxalign.lm_eval.chat_templates import NotRendered, Renderer
-from jaxalign.metrics_log import say
+from jaxalign.log import say
 from jaxalign.model.hf_config import read_end_ids
+from jaxalign.runtime import alone
 
 ARGUMENTS = ("path", "adapter", "dtype", "param_dtype", "batch_tokens", "max_length")
 OF_HF = {"pretrained": "path", "peft": "adapter"}

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from jaxalign import files
 from jaxalign.errors import InputError, listed
-from jaxalign.metrics_log import warn
+from jaxalign.log import warn
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.product import widest
 from jaxalign.model.weights import Index, Place, Weight, assemble, place_whole, weight_table

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 
 from jaxalign import files
 from jaxalign.errors import InputError, listed
-from jaxalign.metrics_log import say
+from jaxalign.log import say
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.hf_config import Keys
 from jaxalign.model.hub import HubId, hub_id

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxalign.crossed_bootstrap import crossed_bootstrap
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.errors import InputError
 from jaxalign.reporting.correlations import CorrelationChange, correlation_change
@@ -20,6 +19,7 @@ from jaxalign.reporting.results import Cell, Prediction
 from jaxalign.reporting.tables import AccuracyRow, Comparison, block_title
 from jaxalign.statistics import (
     benjamini_hochberg,
+    crossed_bootstrap,
     holm,
     mcnemar_exact,
     seed_deviation,

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.crossed_bootstrap import Gain, crossed_bootstrap
 from jaxalign.probing.likeness import MEASURES, row_values
 from jaxalign.reporting.probe_files import Probe
 from jaxalign.reporting.tables import language_title
-from jaxalign.statistics import bootstrap_intervals, holm, sign_flip_p_values
+from jaxalign.statistics import Gain, bootstrap_intervals, crossed_bootstrap, holm, sign_flip_p_values
 
 LEVEL = 0.05
 HEADLINE = {"cka": "CKA", "retrieval_centred": "retrieval@1", "reciprocal_rank_centred": "recip. rank"}

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxalign.errors import InputError
 from jaxalign.files import AnyPath
-from jaxalign.metrics_log import whole_rows
+from jaxalign.log import whole_rows
 from jaxalign.reporting.fields import field, languages, read_object
 
 RUN_FILES = ("run.json", "metrics.jsonl")

@@ -23,9 +23,9 @@ import orbax.checkpoint as ocp
 from jaxalign import files
 from jaxalign.errors import InputError
 from jaxalign.files import AnyPath
-from jaxalign.hosts import agree
 from jaxalign.model.fingerprint import weights_sha256
 from jaxalign.model.lora import LoraConfig
+from jaxalign.runtime import agree
 from jaxalign.training.damage import Damaged, damage_told, has_code
 from jaxalign.training.step import TrainState
 

@@ -12,15 +12,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jaxalign import files
-from jaxalign.curves import CurvesConfig
 from jaxalign.data.batches import Batch, BatchPlan, prefetch
 from jaxalign.errors import InputError, Preempted
 from jaxalign.holding import check_held
-from jaxalign.hosts import agree
-from jaxalign.metrics_log import MetricsLog, Progress, say
+from jaxalign.log import CurvesConfig, MetricsLog, Progress, say
 from jaxalign.model.lora import check_adapter, init_lora
 from jaxalign.model.sharding import laid_out
 from jaxalign.model.transformer import Decoder
+from jaxalign.runtime import agree
 from jaxalign.training import checkpoint
 from jaxalign.training.bad_steps import NonFiniteStep, dump_bad_step
 from jaxalign.training.optimizer import OptimizerConfig, cosine_schedule, make_optimizer

@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from jaxalign import files
 from jaxalign.errors import InputError
 from jaxalign.files import AnyPath
-from jaxalign.metrics_log import say
+from jaxalign.log import say
 from jaxalign.model.sharding import spread
 from jaxalign.training.checkpoint import (
     ARRAYS,

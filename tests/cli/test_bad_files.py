@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxalign.data.folders import MINI
-from jaxalign.metrics_log import warn
+from jaxalign.files import MINI
+from jaxalign.log import warn
 from tests.reporting.folders import write_evaluation
 
 EVALUATE = ("evaluate", "--config.languages=en,de", "--config.rows=0:4")

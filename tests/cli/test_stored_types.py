@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from jaxalign.cli.configuration import config_from_flags
 from jaxalign.cli.loading import load_model, merged
 from jaxalign.cli.plan import stored_type
-from jaxalign.metrics_log import warn
+from jaxalign.log import warn
 from jaxalign.model import architectures, hf_weights
 from tests.cli.conftest import TRAIN
 from tests.cli.test_plan import TOY

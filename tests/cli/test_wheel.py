@@ -19,7 +19,7 @@ ACCELERATOR = re.compile(r"jax(lib)?\[|libtpu|jax-cuda|jax-rocm|jax-metal|cuda|n
 
 LOOK = """
 from jaxalign.cli.configuration import load_config, shipped_configs
-from jaxalign.data.folders import MINI
+from jaxalign.files import MINI
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.tasks import TASKS, read_task_rows
 from jaxalign.model import architectures

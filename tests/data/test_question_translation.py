@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from jaxalign.data.build import build_examples
-from jaxalign.data.folders import MINI
 from jaxalign.data.pair_files import read_pairs
 from jaxalign.data.question_translation import QuestionTranslation, QuestionTranslationConfig
 from jaxalign.data.tasks import TASKS
 from jaxalign.errors import InputError
+from jaxalign.files import MINI
 
 
 def test_mini_configuration_round_trips(tmp_path):

@@ -14,11 +14,11 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from jaxalign.data.build import build_examples
-from jaxalign.data.folders import MINI
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.pair_files import read_pairs
 from jaxalign.data.pairs import QuestionPair
 from jaxalign.data.tasks import TASKS
+from jaxalign.files import MINI
 
 
 @dataclass(kw_only=True)

@@ -34,13 +34,13 @@ from jaxalign.cli.watch import check_watch_settings
 from jaxalign.data.pairs import QuestionPair, pair_of
 from jaxalign.errors import InputError, gather
 from jaxalign.files import AnyPath, check_bucket, local_path, path_of, read_json, read_npz
-from jaxalign.hosts import alone, wait_for_all
 from jaxalign.reporting.gains import Gains, measure_gains
 from jaxalign.reporting.html import write_report
 from jaxalign.reporting.probe_files import Probe
 from jaxalign.reporting.results import Results, read_results
 from jaxalign.reporting.runs import TrainingRun, read_run
 from jaxalign.reporting.tables import compare as pair
+from jaxalign.runtime import alone, wait_for_all
 
 PathLike = str | Path
 Record = QuestionPair | Mapping[str, Any]
