@@ -32,8 +32,7 @@ from jaxalign.cli.train import plans
 from jaxalign.data import batches
 from jaxalign.data.batches import BatchPlan, TokenisedPairs, fit_pairs
 from jaxalign.data.languages import LANGUAGES
-from jaxalign.data.pair_files import read_pairs
-from jaxalign.data.pairs import QuestionPair
+from jaxalign.data.pairs import QuestionPair, read_pairs
 from jaxalign.data.tasks import TASKS, read_task_rows
 from jaxalign.data.templates import edges, render_all
 from jaxalign.data.tokenizer import Tokenizer

@@ -29,7 +29,7 @@ from workers import Worker, exit_code, surroundings, take_turns
 from jaxalign.cli.configuration import config_from_flags
 from jaxalign.cli.train import lora_config, plans, step_configs
 from jaxalign.data.batches import BatchPlan, fit_pairs
-from jaxalign.data.pair_files import read_pairs
+from jaxalign.data.pairs import read_pairs
 from jaxalign.data.templates import render_all, resolve_template
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.files import write_json

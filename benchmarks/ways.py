@@ -81,7 +81,7 @@ def ours(folder: Path, words: bool) -> tuple[Way, Any]:
     """jaxalign's scorer, and the way."""
     import jax.numpy as jnp
 
-    from jaxalign.data.label_queries import Continuation, LabelQuery
+    from jaxalign.data.prompts import Continuation, LabelQuery
     from jaxalign.evaluation.score_labels import Scorer
     from jaxalign.model.hf_config import read_config
     from jaxalign.model.hf_weights import load_params

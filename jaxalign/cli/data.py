@@ -7,9 +7,8 @@ from ml_collections import ConfigDict
 
 from jaxalign.cli.loading import chosen_tasks, out_folder, rendering, split_list
 from jaxalign.data.build import build_examples, write_pairs
-from jaxalign.data.pair_files import read_pairs
-from jaxalign.data.pairs import QuestionPair
-from jaxalign.data.study_import import import_study
+from jaxalign.data.pairs import QuestionPair, read_pairs
+from jaxalign.data.study import import_study
 from jaxalign.data.tasks import parse_rows
 from jaxalign.errors import InputError
 from jaxalign.files import data_folder, local_path

@@ -15,22 +15,21 @@ from jaxalign.cli.loading import (
     out_folder,
     rendering,
 )
-from jaxalign.data.description import (
+from jaxalign.data.check import (
     control_characters,
     describe_labels,
     describe_languages,
     doubles,
+    errors_of,
     rendered_lengths,
     rows_among,
     summary,
     token_lengths,
 )
-from jaxalign.data.pair_files import read_pairs
-from jaxalign.data.pairs import QuestionPair
+from jaxalign.data.pairs import QuestionPair, read_pairs
 from jaxalign.data.tasks import TASKS, Task, read_task_rows, task_file
 from jaxalign.data.templates import resolve_template
 from jaxalign.data.tokenizer import Tokenizer
-from jaxalign.data.validation import errors_of
 from jaxalign.errors import InputError
 from jaxalign.files import data_folder, write_json
 from jaxalign.reporting.escaping import one_line

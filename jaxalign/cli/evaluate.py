@@ -19,9 +19,9 @@ from jaxalign.cli.loading import (
 )
 from jaxalign.cli.open_answers import OPEN_TASKS, check_open_answers, evaluate_open_answers, open_tasks
 from jaxalign.cli.provenance import provenance
+from jaxalign.data.check import warn_of_exemplars
 from jaxalign.data.prompts import PromptStyle, Variant, differences_table
 from jaxalign.data.tasks import TASKS, parse_rows, read_task_rows
-from jaxalign.data.validation import warn_of_exemplars
 from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import CellKey, GridData, cell_keys
 from jaxalign.evaluation.grid import evaluate_grid

@@ -12,8 +12,7 @@ from jaxalign.cli.loading import Model, chosen_languages, out_folder, rendering,
 from jaxalign.cli.provenance import provenance
 from jaxalign.data.batches import fit_pairs, round_up, split_heldout
 from jaxalign.data.math_problems import MATH_LANGUAGES, MATH_TASKS, read_problems
-from jaxalign.data.pair_files import read_pairs
-from jaxalign.data.pairs import QuestionPair
+from jaxalign.data.pairs import QuestionPair, read_pairs
 from jaxalign.data.tasks import parse_rows
 from jaxalign.data.templates import render_all, resolve_template
 from jaxalign.data.tokenizer import Tokenizer

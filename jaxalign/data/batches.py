@@ -12,20 +12,56 @@ prompt `P1 P2 P3` and response `R1 R2 E`, in a row of eight positions:
 
 The last id is only ever a target, so a pair of six ids takes five positions. A second pair in the same row would
 follow with segment 2 and positions from 0; attention never crosses segments, and segment 0 is padding.
+
+Which texts share a row of positions: best-fit decreasing bins.
 """
 
 import hashlib
 from array import array
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
 from jaxalign.errors import InputError
-from jaxalign.packing import best_fit_bins
+
+
+def best_fit_bins(lengths: np.ndarray, capacity: int) -> list[list[int]]:
+    """Packs items into bins of `capacity`, longest first, each into the fullest bin that still holds it.
+
+    Args:
+      lengths: int [n], each at most `capacity`.
+      capacity: positions in a bin.
+
+    Returns:
+      One list of item indices per bin. Equal lengths keep their order, and of equally full bins the first is taken, so
+      the result is a function of the input.
+    """
+    bins: list[list[int]] = []
+    of_room: dict[int, list[int]] = {}  # room left -> heap of the bins that have it
+    rooms: list[int] = []  # the keys of `of_room`, ascending
+    order = np.argsort(-lengths, kind="stable")
+    for item, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+        slot = bisect_left(rooms, length)
+        if slot == len(rooms):
+            room, chosen = capacity, len(bins)
+            bins.append([])
+        else:
+            room = rooms[slot]
+            chosen = heappop(of_room[room])
+            if not of_room[room]:
+                del of_room[rooms.pop(slot)]
+        bins[chosen].append(item)
+        if room - length not in of_room:
+            of_room[room - length] = []
+            insort(rooms, room - length)
+        heappush(of_room[room - length], chosen)
+    return bins
 
 
 class Batch(NamedTuple):

@@ -11,17 +11,49 @@ Here a row of any source becomes a pair, by the names of its fields; `pair_files
     translation                          {"de": text, "en": text}, without instruction
 
 source_language and target_language are codes. Prompts that are taken as they are may name them in their instruction.
+
+Files and folders of question pairs, read by suffix:
+
+    .json .jsonl  an array of objects (the study's format), or one object a line; their fields as `pairs` says
+    .csv          a header with the names of fields; quoted as spreadsheets quote, newlines inside quotes kept
+    .tsv          the same, or, as corpora have it, a row a line, where a quotation mark is a character like others
+    .de .sw ...   QAlign's format: line i of DIR/train.de and of DIR/train.en is the same question
+
+Which kind a .tsv is, its quotation marks say. They are a spreadsheet's if it could have written every row so (cells
+that have one are quoted as a whole, with the marks inside doubled) and some were written so for a reason: doubled
+marks, a tab or line end inside a cell, or that the header or all rows below it are quoted. Otherwise they are text.
+Where rows of both kinds meet, or where just the cells with a comma are quoted, as Excel does, the file is refused.
+
+A folder is a prepared data set of TFDS or of Hugging Face (see data_sets), or all the files of pairs in it.
+
+Question pairs of prepared data sets: folders that TFDS or Hugging Face `datasets` wrote.
+
+Of TFDS (ArrayRecord files, no TensorFlow), by features; rows of the split `train`:
+
+    Translation (opus, wmt)                              the other language's text, and the target's
+    translations (ted_multi_translate)                   each source language's text, and the target's, where both are
+    id, question (xquad)                                 split `test` of DIR/de/3.0.0, joined by id with DIR/en/3.0.0
+
+    others                                               whatever `pairs` reads of rows
+
+Of Hugging Face, saved by `save_to_disk`, by columns: `translation`, a text per language, or whatever `pairs` reads.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
-from typing import Any, Literal
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
-from jaxalign.data.fields import is_visible, kind, language_code_of, object_of, text_of
-from jaxalign.data.languages import LANGUAGES, code_of, known_language, language_of
+import numpy as np
+
+from jaxalign.data.fields import Rows, is_visible, json_rows, kind, language_code_of, numbered, object_of, text_of
+from jaxalign.data.languages import LANGUAGES, code_of, did_you_mean, known_language, language_of
 from jaxalign.errors import InputError, gather
+from jaxalign.files import lines_of, read_json, read_text
 
 Instruction = Literal["after", "before"]
 LANGUAGE_FIELDS = ("source_language", "target_language")
@@ -314,3 +346,367 @@ def _not_english(reading: tuple[str, ...], said: str, where: str) -> InputError:
         f"{where}: {' and '.join(reading)} are an English question and its answer, but {said}; a translation has "
         "source and target, or its instruction in input and its response in answer"
     )
+
+
+FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
+"""Of files of pairs, besides the language codes of aligned text."""
+
+
+def read_pairs(paths: Sequence[Path], rendering: Rendering = Rendering()) -> list[QuestionPair]:
+    """All pairs of the files, in file order, texts unchanged.
+
+    Bad files and rows raise InputError: unknown language, missing or empty field, unequal line counts, no pair at all.
+    """
+    return [pair for path in paths for file in pair_files(path) for pair in read_pair_file(file, rendering)]
+
+
+def read_pair_file(path: Path, rendering: Rendering) -> list[QuestionPair]:
+    """The pairs of one file or data set; InputErrors with every bad row and field of it."""
+
+    def pair(row: Callable[[], Any], where: str) -> QuestionPair:
+        return pair_of(row(), rendering, where)
+
+    pairs = gather(partial(pair, row, where) for where, row in _rows_of(path, rendering))
+    if not pairs:
+        raise InputError(f"{path}: no question pairs there")
+    return pairs
+
+
+def pair_files(path: Path) -> list[Path]:
+    """The path itself, or, of a folder that is no data set, the files of pairs in it in order of name.
+
+    Of aligned text files the English side is a target, so the other names the pair.
+    """
+    if not path.is_dir() or is_data_set(path):
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.suffix in FILE_SUFFIXES or _side(file) not in (None, "en"))
+    if not files:
+        raise InputError(
+            f"{path}: neither files of pairs ({', '.join(FILE_SUFFIXES)}, train.de) nor a data set of TFDS or Hugging "
+            "Face"
+        )
+    return files
+
+
+def _rows_of(path: Path, rendering: Rendering) -> Rows:
+    as_json = partial(json_rows, is_row=makes_pairs)
+    readers = {".json": as_json, ".jsonl": as_json, ".csv": _csv_rows, ".tsv": _tsv_rows}
+    if path.is_dir():
+        return read_data_set(path, rendering)
+    if path.suffix in readers:
+        return readers[path.suffix](path)
+    if _side(path):
+        return _aligned_rows(path)
+    if not path.suffix and not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    raise InputError(
+        f"{path}: unknown suffix {path.suffix!r}{did_you_mean(path.suffix, readers)}: {', '.join(readers)} and the "
+        "study's languages (train.de, train.deu_Latn)"
+    )
+
+
+def _csv_rows(path: Path) -> Rows:
+    return _table_rows(path, _quoted_rows("\n".join(lines_of(read_text(path))), ","))
+
+
+def _tsv_rows(path: Path) -> Rows:
+    """As the top of this file says."""
+    lines = lines_of(read_text(path))
+    text, plain = "\n".join(lines), [line.split("\t") for line in lines if line]
+    doubled = _DOUBLED.search(text) or _QUOTED_HEADER.search(lines[0])
+    try:
+        quoted = list(_quoted_rows(text, "\t"))
+    except _NotQuoted as error:
+        if doubled:
+            raise InputError(
+                f"{path}: quotation marks are text in line {error}, but a spreadsheet's around "
+                f"{doubled[0].strip()[:60]!r}; {_EITHER}"
+            ) from None
+        return _table_rows(path, iter(plain), f"; line {error} shows that quotation marks are text here")
+    below = [cell for row in plain[1:] for cell in row]
+    if doubled or any(len(row) != len(plain[0]) for row in plain) or all(cell.startswith('"') for cell in below):
+        return _table_rows(path, iter(quoted))
+    cells = {cell for row in plain for cell in row}
+    marked = {cell for cell in cells if cell.startswith('"')}
+    # Spreadsheets quote cells with a comma, too.
+    if marked and marked == {cell for cell in cells if "," in cell}:
+        raise InputError(f"{path}: is {min(marked)!r} in quotation marks, or quoted for its comma? {_EITHER}")
+    return _table_rows(path, iter(plain))
+
+
+_DOUBLED = re.compile(r'(?:^|\t)"[^"\t\n]*+(?:""[^"\t\n]*+)++"(?=\t|$)', re.MULTILINE)
+_QUOTED_HEADER = re.compile(r'(?:^|\t)"[^\t]*')
+_EITHER = "save it as .csv, where all quotation marks are a spreadsheet's, or as .jsonl"
+
+
+class _NotQuoted(Exception):
+    """A line that no spreadsheet wrote; its number, from 1."""
+
+
+def _quoted_rows(text: str, delimiter: str) -> Iterator[list[str]]:
+    """The cells of every row but blank ones, of a table that a spreadsheet wrote.
+
+    In a .csv a cell that is not quoted may have quotation marks inside. In a .tsv these raise _NotQuoted, and so does a
+    quoted cell that ends in another whole row than it begins in.
+    """
+    bare = r'[^"\t\n]*' if delimiter == "\t" else rf'(?!")[^{delimiter}\n]*'
+    cell = re.compile(rf'(?:"([^"]*+(?:""[^"]*+)*+)"|({bare}))({delimiter}|\n|\Z)')
+    cells: list[str] = []
+    position, start, width, end = 0, 0, 0, delimiter
+    while end:  # it is empty at the end of the text
+        found = cell.match(text, position)
+        if found is None:
+            raise _NotQuoted(text.count("\n", 0, position) + 1)
+        cells.append(found[2] if found[1] is None else found[1].replace('""', '"'))
+        position, end = found.end(), found[3]
+        if end == delimiter:
+            continue
+        lines = text[start : found.start(3)].split("\n")
+        if lines != [""]:
+            width = width or len(cells)
+            if delimiter == "\t" and len(lines) > 1 and all(line.count("\t") == width - 1 for line in lines):
+                raise _NotQuoted(text.count("\n", 0, start) + 1)
+            yield cells
+        cells, start = [], position
+
+
+def _table_rows(path: Path, table: Iterator[list[str]], note: str = "") -> Rows:
+    """The first row has the names of the fields. note: what to say of quotation marks where a row is wrong."""
+    header, row = None, -1
+    try:
+        for cells in table:
+            if header is None:
+                header = cells
+                if twice := sorted({name for name in header if header.count(name) > 1}):
+                    raise InputError(f"{path}: the header has {', '.join(map(repr, twice))} more than once; keep one")
+                continue
+            row += 1
+            where = f"{path}, row {row}"
+            yield where, partial(_row_of_cells, header, cells, where, note)
+    except _NotQuoted as error:
+        raise InputError(
+            f"{path}, row {row + 1} (line {error}): a quoted cell ends in a quotation mark; those inside are doubled"
+        ) from None
+
+
+def _row_of_cells(header: list[str], cells: list[str], where: str, note: str) -> Mapping[str, str]:
+    if len(cells) != len(header):
+        raise InputError(f"{where}: {len(cells)} columns, but the header has {len(header)}{note}")
+    return dict(zip(header, cells, strict=True))
+
+
+def _aligned_rows(path: Path) -> Rows:
+    """Line-aligned text: `path` is the source side, its sibling .en (or else the only other one) the target."""
+    sibling = _target_side(path)
+    sources, targets = (lines_of(read_text(side)) for side in (path, sibling))
+    if len(sources) != len(targets):
+        raise InputError(f"{path}: {len(sources)} lines, but {sibling} has {len(targets)}; line i must match line i")
+    codes = str(_side(path)), str(_side(sibling))
+
+    def row_of(number: int, source: str, target: str) -> Mapping[str, str]:
+        for side, text in ((path, source), (sibling, target)):
+            if not is_visible(text):
+                raise InputError(f"{side}, row {number}: empty line; leave the line out of both sides")
+        return parallel_row(source, target, *codes)
+
+    for number, texts in enumerate(zip(sources, targets, strict=True)):
+        yield f"{path}, row {number}", partial(row_of, number, *texts)
+
+
+def _target_side(path: Path) -> Path:
+    beside = (file for file in sorted(path.parent.iterdir()) if file.stem == path.stem)
+    found = [file for file in beside if _side(file) not in (None, _side(path)) and file.is_file()]
+    english = [file for file in found if _side(file) == "en"]
+    for sides in (english, found):
+        if len(sides) == 1:
+            return sides[0]
+    names = " and ".join(sibling.name for sibling in found) or "none"
+    raise InputError(
+        f"{path}: its target side must lie beside it, as {path.stem}.en or as the only other; found {names}"
+    )
+
+
+def _side(path: Path) -> str | None:
+    """The code of the language that a file's suffix names; None for other suffixes."""
+    language = known_language(path.suffix[1:])
+    return language.code if language else None
+
+
+class Directions(NamedTuple):
+    """The languages, by code, whose texts become prompts, and the one whose texts are the responses."""
+
+    sources: Sequence[str]
+    target: str
+
+
+def is_data_set(folder: Path) -> bool:
+    """Whether a folder is a prepared data set of TFDS or Hugging Face."""
+    return (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file()
+
+
+def read_data_set(folder: Path, rendering: Rendering) -> Rows:
+    """The rows of a data set, one for each pair; what is no such set, or broken, raises InputError."""
+    info = read_json(folder / "dataset_info.json") if (folder / "dataset_info.json").is_file() else None
+    if isinstance(info, dict) and info and all(isinstance(entry, dict) for entry in info.values()):
+        files = [f"{folder}/{entry['file_name']}" for entry in info.values() if "file_name" in entry]
+        raise InputError(
+            f"{folder}: its dataset_info.json lists data sets of LLaMA-Factory; name the files of pairs one by one "
+            f"({', '.join(files) or 'it names none that lie here'}), which are read by the names of their own fields"
+        )
+    is_hugging_face = (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+    return (_read_hugging_face if is_hugging_face else _read_tfds)(folder, rendering)
+
+
+# TFDS
+
+
+def tfds_features(folder: Path) -> Mapping[str, Any]:
+    """Name -> feature."""
+    with _loading(folder):
+        return _builder(folder).info.features
+
+
+def tfds_rows(folder: Path, split: str) -> Iterator[dict[str, Any]]:
+    """The rows of a split, texts decoded, sequences as lists."""
+    with _loading(folder):
+        builder = _builder(folder)
+        if split not in builder.info.splits:
+            raise InputError(f"{folder}: no split {split!r}; there are {', '.join(builder.info.splits) or 'none'}")
+        for row in builder.as_data_source(split):
+            yield _decoded(row)
+
+
+def _builder(folder: Path) -> Any:
+    # Slow to import, and only these folders need it.
+    import tensorflow_datasets as tfds
+
+    return tfds.builder_from_directory(folder)
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _decoded(item) for name, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return _decoded(value.tolist())
+    if isinstance(value, list):
+        return [_decoded(item) for item in value]
+    return value.decode("utf-8") if isinstance(value, bytes) else value
+
+
+def _read_tfds(folder: Path, rendering: Rendering) -> Rows:
+    features = tfds_features(folder)
+    names = set(features)
+    if makes_pairs(names):
+        return numbered(folder, tfds_rows(folder, "train"))
+    if names >= {"id", "question"}:
+        return _joined_by_id(folder, rendering)
+    if "translations" in names:
+        directions = _directions(features["translations"].languages, rendering, folder)
+        talks = (row["translations"] for row in tfds_rows(folder, "train"))
+        texts = (dict(zip(talk["language"], talk["translation"], strict=True)) for talk in talks)
+        return _translated(folder, texts, directions)
+    if type(features).__name__ == "Translation":
+        directions = _directions(features, rendering, folder)
+        # OPUS's lines have kept their ends.
+        rows = ({name: text.removesuffix("\n") for name, text in row.items()} for row in tfds_rows(folder, "train"))
+        return _translated(folder, rows, directions)
+    raise not_pairs(names, f"{folder}: a data set")
+
+
+def _joined_by_id(folder: Path, rendering: Rendering) -> Rows:
+    """Each question of one language's data set with that of the target's, which lies beside it."""
+    source = language_of(folder.parent.name, str(folder)).code
+    root = folder.parent.parent
+    named = [other.name for other in root.iterdir() if code_of(other.name) == rendering.target]
+    target_folder = root / (named[0] if len(named) == 1 else rendering.target) / folder.name
+    if source == rendering.target or not is_data_set(target_folder):
+        raise InputError(
+            f"{folder}: {target_folder} is needed beside it, in another language: the questions are joined by id; "
+            "config.build.target names the language"
+        )
+    targets = {row["id"]: row for row in tfds_rows(target_folder, "test")}
+
+    def joined(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+        if row["id"] not in targets:
+            raise InputError(f"{where}, field 'id': {row['id']!r} is not in {target_folder}")
+        return parallel_row(row["question"], targets[row["id"]]["question"], source, rendering.target)
+
+    for index, row in enumerate(tfds_rows(folder, "test")):
+        where = f"{folder}, row {index}"
+        yield where, partial(joined, row, where)
+
+
+# Hugging Face
+
+
+def _read_hugging_face(folder: Path, rendering: Rendering) -> Rows:
+    if find_spec("datasets") is None:
+        raise InputError(f"{folder}: saved by Hugging Face datasets; pip install 'jaxalign[datasets]' to read it")
+    # Slow to import, and only these folders need it.
+    import datasets
+
+    with _loading(folder):
+        rows: Any = datasets.load_from_disk(str(folder))
+    if isinstance(rows, datasets.DatasetDict):
+        if "train" not in rows:
+            raise InputError(f"{folder}: no split 'train'; there are {', '.join(rows)}: name the folder of one")
+        rows = rows["train"]
+    names = set(rows.column_names)
+    if makes_pairs(names - {"translation"}):
+        return numbered(folder, rows)
+    if "translation" in names:
+        feature = rows.features["translation"]
+        languages = getattr(feature, "languages", feature)
+        if not isinstance(languages, dict | list | tuple):
+            raise InputError(f"{folder}: the column 'translation' does not hold a text per language")
+        directions = _directions(languages, rendering, folder)
+        return _translated(folder, (row["translation"] for row in rows), directions)
+    raise not_pairs(names, f"{folder}: a data set")
+
+
+# Both
+
+
+@contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    """Whatever a broken data set makes of the libraries, as one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(
+            f"{folder}: the data set does not load ({reason}); is it whole, and (TFDS) in ArrayRecord files?"
+        ) from None
+
+
+def _translated(folder: Path, rows: Iterable[Mapping[str, str]], directions: Directions) -> Rows:
+    """A pair of every row for each source language that it has, if it has the target. rows: language -> text."""
+    for index, row in enumerate(rows):
+        # Where a row has a language under several names, the study's own is the one meant, or else the first in order:
+        # zh before zh-CN before zh-TW.
+        names = sorted(row, key=lambda name: (name not in LANGUAGES, name), reverse=True)
+        texts = {code_of(name): row[name] for name in names}
+        for source in directions.sources:
+            if source in texts and directions.target in texts:
+                sides = texts[source], texts[directions.target]
+                yield f"{folder}, row {index}", partial(parallel_row, *sides, source, directions.target)
+
+
+def _directions(names: Iterable[str], rendering: Rendering, folder: Path) -> Directions:
+    """Into the target: from the other language of two, or from the chosen sources of more."""
+    names = list(names)
+    there = [code for code in LANGUAGES if code in map(code_of, names)]
+    if rendering.target not in there:
+        raise InputError(
+            f"{folder}: no text in {rendering.target}; set config.build.target to one of {' '.join(there)}"
+        )
+    others = [code for code in there if code != rendering.target]
+    sources = others if len(names) == 2 else rendering.sources
+    if not sources or not set(sources) <= set(others):
+        raise InputError(
+            f"{folder}: no translation from {' '.join(sources) or 'a language of the study'} into {rendering.target}; "
+            f"set config.build.sources to some of {' '.join(others)}"
+        )
+    return Directions(sources, rendering.target)

@@ -12,17 +12,42 @@ line (cue + quote + label word + quote), the query's ending right after its open
 A slip is a cue that is the wrong word (`jaxalign/data/mended.py`), a cue that one exemplar has instead of its
 language's, or spaces after an answer. Texts of exemplars and rows are data and stay as they are, also the fourth Hindi
 paws exemplar, whose two sentences mean the same and are labelled different: no cue mends it.
+
+The cues that mended prompts have instead of the study's.
+
+A cue is mended where it is the wrong word: another sense of the English one, a verb where the answer is meant, a word
+of another language. A cue that is one fair choice among several stays, and so does one for which no certain word was
+found. Left so: Swahili `Nguzo: ` (a pillar, also said for a premise); Hindi `आधार: `, Thai `ฐาน: ` and Bengali
+`ভিত্তি: ` (the basis of a conclusion), Russian `Предпосылка: ` and Bulgarian `Предпоставка: ` (a presupposition, also a
+premise); Slovene `Stavek 1: ` (a clause, in common speech a sentence).
+
+Label word -> candidate token ids: the first tokens with which a model may begin to write the word.
+
+The rule is that of the study's evaluation scripts (Zhang et al. 2024), itself from Wendler et al. 2024
+(arXiv 2402.10588). A label's score is the sum of the next-token probabilities over its candidates.
+
+Row -> what is scored: the prompt whose next token gives the label masses, and the label words written after it.
+
+Both Thai words for positive and negative begin with เชิง, so whatever may begin the one may begin the other. Words that
+share a start are told apart after it: the prompt goes on with the start, and the masses are those of what remains.
+
+    ... อารมณ์: "เชิง          the prompt, with the start
+                   บวก | ลบ    the remainders, whose candidates are scored
+
+Whole words are written after the prompt without the start, closing quote included.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from jaxalign.data.fields import object_of, text_of, whole_text
 from jaxalign.data.languages import language_of
-from jaxalign.data.mended import MENDED_CUES
 from jaxalign.data.tasks import TASKS, Task, TaskRow, task_named
+from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.files import read_json
 
@@ -238,3 +263,154 @@ def _exemplar(exemplar: Any, task: Task, where: str) -> Exemplar:
 
 def _renamed(cues: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
     return {names.get(name, name): cue for name, cue in cues.items()}
+
+
+MENDED_CUES: Mapping[tuple[str, str, str], str] = {
+    # (task, language, field name or "answer"): cue
+    ("snli", "fr", "answer"): "Réponse: ",  # répondre: to answer
+    ("snli", "ru", "answer"): "Ответ: ",  # отвечать: to answer
+    ("snli", "sl", "premise"): "Premisa: ",  # predpogoj: a prerequisite
+    ("snli", "sl", "answer"): "Odgovor: ",  # odgovori: answer! or answers
+    ("snli", "ms", "answer"): "Jawapan: ",  # jawab: to answer
+    ("snli", "is", "answer"): "Svar: ",  # svaraðu: answer!
+    ("snli", "sw", "hypothesis"): "Nadharia tete: ",  # left in English
+    ("paws", "fr", "answer"): "Réponse: ",
+    ("paws", "es", "sentence1"): "Oración 1: ",  # sentencia: a judge's sentence
+    ("paws", "es", "sentence2"): "Oración 2: ",
+    ("paws", "ru", "sentence1"): "Предложение 1: ",  # приговор: a judge's sentence
+    ("paws", "ru", "sentence2"): "Предложение 2: ",
+    ("paws", "ru", "answer"): "Ответ: ",  # ответить: to answer
+    ("paws", "sl", "answer"): "Odgovor: ",
+    ("paws", "ms", "answer"): "Jawapan: ",
+    ("paws", "is", "answer"): "Svar: ",
+}
+
+
+def candidate_ids(word: str, tokenizer: Tokenizer, first_tokens: bool = True) -> list[int]:
+    """Sorted, distinct token ids that may begin `word` (non-empty); possibly none, if the vocabulary lacks it.
+
+    Every prefix of the word (in code points), bare or after ▁, that is a vocabulary entry by that exact spelling;
+    for a word that begins outside ASCII also the byte piece <0xHH> of its first UTF-8 byte; but no control token, which
+    is no text. A byte-level vocabulary
+    spells neither form, so there the first token of each prefix is taken as well, unless `first_tokens` is False.
+    """
+    prefixes = [word[:length] for length in range(1, len(word) + 1)]
+    pieces = [*prefixes, *("▁" + prefix for prefix in prefixes)]
+    if not word[0].isascii():
+        pieces.append(f"<0x{word[0].encode('utf-8')[0]:02X}>")
+    found = {tokenizer.vocabulary[piece] for piece in pieces if piece in tokenizer.vocabulary}
+    if first_tokens and tokenizer.is_byte_level:
+        found |= {id for prefix in prefixes for id in tokenizer.ids(prefix)[:1]}
+    return sorted(found - tokenizer.control_ids)
+
+
+def label_candidates(words: Mapping[str, str], tokenizer: Tokenizer, first_tokens: bool = True) -> dict[str, list[int]]:
+    """class -> candidate ids of its label word."""
+    return {name: candidate_ids(word, tokenizer, first_tokens) for name, word in words.items()}
+
+
+def collisions(candidates: Mapping[str, list[int]]) -> dict[tuple[str, str], list[int]]:
+    """Pairs of classes that share candidates -> the shared ids, sorted; pairs that share none are left out.
+
+    A shared id adds the same mass to both labels: it cancels in the prediction but inflates both scores.
+    """
+    shared = {
+        (first, second): sorted(set(candidates[first]) & set(candidates[second]))
+        for first, second in combinations(candidates, 2)
+    }
+    return {pair: ids for pair, ids in shared.items() if ids}
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A label word written after a prompt.
+
+    ids: tokens of prompt, word and closing quote as one text, with a BOS where the tokenizer adds one.
+    scored_from: how many of them the tokenised prompt begins with as well; the log-probabilities of the others, each
+      given all before it, are the word's score. A tokenizer that merges the opening quote with the word's first letter
+      makes this one less than the prompt's length.
+    """
+
+    ids: list[int]
+    scored_from: int
+
+
+@dataclass(frozen=True)
+class LabelQuery:
+    """What is asked about one row.
+
+    prompt: token ids after which the next token gives the label masses.
+    words: one continuation per class, in the task's order of classes; empty where only masses are wanted.
+    """
+
+    prompt: list[int]
+    words: tuple[Continuation, ...]
+
+
+def shared_start(task: Task, language: str, variant: Variant) -> str:
+    """What all label words begin with: เชิง for Thai in-language emotion, "" everywhere else."""
+    words = label_words(task, language, variant).values()
+    return reduce(lambda start, word: start[: common_length(start, word)], words)
+
+
+def scored_candidates(
+    task: Task, language: str, tokenizer: Tokenizer, variant: Variant, style: PromptStyle
+) -> dict[str, list[int]]:
+    """class -> candidate ids after the prompt of a `LabelQuery`, of what remains of the word after the shared start.
+
+    The study's script for irrelevant words does not take the first tokens that a byte-level vocabulary needs.
+    """
+    start = shared_start(task, language, variant)
+    words = label_words(task, language, variant)
+    remainders = {name: word.removeprefix(start) for name, word in words.items()}
+    return label_candidates(remainders, tokenizer, first_tokens=not (style == "study" and variant == "irrelevant"))
+
+
+def label_query(
+    row: TaskRow, exemplars: Exemplars, tokenizer: Tokenizer, variant: Variant, style: PromptStyle
+) -> LabelQuery:
+    """The query of one row; many rows are quicker together."""
+    return label_queries([row], exemplars, tokenizer, variant, style)[0]
+
+
+def label_queries(
+    rows: Sequence[TaskRow], exemplars: Exemplars, tokenizer: Tokenizer, variant: Variant, style: PromptStyle
+) -> list[LabelQuery]:
+    """The query of each row, in their order; a row's query does not depend on the others."""
+    texts = [few_shot_prompt(row, exemplars, variant, style) for row in rows]
+    words = [list(label_words(TASKS[row.task], row.language, variant).values()) for row in rows]
+    starts = [shared_start(TASKS[row.task], row.language, variant) for row in rows]
+    tokenised = tokenizer.batch_prompt_ids(texts)
+    answered = [text + word + '"' for text, own in zip(texts, words, strict=True) for word in own]
+    written = iter(tokenizer.batch_prompt_ids(answered))
+    return [
+        LabelQuery(
+            prompt=_with_start(text, ids, start, tokenizer, style),
+            words=tuple(_continuation(next(written), ids) for _ in own),
+        )
+        for text, ids, start, own in zip(texts, tokenised, starts, words, strict=True)
+    ]
+
+
+def _with_start(text: str, ids: list[int], start: str, tokenizer: Tokenizer, style: PromptStyle) -> list[int]:
+    """The tokenised prompt with the shared start of the words.
+
+    The study appends what an ordinary call makes of the start alone: with SentencePiece a BOS and a ▁ in mid-sequence.
+    """
+    if not start:
+        return ids
+    return ids + tokenizer.prompt_ids(start) if style == "study" else tokenizer.prompt_ids(text + start)
+
+
+def _continuation(ids: list[int], prompt: list[int]) -> Continuation:
+    return Continuation(ids, common_length(prompt, ids))
+
+
+def common_length(first: Sequence[object], second: Sequence[object]) -> int:
+    """How many first elements two sequences share."""
+    if second[: len(first)] == first:  # nearly always, and much quicker than one by one
+        return len(first)
+    for index, (one, other) in enumerate(zip(first, second, strict=False)):
+        if one != other:
+            return index
+    return len(second)

@@ -3,6 +3,8 @@
 Cue and label words are those of the study's evaluation scripts (github.com/Shimao-Zhang/LLM-Multilingual-Learner,
 commit 5605459), its slips included: Russian and Spanish PAWS cues are the judicial "sentence", Swahili SNLI says
 "Hypothesis: ". Prompts of the study's style must match them byte for byte; `jaxalign/data/mended.py` has the others.
+
+PAWS-X as TFDS prepares it (`paws_x_wiki/LANGUAGE/VERSION/`, ArrayRecord), as rows of the task paws.
 """
 
 import re
@@ -13,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from jaxalign.data.fields import json_rows, numbered, object_of, text_of
-from jaxalign.data.languages import did_you_mean, known_language, language_of
-from jaxalign.data.paws_x import is_paws_x, paws_x_folder, read_paws_x
+from jaxalign.data.languages import code_of, did_you_mean, known_language, language_of
+from jaxalign.data.pairs import tfds_features, tfds_rows
 from jaxalign.errors import InputError, gather
 from jaxalign.log import warn
 
@@ -368,3 +370,31 @@ def _checked_text(item: Mapping[str, Any], name: str, known: set[str], where: st
             f"known: {', '.join(sorted(known))}"
         )
     return text
+
+
+WORDS = {"paraphrase": "same", "different_meaning": "different"}
+"""PAWS-X' class -> the task's label word, which is the same in every language."""
+
+
+def is_paws_x(data: Path) -> bool:
+    """Whether a data folder holds PAWS-X in place of the study's paws/."""
+    return (data / "paws_x_wiki").is_dir() and not (data / "paws").is_dir()
+
+
+def paws_x_folder(data: Path, language: str) -> Path:
+    """The one prepared data set of a language."""
+    files = (data / "paws_x_wiki").glob("*/*/dataset_info.json")
+    found = sorted(file.parent for file in files if code_of(file.parent.parent.name) == language)
+    if len(found) != 1:
+        names = " and ".join(str(folder.relative_to(data)) for folder in found) or "none"
+        raise InputError(f"{data / 'paws_x_wiki' / language}: one prepared version is needed there, found {names}")
+    return found[0]
+
+
+def read_paws_x(folder: Path, split: str) -> list[Mapping[str, str]]:
+    """Rows of sentence1, sentence2 and answer, as a file of the study's has them.
+
+    TFDS orders rows by their ids, so row i is the same item in every language that has the same items.
+    """
+    names = tfds_features(folder)["label"].names
+    return [{**row, "answer": WORDS[names[row["label"]]]} for row in tfds_rows(folder, split)]

@@ -7,8 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxalign.data.label_queries import LabelQuery, label_queries, scored_candidates
-from jaxalign.data.prompts import Exemplars, PromptStyle, Variant, label_words, variants_of
+from jaxalign.data.prompts import (
+    Exemplars,
+    LabelQuery,
+    PromptStyle,
+    Variant,
+    label_queries,
+    label_words,
+    scored_candidates,
+    variants_of,
+)
 from jaxalign.data.tasks import TASKS, Task, TaskRow
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxalign.data.label_queries import LabelQuery, common_length
-from jaxalign.packing import best_fit_bins
+from jaxalign.data.batches import best_fit_bins
+from jaxalign.data.prompts import LabelQuery, common_length
 
 
 class Read(NamedTuple):

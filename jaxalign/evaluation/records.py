@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxalign.data.label_sets import collisions
+from jaxalign.data.prompts import collisions
 from jaxalign.data.tasks import TaskRow, correct_by_class, correct_by_reference
 from jaxalign.evaluation.cells import Cell
 from jaxalign.evaluation.score_labels import LabelScores

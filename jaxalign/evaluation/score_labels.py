@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxalign.data.label_queries import LabelQuery
+from jaxalign.data.prompts import LabelQuery
 from jaxalign.errors import InputError
 from jaxalign.evaluation.packed_queries import Item, Read, batch_sizes, fill, pack, query_items, shared_prefix_length
 from jaxalign.evaluation.programs import Program

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.data.label_queries import common_length
+from jaxalign.data.prompts import common_length
 from jaxalign.errors import InputError
 from jaxalign.model.attention import Prefix
 from jaxalign.model.prefix_cache import PrefixRunner, decode_prefix, shared_length

@@ -20,8 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxalign.data.label_sets import label_candidates
-from jaxalign.data.prompts import label_words
+from jaxalign.data.prompts import label_candidates, label_words
 from jaxalign.data.tasks import TaskRow
 from jaxalign.errors import InputError
 from jaxalign.model.attention import Prefix

@@ -14,8 +14,7 @@ import pytest
 import jaxalign as ja
 from jaxalign.cli.configuration import config_with
 from jaxalign.cli.open_answers import heldout_pairs
-from jaxalign.data.pair_files import read_pairs
-from jaxalign.data.pairs import QuestionPair
+from jaxalign.data.pairs import QuestionPair, read_pairs
 from jaxalign.errors import InputError
 from jaxalign.training import loop
 from tests.cli.conftest import save_model

@@ -10,6 +10,7 @@ import pytest
 
 from jaxalign.data.batches import (
     BatchLayout,
+    best_fit_bins,
     fit_pairs,
     heldout_plan,
     prefetch,
@@ -17,7 +18,6 @@ from jaxalign.data.batches import (
     training_plan,
 )
 from jaxalign.errors import InputError
-from jaxalign.packing import best_fit_bins
 
 
 def random_pairs(count: int, seed: int = 0, longest: int = 30):

@@ -4,8 +4,7 @@ from collections import Counter
 import pytest
 
 from jaxalign.data.build import build_examples, write_pairs
-from jaxalign.data.pair_files import read_pairs
-from jaxalign.data.pairs import languages_of
+from jaxalign.data.pairs import languages_of, read_pairs
 from jaxalign.data.tasks import TASKS
 from jaxalign.errors import InputError
 

@@ -8,9 +8,8 @@ import sys
 import datasets
 import pytest
 
-from jaxalign.data import data_sets
-from jaxalign.data.pair_files import read_pairs
-from jaxalign.data.pairs import Instruction, QuestionPair, Rendering, with_instruction
+from jaxalign.data import pairs
+from jaxalign.data.pairs import Instruction, QuestionPair, Rendering, read_pairs, with_instruction
 from jaxalign.data.tasks import TASKS, read_task_rows
 from jaxalign.errors import InputError
 from tests.data.tfds_copies import opus, paws_x, ted, xquad
@@ -121,7 +120,7 @@ def test_tensorflow_is_not_loaded(tmp_path):
     folder = ted(tmp_path, [{"en": "Yes.", "de": "Ja."}])
     script = (
         "import sys\nfrom pathlib import Path\n"
-        "from jaxalign.data.pair_files import read_pairs\n"
+        "from jaxalign.data.pairs import read_pairs\n"
         f"assert len(read_pairs([Path({str(folder)!r})])) == 1\n"
         "assert 'tensorflow' not in sys.modules and 'torch' not in sys.modules\n"
     )
@@ -218,5 +217,5 @@ def test_bad_hugging_face_sets_are_named(tmp_path, monkeypatch):
     assert "a data set of text; pairs are read from" in message_of(other)
     next(folder.glob("*.arrow")).write_bytes(b"no arrow")
     assert "the data set does not load (" in message_of(folder)
-    monkeypatch.setattr(data_sets, "find_spec", lambda name: None)
+    monkeypatch.setattr(pairs, "find_spec", lambda name: None)
     assert "pip install 'jaxalign[datasets]'" in message_of(folder)

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from jaxalign.data.batches import fit_pairs
 from jaxalign.data.build import build_examples
-from jaxalign.data.description import (
+from jaxalign.data.check import (
     control_characters,
     describe_labels,
     describe_languages,

@@ -2,10 +2,20 @@ from typing import get_args
 
 import pytest
 
-from jaxalign.data.label_queries import label_queries, label_query, scored_candidates, shared_start
-from jaxalign.data.label_sets import collisions, label_candidates
 from jaxalign.data.languages import LANGUAGES
-from jaxalign.data.prompts import PromptStyle, few_shot_prompt, label_words, read_exemplars, variants_of
+from jaxalign.data.prompts import (
+    PromptStyle,
+    collisions,
+    few_shot_prompt,
+    label_candidates,
+    label_queries,
+    label_query,
+    label_words,
+    read_exemplars,
+    scored_candidates,
+    shared_start,
+    variants_of,
+)
 from jaxalign.data.tasks import TASKS, TaskRow
 from jaxalign.data.tokenizer import Tokenizer
 from tests.data.test_prompts import written

@@ -1,4 +1,4 @@
-from jaxalign.data.label_sets import candidate_ids, collisions, label_candidates
+from jaxalign.data.prompts import candidate_ids, collisions, label_candidates
 from jaxalign.data.tokenizer import Tokenizer
 from tests.data.tiny_tokenizers import byte_level, sentencepiece_style
 

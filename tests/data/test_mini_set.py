@@ -4,10 +4,10 @@ from collections import Counter
 
 import pytest
 
+from jaxalign.data.check import warn_of_exemplars
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.prompts import few_shot_prompt, read_exemplars
 from jaxalign.data.tasks import TASKS, Split, read_task_rows
-from jaxalign.data.validation import warn_of_exemplars
 from jaxalign.files import MINI, exemplars_file
 
 COUNTS = {"emotion": (48, 40, 2), "snli": (12, 12, 6), "paws": (8, 8, 4)}

@@ -7,13 +7,13 @@ import pytest
 import regex
 
 from jaxalign.data.fields import is_visible
-from jaxalign.data.pair_files import read_pairs
 from jaxalign.data.pairs import (
     QuestionPair,
     Rendering,
     instruction_languages,
     languages_of,
     pair_of,
+    read_pairs,
     with_instruction,
     without_instruction,
 )

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from jaxalign.data.fields import is_visible, whole_text
 from jaxalign.data.languages import LANGUAGES, parse_languages
 from jaxalign.data.math_problems import MATH_TASKS, read_problems
-from jaxalign.data.pair_files import read_pairs
 from jaxalign.data.pairs import (
     QuestionPair,
     Rendering,
     instruction_languages,
+    read_pairs,
     with_instruction,
     without_instruction,
 )

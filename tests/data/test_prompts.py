@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from jaxalign.data.mended import MENDED_CUES
 from jaxalign.data.prompts import (
+    MENDED_CUES,
     Exemplar,
     cues_of,
     differences,

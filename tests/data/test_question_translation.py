@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxalign.data.build import build_examples
-from jaxalign.data.pair_files import read_pairs
+from jaxalign.data.pairs import read_pairs
 from jaxalign.data.question_translation import QuestionTranslation, QuestionTranslationConfig
 from jaxalign.data.tasks import TASKS
 from jaxalign.errors import InputError

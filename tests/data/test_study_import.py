@@ -7,7 +7,7 @@ import pytest
 
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.prompts import few_shot_prefix, read_exemplars
-from jaxalign.data.study_import import import_study, read_script, study_exemplars
+from jaxalign.data.study import import_study, read_script, study_exemplars
 from jaxalign.data.tasks import TASKS, read_task_rows
 from jaxalign.errors import InputError
 

@@ -9,7 +9,7 @@ import sentencepiece
 from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as File
 
-from jaxalign.data.label_sets import candidate_ids
+from jaxalign.data.prompts import candidate_ids
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
 from jaxalign.errors import InputError
 from tests.data.tiny_sentence_piece import USER_DEFINED, sentence_piece_model

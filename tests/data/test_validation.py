@@ -5,11 +5,10 @@ import shutil
 
 import pytest
 
-from jaxalign.data.pair_files import read_pairs
-from jaxalign.data.pairs import Rendering
+from jaxalign.data.check import errors_of, warn_of_exemplars
+from jaxalign.data.pairs import Rendering, read_pairs
 from jaxalign.data.prompts import read_exemplars
 from jaxalign.data.tasks import TASKS, read_task_rows, task_file_named
-from jaxalign.data.validation import errors_of, warn_of_exemplars
 from jaxalign.errors import InputError, InputErrors, gather
 from jaxalign.files import MINI
 from tests import tiny_world

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxalign.data.label_queries import Continuation, LabelQuery
+from jaxalign.data.prompts import Continuation, LabelQuery
 from jaxalign.evaluation.packed_queries import (
     Item,
     batch_sizes,

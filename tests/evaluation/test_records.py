@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from jaxalign.data.label_queries import LabelQuery
-from jaxalign.data.prompts import read_exemplars
+from jaxalign.data.prompts import LabelQuery, read_exemplars
 from jaxalign.data.tasks import TASKS, TaskRow
 from jaxalign.errors import InputError
 from jaxalign.evaluation import cells

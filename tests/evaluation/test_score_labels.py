@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from jaxalign.data.label_queries import Continuation, LabelQuery, label_queries
-from jaxalign.data.prompts import few_shot_prefix, few_shot_prompt
+from jaxalign.data.prompts import Continuation, LabelQuery, few_shot_prefix, few_shot_prompt, label_queries
 from jaxalign.data.tasks import TASKS, TaskRow
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.data.label_queries import label_queries
+from jaxalign.data.prompts import label_queries
 from jaxalign.data.tasks import TASKS, read_task_rows
 from jaxalign.errors import InputError
 from jaxalign.evaluation.score_labels import Scorer

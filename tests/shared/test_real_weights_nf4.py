@@ -10,8 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from jaxalign.data.label_queries import label_queries, scored_candidates
-from jaxalign.data.prompts import read_exemplars
+from jaxalign.data.prompts import label_queries, read_exemplars, scored_candidates
 from jaxalign.data.tasks import TASKS, read_task_rows
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.evaluation.score_labels import Scorer

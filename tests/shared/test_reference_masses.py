@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.data.label_queries import label_queries, scored_candidates
-from jaxalign.data.prompts import few_shot_prompt, read_exemplars
+from jaxalign.data.prompts import few_shot_prompt, label_queries, read_exemplars, scored_candidates
 from jaxalign.data.tasks import TASKS, read_task_rows
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
 from jaxalign.evaluation.score_labels import Scorer

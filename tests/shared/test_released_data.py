@@ -10,9 +10,9 @@ import pytest
 
 from jaxalign.data.batches import BatchLayout, fit_pairs, training_plan
 from jaxalign.data.build import build_examples, write_pairs
+from jaxalign.data.check import warn_of_exemplars
 from jaxalign.data.languages import LANGUAGES
-from jaxalign.data.pair_files import read_pairs
-from jaxalign.data.pairs import Rendering, instruction_languages, languages_of
+from jaxalign.data.pairs import Rendering, instruction_languages, languages_of, read_pairs
 from jaxalign.data.prompts import (
     Difference,
     differences,
@@ -23,11 +23,10 @@ from jaxalign.data.prompts import (
     read_exemplars,
     variants_of,
 )
-from jaxalign.data.study_import import import_study
+from jaxalign.data.study import import_study
 from jaxalign.data.tasks import TASKS, TaskRow, correct_by_class, correct_by_reference, read_task_rows, task_file
 from jaxalign.data.templates import render
 from jaxalign.data.tokenizer import load_tokenizer
-from jaxalign.data.validation import warn_of_exemplars
 
 ALL = slice(None)
 

@@ -15,8 +15,7 @@ import tensorflow_datasets as tfds
 
 from jaxalign.data.build import build_examples
 from jaxalign.data.languages import LANGUAGES
-from jaxalign.data.pair_files import read_pairs
-from jaxalign.data.pairs import QuestionPair
+from jaxalign.data.pairs import QuestionPair, read_pairs
 from jaxalign.data.tasks import TASKS
 from jaxalign.files import MINI
 
