@@ -24,8 +24,7 @@ from jaxalign.data.tasks import parse_rows, read_task_rows, task_named
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.evaluation.packed_queries import shared_prefix_length
 from jaxalign.files import data_folder, exemplars_file, write_json
-from jaxalign.model.config import ModelConfig
-from jaxalign.model.hf_config import read_config
+from jaxalign.model.config import ModelConfig, read_config
 
 
 def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:

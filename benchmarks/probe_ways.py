@@ -135,14 +135,11 @@ def ours(folder: Path, probe: str, size: int) -> Way:
     import jax.numpy as jnp
 
     from jaxalign import runtime
-    from jaxalign.model.hf_config import read_config
-    from jaxalign.model.hf_weights import load_params
-    from jaxalign.model.next_token import pad_label_sets
-    from jaxalign.model.prefix_cache import PrefixRunner, prefill, shared_length
-    from jaxalign.model.prompt_batches import EmptyFillerRunner, PromptRunner
+    from jaxalign.model.config import read_config
+    from jaxalign.model.ragged import EmptyFillerRunner, PrefixRunner, PromptRunner, prefill, shared_length
+    from jaxalign.model.readout import head_gram, pad_label_sets
     from jaxalign.model.transformer import Decoder
-    from jaxalign.model.vocabulary import head_gram
-    from jaxalign.model.weights import place_on
+    from jaxalign.model.weights import load_params, place_on
     from jaxalign.probing.activation_counts import count_function
     from jaxalign.probing.capture import CaptureInputs, capture_function, run_shared_text
     from jaxalign.probing.logit_lens import LensInputs, lens_function

@@ -33,8 +33,7 @@ from jaxalign.data.pairs import read_pairs
 from jaxalign.data.templates import render_all, resolve_template
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.files import write_json
-from jaxalign.model.config import ModelConfig
-from jaxalign.model.hf_config import read_config
+from jaxalign.model.config import ModelConfig, read_config
 from jaxalign.model.lora import lora_shapes
 
 ON_A_CPU = ("--config.batch.rows_at_once=1",)

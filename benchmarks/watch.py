@@ -32,9 +32,8 @@ from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import GridData, render_cell
 from jaxalign.evaluation.packed_queries import shared_prefix_length
 from jaxalign.files import read_json_lines, write_json
-from jaxalign.model.config import ModelConfig
-from jaxalign.model.hf_config import read_config
-from jaxalign.model.prefix_cache import shared_length
+from jaxalign.model.config import ModelConfig, read_config
+from jaxalign.model.ragged import shared_length
 from jaxalign.probing.capture import shared_tokens
 from jaxalign.probing.prompts import ProbeData, probe_prefix, probe_prompts
 

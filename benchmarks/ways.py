@@ -83,10 +83,9 @@ def ours(folder: Path, words: bool) -> tuple[Way, Any]:
 
     from jaxalign.data.prompts import Continuation, LabelQuery
     from jaxalign.evaluation.score_labels import Scorer
-    from jaxalign.model.hf_config import read_config
-    from jaxalign.model.hf_weights import load_params
+    from jaxalign.model.config import read_config
     from jaxalign.model.transformer import Decoder
-    from jaxalign.model.weights import place_on
+    from jaxalign.model.weights import load_params, place_on
     from jaxalign.runtime import make_mesh
 
     config, mesh = read_config(folder), make_mesh(1, -1, 1)

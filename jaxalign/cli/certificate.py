@@ -24,10 +24,10 @@ from jaxalign.data.tasks import TASKS, read_task_rows
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.files import MINI, path_of, published, sha256_of
-from jaxalign.model.hf_weights import stored_types
 from jaxalign.model.hub import model_name
 from jaxalign.model.lora import LoraConfig
 from jaxalign.model.transformer import Decoder
+from jaxalign.model.weights import stored_types
 from jaxalign.reporting.fields import read_object
 
 NOT_CHECKED = "not checked"

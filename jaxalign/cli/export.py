@@ -25,12 +25,11 @@ from jaxalign.cli.verify import refuse_faults, verdict
 from jaxalign.errors import InputError
 from jaxalign.files import AnyPath, path_of, read_json, whole_folder, write_json, write_text
 from jaxalign.log import say
-from jaxalign.model.fingerprint import weights_sha256
-from jaxalign.model.hf_config import decoder_name
-from jaxalign.model.hf_weights import save_params
+from jaxalign.model.config import decoder_name
 from jaxalign.model.hub import TOKENIZER_FILES, hub_id, model_name
-from jaxalign.model.peft_adapters import save_adapter
+from jaxalign.model.peft import save_adapter
 from jaxalign.model.quantised import SCHEMES
+from jaxalign.model.weights import save_params, weights_sha256
 from jaxalign.reporting.model_card import base_licence, check_recorded, model_card
 from jaxalign.reporting.results import read_results
 from jaxalign.reporting.runs import TrainingRun, read_run

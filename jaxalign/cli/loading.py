@@ -22,19 +22,16 @@ from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
 from jaxalign.errors import InputError, listed
 from jaxalign.files import AnyPath, data_folder, exemplars_file, is_remote, local_path, path_of, sha256_of
 from jaxalign.log import warn
-from jaxalign.model.config import ModelConfig
-from jaxalign.model.fingerprint import weights_sha256
+from jaxalign.model.config import ModelConfig, read_config
 from jaxalign.model.gguf import load_gguf_params, read_gguf_config, read_gguf_tokenizer
-from jaxalign.model.hf_config import read_config
-from jaxalign.model.hf_weights import load_params
 from jaxalign.model.hub import ADAPTER_FILES, local_adapter, local_model, model_name
 from jaxalign.model.lora import LoraConfig, check_adapter, merge_lora
-from jaxalign.model.peft_adapters import load_adapter
+from jaxalign.model.peft import load_adapter
 from jaxalign.model.product import widest
 from jaxalign.model.quantised import SCHEMES, is_projection, quantise_params, quantise_stacked
 from jaxalign.model.sharding import spread
 from jaxalign.model.transformer import Decoder
-from jaxalign.model.weights import Leaf, Place, place_on
+from jaxalign.model.weights import Leaf, Place, load_params, place_on, weights_sha256
 from jaxalign.reporting.fields import field, read_object
 from jaxalign.reporting.runs import read_run_document
 from jaxalign.runtime import agree, processes

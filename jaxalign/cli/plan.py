@@ -15,11 +15,10 @@ from jaxalign.errors import InputError
 from jaxalign.evaluation.score_labels import SHORTEST_ROW
 from jaxalign.log import say
 from jaxalign.model import architectures
-from jaxalign.model.config import ModelConfig
+from jaxalign.model.config import ModelConfig, declared_type, read_config
 from jaxalign.model.gguf import gguf_types, read_gguf_config
-from jaxalign.model.hf_config import declared_type, read_config
-from jaxalign.model.hf_weights import stored_types
 from jaxalign.model.hub import CONFIG_FILES, local_model
+from jaxalign.model.weights import stored_types
 from jaxalign.planning.advice import advice
 from jaxalign.planning.chips import parse_slice
 from jaxalign.planning.compiler import facts_of, versions

@@ -39,12 +39,12 @@ from jaxalign.errors import InputError
 from jaxalign.files import check_bucket, path_of, recorded
 from jaxalign.holding import held
 from jaxalign.log import CurvesConfig, say
-from jaxalign.model.fingerprint import weights_sha256
-from jaxalign.model.hf_config import decoder_name
+from jaxalign.model.config import decoder_name
 from jaxalign.model.hub import model_name
 from jaxalign.model.lora import LoraConfig, lora_shapes
 from jaxalign.model.quantised import SCHEMES
 from jaxalign.model.transformer import REMAT_POLICIES
+from jaxalign.model.weights import weights_sha256
 from jaxalign.runtime import agree
 from jaxalign.training import loop
 from jaxalign.training.checkpoint import Kept

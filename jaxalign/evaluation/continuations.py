@@ -20,11 +20,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxalign.data.prompts import Continuation, LabelQuery
 from jaxalign.errors import InputError
 from jaxalign.evaluation.packed_queries import Read, query_items, shared_prefix_length
-from jaxalign.evaluation.programs import Program
 from jaxalign.evaluation.score_labels import READS, Scorer
-from jaxalign.model.next_token import log_probabilities
-from jaxalign.model.prefix_cache import shared_length
-from jaxalign.model.prompt_batches import check_lengths
+from jaxalign.model.ragged import Program, check_lengths, shared_length
+from jaxalign.model.readout import log_probabilities
 from jaxalign.model.transformer import Decoder
 
 BRANCHES = 32

@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 
 from jaxalign.errors import InputError
 from jaxalign.model.attention import Cache, init_cache, write
-from jaxalign.model.prompt_batches import EmptyFillerRunner, RunCounts, last_position
+from jaxalign.model.ragged import EmptyFillerRunner, RunCounts, last_position
 from jaxalign.model.sharding import cache_shardings
 from jaxalign.model.transformer import Decoder
 

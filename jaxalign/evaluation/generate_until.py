@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.evaluation.generate import Answer, Chosen, Generator, Loop, advance, begin
 from jaxalign.model.attention import init_cache
-from jaxalign.model.prompt_batches import EmptyFillerRunner
+from jaxalign.model.ragged import EmptyFillerRunner
 from jaxalign.model.sharding import cache_shardings
 from jaxalign.model.transformer import Decoder
 from jaxalign.runtime import compiler_options

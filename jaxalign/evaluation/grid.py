@@ -22,7 +22,7 @@ from jaxalign.evaluation.records import records_of, summary
 from jaxalign.evaluation.score_labels import Scorer
 from jaxalign.files import write_json, write_json_lines
 from jaxalign.log import is_hidden
-from jaxalign.model.fingerprint import weights_sha256
+from jaxalign.model.weights import weights_sha256
 from jaxalign.runtime import agree, of_the_first
 
 TASK_VERSIONS = {"emotion": 1, "snli": 1, "paws": 1}

@@ -19,7 +19,7 @@ from jaxalign.evaluation.generate import Answer, GenerationCounts, Generator
 from jaxalign.evaluation.open_cells import TRANSLATION, OpenCell
 from jaxalign.files import write_json, write_json_lines
 from jaxalign.log import is_hidden
-from jaxalign.model.fingerprint import weights_sha256
+from jaxalign.model.weights import weights_sha256
 from jaxalign.runtime import agree, of_the_first
 
 OPEN_TASK_VERSIONS = {"mgsm": 2, "msvamp": 2, TRANSLATION: 1}

@@ -20,11 +20,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxalign.data.prompts import LabelQuery
 from jaxalign.errors import InputError
 from jaxalign.evaluation.packed_queries import Item, Read, batch_sizes, fill, pack, query_items, shared_prefix_length
-from jaxalign.evaluation.programs import Program
 from jaxalign.model.attention import Prefix
-from jaxalign.model.next_token import LabelSets, label_masses, log_probabilities, pad_label_sets
-from jaxalign.model.prefix_cache import prefill, prefix_bucket
-from jaxalign.model.prompt_batches import check_lengths
+from jaxalign.model.ragged import Program, check_lengths, prefill, prefix_bucket
+from jaxalign.model.readout import LabelSets, label_masses, log_probabilities, pad_label_sets
 from jaxalign.model.sharding import batch_spec, cache_shardings, param_shardings
 from jaxalign.model.transformer import Decoder
 

@@ -26,7 +26,7 @@ from jaxalign.evaluation.continuations import ContinuationScorer, Score
 from jaxalign.evaluation.generate_until import UntilGenerator
 from jaxalign.lm_eval.chat_templates import NotRendered, Renderer
 from jaxalign.log import say
-from jaxalign.model.hf_config import read_end_ids
+from jaxalign.model.config import read_end_ids
 from jaxalign.runtime import alone
 
 ARGUMENTS = ("path", "adapter", "dtype", "param_dtype", "batch_tokens", "max_length")

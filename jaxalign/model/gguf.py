@@ -2,23 +2,364 @@
 
 llama.cpp's converter renames the weights, permutes the rows of Llama's queries and keys, and stores Gemma's norms with
 their offset of 1 added (convert_hf_to_gguf.py); each is undone here.
+
+The GGUF container: metadata and a table of tensors, read from a memory map; values through the gguf package.
+
+Layout (github.com/ggml-org/ggml, docs/gguf.md), little-endian: magic, version, number of tensors, number of metadata
+entries; the entries; the tensor table; then, aligned, the tensors. The gguf package's own reader makes several NumPy
+arrays for each of a vocabulary's 260 000 strings, ten seconds where this takes well under one.
+
+The tokenizer inside a GGUF file, rebuilt with the tokenizers library: the same ids as the model folder's own.
+
+llama.cpp stores a vocabulary, token types and either merges or scores; the normaliser and the pre-tokenizer it only
+names (`tokenizer.ggml.model`, `tokenizer.ggml.pre`; src/llama-vocab.cpp lists what the names mean). Where transformers'
+own GGUF import drops a step of the released tokenizer (SmolLM2's digits apart, Qwen's composed Unicode, Llama 3's
+whole tokens first), it is kept here.
 """
 
 import math
+import mmap
+import re
+import struct
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpy as np
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+from gguf.quants import dequantize
 from jax.typing import DTypeLike
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE
 
 from jaxalign.errors import InputError, listed
-from jaxalign.model.config import Family, ModelConfig, RopeScaling
-from jaxalign.model.gguf_file import GgufFile, open_gguf
-from jaxalign.model.gguf_tokenizer import read_gguf_tokenizer
-from jaxalign.model.hf_config import MOST_LAYERS, Keys, extended_positions, yarn_attention
+from jaxalign.model.config import (
+    MOST_LAYERS,
+    Family,
+    Keys,
+    ModelConfig,
+    RopeScaling,
+    extended_positions,
+    yarn_attention,
+)
 from jaxalign.model.product import widest
 from jaxalign.model.weights import Index, Place, Weight, assemble, place_whole, weight_table
+from jaxalign.sentence_piece import CONTROL, NORMAL, SPACE, is_marker, mark_tokens, sentence_piece
+
+_VERSIONS = (2, 3)
+_SCALARS = {
+    GGUFValueType.UINT8: "B",
+    GGUFValueType.INT8: "b",
+    GGUFValueType.UINT16: "H",
+    GGUFValueType.INT16: "h",
+    GGUFValueType.UINT32: "I",
+    GGUFValueType.INT32: "i",
+    GGUFValueType.FLOAT32: "f",
+    GGUFValueType.BOOL: "?",
+    GGUFValueType.UINT64: "Q",
+    GGUFValueType.INT64: "q",
+    GGUFValueType.FLOAT64: "d",
+}
+
+
+_TYPES = {GGMLQuantizationType.F16: jnp.float16, GGMLQuantizationType.BF16: jnp.bfloat16}
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+"""What llama.cpp calls the parts of a split file (gguf-split)."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies in a file and how it is stored."""
+
+    shape: tuple[int, ...]
+    """Slowest axis first, as NumPy and Hugging Face count: [out, in] for a projection."""
+    kind: GGMLQuantizationType
+    start: int
+    size: int
+    """In bytes."""
+    blob: np.ndarray
+    """The bytes of its file."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of the numbers; float32 of those that are quantised."""
+        return jnp.dtype(_TYPES.get(self.kind, jnp.float32))
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """A GGUF file, or all parts of a split one: its metadata in memory, its tensors on disk."""
+
+    path: Path
+    metadata: dict[str, Any]
+    tensors: dict[str, StoredTensor]
+
+    def array(self, name: str) -> np.ndarray:
+        """One tensor, dequantised to float32."""
+        tensor = self.tensors[name]
+        elements, size = GGML_QUANT_SIZES[tensor.kind]
+        raw = tensor.blob[tensor.start : tensor.start + tensor.size]
+        rows = raw.reshape(*tensor.shape[:-1], tensor.shape[-1] // elements * size)
+        try:
+            return np.asarray(dequantize(rows, tensor.kind)).reshape(tensor.shape)
+        except NotImplementedError:
+            raise InputError(f"{self.path}: {name} is stored as {tensor.kind.name}, which is not supported") from None
+
+
+def open_gguf(path: Path) -> GgufFile:
+    """Reads metadata and tensor table; of a split file, any of whose parts `path` may be, those of all parts.
+
+    InputError: no such file, not GGUF, of another version, cut off, or not all parts of one model.
+    """
+    file = _open_part(path)
+    count = file.metadata.get("split.count", 1)
+    if not isinstance(count, int) or count < 2:
+        return file
+    match = _PART.fullmatch(path.name)
+    if match is None or int(match[3]) != count:
+        raise InputError(f"{path}: one of {count} parts of a model; name the parts ...-00001-of-{count:05}.gguf")
+    paths = [path.with_name(f"{match[1]}-{number:05}-of-{match[3]}.gguf") for number in range(1, count + 1)]
+    if missing := [part.name for part in paths if not part.is_file()]:
+        raise InputError(f"{path}: one of {count} parts of a model, and {', '.join(missing[:5])} is not beside it")
+    parts = [_open_part(part) for part in paths]
+    tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
+    numbers = [part.metadata.get("split.no") for part in parts]
+    expected, held = parts[0].metadata.get("split.tensors.count"), sum(len(part.tensors) for part in parts)
+    if numbers != list(range(count)) or not expected == held == len(tensors):
+        raise InputError(
+            f"{paths[0]}: its {count} parts are numbered {numbers} and hold {held} tensors, where {expected} belong to "
+            "the model; are they parts of one model?"
+        )
+    return replace(parts[0], path=path, tensors=tensors)
+
+
+def _open_part(path: Path) -> GgufFile:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise InputError(f"{path}: not a GGUF file (it does not start with the letters GGUF)")
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    blob = np.frombuffer(mapped, np.uint8)
+    try:
+        metadata, tensors = _read_tables(_Cursor(memoryview(mapped)), path, blob)
+    except (struct.error, EOFError, UnicodeDecodeError, RecursionError):
+        raise InputError(f"{path}: the GGUF file is cut off or broken") from None
+    for name, tensor in tensors.items():
+        if tensor.start + tensor.size > blob.size:
+            raise InputError(f"{path}: the GGUF file is cut off: {name} ends beyond its {blob.size} bytes")
+    return GgufFile(path, metadata, tensors)
+
+
+class _Cursor:
+    """A position in the file, moved on by each read."""
+
+    def __init__(self, blob: memoryview):
+        self.blob, self.position = blob, 0
+
+    def unpack(self, form: str) -> tuple[Any, ...]:
+        values = struct.unpack_from("<" + form, self.blob, self.position)
+        self.position += struct.calcsize("<" + form)
+        return values
+
+    def text(self) -> str:
+        (length,) = self.unpack("Q")
+        raw = self.blob[self.position : self.position + length]
+        if len(raw) < length:
+            raise EOFError
+        self.position += length
+        return str(raw, "utf-8")
+
+    def value(self, kind: int) -> Any:
+        if kind == GGUFValueType.STRING:
+            return self.text()
+        if kind == GGUFValueType.ARRAY:
+            item_kind, count = self.unpack("IQ")
+            if count > len(self.blob):
+                raise EOFError
+            if item_kind in _SCALARS:
+                return list(self.unpack(f"{count}{_SCALARS[item_kind]}"))
+            return [self.value(item_kind) for _ in range(count)]
+        if kind not in _SCALARS:
+            raise EOFError
+        return self.unpack(_SCALARS[GGUFValueType(kind)])[0]
+
+
+def _read_tables(cursor: _Cursor, path: Path, blob: np.ndarray) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
+    _, version, tensor_count, entry_count = cursor.unpack("4sIQQ")
+    if version not in _VERSIONS:
+        raise InputError(f"{path}: GGUF version {version} (or big-endian) is not supported, only versions 2 and 3")
+    metadata = {}
+    for _ in range(entry_count):
+        key = cursor.text()
+        metadata[key] = cursor.value(*cursor.unpack("I"))
+
+    tensors = {}
+    for _ in range(tensor_count):
+        name = cursor.text()
+        (axes,) = cursor.unpack("I")
+        shape = cursor.unpack(f"{axes}Q")[::-1]
+        kind, offset = cursor.unpack("IQ")
+        if kind not in GGML_QUANT_SIZES:
+            raise InputError(f"{path}: {name} is of GGML type {kind}, which this gguf package does not know")
+        elements, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+        if not shape or 0 in shape or shape[-1] % elements:
+            raise InputError(f"{path}: {name} has shape {list(shape)}, which does not go with blocks of {elements}")
+        size = math.prod(shape) // elements * size
+        tensors[name] = StoredTensor(shape, GGMLQuantizationType(kind), offset, size, blob)
+
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise InputError(f"{path}: general.alignment {alignment} is no number of bytes")
+    data = -(-cursor.position // alignment) * alignment
+    return metadata, {name: replace(tensor, start=data + tensor.start) for name, tensor in tensors.items()}
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class _ByteLevelRules:
+    """How a byte-level BPE cuts text before merging."""
+
+    split: str | None
+    """Regular expression of one piece; None: GPT-2's, which the byte-level pre-tokenizer brings itself."""
+    digits_apart: bool = False
+    compose: bool = False
+    """Text is first brought into Unicode's composed form (NFC)."""
+    whole_tokens_first: bool = False
+    """A piece that is a token stays one, whatever the merges say."""
+    add_bos: bool = False
+    """Where the file does not say."""
+
+
+_GPT2 = _ByteLevelRules(None)
+_DIGITS = _ByteLevelRules(None, digits_apart=True)
+_LLAMA3 = _ByteLevelRules(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+    whole_tokens_first=True,
+    add_bos=True,
+)
+_QWEN2 = _ByteLevelRules(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+    compose=True,
+)
+_BYTE_LEVEL = {
+    "gpt-2": _GPT2,
+    "smollm": _DIGITS,
+    "llama-bpe": _LLAMA3,
+    "llama3": _LLAMA3,
+    "llama-v3": _LLAMA3,
+    "qwen2": _QWEN2,
+}
+
+
+def read_gguf_tokenizer(path: Path) -> "PreTrainedTokenizerFast":
+    """The tokenizer of a GGUF file: special tokens, begin-of-text rule and chat template included.
+
+    InputError: not a GGUF file, without a tokenizer, or with one that is broken or of a kind that is not known here.
+    """
+    metadata = open_gguf(path).metadata
+    try:
+        return _tokenizer_of(metadata, path)
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # which is what tokenizers raises, nothing narrower, of wrong values in the file
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{path}: the tokenizer in it does not load ({reason})") from None
+
+
+def _tokenizer_of(metadata: dict[str, Any], path: Path) -> "PreTrainedTokenizerFast":
+    """The tokenizer that a file's metadata describes."""
+    settings = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
+    tokens = settings.get("tokens")
+    if not isinstance(tokens, list):
+        raise InputError(f"{path}: holds no tokenizer (tokenizer.ggml.tokens)")
+    kinds = _kinds(tokens, settings)
+    unknown = tokens[settings.get("unknown_token_id", 0)]
+    match settings.get("model"), metadata.get("general.architecture"):
+        case "gpt2", _:
+            rules = _BYTE_LEVEL.get(settings.get("pre", ""))
+            if "merges" not in settings:
+                raise InputError(f"{path}: a byte-level tokenizer without tokenizer.ggml.merges")
+            if rules is None:
+                known = ", ".join(_BYTE_LEVEL)
+                raise InputError(f"{path}: tokenizer.ggml.pre {settings.get('pre')} is not supported, only {known}")
+            tokenizer, add_bos = _byte_level(tokens, settings["merges"], rules), rules.add_bos
+            mark_tokens(tokenizer, tokens, kinds)
+        case "llama", "gemma3":
+            tokens = [_respelled(token) for token in tokens]
+            # Gemma's scores do not follow the order of its merges; the order of its vocabulary does.
+            scores = [-float(index) for index in range(len(tokens))]
+            tokenizer, add_bos = sentence_piece(tokens, scores, kinds, unknown, prefix_space=False), True
+        case "llama", _:
+            if len(settings.get("scores", [])) != len(tokens):
+                raise InputError(f"{path}: tokenizer.ggml.scores does not give every token its score")
+            prefix_space = settings.get("add_space_prefix", True)
+            tokenizer, add_bos = sentence_piece(tokens, settings["scores"], kinds, unknown, prefix_space), True
+        case model, _:
+            raise InputError(f"{path}: tokenizer.ggml.model {model} is not supported, only gpt2 and llama")
+    return _wrapped(tokenizer, tokens, settings, add_bos, metadata.get("tokenizer.chat_template"))
+
+
+def _kinds(tokens: Sequence[str], settings: dict[str, Any]) -> list[int]:
+    """The kind of each token: as the file types it, but what ends or begins a text or a turn is a control token."""
+    ends = {settings.get(f"{role}_token_id") for role in ("bos", "eos", "eot", "eom")}
+    kinds = settings.get("token_type") or [NORMAL] * len(tokens)
+    return [
+        CONTROL if index in ends or is_marker(token) else kind
+        for index, (token, kind) in enumerate(zip(tokens, kinds, strict=False))
+    ]
+
+
+def _byte_level(tokens: Sequence[str], merges: Sequence[str], rules: _ByteLevelRules) -> Tokenizer:
+    """Byte-level BPE: every byte has a letter, so there is no unknown token."""
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(BPE(vocabulary, pairs, ignore_merges=rules.whole_tokens_first))
+    steps: list[Any] = []
+    if rules.digits_apart:
+        steps.append(pre_tokenizers.Digits(individual_digits=True))
+    if rules.split is not None:
+        steps.append(pre_tokenizers.Split(Regex(rules.split), behavior="isolated"))
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rules.split is None))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    if rules.compose:
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _respelled(token: str) -> str:
+    """llama.cpp's converter writes Gemma's tokens of spaces alone with real spaces."""
+    return SPACE * len(token) if token and not token.strip(" ") else token
+
+
+def _wrapped(
+    tokenizer: Tokenizer, tokens: Sequence[str], settings: dict[str, Any], add_bos: bool, chat_template: str | None
+) -> "PreTrainedTokenizerFast":
+    """The tokenizer as transformers knows it, with the roles of its tokens."""
+    keys = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    ids = {role: settings[f"{key}_token_id"] for role, key in keys.items() if f"{key}_token_id" in settings}
+    roles = {role: tokens[index] for role, index in ids.items()}
+    template = ["$A"]
+    if settings.get("add_bos_token", add_bos) and "bos_token" in roles:
+        template = [roles["bos_token"], *template]
+    if settings.get("add_eos_token", False) and "eos_token" in roles:
+        template = [*template, roles["eos_token"]]
+    ends = [(roles[role], ids[role]) for role in ("bos_token", "eos_token") if roles.get(role) in template]
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=ends)
+    # Slow to import, and only this needs it.
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=chat_template, **roles)
+
 
 __all__ = ["load_gguf_params", "read_gguf_config", "read_gguf_tokenizer"]
 

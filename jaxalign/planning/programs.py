@@ -15,9 +15,9 @@ from jaxalign.evaluation.score_labels import Scorer
 from jaxalign.model.attention import Prefix
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.lora import lora_shapes
-from jaxalign.model.next_token import LabelSets
-from jaxalign.model.prompt_batches import PromptRunner
 from jaxalign.model.quantised import SCHEMES, is_projection
+from jaxalign.model.ragged import PromptRunner
+from jaxalign.model.readout import LabelSets
 from jaxalign.model.sharding import laid_out, param_shardings
 from jaxalign.model.transformer import Decoder
 from jaxalign.model.weights import Leaf, assemble

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import InputError
-from jaxalign.model.prompt_batches import EmptyFillerRunner, PromptFunction, decode_prompts
+from jaxalign.model.ragged import EmptyFillerRunner, PromptFunction, decode_prompts
 from jaxalign.model.transformer import Decoder
 from jaxalign.probing.neuron_counts import ActivationCounts
 from jaxalign.probing.prompts import TASK, probe_texts

@@ -15,10 +15,9 @@ import numpy as np
 
 from jaxalign.errors import InputError
 from jaxalign.model.attention import Prefix
-from jaxalign.model.prefix_cache import PrefixRunner, prefill, shared_length
-from jaxalign.model.prompt_batches import PromptFunction, check_lengths, decode_prompts
+from jaxalign.model.ragged import PrefixRunner, PromptFunction, check_lengths, decode_prompts, prefill, shared_length
+from jaxalign.model.readout import CHUNK, group_masses
 from jaxalign.model.transformer import Decoder
-from jaxalign.model.vocabulary import CHUNK, group_masses
 from jaxalign.probing.prompts import TASK, VARIANT, probe_prompts
 from jaxalign.probing.records import write_probe
 from jaxalign.probing.run import ProbeRun

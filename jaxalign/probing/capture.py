@@ -25,8 +25,14 @@ import numpy as np
 from jaxalign.data.prompts import common_length
 from jaxalign.errors import InputError
 from jaxalign.model.attention import Prefix
-from jaxalign.model.prefix_cache import PrefixRunner, decode_prefix, shared_length
-from jaxalign.model.prompt_batches import PromptFunction, check_lengths, decode_prompts
+from jaxalign.model.ragged import (
+    PrefixRunner,
+    PromptFunction,
+    check_lengths,
+    decode_prefix,
+    decode_prompts,
+    shared_length,
+)
 from jaxalign.model.transformer import Decoder, DecoderOutput, Tap
 from jaxalign.probing.prompts import probe_prefix, probe_prompts
 from jaxalign.probing.run import ProbeRun

@@ -24,11 +24,17 @@ from jaxalign.data.prompts import label_candidates, label_words
 from jaxalign.data.tasks import TaskRow
 from jaxalign.errors import InputError
 from jaxalign.model.attention import Prefix
-from jaxalign.model.next_token import LabelSets, entropy_bits, label_masses, pad_label_sets
-from jaxalign.model.prefix_cache import PrefixRunner, prefill, shared_length
-from jaxalign.model.prompt_batches import PromptFunction, check_lengths, decode_prompts, last_position
+from jaxalign.model.ragged import (
+    PrefixRunner,
+    PromptFunction,
+    check_lengths,
+    decode_prompts,
+    last_position,
+    prefill,
+    shared_length,
+)
+from jaxalign.model.readout import LabelSets, directions, entropy_bits, head_gram, label_masses, pad_label_sets
 from jaxalign.model.transformer import Decoder
-from jaxalign.model.vocabulary import directions, head_gram
 from jaxalign.probing.prompts import TASK, VARIANT, ProbeData, probe_prompts
 from jaxalign.probing.records import write_probe
 from jaxalign.probing.run import ProbeRun

@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.prompt_batches import PromptFunction, PromptRunner, decode_prompts
+from jaxalign.model.ragged import PromptFunction, PromptRunner, decode_prompts
 from jaxalign.model.transformer import Decoder
 from jaxalign.probing.prompts import TASK, probe_texts
 from jaxalign.probing.records import write_probe

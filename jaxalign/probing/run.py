@@ -7,7 +7,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from jaxalign.model.prompt_batches import PromptFunction, PromptRunner
+from jaxalign.model.ragged import PromptFunction, PromptRunner
 from jaxalign.model.transformer import Decoder
 from jaxalign.probing.prompts import ProbeData
 

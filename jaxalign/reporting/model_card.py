@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxalign.errors import InputError
 from jaxalign.files import published
-from jaxalign.model.gguf_file import open_gguf
+from jaxalign.model.gguf import open_gguf
 from jaxalign.model.hub import HubId, hub_id
 from jaxalign.reporting.escaping import code_block, code_span, markdown_text
 from jaxalign.reporting.fields import field, texts

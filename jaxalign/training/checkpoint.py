@@ -23,8 +23,8 @@ import orbax.checkpoint as ocp
 from jaxalign import files
 from jaxalign.errors import InputError
 from jaxalign.files import AnyPath
-from jaxalign.model.fingerprint import weights_sha256
 from jaxalign.model.lora import LoraConfig
+from jaxalign.model.weights import weights_sha256
 from jaxalign.runtime import agree
 from jaxalign.training.damage import Damaged, damage_told, has_code
 from jaxalign.training.step import TrainState

@@ -20,7 +20,7 @@ from jaxalign.cli.loading import Model, load_model
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
 from jaxalign.errors import InputError
 from jaxalign.files import whole_folder
-from jaxalign.model.peft_adapters import load_adapter
+from jaxalign.model.peft import load_adapter
 from jaxalign.training.checkpoint import read_adapter
 from tests.cli.conftest import TRAIN
 from tests.data.test_tokenizer import save_sentence_piece

@@ -10,7 +10,7 @@ import torch
 from jaxalign.errors import InputError
 from jaxalign.evaluation import continuations
 from jaxalign.evaluation.continuations import ContinuationScorer, Pair, Score, prefix_groups, queries_of
-from jaxalign.model.prefix_cache import shared_length
+from jaxalign.model.ragged import shared_length
 from jaxalign.model.transformer import Decoder
 from tests.model.tiny_models import VOCABULARY, TinyModel, tiny_case, tiny_model
 from tests.training.tiny_runs import mesh_of

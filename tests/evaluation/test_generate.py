@@ -9,7 +9,7 @@ import torch
 
 from jaxalign.errors import InputError
 from jaxalign.evaluation.generate import NEAR_TIE, Chosen, Generator, best_token
-from jaxalign.model.prompt_batches import decode_prompts, last_position
+from jaxalign.model.ragged import decode_prompts, last_position
 from jaxalign.model.transformer import Decoder
 from tests.model.tiny_models import FAMILIES, VOCABULARY, WINDOW, TinyModel, slow_but, tiny_case, tiny_model
 from tests.training.tiny_runs import mesh_of

@@ -17,7 +17,7 @@ from jaxalign.errors import InputError
 from jaxalign.lm_eval import language_model
 from jaxalign.lm_eval.language_model import ARGUMENTS, JaxalignLM
 from jaxalign.model.lora import LoraConfig, lora_shapes
-from jaxalign.model.peft_adapters import save_adapter
+from jaxalign.model.peft import save_adapter
 from tests.any_input import TEXTS, quick, value_or_one_line
 from tests.data.tiny_tokenizers import byte_level
 from tests.lm_eval.conftest import requests_of

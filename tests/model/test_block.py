@@ -10,7 +10,7 @@ import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from jaxalign.model.attention import Sight, layer_kinds, rotary_frequencies, rotate, sights
-from jaxalign.model.block import Attention, Block, rms_norm
+from jaxalign.model.transformer import Attention, Block, rms_norm
 from tests.model.tiny_inputs import LENGTH, ROUNDING, plain, relative, some_tokens
 from tests.model.tiny_models import FAMILIES, TinyModel, numpy_of, tiny_case
 

@@ -12,7 +12,7 @@ from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKEN
 
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
-from jaxalign.model.gguf_tokenizer import read_gguf_tokenizer
+from jaxalign.model.gguf import read_gguf_tokenizer
 from jaxalign.sentence_piece import empty_model
 from tests.data.tiny_sentence_piece import USER_DEFINED, sentence_piece_model
 

@@ -14,10 +14,9 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from jaxalign.errors import InputError
-from jaxalign.model import hf_weights
-from jaxalign.model.hf_config import config_from_hf, read_config
-from jaxalign.model.hf_weights import config_to_hf, load_params, save_params, stored_types
-from jaxalign.model.weights import place_whole
+from jaxalign.model import weights
+from jaxalign.model.config import config_from_hf, read_config
+from jaxalign.model.weights import config_to_hf, load_params, place_whole, save_params, stored_types
 from tests.model.tiny_models import CASES, FAMILIES, tiny_case
 
 
@@ -251,7 +250,7 @@ def test_each_weight_in_the_type_that_it_is_stored_in(tmp_path):
 
 @pytest.mark.parametrize("case", ["qwen2", "gemma3_text"])
 def test_shards_as_save_pretrained_writes_them(case, tmp_path, monkeypatch):
-    monkeypatch.setattr(hf_weights, "SHARD_BYTES", 20_000)
+    monkeypatch.setattr(weights, "SHARD_BYTES", 20_000)
     tiny = tiny_case(case)
     save_params(tmp_path / "ours", tiny.params, tiny.config)
     theirs = in_shards(tmp_path / "theirs", tiny)

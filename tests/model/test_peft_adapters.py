@@ -14,11 +14,11 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from jaxalign.errors import InputError
-from jaxalign.model.hf_config import decoder_name, read_config
-from jaxalign.model.hf_weights import load_params
+from jaxalign.model.config import decoder_name, read_config
 from jaxalign.model.lora import LoraConfig, lora_shapes, projection_sizes
-from jaxalign.model.peft_adapters import load_adapter, save_adapter
+from jaxalign.model.peft import load_adapter, save_adapter
 from jaxalign.model.transformer import Decoder
+from jaxalign.model.weights import load_params
 from tests.model.tiny_models import FAMILIES, VOCABULARY, tiny_case
 from tests.model.vision import in_transformers, save_vision_model
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.model import block
+from jaxalign.model import transformer
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.lora import LoraConfig, lora_shapes, projection_sizes
 from jaxalign.model.product import kernel_of, product
@@ -139,5 +139,5 @@ def test_the_backward_pass_keeps_no_converted_copy_of_all_layers(stored_as: str,
 
 
 def test_autodiff_would_keep_one(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(block, "product", plain)
+    monkeypatch.setattr(transformer, "product", plain)
     assert backward_memory("int8", LORA, "none") > 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import InputError
-from jaxalign.model.prompt_batches import PromptRunner, bucket_length
+from jaxalign.model.ragged import PromptRunner, bucket_length
 from jaxalign.runtime import make_mesh
 
 VARIABLES = {"params": {"norm": {"scale": np.ones(4, np.float32)}}}

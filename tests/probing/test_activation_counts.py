@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from jaxalign.errors import InputError
-from jaxalign.model.prompt_batches import EmptyFillerRunner
+from jaxalign.model.ragged import EmptyFillerRunner
 from jaxalign.model.transformer import Decoder
 from jaxalign.probing.activation_counts import count_function, write_neuron_counts
 from jaxalign.probing.neuron_counts import read_counts

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import InputError
-from jaxalign.model.prefix_cache import PrefixRunner, prefill
-from jaxalign.model.prompt_batches import PromptRunner
+from jaxalign.model.ragged import PrefixRunner, PromptRunner, prefill
+from jaxalign.model.readout import group_masses
 from jaxalign.model.transformer import Decoder
-from jaxalign.model.vocabulary import group_masses
 from jaxalign.probing.attribution import AttributionInputs, attribution_arrays, attribution_function, write_attribution
 from jaxalign.probing.prompts import ProbeData
 from jaxalign.probing.run import ProbeRun

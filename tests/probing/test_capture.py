@@ -10,7 +10,7 @@ import torch
 from jaxalign.data.prompts import few_shot_prefix
 from jaxalign.data.tasks import TASKS
 from jaxalign.errors import InputError
-from jaxalign.model.prompt_batches import PromptRunner, decode_prompts
+from jaxalign.model.ragged import PromptRunner, decode_prompts
 from jaxalign.model.transformer import Decoder
 from jaxalign.probing.capture import (
     NO_TOKEN,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jaxalign.errors import InputError
-from jaxalign.model.prompt_batches import PromptRunner
+from jaxalign.model.ragged import PromptRunner
 from jaxalign.model.transformer import Decoder
 from jaxalign.probing.capture import Capture, CaptureInputs, capture_function
 from jaxalign.probing.geometry import write_geometry

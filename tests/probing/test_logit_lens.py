@@ -12,10 +12,9 @@ from jaxalign.data.prompts import label_queries
 from jaxalign.data.tasks import TASKS, read_task_rows
 from jaxalign.errors import InputError
 from jaxalign.evaluation.score_labels import Scorer
-from jaxalign.model.next_token import entropy_bits, label_masses, pad_label_sets
-from jaxalign.model.prompt_batches import PromptRunner, decode_prompts, last_position
+from jaxalign.model.ragged import PromptRunner, decode_prompts, last_position
+from jaxalign.model.readout import entropy_bits, head_gram, label_masses, pad_label_sets
 from jaxalign.model.transformer import Decoder
-from jaxalign.model.vocabulary import head_gram
 from jaxalign.probing.logit_lens import (
     LanguageLens,
     LensInputs,

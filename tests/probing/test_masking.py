@@ -9,7 +9,7 @@ import scipy.stats
 import torch
 
 from jaxalign.errors import InputError
-from jaxalign.model.prompt_batches import PromptRunner
+from jaxalign.model.ragged import PromptRunner
 from jaxalign.model.transformer import Decoder
 from jaxalign.probing.activation_counts import write_neuron_counts
 from jaxalign.probing.masking import (

@@ -10,12 +10,11 @@ import transformers
 
 from jaxalign.data.prompts import read_exemplars
 from jaxalign.data.tokenizer import load_tokenizer
-from jaxalign.model.hf_config import read_config
-from jaxalign.model.hf_weights import load_params
-from jaxalign.model.next_token import pad_label_sets
-from jaxalign.model.prompt_batches import PromptRunner
+from jaxalign.model.config import read_config
+from jaxalign.model.ragged import PromptRunner
+from jaxalign.model.readout import head_gram, pad_label_sets
 from jaxalign.model.transformer import Decoder
-from jaxalign.model.vocabulary import head_gram
+from jaxalign.model.weights import load_params
 from jaxalign.probing.attribution import AttributionInputs, attribution_function
 from jaxalign.probing.logit_lens import LensInputs, lens_function, word_sets
 from jaxalign.probing.prompts import ProbeData, probe_prompts

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 from jaxalign.data.math_problems import MATH_TASKS, alpaca_prompt, read_problems
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.evaluation.generate import NEAR_TIE, Generator
-from jaxalign.model.hf_config import read_config
-from jaxalign.model.hf_weights import load_params
+from jaxalign.model.config import read_config
 from jaxalign.model.transformer import Decoder
+from jaxalign.model.weights import load_params
 from tests.training.tiny_runs import mesh_of
 
 pytestmark = pytest.mark.real_weights

@@ -15,12 +15,10 @@ from jaxalign.data.tasks import TASKS, read_task_rows
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
 from jaxalign.evaluation.score_labels import Scorer
 from jaxalign.files import read_json
-from jaxalign.model.config import ModelConfig
-from jaxalign.model.gguf import load_gguf_params, read_gguf_config
-from jaxalign.model.gguf_tokenizer import read_gguf_tokenizer
-from jaxalign.model.hf_config import read_config
-from jaxalign.model.hf_weights import load_params
+from jaxalign.model.config import ModelConfig, read_config
+from jaxalign.model.gguf import load_gguf_params, read_gguf_config, read_gguf_tokenizer
 from jaxalign.model.transformer import Decoder
+from jaxalign.model.weights import load_params
 from tests.training.tiny_runs import mesh_of
 
 pytestmark = pytest.mark.real_weights

@@ -23,9 +23,8 @@ from jaxalign import runtime
 from jaxalign.data.batches import BatchLayout, heldout_plan
 from jaxalign.errors import Preempted
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.hf_weights import load_params
 from jaxalign.model.transformer import Decoder
-from jaxalign.model.weights import Index, Leaf, place_on
+from jaxalign.model.weights import Index, Leaf, load_params, place_on
 from jaxalign.training.checkpoint import Kept
 from jaxalign.training.loop import Hook, LoopConfig, train
 from jaxalign.training.optimizer import OptimizerConfig

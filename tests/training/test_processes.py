@@ -13,8 +13,8 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding
 
 from jaxalign.errors import InputError
-from jaxalign.model.hf_weights import save_params
 from jaxalign.model.sharding import batch_spec
+from jaxalign.model.weights import save_params
 from jaxalign.runtime import join_processes
 from jaxalign.training.checkpoint import open_checkpoints
 from jaxalign.training.step import held_rows

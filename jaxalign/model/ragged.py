@@ -1,4 +1,6 @@
-"""Prompts of any length through one decoder: sorted by length, cut into batches, padded to a few fixed lengths.
+"""Compiled programs: one for each shape of arguments, counted, and its compilation timed apart from its runs.
+
+Prompts of any length through one decoder: sorted by length, cut into batches, padded to a few fixed lengths.
 
 A batch of two prompts of 3 and 2 tokens at a length of 4:
 
@@ -6,6 +8,10 @@ A batch of two prompts of 3 and 2 tokens at a length of 4:
                  d e 0 0                   1 1 0 0                 0 1 2 3               2
 
 Axis letters: B batch, T positions, D width.
+
+A text that many prompts begin with, run once: its keys and values, for the prompts' continuations to look at.
+
+Axis letters as in transformer.py: L layers, P prefix positions, K key/value heads, H head width.
 """
 
 import time
@@ -19,10 +25,41 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.errors import InputError
-from jaxalign.model.attention import Prefix
+from jaxalign.model.attention import Prefix, init_cache
 from jaxalign.model.sharding import BATCH, param_shardings, spread
-from jaxalign.model.transformer import Decoder, DecoderOutput
+from jaxalign.model.transformer import Decoder, DecoderOutput, Tap
 from jaxalign.runtime import compiler_options
+
+
+class Program:
+    """A pure function of (variables, *arrays) that is compiled when arguments of new shapes arrive."""
+
+    def __init__(self, function: Callable[..., Any], mesh: Mesh, in_shardings: Any, out_shardings: Any):
+        """The shardings as `jax.jit` takes them; variables and arrays lie so already, or are NumPy arrays, the same in
+        every process."""
+        self.jitted = jax.jit(
+            function,
+            in_shardings=in_shardings,
+            out_shardings=out_shardings,
+            compiler_options=compiler_options(mesh.devices.flat),
+        )
+        self.mesh, self.array_shardings = mesh, in_shardings[1:]
+        self.compiled: dict[Any, Callable[..., Any]] = {}
+        self.compile_seconds = 0.0
+
+    def __call__(self, variables: Any, *arrays: Any) -> Any:
+        arrays = tuple(
+            spread(array, sharding) if isinstance(array, np.ndarray) else array
+            for array, sharding in zip(arrays, self.array_shardings, strict=True)
+        )
+        shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arrays))
+        if shapes not in self.compiled:
+            start = time.perf_counter()
+            with jax.set_mesh(self.mesh):
+                self.compiled[shapes] = self.jitted.lower(variables, *arrays).compile()
+            self.compile_seconds += time.perf_counter() - start
+        return self.compiled[shapes](variables, *arrays)
+
 
 PromptFunction = Callable[[Any, jax.Array, jax.Array, Any], Any]
 """(variables, tokens int32 [B, T], lengths int32 [B], extra) -> pytree of arrays with leading axis B."""
@@ -210,3 +247,69 @@ def bucket_length(longest: int) -> int:
     """The fixed length that a batch is padded to: a multiple of 16 up to 256, of 64 up to 512, of 128 beyond."""
     step = 16 if longest <= 256 else 64 if longest <= 512 else 128
     return -(-longest // step) * step
+
+
+def prefill(decoder: Decoder, variables: Any, tokens: jax.Array, length: jax.Array) -> Prefix:
+    """The keys and values of a prefix, as `decode_prefix` takes it and gives them."""
+    return decode_prefix(decoder, variables, tokens, length)[0]
+
+
+def decode_prefix(
+    decoder: Decoder, variables: Any, tokens: jax.Array, length: jax.Array, tap: Tap | None = None
+) -> tuple[Prefix, DecoderOutput]:
+    """One forward pass over a prefix.
+
+    Args:
+      tokens: int32 [P], the prefix in its first `length` positions.
+      length: int32 scalar, 0 <= length <= P.
+      tap: as `Decoder.__call__` takes it.
+
+    Returns:
+      A `Prefix` in the compute type; what stands behind `length` is never looked at. And the decoder's output, B = 1.
+    """
+    positions = jnp.arange(len(tokens), dtype=jnp.int32)[None]
+    cache = init_cache(decoder.config, 1, len(tokens), decoder.dtype)
+    segment_ids = (positions < length).astype(jnp.int32)
+    output = decoder.apply(variables, tokens[None], positions, segment_ids, cache=cache, tap=tap)
+    return Prefix(output.cache.k[:, 0], output.cache.v[:, 0], length), output
+
+
+def prefix_bucket(length: int) -> int:
+    """The fixed length that a prefix is padded to: a multiple of 64 up to 512, of 128 beyond; at least 64."""
+    step = 64 if length <= 512 else 128
+    return max(1, -(-length // step)) * step
+
+
+def shared_length(prompts: Sequence[Sequence[int]], keep: int = 1) -> int:
+    """How many tokens all prompts begin with; of the shortest, `keep` are left at least."""
+    shortest = min(map(len, prompts))
+    columns = enumerate(zip(*prompts, strict=False))
+    common = next((place for place, tokens in columns if len(set(tokens)) > 1), shortest)
+    return max(0, min(common, shortest - keep))
+
+
+class PrefixRunner:
+    """Runs what prompts begin with, once: one program for each padded length."""
+
+    def __init__(self, function: Callable[..., Any], variables: Any, mesh: Mesh):
+        """
+        Args:
+          function: of variables, tokens and length, as `prefill` takes them behind the decoder; it is traced.
+          variables: the decoder's collections, or their shapes; they settle structure and sharding.
+        """
+        whole = NamedSharding(mesh, PartitionSpec())
+        shardings = (param_shardings(variables, mesh), whole, whole)
+        self.mesh = mesh
+        self.step = jax.jit(
+            function,
+            in_shardings=shardings,
+            out_shardings=whole,
+            compiler_options=compiler_options(mesh.devices.flat),
+        )
+
+    def __call__(self, variables: Any, tokens: Sequence[int]) -> Any:
+        """What the function makes of the tokens, of which there may be none; whole on every device."""
+        padded = np.zeros(prefix_bucket(len(tokens)), np.int32)
+        padded[: len(tokens)] = tokens
+        with jax.set_mesh(self.mesh):
+            return self.step(variables, padded, np.array(len(tokens), np.int32))

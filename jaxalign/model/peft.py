@@ -23,8 +23,7 @@ from safetensors.numpy import load_file
 from jaxalign import files
 from jaxalign.errors import InputError, listed
 from jaxalign.log import say
-from jaxalign.model.config import ModelConfig
-from jaxalign.model.hf_config import Keys
+from jaxalign.model.config import Keys, ModelConfig
 from jaxalign.model.hub import HubId, hub_id
 from jaxalign.model.lora import LoraConfig, lora_shapes, projection_sizes
 
