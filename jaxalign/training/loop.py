@@ -1,14 +1,23 @@
-"""The training loop: everything that happens around the pure step, in the order in which it happens."""
+"""The training loop: everything that happens around the pure step, in the order in which it happens.
+
+A step whose loss or gradient is not finite: what is known of it, and its rows on disk, to look at and to replay.
+
+SIGTERM, the notice that a machine is about to be taken away: save, and stop with an exit code of its own.
+"""
 
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from jaxalign import files
@@ -21,10 +30,8 @@ from jaxalign.model.sharding import laid_out
 from jaxalign.model.transformer import Decoder
 from jaxalign.runtime import agree
 from jaxalign.training import checkpoint
-from jaxalign.training.bad_steps import NonFiniteStep, dump_bad_step
+from jaxalign.training.checkpoint import start
 from jaxalign.training.optimizer import OptimizerConfig, cosine_schedule, make_optimizer
-from jaxalign.training.preemption import preemption_notice
-from jaxalign.training.start import start
 from jaxalign.training.step import (
     Metrics,
     Shardings,
@@ -38,6 +45,48 @@ from jaxalign.training.step import (
     make_train_step,
     place_batch,
 )
+
+
+class NonFiniteStep(Exception):
+    """A step, which counts from 1, with its loss and the norm of its gradient."""
+
+    def __init__(self, step: int, loss: float, gradient_norm: float):
+        super().__init__(f"step {step}: the loss is {loss} and the gradient's norm {gradient_norm}")
+        self.step, self.loss, self.gradient_norm = step, loss, gradient_norm
+
+
+def dump_bad_step(run: files.AnyPath, plan: BatchPlan, bad: NonFiniteStep) -> files.AnyPath:
+    """Writes the step's global batch, and which pairs stand in its rows: `RUN/nonfinite/STEP.npz` and `.json`."""
+    folder = run / "nonfinite"
+    if jax.process_index() == 0:
+        with files.whole_file(folder / f"{bad.step}.npz") as partial, partial.open("wb") as file:
+            np.savez_compressed(file, **plan.rows_at(bad.step - 1)._asdict())
+        numbers = {"step": bad.step, "loss": str(bad.loss), "gradient_norm": str(bad.gradient_norm)}
+        files.write_json(folder / f"{bad.step}.json", {**numbers, "pairs_in_rows": plan.rows[bad.step - 1]})
+    return folder
+
+
+@contextmanager
+def preemption_notice() -> Iterator[Callable[[int], bool]]:
+    """Gives the question to ask before the first step and after every one: is this the step to save and stop at?
+
+    Of several processes one may be told first; all agree on a step that none has passed (jax's preemption sync point,
+    which listens to SIGTERM itself). It counts from the step last asked about, so one thread asks, in order.
+    """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    noticed = threading.Event()
+    # Python takes signals in its main thread only; a run inside another one goes without.
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda step: False
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: noticed.set())
+    try:
+        yield lambda step: noticed.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
 
 Hook = Callable[[int, Any], Mapping[str, float]]
 """(updates done, collections to apply the decoder to) -> numbers for the metrics file. The next update consumes the

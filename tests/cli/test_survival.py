@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import InputError
-from jaxalign.training.checkpoint import read_trained
-from jaxalign.training.start import check_fingerprint
+from jaxalign.training.checkpoint import check_fingerprint, read_trained
 from tests.cli.conftest import TRAIN
 from tests.two_processes import JAXALIGN, REPOSITORY, end_of, start_two
 

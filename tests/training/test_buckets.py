@@ -12,8 +12,8 @@ import pytest
 
 from jaxalign.errors import InputError
 from jaxalign.files import AnyPath, path_of
-from jaxalign.training.bad_steps import NonFiniteStep, dump_bad_step
 from jaxalign.training.checkpoint import open_checkpoints, read_trained
+from jaxalign.training.loop import NonFiniteStep, dump_bad_step
 from tests.fake_storage import FakeStorage
 from tests.training.whole_runs import (
     PLAN,

@@ -12,9 +12,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from jaxalign.errors import InputError
-from jaxalign.training.checkpoint import open_checkpoints, read_trained
+from jaxalign.training.checkpoint import open_checkpoints, read_trained, start
 from jaxalign.training.optimizer import OptimizerConfig
-from jaxalign.training.start import start
 from tests.training.tiny_runs import tiny_run
 from tests.training.whole_runs import (
     MODEL,

@@ -13,10 +13,9 @@ import pytest
 
 from jaxalign.data.batches import Batch, BatchLayout, TokenisedPairs, training_plan
 from jaxalign.errors import InputError, Preempted
-from jaxalign.training.checkpoint import Kept, read_trained
+from jaxalign.training.checkpoint import Kept, check_fingerprint, read_trained
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizer import OptimizerConfig
-from jaxalign.training.start import check_fingerprint
 from jaxalign.training.step import StepConfig, place_batch
 from tests.training.tiny_runs import random_adapter, random_pairs, tiny_plan, tiny_run
 from tests.training.whole_runs import (
