@@ -22,7 +22,7 @@ from jaxalign.data.languages import parse_languages
 from jaxalign.data.prompts import label_queries, read_exemplars, scored_candidates
 from jaxalign.data.tasks import parse_rows, read_task_rows, task_named
 from jaxalign.data.tokenizer import load_tokenizer
-from jaxalign.evaluation.packed_queries import shared_prefix_length
+from jaxalign.evaluation.score import shared_prefix_length
 from jaxalign.files import data_folder, exemplars_file, write_json
 from jaxalign.model.config import ModelConfig, read_config
 

@@ -30,7 +30,7 @@ from jaxalign.data.tasks import TASKS, parse_rows, read_task_rows
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
 from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import GridData, render_cell
-from jaxalign.evaluation.packed_queries import shared_prefix_length
+from jaxalign.evaluation.score import shared_prefix_length
 from jaxalign.files import read_json_lines, write_json
 from jaxalign.model.config import ModelConfig, read_config
 from jaxalign.model.ragged import shared_length

@@ -82,7 +82,7 @@ def ours(folder: Path, words: bool) -> tuple[Way, Any]:
     import jax.numpy as jnp
 
     from jaxalign.data.prompts import Continuation, LabelQuery
-    from jaxalign.evaluation.score_labels import Scorer
+    from jaxalign.evaluation.score import Scorer
     from jaxalign.model.config import read_config
     from jaxalign.model.transformer import Decoder
     from jaxalign.model.weights import load_params, place_on

@@ -8,7 +8,7 @@ import pytest
 
 from jaxalign import runtime
 from jaxalign.errors import InputError
-from jaxalign.evaluation.cell_files import OtherOrigin, cell_failure
+from jaxalign.evaluation.grid import OtherOrigin, cell_failure
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def two(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[np.ndarray], np.
 
     def play(other: Callable[[np.ndarray], np.ndarray]) -> None:
         monkeypatch.setattr(runtime, "processes", lambda: 2)
-        monkeypatch.setattr("jaxalign.evaluation.cell_files.processes", lambda: 2)
+        monkeypatch.setattr("jaxalign.evaluation.grid.processes", lambda: 2)
         gather = "jaxalign.runtime.multihost_utils.process_allgather"
         monkeypatch.setattr(gather, lambda own: np.stack([own, other(own)]))
 

@@ -25,7 +25,7 @@ from jaxalign.data.tasks import TASKS, parse_rows, read_task_rows
 from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import CellKey, GridData, cell_keys
 from jaxalign.evaluation.grid import evaluate_grid
-from jaxalign.evaluation.score_labels import Scorer
+from jaxalign.evaluation.score import Scorer
 from jaxalign.files import write_text
 from jaxalign.holding import held
 from jaxalign.log import tell

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.data.tasks import read_task_rows
-from jaxalign.evaluation.cells import Cell, CellKey, GridData, render_cell
-from jaxalign.evaluation.records import right_by_mass
-from jaxalign.evaluation.score_labels import Scorer
+from jaxalign.evaluation.cells import Cell, CellKey, GridData, render_cell, right_by_mass
+from jaxalign.evaluation.score import Scorer
 from jaxalign.probing.masking import effect_labels, effects, language_masks, mask_names
 from jaxalign.probing.prompts import TASK
 from jaxalign.probing.records import write_probe

@@ -12,7 +12,7 @@ from jaxalign.cli.stages import settings_of_stages
 from jaxalign.cli.train import check_train_settings, lora_config, step_configs
 from jaxalign.data.batches import BatchLayout, round_up
 from jaxalign.errors import InputError
-from jaxalign.evaluation.score_labels import SHORTEST_ROW
+from jaxalign.evaluation.score import SHORTEST_ROW
 from jaxalign.log import say
 from jaxalign.model import architectures
 from jaxalign.model.config import ModelConfig, declared_type, read_config

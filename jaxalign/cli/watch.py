@@ -17,12 +17,11 @@ from jaxalign.cli.probe import capture_of, check_enough_rows, compared_by
 from jaxalign.data.batches import round_up
 from jaxalign.data.tasks import TASKS, parse_rows, read_task_rows
 from jaxalign.errors import InputError
-from jaxalign.evaluation.cells import GridData, cell_keys, render_cell
+from jaxalign.evaluation.cells import GridData, cell_keys, render_cell, right_by_mass
 from jaxalign.evaluation.generate import Generator
 from jaxalign.evaluation.open_answers import texts_of
 from jaxalign.evaluation.open_cells import TRANSLATION
-from jaxalign.evaluation.records import right_by_mass
-from jaxalign.evaluation.score_labels import Scorer
+from jaxalign.evaluation.score import Scorer
 from jaxalign.model.transformer import Decoder
 from jaxalign.probing.activation_counts import CountProgram
 from jaxalign.probing.attribution import AttributionProgram

@@ -4,8 +4,11 @@
 scoring, so a run that was stopped continues; a cell made with other settings or prompts is refused, naming what
 differs. A cell that cannot be scored is listed, and the others go on. At the end `predictions.jsonl`, `results.json`
 and `timing.json` are written.
+
+Finished cells on disk, each with all that it was made from: what lets a stopped run continue.
 """
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,14 +19,73 @@ from tqdm import tqdm
 
 from jaxalign.data.tasks import TASKS, TaskRow, read_task_rows
 from jaxalign.errors import InputError
-from jaxalign.evaluation.cell_files import CELL_ERRORS, cell_failure, finished_on_the_first, save
-from jaxalign.evaluation.cells import Cell, CellKey, GridData, render_cell
-from jaxalign.evaluation.records import records_of, summary
-from jaxalign.evaluation.score_labels import Scorer
-from jaxalign.files import write_json, write_json_lines
+from jaxalign.evaluation.cells import Cell, CellKey, GridData, records_of, render_cell, summary
+from jaxalign.evaluation.score import Scorer
+from jaxalign.files import read_json, write_json, write_json_lines
+from jaxalign.holding import check_held
 from jaxalign.log import is_hidden
 from jaxalign.model.weights import weights_sha256
-from jaxalign.runtime import agree, of_the_first
+from jaxalign.runtime import EndsAll, agree, of_the_first, processes
+
+CELL_ERRORS = (InputError, jax.errors.JaxRuntimeError)
+"""What may be wrong with one cell while others are fine: its data, or memory at its lengths."""
+
+
+class OtherOrigin(InputError):
+    """A finished cell that was made from something else: no fault of the cell, but of the command."""
+
+
+def cell_failure(error: Exception) -> str:
+    """What failed, in one line as a record holds it: the runtime's errors go on for pages.
+
+    Raises an error that is not this cell's alone.
+    """
+    if isinstance(error, OtherOrigin | EndsAll):
+        raise error
+    line = str(error).split("\n")[0]
+    if isinstance(error, jax.errors.JaxRuntimeError) and processes() > 1:
+        # Where one process has no memory left, the others are in the middle of a program that it left.
+        raise EndsAll(line) from error
+    return line
+
+
+def finished(path: Path, made_from: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The records of a cell that an earlier run finished; one made from something else raises OtherOrigin."""
+    match read_json(path):
+        case {"made_from": dict(saved), "records": list(records)}:
+            pass
+        case _:
+            raise InputError(f"{path}: not a finished cell as it was written; delete the file to compute it again")
+    for key in {**made_from, **saved}:
+        then, now = saved.get(key), made_from.get(key)
+        if then != now:
+            raise OtherOrigin(
+                f"{path}: made with {key}={json.dumps(then, ensure_ascii=False)}, now "
+                f"{json.dumps(now, ensure_ascii=False)}; choose another output folder or delete this one"
+            )
+    return records
+
+
+def finished_on_the_first(path: Path, made_from: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """`finished` on process 0, whose disk counts; None on the others, which raise what it raises."""
+    records = error = None
+    if jax.process_index() == 0:
+        try:
+            records = finished(path, made_from)
+        except InputError as own:
+            error = own
+    is_refused, is_of_other_origin = of_the_first([error is not None, isinstance(error, OtherOrigin)])
+    if is_refused:
+        kind = OtherOrigin if is_of_other_origin else InputError
+        raise error or kind(f"{path}: the first host cannot use it, and says why")
+    return records
+
+
+def save(path: Path, made_from: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a finished cell, whole or not at all."""
+    check_held()
+    write_json(path, {"made_from": made_from, "records": records})
+
 
 TASK_VERSIONS = {"emotion": 1, "snli": 1, "paws": 1}
 """Raised when a task's prompts, candidate sets or scoring change: only scores of equal version compare."""

@@ -14,8 +14,8 @@ import jax
 from tqdm import tqdm
 
 from jaxalign.data.tokenizer import Tokenizer
-from jaxalign.evaluation.cell_files import CELL_ERRORS, cell_failure, finished_on_the_first, save
 from jaxalign.evaluation.generate import Answer, GenerationCounts, Generator
+from jaxalign.evaluation.grid import CELL_ERRORS, cell_failure, finished_on_the_first, save
 from jaxalign.evaluation.open_cells import TRANSLATION, OpenCell
 from jaxalign.files import write_json, write_json_lines
 from jaxalign.log import is_hidden

@@ -1,4 +1,7 @@
-"""What is asked in open answers, and how an answer is judged: math problems by their number, translations by chrF."""
+"""What is asked in open answers, and how an answer is judged: math problems by their number, translations by chrF.
+
+chrF of translations (Popović 2015), by sacrebleu: the F-score of shared character n-grams, 0 to 100.
+"""
 
 import hashlib
 import json
@@ -6,16 +9,37 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxalign.data.math_problems import MathProblem, MathTask, alpaca_prompt, read_problems
 from jaxalign.data.pairs import QuestionPair
 from jaxalign.data.templates import render_all
 from jaxalign.data.tokenizer import Tokenizer
-from jaxalign.evaluation.chrf import chrf
 from jaxalign.evaluation.generate import Answer
 from jaxalign.evaluation.number_answers import corrected_number, equals, reference_number
 from jaxalign.statistics import wilson_interval
+
+
+class ChrfScore(NamedTuple):
+    """corpus: over all n-grams together, not the mean of `sentences`. signature: sacrebleu's, settings and version."""
+
+    corpus: float
+    sentences: list[float]
+    signature: str
+
+
+def chrf(texts: Sequence[str], references: Sequence[str]) -> ChrfScore:
+    """The score of each text against the one reference of the same index, and of all of them; at least one."""
+    # Slow to import, and needed for translations alone.
+    from sacrebleu.metrics.chrf import CHRF
+
+    metric = CHRF()
+    corpus = metric.corpus_score(texts, [references]).score
+    sentences = [
+        metric.sentence_score(text, [reference]).score for text, reference in zip(texts, references, strict=True)
+    ]
+    return ChrfScore(corpus, sentences, str(metric.get_signature()))
+
 
 TRANSLATION = "translation"
 TRANSLATION_MAX_TOKENS = 256

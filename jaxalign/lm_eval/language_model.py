@@ -22,8 +22,8 @@ from jaxalign.cli.configuration import config_with
 from jaxalign.cli.loading import Model, load_model, merged
 from jaxalign.data.batches import round_up
 from jaxalign.errors import InputError
-from jaxalign.evaluation.continuations import ContinuationScorer, Score
-from jaxalign.evaluation.generate_until import UntilGenerator
+from jaxalign.evaluation.generate import UntilGenerator
+from jaxalign.evaluation.score import ContinuationScorer, Score
 from jaxalign.lm_eval.chat_templates import NotRendered, Renderer
 from jaxalign.log import say
 from jaxalign.model.config import read_end_ids

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from jaxalign.data.batches import Batch
 from jaxalign.errors import InputError
-from jaxalign.evaluation.score_labels import Scorer
+from jaxalign.evaluation.score import Scorer
 from jaxalign.model.attention import Prefix
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.lora import lora_shapes

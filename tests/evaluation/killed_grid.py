@@ -9,7 +9,7 @@ from jaxalign.data.prompts import Variant, read_exemplars
 from jaxalign.data.tasks import TASKS
 from jaxalign.evaluation.cells import GridData, cell_keys
 from jaxalign.evaluation.grid import evaluate_grid
-from jaxalign.evaluation.score_labels import Scorer
+from jaxalign.evaluation.score import Scorer
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxalign.errors import InputError
-from jaxalign.evaluation.cell_files import OtherOrigin, finished, save
+from jaxalign.evaluation.grid import OtherOrigin, finished, save
 from tests.any_input import VALUES, quick, spoilt_bytes, spoilt_document, value_or_one_line, written
 
 MADE_FROM, RECORDS = {"model": "tiny", "rows": [0, 1]}, [{"row": 0}, {"row": 1}]

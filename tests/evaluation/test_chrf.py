@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from jaxalign.evaluation.chrf import chrf
+from jaxalign.evaluation.open_cells import chrf
 
 TEXTS = ["How many apples does Anna have?", "Two trains leave.", "", "Wie viele Äpfel?"]
 REFERENCES = ["How many apples has Anna got?", "Two trains leave.", "A dog runs.", "How many apples?"]

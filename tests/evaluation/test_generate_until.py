@@ -3,7 +3,7 @@
 import pytest
 
 from jaxalign.errors import InputError
-from jaxalign.evaluation.generate_until import WATCH, UntilGenerator
+from jaxalign.evaluation.generate import WATCH, UntilGenerator
 from jaxalign.model.transformer import Decoder
 from tests.evaluation.test_generate import PROMPTS as TEN_PROMPTS
 from tests.model.tiny_models import tiny_model

@@ -12,7 +12,7 @@ from jaxalign.data.tasks import TASKS
 from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import CellKey, GridData, cell_keys
 from jaxalign.evaluation.grid import evaluate_grid
-from jaxalign.evaluation.score_labels import LabelScores, Scorer
+from jaxalign.evaluation.score import LabelScores, Scorer
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from jaxalign.data.prompts import Continuation, LabelQuery
-from jaxalign.evaluation.packed_queries import (
+from jaxalign.evaluation.score import (
     Item,
     batch_sizes,
     fill,

@@ -9,9 +9,8 @@ from jaxalign.data.prompts import LabelQuery, read_exemplars
 from jaxalign.data.tasks import TASKS, TaskRow
 from jaxalign.errors import InputError
 from jaxalign.evaluation import cells
-from jaxalign.evaluation.cells import Cell, CellKey, GridData, render_cell
-from jaxalign.evaluation.records import best_class, records_of, summary
-from jaxalign.evaluation.score_labels import LabelScores
+from jaxalign.evaluation.cells import Cell, CellKey, GridData, best_class, records_of, render_cell, summary
+from jaxalign.evaluation.score import LabelScores
 from tests import tiny_world
 
 

@@ -11,7 +11,7 @@ import pytest
 from jaxalign.data.prompts import label_queries
 from jaxalign.data.tasks import TASKS, read_task_rows
 from jaxalign.errors import InputError
-from jaxalign.evaluation.score_labels import Scorer
+from jaxalign.evaluation.score import Scorer
 from jaxalign.model.ragged import PromptRunner, decode_prompts, last_position
 from jaxalign.model.readout import entropy_bits, head_gram, label_masses, pad_label_sets
 from jaxalign.model.transformer import Decoder

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from jaxalign.data.prompts import label_queries, read_exemplars, scored_candidates
 from jaxalign.data.tasks import TASKS, read_task_rows
 from jaxalign.data.tokenizer import load_tokenizer
-from jaxalign.evaluation.score_labels import Scorer
+from jaxalign.evaluation.score import Scorer
 from jaxalign.model.config import read_config
 from jaxalign.model.quantised import quantise_params
 from jaxalign.model.transformer import Decoder

@@ -13,7 +13,7 @@ import pytest
 from jaxalign.data.prompts import few_shot_prompt, label_queries, read_exemplars, scored_candidates
 from jaxalign.data.tasks import TASKS, read_task_rows
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
-from jaxalign.evaluation.score_labels import Scorer
+from jaxalign.evaluation.score import Scorer
 from jaxalign.files import read_json
 from jaxalign.model.config import ModelConfig, read_config
 from jaxalign.model.gguf import load_gguf_params, read_gguf_config, read_gguf_tokenizer
