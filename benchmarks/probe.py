@@ -25,7 +25,7 @@ from jaxalign.data.tasks import parse_rows
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.files import data_folder, exemplars_file, write_json
 from jaxalign.probing.logit_lens import word_sets
-from jaxalign.probing.prompts import ProbeData, probe_prompts
+from jaxalign.probing.probe import ProbeData, probe_prompts
 
 
 def parsed(words: list[str] | None = None) -> argparse.Namespace:

@@ -140,9 +140,9 @@ def ours(folder: Path, probe: str, size: int) -> Way:
     from jaxalign.model.readout import head_gram, pad_label_sets
     from jaxalign.model.transformer import Decoder
     from jaxalign.model.weights import load_params, place_on
-    from jaxalign.probing.activation_counts import count_function
     from jaxalign.probing.capture import CaptureInputs, capture_function, run_shared_text
     from jaxalign.probing.logit_lens import LensInputs, lens_function
+    from jaxalign.probing.neurons import count_function
 
     runtime.start()
     config, mesh = read_config(folder), runtime.make_mesh(1, -1, 1)

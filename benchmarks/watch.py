@@ -35,7 +35,7 @@ from jaxalign.files import read_json_lines, write_json
 from jaxalign.model.config import ModelConfig, read_config
 from jaxalign.model.ragged import shared_length
 from jaxalign.probing.capture import shared_tokens
-from jaxalign.probing.prompts import ProbeData, probe_prefix, probe_prompts
+from jaxalign.probing.probe import ProbeData, probe_prefix, probe_prompts
 
 
 def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:

@@ -11,9 +11,7 @@ from jaxalign.data.tasks import read_task_rows
 from jaxalign.evaluation.cells import Cell, CellKey, GridData, render_cell, right_by_mass
 from jaxalign.evaluation.score import Scorer
 from jaxalign.probing.masking import effect_labels, effects, language_masks, mask_names
-from jaxalign.probing.prompts import TASK
-from jaxalign.probing.records import write_probe
-from jaxalign.probing.run import ProbeRun
+from jaxalign.probing.probe import TASK, ProbeRun, write_probe
 
 
 def masked_params(params: Any, mask: np.ndarray) -> Any:

@@ -11,21 +11,22 @@ from jaxalign.cli.loading import chosen_languages, out_folder
 from jaxalign.cli.provenance import provenance
 from jaxalign.errors import InputError
 from jaxalign.files import recorded
-from jaxalign.probing.neuron_counts import ActivationCounts, read_counts
 from jaxalign.probing.neurons import (
     GENERAL,
     LAYER_AND_INDEX,
     SCORES,
+    ActivationCounts,
     Selection,
     activation_probabilities,
     general_neurons,
     language_neurons,
+    read_counts,
     read_selection,
     select_neurons,
     selection_document,
     specific_neurons,
 )
-from jaxalign.probing.records import write_probe
+from jaxalign.probing.probe import write_probe
 from jaxalign.reporting.fields import field, read_object
 
 MASKED = ("specific", "related", "general")

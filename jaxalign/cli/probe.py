@@ -31,17 +31,13 @@ from jaxalign.files import whole_file, write_text
 from jaxalign.holding import check_held, held
 from jaxalign.log import is_hidden, tell
 from jaxalign.model.quantised import SCHEMES
-from jaxalign.probing.activation_counts import write_neuron_counts
 from jaxalign.probing.attribution import write_attribution
 from jaxalign.probing.capture import Capture, captured_layers, parse_capture
-from jaxalign.probing.geometry import check_languages, write_geometry
+from jaxalign.probing.geometry import check_languages, write_geometry, write_representation
 from jaxalign.probing.logit_lens import write_logit_lens
-from jaxalign.probing.masking import mask_names, write_masking
-from jaxalign.probing.neurons import check_fits
-from jaxalign.probing.prompts import TASK, VARIANT, ProbeData
-from jaxalign.probing.representation import write_representation
-from jaxalign.probing.run import ProbeRun
-from jaxalign.probing.transplant import write_transplant
+from jaxalign.probing.masking import mask_names, write_masking, write_transplant
+from jaxalign.probing.neurons import check_fits, write_neuron_counts
+from jaxalign.probing.probe import TASK, VARIANT, ProbeData, ProbeRun
 from jaxalign.reporting import geometry_plots, language_pages, plots
 from jaxalign.reporting.models import check_of_one_model
 from jaxalign.reporting.neuron_effects import NEURON_EFFECTS

@@ -23,16 +23,12 @@ from jaxalign.evaluation.open_answers import texts_of
 from jaxalign.evaluation.open_cells import TRANSLATION
 from jaxalign.evaluation.score import Scorer
 from jaxalign.model.transformer import Decoder
-from jaxalign.probing.activation_counts import CountProgram
 from jaxalign.probing.attribution import AttributionProgram
 from jaxalign.probing.capture import prepared_capture
-from jaxalign.probing.geometry import ENGLISH
-from jaxalign.probing.likeness import geometry_arrays, language_geometry
+from jaxalign.probing.geometry import ENGLISH, WHOLE_PROMPTS, geometry_arrays, language_correlations, language_geometry
 from jaxalign.probing.logit_lens import LensProgram, check_survivors
-from jaxalign.probing.neurons import CLASSES, class_of, language_neurons
-from jaxalign.probing.prompts import TASK, VARIANT, ProbeData
-from jaxalign.probing.representation import WHOLE_PROMPTS, language_correlations
-from jaxalign.probing.run import ProbeRun
+from jaxalign.probing.neurons import CLASSES, CountProgram, class_of, language_neurons
+from jaxalign.probing.probe import TASK, VARIANT, ProbeData, ProbeRun
 from jaxalign.training.loop import Hook
 
 Measure = Callable[[Any], Mapping[str, float]]

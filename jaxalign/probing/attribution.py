@@ -3,33 +3,200 @@
 Logits of the whole vocabulary never exist at once: the head is read in chunks, inside the scan over layers.
 
 Axis letters: B batch, L layers, P last positions, G groups (languages, then scripts), V vocabulary.
+
+Which language and which script a token is of: by counts over parallel texts, and by Unicode.
+
+Axis letters: V vocabulary, K languages.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import regex
 
+from jaxalign.data.languages import LANGUAGES
+from jaxalign.data.tasks import TASKS, Task, read_task_rows, task_file_named
+from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.model.attention import Prefix
 from jaxalign.model.ragged import PrefixRunner, PromptFunction, check_lengths, decode_prompts, prefill, shared_length
 from jaxalign.model.readout import CHUNK, group_masses
 from jaxalign.model.transformer import Decoder
-from jaxalign.probing.prompts import TASK, VARIANT, probe_prompts
-from jaxalign.probing.records import write_probe
-from jaxalign.probing.run import ProbeRun
-from jaxalign.probing.token_languages import (
-    HELD_OUT,
-    SCRIPT_CLASSES,
-    UNDECIDABLE,
-    HeldOut,
-    TokenLanguages,
-    token_languages,
-)
+from jaxalign.probing.probe import TASK, VARIANT, ProbeRun, probe_prompts, write_probe
 from jaxalign.statistics import mean_and_half_width
+
+UNDECIDABLE = "undecidable"
+SCRIPTS = ("Latin", "Cyrillic", "Han", "Kana", "Devanagari", "Bengali", "Thai")
+"""The scripts of the twenty languages, as Unicode's property Script; Kana is its Hiragana and Katakana."""
+OTHER_SCRIPT, SEVERAL_SCRIPTS, NO_LETTERS, PART_OF_CHARACTER = (
+    "other script",
+    "several scripts",
+    "no letters",
+    "part of a character",
+)
+SCRIPT_CLASSES = (*SCRIPTS, OTHER_SCRIPT, SEVERAL_SCRIPTS, NO_LETTERS, PART_OF_CHARACTER)
+
+HELD_OUT = 0.2
+"""Share of each file's rows, its last, that the map is tested on."""
+PSEUDO_COUNT = 0.1
+"""Added to each count, so that one occurrence in one language is no proof."""
+CERTAINTY = 2 / 3
+"""A token is of a language that is twice as likely as all the others together, or more."""
+
+_SCRIPT_OF = [
+    (script, regex.compile(r"[\p{Hiragana}\p{Katakana}]" if script == "Kana" else rf"\p{{Script={script}}}"))
+    for script in SCRIPTS
+]
+
+
+class Texts(NamedTuple):
+    """Parallel texts of one language."""
+
+    counted: list[str]
+    held_out: list[str]
+
+
+class HeldOut(NamedTuple):
+    """What the map says of one language's held-out texts: numbers of tokens."""
+
+    tokens: int
+    decided: int
+    correct: int
+
+
+@dataclass(frozen=True)
+class TokenLanguages:
+    """The map of one tokenizer.
+
+    languages: codes; `language_of` counts them from 0, and `len(languages)` is undecidable.
+    language_of: int32 [V].
+    script_of: int32 [V], indices into SCRIPT_CLASSES.
+    held_out: language -> how the map does on texts that it was not made from.
+    """
+
+    languages: list[str]
+    language_of: np.ndarray
+    script_of: np.ndarray
+    held_out: Mapping[str, HeldOut]
+
+
+def token_languages(tokenizer: Tokenizer, vocab_size: int, data: Path) -> TokenLanguages:
+    """The map made from the test files of every language in `data`.
+
+    vocab_size: V, the model's, which may have more ids than the tokenizer; those are undecidable.
+    """
+    languages = languages_with_texts(data)
+    texts = {language: parallel_texts(data, language) for language in languages}
+    counts = np.stack([token_counts(tokenizer, texts[language].counted, vocab_size) for language in languages])
+    script_of = token_scripts(tokenizer, vocab_size)
+    language_of = decide(counts, script_of, languages)
+    held_out = {}
+    for index, language in enumerate(languages):
+        counts = token_counts(tokenizer, texts[language].held_out, vocab_size)
+        held_out[language] = on_held_out(language_of, len(languages), index, counts)
+    return TokenLanguages(languages, language_of, script_of, held_out)
+
+
+def languages_with_texts(data: Path, task: Task = TASKS["emotion"]) -> list[str]:
+    """The languages that have a test file of the task in `data`; every prompt of the probes needs emotion's."""
+    named = map(task_file_named, (data / task.folder).glob("*.json"))
+    there = {file.language for file in named if file and file.task is task and file.split == "test"}
+    return [code for code in LANGUAGES if code in there]
+
+
+def parallel_texts(data: Path, language: str) -> Texts:
+    """All fields of all test rows of the tasks in `data`; the last fifth of each file's rows is held out.
+
+    The last and not every fifth: neighbouring rows may share a premise.
+    """
+    counted, held_out = [], []
+    for task in TASKS.values():
+        if language not in languages_with_texts(data, task):
+            continue
+        rows = read_task_rows(data, task, language, "test", slice(None))
+        first_held_out = len(rows) - max(1, round(HELD_OUT * len(rows)))
+        counted += [field for row in rows[:first_held_out] for field in row.fields]
+        held_out += [field for row in rows[first_held_out:] for field in row.fields]
+    return Texts(counted, held_out)
+
+
+def token_counts(tokenizer: Tokenizer, texts: Sequence[str], vocab_size: int) -> np.ndarray:
+    """How often each token occurs in the texts: int64 [V]. Control tokens, such as the unknown one, are not counted."""
+    if not texts:
+        return np.zeros(vocab_size, np.int64)
+    ids = np.concatenate([np.asarray(ids, np.int64) for ids in tokenizer.batch_ids(texts)])
+    counts = np.bincount(ids, minlength=vocab_size)
+    counts[[id for id in tokenizer.control_ids if id < vocab_size]] = 0
+    return counts
+
+
+def decide(counts: np.ndarray, script_of: np.ndarray, languages: Sequence[str]) -> np.ndarray:
+    """The language of each token: int32 [V], `len(languages)` where it is undecidable.
+
+    A token that occurs is of the language that is twice as likely, given the token, as all the others together, every
+    language being as likely beforehand. One that does not occur is of the only language that writes in its script.
+
+    Args:
+      counts: int [K, V], occurrences in each language's texts.
+      script_of: int [V], indices into SCRIPT_CLASSES.
+    """
+    occurs = counts.any(axis=0)
+    smoothed = counts + PSEUDO_COUNT
+    rates = smoothed / (counts.sum(axis=1, keepdims=True) + PSEUDO_COUNT * max(1, occurs.sum()))
+    likelihood = rates / rates.sum(axis=0)
+    decided = np.where(likelihood.max(axis=0) > CERTAINTY, likelihood.argmax(axis=0), len(languages))
+    return np.where(occurs, decided, script_languages(languages)[script_of]).astype(np.int32)
+
+
+def script_languages(languages: Sequence[str]) -> np.ndarray:
+    """For each of SCRIPT_CLASSES the index of the only language that writes in it, or len(languages): int [scripts]."""
+    # Japanese writes in Kana and in Han.
+    writers = {
+        script: [i for i, code in enumerate(languages) if LANGUAGES[code].script == script] for script in SCRIPTS
+    }
+    japanese = [i for i, code in enumerate(languages) if LANGUAGES[code].script == "Japanese"]
+    writers["Kana"] = japanese
+    writers["Han"] = [*writers["Han"], *japanese]
+    only = [writers.get(script, []) for script in SCRIPT_CLASSES]
+    return np.array([each[0] if len(each) == 1 else len(languages) for each in only])
+
+
+def on_held_out(language_of: np.ndarray, languages: int, language: int, counts: np.ndarray) -> HeldOut:
+    """How a map of so many languages does on texts of one of them, by the counts [V] of their tokens."""
+    return HeldOut(
+        tokens=int(counts.sum()),
+        decided=int(counts[language_of < languages].sum()),
+        correct=int(counts[language_of == language].sum()),
+    )
+
+
+def token_scripts(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
+    """Each token's script: int32 [V], indices into SCRIPT_CLASSES. Control tokens and unused ids have no letters."""
+    scripts = np.full(vocab_size, SCRIPT_CLASSES.index(NO_LETTERS), np.int32)
+    for token, index in tokenizer.vocabulary.items():
+        if index < vocab_size and index not in tokenizer.control_ids:
+            scripts[index] = SCRIPT_CLASSES.index(script_of_bytes(tokenizer.token_bytes(token)))
+    return scripts
+
+
+def script_of_bytes(text: bytes) -> str:
+    """The one of SCRIPT_CLASSES that a token's UTF-8 bytes are of; letters decide, whatever stands between them."""
+    try:
+        characters = text.decode("utf-8")
+    except UnicodeDecodeError:
+        return PART_OF_CHARACTER
+    # Marks belong to letters: Thai and Devanagari vowels are some.
+    letters = regex.findall(r"[\p{L}\p{M}]", characters)
+    found = {next((script for script, one in _SCRIPT_OF if one.match(letter)), OTHER_SCRIPT) for letter in letters}
+    if not found:
+        return NO_LETTERS
+    return found.pop() if len(found) == 1 else SEVERAL_SCRIPTS
 
 
 class AttributionInputs(NamedTuple):

@@ -34,8 +34,7 @@ from jaxalign.model.ragged import (
     shared_length,
 )
 from jaxalign.model.transformer import Decoder, DecoderOutput, Tap
-from jaxalign.probing.prompts import probe_prefix, probe_prompts
-from jaxalign.probing.run import ProbeRun
+from jaxalign.probing.probe import ProbeRun, probe_prefix, probe_prompts
 
 Average = Literal["last", "prompt_mean", "query_mean"]
 Position = Average | int

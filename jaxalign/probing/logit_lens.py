@@ -35,9 +35,7 @@ from jaxalign.model.ragged import (
 )
 from jaxalign.model.readout import LabelSets, directions, entropy_bits, head_gram, label_masses, pad_label_sets
 from jaxalign.model.transformer import Decoder
-from jaxalign.probing.prompts import TASK, VARIANT, ProbeData, probe_prompts
-from jaxalign.probing.records import write_probe
-from jaxalign.probing.run import ProbeRun
+from jaxalign.probing.probe import TASK, VARIANT, ProbeData, ProbeRun, probe_prompts, write_probe
 from jaxalign.statistics import mean_and_half_width
 
 

@@ -13,18 +13,193 @@ The first two differ in the unit of w alone. w (the paper's lambda) is searched:
 is active in all languages.
 
 Axis letters: K languages, L layers, F feed-forward width.
+
+How often each feed-forward neuron was active in each language, as a file: `active / tokens` is its probability.
+
+    languages      text [K]
+    active         int [K, L, F]   tokens at which the neuron's gate was positive
+    tokens         int [K]         tokens that there were
+    prefix_active, prefix_tokens   the same of what the texts begin with and is not to count; may be absent
+
+Axis letters: K languages, L layers, F feed-forward width.
+
+How often the gate of each feed-forward neuron is positive, per language: what `jaxalign neurons` selects from.
+
+    each row's text ──► decoder ──► tap: gate > 0 at real tokens, summed over rows and positions ──► + ──► [K, L, F]
+
+A gate of exactly 0 is not active (SiLU and GELU are 0 there too). One within rounding of 0 falls to either side, as the
+compute type and the order of its sums will have it.
+
+Axis letters: K languages, B batch, T positions, L layers, F feed-forward width.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.data.languages import code_of
 from jaxalign.errors import InputError
 from jaxalign.files import read_npz
-from jaxalign.probing.neuron_counts import ActivationCounts
+from jaxalign.model.ragged import EmptyFillerRunner, PromptFunction, decode_prompts
+from jaxalign.model.transformer import Decoder
+from jaxalign.probing.probe import TASK, ProbeRun, probe_texts, write_probe
+
+CODE = re.compile(r"[a-z]{2,3}([-_][A-Za-z0-9]+)*")
+
+
+class ActivationCounts(NamedTuple):
+    """Counts of the tokens that matter, what the texts begin with taken off."""
+
+    languages: list[str]
+    active: np.ndarray
+    """int [K, L, F]; below 0 where a neuron was active more often in the prefix alone than in the whole"""
+    tokens: np.ndarray
+    """int64 [K], at least 1 each"""
+
+
+def read_counts(path: Path) -> ActivationCounts:
+    """The counts of a file; whatever cannot be counts raises InputError with file, array and language."""
+    arrays = read_npz(path)
+    languages = checked_languages(arrays, path)
+    active, tokens = checked_pair(arrays, "active", "tokens", languages, path)
+    if "prefix_active" in arrays or "prefix_tokens" in arrays:
+        prefix_active, prefix_tokens = checked_pair(arrays, "prefix_active", "prefix_tokens", languages, path)
+        if prefix_active.shape != active.shape:
+            raise InputError(f"{path}: prefix_active is {prefix_active.shape}, active is {active.shape}; count again")
+        active, tokens = active - prefix_active, tokens - prefix_tokens
+    if (tokens < 1).any():
+        empty = languages[int(np.argmin(tokens))]
+        raise InputError(f"{path}: no tokens of {empty} are left to count; leave the language out or add texts")
+    return ActivationCounts(languages, active, tokens)
+
+
+def checked_languages(arrays: dict[str, np.ndarray], path: Path) -> list[str]:
+    """The language codes: two or more, each once, each fit to be an array's name."""
+    languages = named(arrays, "languages", path)
+    if languages.ndim != 1 or languages.dtype.kind != "U":
+        raise InputError(f"{path}: languages is {languages.dtype} {languages.shape}; a list of codes is needed")
+    codes = [code_of(str(code)) for code in languages]
+    if wrong := [code for code in codes if not CODE.fullmatch(code)]:
+        raise InputError(f"{path}: languages: {wrong[0]!r} is no language code; write en, de, ...")
+    if len(codes) < 2 or len(set(codes)) < len(codes):
+        raise InputError(f"{path}: languages are {', '.join(codes) or 'none'}; two or more are needed, each once")
+    return codes
+
+
+def checked_pair(
+    arrays: dict[str, np.ndarray], active: str, tokens: str, languages: list[str], path: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Signed counts [K, L, F] and totals int64 [K] of these names, none negative, no count above its total."""
+    counts, totals = named(arrays, active, path), named(arrays, tokens, path)
+    for name, array, dimensions in ((active, counts, 3), (tokens, totals, 1)):
+        if array.dtype.kind not in "iu" or array.dtype == np.uint64:
+            raise InputError(f"{path}: {name} is {array.dtype}; whole numbers of at most 63 bits are needed")
+        if array.ndim != dimensions or len(array) != len(languages) or not array.size:
+            axes = "[languages, layers, neurons]" if dimensions == 3 else "[languages]"
+            raise InputError(f"{path}: {name} is {array.shape}; {axes} is needed, with {len(languages)} languages")
+        if array.min() < 0:
+            language = languages[int(np.argwhere(array < 0)[0, 0])]
+            raise InputError(f"{path}: {name} of {language} holds negative counts; count again")
+    totals = totals.astype(np.int64)
+    if (above := counts.max(axis=(1, 2)) > totals).any():
+        first = int(np.argmax(above))
+        raise InputError(
+            f"{path}: {active} of {languages[first]} reaches {counts[first].max()}, above the {totals[first]} of "
+            f"{tokens}; count again"
+        )
+    return counts.astype(np.int64, copy=False) if counts.dtype.kind == "u" else counts, totals
+
+
+def named(arrays: dict[str, np.ndarray], name: str, path: Path) -> np.ndarray:
+    """The array of this name."""
+    if name not in arrays:
+        raise InputError(f"{path}: no array {name!r}; it holds {', '.join(arrays) or 'none'}")
+    return arrays[name]
+
+
+class BatchCounts(NamedTuple):
+    """What a batch of prompts adds."""
+
+    active: jax.Array
+    """int32 [L, F]: real tokens at which each neuron's gate was positive"""
+    finite: jax.Array
+    """bool [B]: the model's states at a prompt's tokens are finite, and so its gates are numbers"""
+
+
+def count_function(decoder: Decoder) -> PromptFunction:
+    """Counts on a batch, `BatchCounts`; rows of length 0 count for nothing."""
+
+    def count(variables: Any, tokens: jax.Array, lengths: jax.Array, extra: Any) -> BatchCounts:
+        real = (jax.lax.broadcasted_iota(jnp.int32, tokens.shape, 1) < lengths[:, None])[:, :, None]
+
+        def tap(layer: jax.Array, hidden: jax.Array, gate: jax.Array) -> jax.Array:
+            return jnp.sum((gate > 0) & real, axis=(0, 1), dtype=jnp.int32)
+
+        output = decode_prompts(decoder, variables, tokens, lengths, tap)
+        finite = (jnp.isfinite(output.hidden) | ~real).all(axis=(1, 2))
+        return BatchCounts(output.taps, finite)
+
+    return count
+
+
+class CountProgram:
+    """The counts, ready to run on whatever variables of the run's structure."""
+
+    def __init__(self, run: ProbeRun):
+        self.run = run
+        function, longest = count_function(run.decoder), run.decoder.config.max_positions
+        self.runner = EmptyFillerRunner(function, run.variables, run.mesh, run.batch_size, longest)
+
+    def __call__(self, variables: Any) -> ActivationCounts:
+        """Of every language's texts."""
+        variables = self.runner.place(variables)
+        active, tokens = zip(*(self.of_language(variables, language) for language in self.run.languages), strict=True)
+        return ActivationCounts(list(self.run.languages), np.stack(active), np.array(tokens, np.int64))
+
+    def of_language(self, variables: Any, language: str) -> tuple[np.ndarray, int]:
+        """Counts int32 [L, F] over the texts of one language, added up on the devices, and the number of their tokens.
+
+        All real tokens count, a BOS among them.
+        """
+        rows, prompts = probe_texts(self.run.data, language)
+        total = None
+        for members, (active, finite) in self.runner.outputs(variables, prompts):
+            if not (known := np.asarray(finite)[: len(members)]).all():
+                raise InputError(
+                    f"{language}, row {rows[members[int(np.argmin(known))]].row}: hidden states are not finite; "
+                    "check the weights, or compute in float32"
+                )
+            total = active if total is None else total + active
+            self.run.on_rows(len(members))
+        return np.asarray(total), sum(map(len, prompts))
+
+
+def write_neuron_counts(run: ProbeRun) -> dict[str, Any]:
+    """Counts every language's texts; writes `neuron_counts.npz` and, naming its axes, `neuron_counts.json`.
+
+    Returns:
+      The content of the JSON file.
+    """
+    config, counts = run.decoder.config, CountProgram(run)(run.variables)
+    arrays = {"languages": np.array(counts.languages), "active": counts.active, "tokens": counts.tokens}
+    document = {
+        "axes": {"languages": ["language"], "active": ["language", "layer", "neuron"], "tokens": ["language"]},
+        "language": list(run.languages),
+        "layers": config.layers,
+        "neurons_per_layer": config.mlp_dim,
+        "counted": "tokens at which a neuron's gate is above 0, over all tokens of the rows' own texts",
+        "task": TASK.name,
+        **run.description,
+    }
+    write_probe(run.out, "neuron_counts", arrays, document)
+    return document
+
 
 SCORES = ("code", "paper", "lape")
 ACTIVE_QUANTILE = 0.95

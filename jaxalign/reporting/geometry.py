@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.probing.likeness import MEASURES, row_values
+from jaxalign.probing.geometry import MEASURES, row_values
 from jaxalign.reporting.probe_files import Probe
 from jaxalign.reporting.tables import language_title
 from jaxalign.statistics import Gain, bootstrap_intervals, crossed_bootstrap, holm, sign_flip_p_values

@@ -10,9 +10,8 @@ import numpy as np
 from jaxalign.data.languages import code_of
 from jaxalign.errors import InputError
 from jaxalign.files import read_npz
-from jaxalign.probing.likeness import GEOMETRY_AXES
-from jaxalign.probing.representation import PCA_AXES
-from jaxalign.probing.token_languages import SCRIPT_CLASSES
+from jaxalign.probing.attribution import SCRIPT_CLASSES
+from jaxalign.probing.geometry import GEOMETRY_AXES, PCA_AXES
 from jaxalign.reporting.fields import field, languages, read_object, share, whole_numbers
 
 LENS_AXES = {

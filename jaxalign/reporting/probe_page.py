@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.errors import InputError
-from jaxalign.probing.prompts import TASK
+from jaxalign.probing.probe import TASK
 from jaxalign.reporting.fields import field, read_object
 from jaxalign.reporting.models import model_documents, model_of_all
 from jaxalign.reporting.neurons import neuron_tables

@@ -11,10 +11,8 @@ import torch
 from jaxalign.errors import InputError
 from jaxalign.model.ragged import EmptyFillerRunner
 from jaxalign.model.transformer import Decoder
-from jaxalign.probing.activation_counts import count_function, write_neuron_counts
-from jaxalign.probing.neuron_counts import read_counts
-from jaxalign.probing.prompts import ProbeData, probe_texts
-from jaxalign.probing.run import ProbeRun
+from jaxalign.probing.neurons import count_function, read_counts, write_neuron_counts
+from jaxalign.probing.probe import ProbeData, ProbeRun, probe_texts
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
 from tests.model.tiny_models import VOCABULARY, numpy_of, tiny_case, tiny_model

@@ -13,8 +13,7 @@ from jaxalign.model.ragged import PrefixRunner, PromptRunner, prefill
 from jaxalign.model.readout import group_masses
 from jaxalign.model.transformer import Decoder
 from jaxalign.probing.attribution import AttributionInputs, attribution_arrays, attribution_function, write_attribution
-from jaxalign.probing.prompts import ProbeData
-from jaxalign.probing.run import ProbeRun
+from jaxalign.probing.probe import ProbeData, ProbeRun
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
 from tests.model.tiny_models import VOCABULARY, tiny_case

@@ -23,8 +23,7 @@ from jaxalign.probing.capture import (
     check_position,
     parse_capture,
 )
-from jaxalign.probing.prompts import ProbeData, probe_prompts
-from jaxalign.probing.run import ProbeRun
+from jaxalign.probing.probe import ProbeData, ProbeRun, probe_prompts
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
 from tests.model.tiny_models import FAMILIES, VOCABULARY, numpy_of, tiny_case

@@ -11,8 +11,7 @@ from jaxalign.errors import InputError
 from jaxalign.model.ragged import PromptRunner
 from jaxalign.model.transformer import Decoder
 from jaxalign.probing.capture import Capture, CaptureInputs, capture_function
-from jaxalign.probing.geometry import write_geometry
-from jaxalign.probing.likeness import (
+from jaxalign.probing.geometry import (
     GEOMETRY_AXES,
     MEASURES,
     geometry_arrays,
@@ -20,9 +19,9 @@ from jaxalign.probing.likeness import (
     linear_cka,
     ranks,
     row_values,
+    write_geometry,
 )
-from jaxalign.probing.prompts import ProbeData
-from jaxalign.probing.run import ProbeRun
+from jaxalign.probing.probe import ProbeData, ProbeRun
 from jaxalign.runtime import make_mesh
 from jaxalign.statistics import bootstrap_intervals
 from tests import tiny_world

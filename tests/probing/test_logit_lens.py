@@ -29,8 +29,7 @@ from jaxalign.probing.logit_lens import (
     word_sets,
     write_logit_lens,
 )
-from jaxalign.probing.prompts import ProbeData
-from jaxalign.probing.run import ProbeRun
+from jaxalign.probing.probe import ProbeData, ProbeRun
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
 from tests.model.tiny_models import FAMILIES, VOCABULARY, TinyModel, numpy_of, tiny_case

@@ -11,7 +11,6 @@ import torch
 from jaxalign.errors import InputError
 from jaxalign.model.ragged import PromptRunner
 from jaxalign.model.transformer import Decoder
-from jaxalign.probing.activation_counts import write_neuron_counts
 from jaxalign.probing.masking import (
     TextNats,
     change_with_interval,
@@ -21,10 +20,14 @@ from jaxalign.probing.masking import (
     reference_perplexity,
     write_masking,
 )
-from jaxalign.probing.neuron_counts import read_counts
-from jaxalign.probing.neurons import activation_probabilities, language_neurons, select_neurons
-from jaxalign.probing.prompts import ProbeData
-from jaxalign.probing.run import ProbeRun
+from jaxalign.probing.neurons import (
+    activation_probabilities,
+    language_neurons,
+    read_counts,
+    select_neurons,
+    write_neuron_counts,
+)
+from jaxalign.probing.probe import ProbeData, ProbeRun
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
 from tests.model.tiny_models import VOCABULARY, tiny_case

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import InputError
-from jaxalign.probing.neuron_counts import ActivationCounts, read_counts
 from jaxalign.probing.neurons import (
     CLASSES,
+    ActivationCounts,
     activation_probabilities,
     activity_threshold,
     general_neurons,
@@ -16,6 +16,7 @@ from jaxalign.probing.neurons import (
     largest_passing,
     lowest,
     neuron_scores,
+    read_counts,
     select_neurons,
     selection_document,
 )

@@ -8,8 +8,7 @@ from sklearn.decomposition import PCA
 
 from jaxalign.errors import InputError
 from jaxalign.probing.capture import capture_languages
-from jaxalign.probing.prompts import ProbeData
-from jaxalign.probing.representation import (
+from jaxalign.probing.geometry import (
     PCA_AXES,
     WHOLE_PROMPTS,
     joint_pca,
@@ -17,7 +16,7 @@ from jaxalign.probing.representation import (
     pca_arrays,
     write_representation,
 )
-from jaxalign.probing.run import ProbeRun
+from jaxalign.probing.probe import ProbeData, ProbeRun
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
 

@@ -6,7 +6,7 @@ import pytest
 
 from jaxalign.data.tasks import TASKS
 from jaxalign.data.tokenizer import Tokenizer
-from jaxalign.probing.token_languages import (
+from jaxalign.probing.attribution import (
     SCRIPT_CLASSES,
     HeldOut,
     decide,

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import InputError
-from jaxalign.probing.prompts import ProbeData
-from jaxalign.probing.run import ProbeRun
-from jaxalign.probing.transplant import check_tuned, write_transplant
+from jaxalign.probing.masking import check_tuned, write_transplant
+from jaxalign.probing.probe import ProbeData, ProbeRun
 from jaxalign.reporting.probe_files import read_transplant
 from jaxalign.runtime import make_mesh
 from tests import tiny_world

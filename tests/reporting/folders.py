@@ -10,13 +10,12 @@ import numpy as np
 
 from jaxalign.data.tasks import TASKS
 from jaxalign.files import read_json, write_json, write_json_lines
-from jaxalign.probing.likeness import GEOMETRY_AXES, geometry_arrays, language_geometry
+from jaxalign.probing.attribution import SCRIPT_CLASSES, UNDECIDABLE
+from jaxalign.probing.geometry import GEOMETRY_AXES, PCA_AXES, geometry_arrays, language_geometry, pca_arrays
 from jaxalign.probing.logit_lens import LanguageLens, LensRows, lens_arrays, lens_document
 from jaxalign.probing.masking import EFFECTS
 from jaxalign.probing.neurons import language_neurons, select_neurons, selection_document
-from jaxalign.probing.records import write_probe
-from jaxalign.probing.representation import PCA_AXES, pca_arrays
-from jaxalign.probing.token_languages import SCRIPT_CLASSES, UNDECIDABLE
+from jaxalign.probing.probe import write_probe
 from jaxalign.reporting.probe_files import TRANSPLANT_AXES
 from jaxalign.reporting.results import Key
 from jaxalign.statistics import wilson_interval

@@ -8,7 +8,7 @@ import pytest
 
 from jaxalign.errors import InputError
 from jaxalign.files import read_json, write_json
-from jaxalign.probing.likeness import MEASURES, geometry_arrays, language_geometry, row_values
+from jaxalign.probing.geometry import MEASURES, geometry_arrays, language_geometry, row_values
 from jaxalign.reporting.geometry import (
     HEADLINE,
     LEVEL,

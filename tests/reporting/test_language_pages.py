@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from jaxalign.data.languages import LANGUAGES
-from jaxalign.probing.token_languages import SCRIPT_CLASSES, UNDECIDABLE
+from jaxalign.probing.attribution import SCRIPT_CLASSES, UNDECIDABLE
 from jaxalign.reporting import language_pages, plots
 from jaxalign.reporting.probe_files import Probe
 

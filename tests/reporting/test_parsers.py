@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxalign.errors import InputError
-from jaxalign.probing.neuron_counts import read_counts
-from jaxalign.probing.neurons import check_fits, read_selection, specific_neurons
+from jaxalign.probing.neurons import check_fits, read_counts, read_selection, specific_neurons
 from jaxalign.reporting.probe_files import read_probes
 from jaxalign.reporting.results import read_results
 from jaxalign.reporting.runs import read_run

@@ -9,7 +9,7 @@ import pytest
 
 from jaxalign.errors import InputError
 from jaxalign.files import read_json, read_npz, write_json
-from jaxalign.probing.token_languages import SCRIPT_CLASSES
+from jaxalign.probing.attribution import SCRIPT_CLASSES
 from jaxalign.reporting.html import write_report
 from jaxalign.reporting.probe_files import read_geometry, read_lens
 from jaxalign.reporting.probe_page import made_by

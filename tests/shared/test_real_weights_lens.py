@@ -17,7 +17,7 @@ from jaxalign.model.transformer import Decoder
 from jaxalign.model.weights import load_params
 from jaxalign.probing.attribution import AttributionInputs, attribution_function
 from jaxalign.probing.logit_lens import LensInputs, lens_function, word_sets
-from jaxalign.probing.prompts import ProbeData, probe_prompts
+from jaxalign.probing.probe import ProbeData, probe_prompts
 from tests.probing.numpy_lens import lens_in_numpy
 from tests.training.tiny_runs import mesh_of
 
