@@ -12,7 +12,7 @@ from jaxalign.data.prompts import Continuation, LabelQuery, few_shot_prefix, few
 from jaxalign.data.tasks import TASKS, TaskRow
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
-from jaxalign.evaluation import score
+from jaxalign.evaluation import score as scoring
 from jaxalign.evaluation.score import LabelScores, Scorer, shared_prefix_length
 from jaxalign.model.lora import LoraConfig, init_lora, merge_lora
 from jaxalign.model.transformer import Decoder
@@ -130,9 +130,9 @@ def test_scores_do_not_depend_on_order_batch_or_company():
 def test_scores_do_not_depend_on_the_edges_of_fixed_lengths(monkeypatch: pytest.MonkeyPatch):
     tiny = tiny_case("mistral_gqa")
     expected = score(tiny)
-    monkeypatch.setattr(score, "SHORTEST_ROW", 77)
-    monkeypatch.setattr(score, "READS", 64)
-    monkeypatch.setattr(score, "prefix_bucket", lambda length: length + 3)
+    monkeypatch.setattr(scoring, "SHORTEST_ROW", 77)
+    monkeypatch.setattr(scoring, "READS", 64)
+    monkeypatch.setattr(scoring, "prefix_bucket", lambda length: length + 3)
     assert_same(score(tiny), expected)
 
 
