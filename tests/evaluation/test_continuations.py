@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jaxalign.errors import InputError
-from jaxalign.evaluation import score
+from jaxalign.evaluation import score as scoring
 from jaxalign.evaluation.score import ContinuationScorer, Pair, Score, prefix_groups, queries_of
 from jaxalign.model.ragged import shared_length
 from jaxalign.model.transformer import Decoder
@@ -79,7 +79,7 @@ def assert_same(found: dict[Pair, Score], expected: dict[Pair, Score]) -> None:
 def test_scores_are_those_of_uncached_transformers(case: str, sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch):
     """Gemma's window is 5: branches look back over their context into the prefix."""
     tiny = tiny_case(case) if sizes == (1, 1, 1) else tiny_model(case, vocabulary=64)
-    monkeypatch.setattr(score, "BATCHES", 4)
+    monkeypatch.setattr(scoring, "BATCHES", 4)
     best = greedy_pair(tiny, PAIRS[0][0])
     pairs = [*PAIRS, best, *PAIRS[:2]]
     expected = uncached(tiny.torch_model, pairs)
@@ -111,11 +111,11 @@ def test_nothing_to_score_and_what_cannot_be():
 def test_contexts_stand_once_with_few_continuations_each(monkeypatch: pytest.MonkeyPatch):
     pairs = [((1, 2), (word,)) for word in (5, 6, 5)] + [((1,), (word, 9, 9)) for word in range(10)]
     assert [(query.prompt, len(query.words)) for query in queries_of(pairs)] == [([1, 2], 2), ([1], 10)]
-    monkeypatch.setattr(score, "BRANCHES", 4)
+    monkeypatch.setattr(scoring, "BRANCHES", 4)
     assert [len(query.words) for query in queries_of(pairs)] == [2, 4, 4, 2]
-    monkeypatch.setattr(score, "BRANCH_TOKENS", 8)
+    monkeypatch.setattr(scoring, "BRANCH_TOKENS", 8)
     assert [len(query.words) for query in queries_of(pairs)] == [2, 2, 2, 2, 2, 2]
-    monkeypatch.setattr(score, "BRANCH_TOKENS", 2)
+    monkeypatch.setattr(scoring, "BRANCH_TOKENS", 2)
     assert [len(query.words) for query in queries_of(pairs)] == [2, *[1] * 10]
 
 

@@ -13,7 +13,7 @@ from tokenizers.processors import TemplateProcessing
 
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
-from jaxalign.evaluation import score
+from jaxalign.evaluation import score as scoring
 from jaxalign.evaluation.generate import Answer
 from jaxalign.lm_eval import chat_templates
 from jaxalign.lm_eval.language_model import JaxalignLM
@@ -97,7 +97,7 @@ def test_special_tokens_end_a_text_and_are_not_in_it(both: Both):
 
 
 def test_what_is_answered_outlasts_an_interruption(both: Both, tmp_path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(score, "BATCHES", 0)
+    monkeypatch.setattr(scoring, "BATCHES", 0)
     asked = requests_of("loglikelihood", *[(text, " a") for text in texts(6)])
     cached: Any = CachingLM(both.ours, str(tmp_path / "answers.db"))
     together = both.ours.scorer.score_together
