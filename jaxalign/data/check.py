@@ -32,7 +32,7 @@ from jaxalign.data.tasks import (
     TaskRow,
     is_paws_x,
     paws_x_folder,
-    read_objects,
+    read_task_file,
     read_task_rows,
     task_file_named,
 )
@@ -287,7 +287,7 @@ def _check_exemplars(data: Path) -> None:
 
 def _check_task_file(file: Path, named: TaskFile) -> None:
     """Its rows and, where it lies in a data folder, that they go with the English ones."""
-    read_objects(file, *named)
+    read_task_file(file, *named)
     if file.resolve().parent.name == named.task.folder:
         read_task_rows(file.resolve().parent.parent, named.task, named.language, named.split, ALL_ROWS)
 

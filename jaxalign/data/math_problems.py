@@ -7,15 +7,15 @@ DATA/qalign/mgsm and DATA/qalign/msvamp are found too. Row i is the same problem
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxalign.data.fields import is_visible, whole_text
+from jaxalign.data.fields import json_rows, object_of, text_of
 from jaxalign.data.languages import LANGUAGES, language_of
 from jaxalign.data.templates import TEMPLATES
 from jaxalign.errors import InputError
-from jaxalign.files import read_json_lines
 
 MATH_LANGUAGES = ("bn", "th", "sw", "ja", "zh", "de", "fr", "ru", "es", "en")
 """In QAlign's order (arXiv 2401.07817)."""
@@ -74,13 +74,9 @@ def read_problems(data: Path, task: MathTask, language: str, rows: slice) -> lis
     file = problems_file(data, task, language)
     problems = [
         MathProblem(
-            task.name,
-            language,
-            row,
-            question=_text(item, task.question, f"{file}, row {row}"),
-            answer=_number(item, "response", f"{file}, row {row}"),
+            task.name, language, number, text_of(object_of(row, where), task.question, where), _number(row, where)
         )
-        for row, item in read_json_lines(file)
+        for number, (where, row) in enumerate(json_rows(file))
     ]
     if not problems[rows]:
         raise InputError(f"{file}: no row in {rows.start or 0}:{rows.stop}; the file has {len(problems)}")
@@ -101,18 +97,8 @@ def problems_file(data: Path, task: MathTask, language: str) -> Path:
     return folder / task.file.format(LANGUAGES[language].name)
 
 
-def _text(item: Any, name: str, where: str) -> str:
-    if not isinstance(item, dict):
-        raise InputError(f"{where}: an object is needed; is the file JSON lines, one problem a line?")
-    if name not in item:
-        raise InputError(f"{where}: no field {name!r}; the row has {', '.join(map(repr, item)) or 'none'}")
-    if not isinstance(item[name], str) or not is_visible(item[name]):
-        raise InputError(f"{where}, field {name!r}: text is needed, found {item[name]!r}")
-    return whole_text(item[name], f"{where}, field {name!r}")
-
-
-def _number(item: Any, name: str, where: str) -> str:
-    text = _text(item, name, where)
+def _number(row: Mapping[str, Any], where: str) -> str:
+    text = text_of(row, "response", where)
     if not re.fullmatch(r"-?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?", text, re.ASCII):
-        raise InputError(f"{where}, field {name!r}: a number is needed, as 18, 2,125 or 8.0, found {text!r}")
+        raise InputError(f"{where}, field 'response': a number is needed, as 18, 2,125 or 8.0, found {text!r}")
     return text

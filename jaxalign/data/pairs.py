@@ -40,7 +40,7 @@ Of Hugging Face, saved by `save_to_disk`, by columns: `translation`, a text per 
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
@@ -50,7 +50,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxalign.data.fields import Rows, is_visible, json_rows, kind, language_code_of, numbered, object_of, text_of
+from jaxalign.data.fields import Rows, is_visible, json_rows, numbered, object_of, text_of, value_of
 from jaxalign.data.languages import LANGUAGES, code_of, did_you_mean, known_language, language_of
 from jaxalign.errors import InputError, gather
 from jaxalign.files import lines_of, read_json, read_text
@@ -170,7 +170,7 @@ def _pair_read(row: Mapping[str, Any], reading: tuple[str, ...], rendering: Rend
         row, reading = _into(rendering.target, row["translation"], f"{where}, field 'translation'"), _PARALLEL
     if reading == _PARALLEL:
         text, response, source, target = gather(
-            partial(text_of if name in _PARALLEL else language_code_of, row, name, where)
+            partial(text_of if name in _PARALLEL else _language_code, row, name, where)
             for name in (*_PARALLEL, *LANGUAGE_FIELDS)
         )
         return QuestionPair(with_instruction(text, source, target, rendering.instruction), response, source, target)
@@ -192,6 +192,10 @@ def _pair_read(row: Mapping[str, Any], reading: tuple[str, ...], rendering: Rend
 def parallel_row(text: str, response: str, source: str, target: str) -> dict[str, str]:
     """The row of two texts in languages of these codes."""
     return dict(zip((*_PARALLEL, *LANGUAGE_FIELDS), (text, response, source, target), strict=True))
+
+
+def _language_code(row: Mapping[str, Any], name: str, where: str) -> str:
+    return language_of(text_of(row, name, where), f"{where}, field {name!r}").code
 
 
 def _into(target: str, texts: Any, where: str) -> dict[str, str]:
@@ -262,10 +266,8 @@ def _is_filled(value: Any) -> bool:
 def _turn(row: Mapping[str, Any], name: str, index: int, where: str) -> str:
     """What is said first, or in answer, in a conversation of one question. An empty turn of system is passed over."""
     turns, where = row[name], f"{where}, field {name!r}"
-    if not isinstance(turns, list):
-        raise InputError(f"{where}: an array of turns is needed, found {kind(turns)}")
     said = []
-    for number, turn in enumerate(turns):
+    for number, turn in enumerate(value_of(turns, list, where)):
         place = f"{where}, row {number}"
         role, text = (
             _one_of(object_of(turn, place), names, place) for names in (("role", "from"), ("content", "value"))
@@ -303,7 +305,7 @@ def _languages(row: Mapping[str, Any], prompt: str, reading: tuple[str, ...], wh
             f"{where}: the {reading[0]} has no line 'Translate the input from X to Y:' and the row no source_language "
             "and target_language; give one of the two"
         )
-    source, target = gather(partial(language_code_of, row, name, where) for name in LANGUAGE_FIELDS)
+    source, target = gather(partial(_language_code, row, name, where) for name in LANGUAGE_FIELDS)
     if told and told != (source, target):
         raise InputError(
             f"{where}: the {reading[0]}'s instruction says {told}, the language fields say {(source, target)}"
@@ -362,11 +364,7 @@ def read_pairs(paths: Sequence[Path], rendering: Rendering = Rendering()) -> lis
 
 def read_pair_file(path: Path, rendering: Rendering) -> list[QuestionPair]:
     """The pairs of one file or data set; InputErrors with every bad row and field of it."""
-
-    def pair(row: Callable[[], Any], where: str) -> QuestionPair:
-        return pair_of(row(), rendering, where)
-
-    pairs = gather(partial(pair, row, where) for where, row in _rows_of(path, rendering))
+    pairs = gather(partial(pair_of, row, rendering, where) for where, row in _rows_of(path, rendering))
     if not pairs:
         raise InputError(f"{path}: no question pairs there")
     return pairs
@@ -389,8 +387,7 @@ def pair_files(path: Path) -> list[Path]:
 
 
 def _rows_of(path: Path, rendering: Rendering) -> Rows:
-    as_json = partial(json_rows, is_row=makes_pairs)
-    readers = {".json": as_json, ".jsonl": as_json, ".csv": _csv_rows, ".tsv": _tsv_rows}
+    readers = {".json": json_rows, ".jsonl": json_rows, ".csv": _csv_rows, ".tsv": _tsv_rows}
     if path.is_dir():
         return read_data_set(path, rendering)
     if path.suffix in readers:
@@ -482,17 +479,14 @@ def _table_rows(path: Path, table: Iterator[list[str]], note: str = "") -> Rows:
                 continue
             row += 1
             where = f"{path}, row {row}"
-            yield where, partial(_row_of_cells, header, cells, where, note)
+            if len(cells) == len(header):
+                yield where, dict(zip(header, cells, strict=True))
+            else:
+                yield where, InputError(f"{where}: {len(cells)} columns, but the header has {len(header)}{note}")
     except _NotQuoted as error:
         raise InputError(
             f"{path}, row {row + 1} (line {error}): a quoted cell ends in a quotation mark; those inside are doubled"
         ) from None
-
-
-def _row_of_cells(header: list[str], cells: list[str], where: str, note: str) -> Mapping[str, str]:
-    if len(cells) != len(header):
-        raise InputError(f"{where}: {len(cells)} columns, but the header has {len(header)}{note}")
-    return dict(zip(header, cells, strict=True))
 
 
 def _aligned_rows(path: Path) -> Rows:
@@ -501,16 +495,12 @@ def _aligned_rows(path: Path) -> Rows:
     sources, targets = (lines_of(read_text(side)) for side in (path, sibling))
     if len(sources) != len(targets):
         raise InputError(f"{path}: {len(sources)} lines, but {sibling} has {len(targets)}; line i must match line i")
-    codes = str(_side(path)), str(_side(sibling))
-
-    def row_of(number: int, source: str, target: str) -> Mapping[str, str]:
-        for side, text in ((path, source), (sibling, target)):
-            if not is_visible(text):
-                raise InputError(f"{side}, row {number}: empty line; leave the line out of both sides")
-        return parallel_row(source, target, *codes)
-
-    for number, texts in enumerate(zip(sources, targets, strict=True)):
-        yield f"{path}, row {number}", partial(row_of, number, *texts)
+    for number, (source, target) in enumerate(zip(sources, targets, strict=True)):
+        empty = [side for side, text in ((path, source), (sibling, target)) if not is_visible(text)]
+        if empty:
+            error = InputError(f"{empty[0]}, row {number}: empty line; leave the line out of both sides")
+        row = parallel_row(source, target, str(_side(path)), str(_side(sibling)))
+        yield f"{path}, row {number}", error if empty else row
 
 
 def _target_side(path: Path) -> Path:
@@ -626,14 +616,11 @@ def _joined_by_id(folder: Path, rendering: Rendering) -> Rows:
         )
     targets = {row["id"]: row for row in tfds_rows(target_folder, "test")}
 
-    def joined(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-        if row["id"] not in targets:
-            raise InputError(f"{where}, field 'id': {row['id']!r} is not in {target_folder}")
-        return parallel_row(row["question"], targets[row["id"]]["question"], source, rendering.target)
-
-    for index, row in enumerate(tfds_rows(folder, "test")):
-        where = f"{folder}, row {index}"
-        yield where, partial(joined, row, where)
+    for where, row in numbered(folder, tfds_rows(folder, "test")):
+        if row["id"] in targets:
+            yield where, parallel_row(row["question"], targets[row["id"]]["question"], source, rendering.target)
+        else:
+            yield where, InputError(f"{where}, field 'id': {row['id']!r} is not in {target_folder}")
 
 
 # Hugging Face
@@ -691,7 +678,7 @@ def _translated(folder: Path, rows: Iterable[Mapping[str, str]], directions: Dir
         for source in directions.sources:
             if source in texts and directions.target in texts:
                 sides = texts[source], texts[directions.target]
-                yield f"{folder}, row {index}", partial(parallel_row, *sides, source, directions.target)
+                yield f"{folder}, row {index}", parallel_row(*sides, source, directions.target)
 
 
 def _directions(names: Iterable[str], rendering: Rendering, folder: Path) -> Directions:
