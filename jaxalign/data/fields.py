@@ -48,7 +48,7 @@ def value_of(value: Any, kind: type[Value], where: str) -> Value:
     """The value, which must be of its kind."""
     # A whole number of JSON may be larger than any float.
     if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
-        return float(value)
+        value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise InputError(f"{where}: {KINDS[kind]} is needed, found {shown(value)}")
     return value

@@ -100,7 +100,7 @@ INSTRUCTED = "x\nTranslate the input from German to English:\n"
         ),
         (
             [{"input": INSTRUCTED, "answer": "y", "source_language": "sw", "target_language": "en"}],
-            "row 0: the input's instruction says",
+            "row 0: input and answer are read as sw into en, but its instruction says de into en",
         ),
     ],
 )
@@ -259,7 +259,7 @@ LANGUAGES = {"source_language": "de", "target_language": "en"}
         ),
         ({"query": "Q", "response": "A", "language": "sw"}, ("query and response", "language is sw", "input and")),
         ({"question": "Q", "answer": "A", "target_language": "zh"}, ("target_language is zh",)),
-        ({"question": INSTRUCTED, "answer": "A"}, ("question and answer", "('de', 'en')", "input")),
+        ({"question": INSTRUCTED, "answer": "A"}, ("question and answer", "de into en", "input")),
         (
             {"question": "Q", "answer": "A", "query": "Q", "response": "A"},
             ("question and answer", "query and response"),
@@ -274,7 +274,7 @@ LANGUAGES = {"source_language": "de", "target_language": "en"}
         ({"instruction": "Q", "output": "A"}, ("the instruction has no line", "source_language")),
         (
             {"prompt": INSTRUCTED, "response": "A", **LANGUAGES, "source_language": "sw"},
-            ("('de', 'en')", "('sw', 'en')"),
+            ("read as sw into en", "instruction says de into en"),
         ),
         # Whatever a field that tells a language is called, and whatever the fields of the pair.
         ({"question": "Q", "answer": "A", "source_lang": "de"}, ("English question", "source_lang is de")),
@@ -317,10 +317,10 @@ def test_rows_of_llama_factory(tmp_path):
         (turns[::-1], "found ['gpt', 'human']"),
         ("Wo?", "an array is needed, found"),
         ([3, 4], "row 0: an object is needed"),
-        ([turns[0], {"from": "gpt"}], "row 1: no field 'value'"),
-        ([{**turns[0], "content": "Wann?"}, turns[1]], "row 0: fields 'content' and 'value' are two names"),
-        ([turns[0], {**turns[1], "role": "user"}], "row 1: fields 'role' and 'from' are two names"),
-        ([turns[0], {"from": "gpt", "value": "\u200b"}], "row 1, field 'value': no visible character"),
+        ([turns[0], {"from": "gpt"}], "row 1: one of the fields content and value is needed, found 0"),
+        ([{**turns[0], "content": "Wann?"}, turns[1]], "row 0: one of the fields content and value is needed, found 2"),
+        ([turns[0], {**turns[1], "role": "user"}], "row 1: one of the fields role and from is needed, found 2"),
+        ([turns[0], {"from": "gpt", "value": "\u200b"}], "content and value is needed, found 0"),
     ):
         file = as_json(tmp_path / "bad.json", [{"conversations": bad, **LANGUAGES}])
         assert f"{file}, row 0, field 'conversations'" in message_of(file) and message in message_of(file)
