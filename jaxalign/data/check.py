@@ -36,8 +36,7 @@ from jaxalign.data.tasks import (
     read_task_rows,
     task_file_named,
 )
-from jaxalign.data.templates import AT_ONCE, render_all
-from jaxalign.data.tokenizer import Tokenizer
+from jaxalign.data.tokenizer import AT_ONCE, Tokenizer, render_all
 from jaxalign.errors import InputError, messages_of
 from jaxalign.log import warn
 

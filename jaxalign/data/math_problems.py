@@ -14,7 +14,7 @@ from typing import Any
 
 from jaxalign.data.fields import json_rows, object_of, text_of
 from jaxalign.data.languages import LANGUAGES, language_of
-from jaxalign.data.templates import TEMPLATES
+from jaxalign.data.tokenizer import TEMPLATES
 from jaxalign.errors import InputError
 
 MATH_LANGUAGES = ("bn", "th", "sw", "ja", "zh", "de", "fr", "ru", "es", "en")
