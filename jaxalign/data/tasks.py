@@ -2,9 +2,10 @@
 
 Cue and label words are those of the study's evaluation scripts (github.com/Shimao-Zhang/LLM-Multilingual-Learner,
 commit 5605459), its slips included: Russian and Spanish PAWS cues are the judicial "sentence", Swahili SNLI says
-"Hypothesis: ". Prompts of the study's style must match them byte for byte; `jaxalign/data/mended.py` has the others.
+"Hypothesis: ". Prompts of the study's style must match them byte for byte; prompts.MENDED_CUES has the others.
 
-PAWS-X as TFDS prepares it (`paws_x_wiki/LANGUAGE/VERSION/`, ArrayRecord), as rows of the task paws.
+Files are DATA/{folder}/{task}_{language}{rows}_{split}.json or, for paws where there is no DATA/paws/, PAWS-X as TFDS
+prepares it: DATA/paws_x_wiki/{language}/{version}/.
 """
 
 import re
@@ -236,12 +237,14 @@ def task_file_named(path: Path) -> TaskFile | None:
 
 
 def task_file(data: Path, task: Task, language: str, split: Split) -> Path:
-    """The one file data/{folder}/{task}_{language}{rows}_{split}.json, see `task_file_named`.
-
-    For paws also the TFDS data set data/paws_x_wiki/{language}/{version}/, where there is no data/paws/.
-    """
+    """The one file or data set of a task in one language."""
     if task.name == "paws" and is_paws_x(data):
-        return paws_x_folder(data, language)
+        files = (data / "paws_x_wiki").glob("*/*/dataset_info.json")
+        versions = sorted(file.parent for file in files if code_of(file.parent.parent.name) == language)
+        if len(versions) != 1:
+            names = " and ".join(str(version.relative_to(data)) for version in versions) or "none"
+            raise InputError(f"{data / 'paws_x_wiki' / language}: one prepared version is needed there, found {names}")
+        return versions[0]
     folder = data / task.folder
     found = sorted(path for path in folder.glob("*.json") if task_file_named(path) == (task, language, split))
     pattern = f"{task.name}_{language}[ROWS]_{split}.json"
@@ -290,7 +293,7 @@ class TaskData:
             raise InputError(
                 f"{file}: {len(rows)} rows, but {english_file} has {len(english)}; row i must be the same item in both"
             )
-        check_answers(task, language, rows, english, file)
+        _check_answers(task, language, rows, english, file)
         return [replace(row, gold_class=own.gold_class) for row, own in zip(rows, english, strict=True)]
 
 
@@ -299,16 +302,12 @@ def read_task_rows(data: Path, task: Task, language: str, split: Split, rows: sl
     return TaskData(data).rows(task, language, rows, split)
 
 
-CERTAIN = 0.25
-"""From this share of contradictory answers on, the rows of two languages are not the same items. Wrong labels are few;
-of rows in another order half contradict where there are two classes, and two thirds where there are three."""
-
-
-def check_answers(task: Task, language: str, rows: Sequence[TaskRow], english: Sequence[TaskRow], file: Path) -> None:
+def _check_answers(task: Task, language: str, rows: Sequence[TaskRow], english: Sequence[TaskRow], file: Path) -> None:
     """Compares answers with the classes of the English rows, by the script's words and by those of the released files.
 
     Refused are contradictions in a quarter of the rows or more, and such as are none beside the English rows one
-    further or one back; of fewer there is a warning.
+    further or one back; of fewer there is a warning. Wrong labels are few; of rows in another order half contradict
+    where there are two classes, and two thirds where there are three.
     """
 
     def contradictions(words: Mapping[str, str], shift: int = 0) -> list[int]:
@@ -328,7 +327,7 @@ def check_answers(task: Task, language: str, rows: Sequence[TaskRow], english: S
         f"{file}: {len(found)} of {labelled} answers contradict the English rows (the first in row {row}: "
         f"{rows[row].answer!r} beside {english[row].answer!r})"
     )
-    if len(found) >= CERTAIN * labelled or not all(contradictions(words, shift) for shift in (-1, 1)):
+    if 4 * len(found) >= labelled or not all(contradictions(words, shift) for shift in (-1, 1)):
         raise InputError(
             f"{message}; row i must be the same item in both: look for a row that is missing, and for label words that "
             "are exchanged"
@@ -346,11 +345,10 @@ def read_task_file(file: Path, task: Task, language: str, split: Split) -> list[
 
     InputErrors tells of every bad row and field.
     """
-    rows: Rows = read_paws_x(file, split) if file.is_dir() else json_rows(file)
+    rows = _paws_x_rows(file, split) if file.is_dir() else json_rows(file)
     classes = _classes_of(task, task.label_words[language])
     known = {*task.label_words[language].values(), *task.file_words.get(language, {}).values()}
-    if split == "train":
-        known |= set(task.train_words)
+    known |= set(task.train_words) if split == "train" else set()
 
     def text(item: Mapping[str, Any], name: str, where: str) -> str:
         text = text_of(item, name, where, "fill it in or leave the row out of every language")
@@ -374,29 +372,16 @@ def read_task_file(file: Path, task: Task, language: str, split: Split) -> list[
     return read
 
 
-WORDS = {"paraphrase": "same", "different_meaning": "different"}
-"""PAWS-X' class -> the task's label word, which is the same in every language."""
-
-
 def is_paws_x(data: Path) -> bool:
     """Whether a data folder holds PAWS-X in place of the study's paws/."""
     return (data / "paws_x_wiki").is_dir() and not (data / "paws").is_dir()
 
 
-def paws_x_folder(data: Path, language: str) -> Path:
-    """The one prepared data set of a language."""
-    files = (data / "paws_x_wiki").glob("*/*/dataset_info.json")
-    found = sorted(file.parent for file in files if code_of(file.parent.parent.name) == language)
-    if len(found) != 1:
-        names = " and ".join(str(folder.relative_to(data)) for folder in found) or "none"
-        raise InputError(f"{data / 'paws_x_wiki' / language}: one prepared version is needed there, found {names}")
-    return found[0]
-
-
-def read_paws_x(folder: Path, split: str) -> Rows:
+def _paws_x_rows(folder: Path, split: str) -> Rows:
     """Rows of sentence1, sentence2 and answer, as a file of the study's has them.
 
     TFDS orders rows by their ids, so row i is the same item in every language that has the same items.
     """
+    words = {"paraphrase": "same", "different_meaning": "different"}
     names = tfds_features(folder)["label"].names
-    return numbered(folder, [{**row, "answer": WORDS[names[row["label"]]]} for row in tfds_rows(folder, split)])
+    return numbered(folder, [{**row, "answer": words[names[row["label"]]]} for row in tfds_rows(folder, split)])

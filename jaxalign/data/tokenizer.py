@@ -409,8 +409,8 @@ def resolve_template(name: str, family: str) -> str:
 def render_all(pairs: Iterable[QuestionPair], template: str, tokenizer: Tokenizer) -> Iterator[Rendered]:
     """(prompt ids, response ids) of every pair, in order; many are tokenised at a time, so that all cores do.
 
-    Each side is tokenised alone, as in LLaMA-Factory: no token spans the seam. A SentencePiece-style tokenizer therefore
-    puts its leading ▁ on the response too. Under a `joined` template it does not: the text is tokenised whole, and as
+    Each side is tokenised alone, as in LLaMA-Factory: no token spans the seam. A SentencePiece-style tokenizer so puts
+    its leading ▁ on the response too. Under a `joined` template it does not: the text is tokenised whole, and as
     many ids count as the prompt's as the prompt has alone. Control tokens are those that the template spells; where the
     pair's own texts do, that stays text. A template whose special token the tokenizer lacks raises InputError.
     """

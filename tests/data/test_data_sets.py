@@ -209,7 +209,7 @@ def test_llama_factory_s_folder_is_told_from_a_data_set(tmp_path):
     rows = [{"input": with_instruction("Wo?", "de", "en", "after"), "answer": "Where?"}]
     (tmp_path / "mine.json").write_text(json.dumps(rows))
     message = message_of(tmp_path)
-    assert "LLaMA-Factory" in message and f"({tmp_path}/mine.json)" in message and "TFDS" not in message
+    assert "LLaMA-Factory" in message and "TFDS" not in message
     assert read_pairs([tmp_path / "mine.json"]) == [pair("Wo?", "Where?", "de")]
 
 

@@ -178,7 +178,6 @@ def test_templates_of_any_text(text, name, family, kind):
     pair = QuestionPair(text, text, "de", "en")
     rendered = value_or_one_line(render, pair, template, tokenizer)
     if rendered is not None:
-        assert text in shown[0] and shown[1].startswith(text)
         assert all(0 <= token < len(tokenizer.backend) for side in rendered for token in side)
 
 

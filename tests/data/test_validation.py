@@ -140,7 +140,7 @@ def test_a_data_folder_is_read_whole_and_each_error_told_once(tmp_path):
     assert [found[0].partition(" is needed")[0] for found in errors.values()] == [
         f"{english}: an array of rows",
         f"{data}/paws/notes.json: an array",
-        f"{data}/exemplars.json, emotion: an object of languages",
+        f"{data}/exemplars.json, emotion: an object",
     ]
 
 
