@@ -151,19 +151,30 @@ def pair_of(row: Any, rendering: Rendering, where: str) -> QuestionPair:
     """
     row = object_of(row, where)
     reading = _reading_of(row, where)
-    if reading in (_PARALLEL, _TRANSLATION):
-        texts = row if reading == _PARALLEL else _into(rendering.target, row, f"{where}, field 'translation'")
-        reads = [text_of, text_of, _language_code, _language_code]
-        names = (*_PARALLEL, *LANGUAGE_FIELDS)
-        text, response, source, target = gather(
-            partial(read, texts, name, where) for read, name in zip(reads, names, strict=True)
-        )
-        pair = QuestionPair(with_instruction(text, source, target, rendering.instruction), response, source, target)
-        _check_languages(row, reading, pair, None, where)
+    texts, names = row, reading
+    if reading == _TRANSLATION:
+        texts, names = _into(rendering.target, row, f"{where}, field 'translation'"), _PARALLEL
+    if reading in _CHATS:
+        ask, answer = _turns(row[reading[0]], f"{where}, field {reading[0]!r}")
     else:
-        pair, told = _pair_as_it_is(row, reading, where)
-        _check_languages(row, reading, pair, told, where)
-    return pair
+        ask, answer = (partial(text_of, texts, name, where) for name in names)
+
+    def prompt() -> str:
+        if reading[0] != "instruction" or not _is_filled(row.get("input")):
+            return ask()
+        return f"{ask()}\n{text_of(row, 'input', where)}"
+
+    def languages() -> tuple[str, str]:
+        told = None if names == _PARALLEL else instruction_languages(prompt(), f"{where}, field {reading[0]!r}")
+        found = _languages(texts, reading, told, where)
+        _check_languages(row, reading, found, told, where)
+        return found
+
+    reads: list[Callable[[], Any]] = [prompt, answer, languages]
+    text, response, (source, target) = gather(reads)
+    if names == _PARALLEL:
+        text = with_instruction(text, source, target, rendering.instruction)
+    return QuestionPair(text, response, source, target)
 
 
 def _reading_of(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
@@ -208,10 +219,6 @@ def _not_pairs(names: Iterable[str], where: str) -> InputError:
     )
 
 
-def _language_code(row: Mapping[str, Any], name: str, where: str) -> str:
-    return language_of(text_of(row, name, where), f"{where}, field {name!r}").code
-
-
 def _parallel_row(text: str, response: str, source: str, target: str) -> dict[str, str]:
     """The row of two texts in languages of these codes."""
     return dict(zip((*_PARALLEL, *LANGUAGE_FIELDS), (text, response, source, target), strict=True))
@@ -230,35 +237,10 @@ def _into(target: str, row: Mapping[str, Any], where: str) -> dict[str, str]:
     return _parallel_row(texts[codes[sources[0]]], texts[codes[target]], sources[0], target)
 
 
-Languages = tuple[str, str]
-"""Codes of source and target."""
-
-
-def _pair_as_it_is(
-    row: Mapping[str, Any], reading: tuple[str, ...], where: str
-) -> tuple[QuestionPair, Languages | None]:
-    """The pair of texts of which the first is a whole prompt, and the languages that its instruction names."""
-    if reading in _CHATS:
-        sides = _turns(row, reading[0], f"{where}, field {reading[0]!r}")
-    else:
-        sides = [partial(text_of, row, name, where) for name in reading]
-
-    def asked() -> tuple[str, Languages | None, Languages]:
-        prompt = sides[0]()
-        if reading[0] == "instruction" and _is_filled(row.get("input")):
-            prompt = f"{prompt}\n{text_of(row, 'input', where)}"
-        told = instruction_languages(prompt, f"{where}, field {reading[0]!r}")
-        return prompt, told, _languages(row, told, reading, where)
-
-    reads: list[Callable[[], Any]] = [asked, sides[1]]
-    (prompt, told, languages), response = gather(reads)
-    return QuestionPair(prompt, response, *languages), told
-
-
-def _turns(row: Mapping[str, Any], name: str, where: str) -> list[Callable[[], str]]:
+def _turns(turns: Any, where: str) -> list[Callable[[], str]]:
     """The readers of question and answer of a conversation. An empty turn of system is passed over."""
     roles, texts = [], []
-    for number, turn in enumerate(value_of(row[name], list, where)):
+    for number, turn in enumerate(value_of(turns, list, where)):
         place = f"{where}, row {number}"
         role = turn[_one_of(object_of(turn, place), ("role", "from"), place)]
         if role != "system" or any(_is_filled(turn.get(text)) for text in ("content", "value")):
@@ -281,12 +263,18 @@ def _one_of(turn: Mapping[str, Any], names: tuple[str, str], where: str) -> str:
     return filled[0]
 
 
-def _languages(row: Mapping[str, Any], told: Languages | None, reading: tuple[str, ...], where: str) -> Languages:
-    """The languages of a prompt that is taken as it is, whose instruction may have told them, and of its response."""
+def _languages(
+    row: Mapping[str, Any], reading: tuple[str, ...], told: tuple[str, str] | None, where: str
+) -> tuple[str, str]:
+    """Source and target, which the row's fields tell, or the instruction of a prompt that is taken as it is: `told`."""
     if reading in _ANSWERED:
         return "en", "en"
-    if any(_is_filled(row.get(name)) for name in LANGUAGE_FIELDS):
-        source, target = gather(partial(_language_code, row, name, where) for name in LANGUAGE_FIELDS)
+    if reading in (_PARALLEL, _TRANSLATION) or any(_is_filled(row.get(name)) for name in LANGUAGE_FIELDS):
+
+        def code(name: str) -> str:
+            return language_of(text_of(row, name, where), f"{where}, field {name!r}").code
+
+        source, target = gather(partial(code, name) for name in LANGUAGE_FIELDS)
         return source, target
     if told is None:
         raise InputError(
@@ -297,27 +285,26 @@ def _languages(row: Mapping[str, Any], told: Languages | None, reading: tuple[st
 
 
 def _check_languages(
-    row: Mapping[str, Any], reading: tuple[str, ...], pair: QuestionPair, told: Languages | None, where: str
+    row: Mapping[str, Any], reading: tuple[str, ...], found: tuple[str, str], told: tuple[str, str] | None, where: str
 ) -> None:
     """Refuses a row of which the instruction or a field tells another language than the pair's.
 
     Where a field does not tell of which side, as `language`, it may be either's, and for a pair that tells its own
     languages also what is none, as "de-en".
     """
-    source, target = pair.source_language, pair.target_language
-    wrong = [f"its instruction says {' into '.join(told)}"] if told not in (None, (source, target)) else []
+    wrong = [f"its instruction says {' into '.join(told)}"] if told not in (None, found) else []
     for name in row:
         field = _language_field(str(name))
         if field is None or not _is_filled(row[name]):
             continue
-        sides = [source] if field[1] else [target] if field[2] else [source, target]
+        sides = found[:1] if field[1] else found[1:] if field[2] else found
         code = code_of(str(row[name]))
         if code not in sides and (field[1] or field[2] or reading in _ANSWERED or known_language(code)):
             wrong.append(f"{name} is {code}")
     if wrong:
         answered = ", an English question and its answer" if reading in _ANSWERED else ""
         raise InputError(
-            f"{where}: {' and '.join(reading)} are read as {source} into {target}{answered}, but {', '.join(wrong)}; "
+            f"{where}: {' and '.join(reading)} are read as {' into '.join(found)}{answered}, but {', '.join(wrong)}; "
             "mend that, or leave it out (a translation has source and target, or its instruction in input and its "
             "response in answer)"
         )

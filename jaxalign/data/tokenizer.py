@@ -71,7 +71,7 @@ class Tokenizer:
         """`ids` of every text, tokenised in parallel."""
         found = self._encoded(texts, split_special_tokens=True)
         # A character that the vocabulary lacks may be the unknown token.
-        refused = self.control_ids if self.is_byte_level else self.control_ids - {self.backend.unk_token_id}
+        refused = self.control_ids if self.is_byte_level else self.control_ids.difference([self.backend.unk_token_id])
         for text, ids in zip(texts, found, strict=True):
             if not refused.isdisjoint(ids):
                 token = next(token for token, id in self.control_tokens.items() if id in ids)

@@ -5,6 +5,7 @@ import pytest
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.prompts import (
     PromptStyle,
+    candidate_ids,
     collisions,
     few_shot_prompt,
     label_candidates,
@@ -123,14 +124,6 @@ def test_mended_prompts_go_on_with_the_thai_start(exemplars):
     assert query.prompt == tokenizer.prompt_ids(text)[:-1] + characters(tokenizer, ['"เ', *"ชิง"])
 
 
-@pytest.mark.parametrize("style", get_args(PromptStyle))
-def test_a_tokenizer_without_a_bos_writes_the_thai_start_alike_in_both_styles(exemplars, style):
-    tokenizer = Tokenizer(byte_level())
-    text = few_shot_prompt(review("th"), exemplars, "in_language", style)
-    query = label_queries([review("th")], exemplars, tokenizer, "in_language", style)[0]
-    assert query.prompt == tokenizer.prompt_ids(text) + tokenizer.ids("เชิง") == tokenizer.ids(text + "เชิง")
-
-
 @pytest.mark.parametrize("make", [lambda: sentencepiece_style(THAI), byte_level])
 @pytest.mark.parametrize("style", get_args(PromptStyle))
 def test_whole_thai_words_follow_the_prompt_without_the_start(exemplars, make, style):
@@ -188,3 +181,57 @@ def test_rows_that_spell_control_tokens_are_text(exemplars, make):
         inner = ids[len(tokenizer.opening) :]
         assert tokenizer.control_ids.isdisjoint(inner)
         assert f"{end}<s> so. {end}" in decoded(tokenizer, inner)
+
+
+# Label word -> candidate ids
+
+
+def spelt(tokenizer: Tokenizer, word: str) -> set[str]:
+    ids = candidate_ids(word, tokenizer)
+    assert ids == sorted(set(ids))
+    texts = {index: text for text, index in tokenizer.vocabulary.items()}
+    return {texts[index] for index in ids}
+
+
+def test_prefixes_bare_and_after_the_space_mark():
+    pieces = ("▁p", "▁pos", "pos", "positive", "▁positive", "▁positives", "tive", "▁n", "os", "Pos")
+    tokenizer = Tokenizer(sentencepiece_style(pieces))
+    assert spelt(tokenizer, "positive") == {"p", "pos", "positive", "▁p", "▁pos", "▁positive"}
+
+
+def test_a_native_word_adds_the_byte_piece_of_its_first_byte():
+    tokenizer = Tokenizer(sentencepiece_style(("积", "▁积极", "极")))
+    # 积 is E7 A7 AF in UTF-8
+    assert spelt(tokenizer, "积极") == {"积", "▁积极", "<0xE7>"}
+    # An ASCII word has no byte piece, although <0x70> is in the vocabulary.
+    assert spelt(tokenizer, "po") == {"p"}
+    # The rule looks at the first character alone.
+    assert spelt(tokenizer, "négatif") == {"n"}
+    assert spelt(tokenizer, "émotion") == {"<0xC3>"}
+
+
+def test_a_byte_level_vocabulary_adds_first_tokens():
+    tokenizer = Tokenizer(byte_level((("p", "o"), ("ç", "§"))))
+    # p, po: vocabulary keys; pos is no key, and its first token is po.
+    assert spelt(tokenizer, "pos") == {"p", "po"}
+    # 积 is E7 A7 AF, spelt ç § ¯ in the byte alphabet; the merge makes ç§ the first token of both prefixes.
+    assert spelt(tokenizer, "积极") == {"ç§"}
+
+
+def test_first_tokens_are_not_taken_from_a_sentencepiece_vocabulary():
+    # Its first token for any prefix is the lone ▁, which begins every word alike.
+    tokenizer = Tokenizer(sentencepiece_style())
+    assert tokenizer.ids("so")[0] == tokenizer.vocabulary["▁"]
+    assert spelt(tokenizer, "so") == {"s"}
+
+
+def test_a_word_that_the_vocabulary_lacks_has_no_candidates():
+    tokenizer = Tokenizer(sentencepiece_style())
+    tokenizer.vocabulary.pop("x")
+    assert candidate_ids("xyz", tokenizer) == []
+
+
+def test_shared_candidates_are_found():
+    tokenizer = Tokenizer(sentencepiece_style(("▁po",)))
+    found = label_candidates({"positive": "po", "middle": "pa", "negative": "ne"}, tokenizer)
+    assert collisions(found) == {("positive", "middle"): [tokenizer.vocabulary["p"]]}

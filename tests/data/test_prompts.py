@@ -56,33 +56,24 @@ def written(folder, document):
     return file
 
 
-def test_english_labels_in_a_german_prompt(exemplars):
-    assert few_shot_prompt(REVIEW, exemplars, "english") == (
-        'Ein Fest.\nEmotion: "positive"  \nEin Graus.\nEmotion: "negative"\nNie wieder. \nEmotion: "'
+@pytest.mark.parametrize(
+    ("variant", "words"),
+    [
+        ("english", ("positive", "negative")),
+        ("in_language", ("positiv", "negativ")),
+        ("irrelevant", ("ox", "horse")),  # English in every language
+    ],
+)
+def test_the_words_of_a_variant_in_a_german_prompt(exemplars, variant, words):
+    assert few_shot_prompt(REVIEW, exemplars, variant) == (
+        f'Ein Fest.\nEmotion: "{words[0]}"  \nEin Graus.\nEmotion: "{words[1]}"\nNie wieder. \nEmotion: "'
     )
-
-
-def test_in_language_labels(exemplars):
-    assert few_shot_prompt(REVIEW, exemplars, "in_language") == (
-        'Ein Fest.\nEmotion: "positiv"  \nEin Graus.\nEmotion: "negativ"\nNie wieder. \nEmotion: "'
-    )
-    assert label_words(TASKS["emotion"], "sw", "in_language") == {"positive": "chanya", "negative": "hasi"}
 
 
 def test_overrides_change_the_exemplar_and_not_the_query(exemplars):
     row = TaskRow("snli", "zh", 0, ("狗跑。", "猫睡。"), "矛盾", "contradiction")
     assert few_shot_prompt(row, exemplars, "english") == (
         '前提：有人骑车。\n假设: 没有人。\n答: "contradiction"\n前提: 狗跑。\n假设: 猫睡。\n答案: "'
-    )
-
-
-def test_a_question_ends_with_its_open_quote():
-    assert question(TASKS["paws"], "it", ("a", "b")) == 'Frase 1: a\nFrase 2: b\nRisposta: "'
-
-
-def test_irrelevant_labels_are_english_in_every_language(exemplars):
-    assert few_shot_prompt(REVIEW, exemplars, "irrelevant") == (
-        'Ein Fest.\nEmotion: "ox"  \nEin Graus.\nEmotion: "horse"\nNie wieder. \nEmotion: "'
     )
 
 
@@ -198,13 +189,6 @@ def test_marks_of_the_file_are_no_text(tmp_path):
     exemplar = {"text": "\ufeffx\r", "label": "positive", "trailing": " \r", "overrides": {"answer": "Gefühl: \r"}}
     file = written(tmp_path, {"emotion": {"de": {"exemplars": [exemplar]}}})
     assert read_exemplars(file).of("emotion", "de") == (Exemplar(("x",), "positive", {"answer": "Gefühl: "}, " "),)
-
-
-def test_a_key_that_stands_twice_is_refused(tmp_path):
-    file = tmp_path / "exemplars.json"
-    file.write_text('{"emotion": {"de": {"exemplars": [{"text": "x", "text": "y", "label": "positive"}]}}}')
-    with pytest.raises(InputError, match="the key 'text' stands there twice"):
-        read_exemplars(file)
 
 
 def test_exemplars_of_other_names_of_a_language(tmp_path):

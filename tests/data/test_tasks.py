@@ -11,7 +11,6 @@ from jaxalign.data.tasks import (
     parse_rows,
     read_task_rows,
     task_file_named,
-    task_named,
 )
 from jaxalign.errors import InputError
 
@@ -160,37 +159,6 @@ def test_row_ranges(data):
         read_task_rows(data, TASKS["emotion"], "de", "test", slice(7, 9))
 
 
-def test_unknown_task_is_named():
-    assert task_named("snli") is TASKS["snli"]
-    with pytest.raises(InputError, match="no task 'pawz'; did you mean 'paws'"):
-        task_named("pawz")
-
-
-def test_marks_of_the_file_are_no_text(data):
-    """A byte-order mark, and line ends that another program left in the texts."""
-    rows = read_task_rows(data, TASKS["emotion"], "de", "test", ALL)
-    file = data / "ap_emotion" / "emotion_de500_test.json"
-    spoilt = [{"input": f"\ufeff{row.fields[0]}\r", "answer": f"{row.answer}\r"} for row in rows]
-    file.write_bytes(f"\ufeff{json.dumps(spoilt, indent=1)}".replace("\n", "\r\n").encode())
-    assert read_task_rows(data, TASKS["emotion"], "de", "test", ALL) == rows
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ('{"input": "\u200b", "answer": "positiv"}', "field 'input': no visible character"),
-        ('{"input": "\\ud800x", "answer": "positiv"}', "field 'input': '\\ud800' is half a character"),
-        ('{"input": "x", "input": "y", "answer": "positiv"}', "the key 'input' stands there twice"),
-    ],
-)
-def test_texts_that_are_none_are_refused(data, row, message):
-    file = data / "ap_emotion" / "emotion_de500_test.json"
-    file.write_text(f"[{json.dumps(EMOTION_DE[0])}, {row}]", encoding="utf-8")
-    with pytest.raises(InputError) as error:
-        read_task_rows(data, TASKS["emotion"], "de", "test", slice(0, 1))
-    assert str(file) in str(error.value) and message in str(error.value)
-
-
 def test_files_of_other_names_of_a_language(data):
     """The rows have the study's code; two names of one language are two files of it."""
     for name in ("zh-CN", "zho_Hans"):
@@ -204,8 +172,10 @@ def test_files_of_other_names_of_a_language(data):
     write(data / "ap_emotion", "emotion_zh-CN2_test.json", EMOTION_EN)
     with pytest.raises(InputError, match=r"emotion_zh-CN2_test.json and emotion_zho_Hans2_test.json both match"):
         read_task_rows(data, TASKS["emotion"], "zh", "test", ALL)
-    assert task_file_named(data / "emotion_es-4195_test.json") is None
-    assert task_file_named(data / "emotion_tr500_test.json") is None
+    named = task_file_named(data / "snli_de12_test.json")
+    assert named is not None and (named.task.name, named.language, named.split) == ("snli", "de", "test")
+    for other in ("snli_de12_test.jsonl", "snli_tr12_test.json", "emotion_es-4195_test.json", "snli_de_test.json"):
+        assert task_file_named(data / other) is None
 
 
 WORDS = {"en": ("positive", "negative"), "de": ("positiv", "negativ")}

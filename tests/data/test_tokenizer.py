@@ -9,11 +9,12 @@ import sentencepiece
 from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as File
 
+from jaxalign.data.pairs import QuestionPair
 from jaxalign.data.prompts import candidate_ids
-from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
+from jaxalign.data.tokenizer import AT_ONCE, TEMPLATES, Tokenizer, load_tokenizer, render_all, resolve_template
 from jaxalign.errors import InputError
 from tests.data.tiny_sentence_piece import USER_DEFINED, sentence_piece_model
-from tests.data.tiny_tokenizers import byte_level, sentencepiece_style
+from tests.data.tiny_tokenizers import byte_level, render, sentencepiece_style
 
 TEXTS = ["a", "", " two  blanks and the end ", "the</s>", "<s> é 積\n==== <unk>"]
 """Some spell control tokens."""
@@ -58,11 +59,6 @@ def test_a_batch_is_its_texts_one_by_one(make):
     tokenizer = Tokenizer(make(merges=(("p", "o"), ("po", "s"))))
     texts = ["pos", "a long one, po\n", "积极 é", "pos"]
     assert tokenizer.batch_prompt_ids(texts) == [tokenizer.prompt_ids(text) for text in texts]
-
-
-def test_byte_level_is_told_from_the_tokenizer_itself():
-    assert Tokenizer(byte_level()).is_byte_level
-    assert not Tokenizer(sentencepiece_style()).is_byte_level
 
 
 def test_a_missing_eos_is_named():
@@ -118,12 +114,6 @@ def test_a_cut_off_tokenizer_file(tmp_path):
     with pytest.raises(InputError, match="does not load") as error:
         load_tokenizer(tmp_path)
     assert "\n" not in str(error.value)
-
-
-def test_the_import_waits_for_its_use():
-    """Neither transformers (seconds) nor torch (no run-time dependency) comes with the module."""
-    code = "import sys, jaxalign.data.tokenizer; print({'torch', 'transformers'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
 def closing(tokenizer, single):
@@ -238,18 +228,6 @@ def test_the_file_decides_and_not_the_familys_class(tmp_path, capfd, family, mak
     assert len(warned) == (family != "llama")
 
 
-@pytest.mark.parametrize(("family", "make"), [("qwen2", byte_level), ("mistral", sentencepiece_style)])
-def test_a_file_that_is_its_familys_is_not_told_of(tmp_path, capfd, family, make):
-    from transformers import Qwen2Tokenizer
-
-    tokenizer = make()
-    if family == "qwen2":
-        vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"]
-        tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=[])
-    load_tokenizer(save(tmp_path, tokenizer, family))
-    assert "warning" not in capfd.readouterr().err
-
-
 def test_another_format_beside_the_file_is_left_alone(tmp_path):
     """Where mistral-common is installed, transformers takes its tekken.json before tokenizer.json."""
     tokenizer = sentencepiece_style()
@@ -330,3 +308,141 @@ def test_other_sentencepiece_models_are_refused(tmp_path):
         assert "tokenizer.model" in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(InputError, match="only BPE"):
         load_tokenizer(save_sentence_piece(tmp_path, sentence_piece_model(model_type=1)))
+
+
+# Chat templates
+
+PAIR = QuestionPair('Frage: "\nTranslate the input from German to English:\n', 'Question: "', "de", "en")
+MISTRAL = Tokenizer(sentencepiece_style())
+QWEN = Tokenizer(byte_level(special=("<|im_start|>", "<|im_end|>")))
+
+
+@pytest.mark.parametrize(
+    ("template", "tokenizer", "prompt", "response"),
+    [
+        (
+            "default",
+            MISTRAL,
+            'Human: Frage: "\nTranslate the input from German to English:\n\nAssistant: ',
+            'Question: "</s>',
+        ),
+        (
+            "mistral",
+            MISTRAL,
+            '<s>[INST] Frage: "\nTranslate the input from German to English:\n [/INST]',
+            'Question: "</s>',
+        ),
+        (
+            "qwen",
+            QWEN,
+            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+            'Frage: "\nTranslate the input from German to English:\n<|im_end|>\n<|im_start|>assistant\n',
+            'Question: "<|im_end|>',
+        ),
+        (
+            "alpaca",
+            QWEN,
+            "Below is an instruction that describes a task. Write a response that appropriately completes the "
+            "request.\n\n### Instruction:\n"
+            'Frage: "\nTranslate the input from German to English:\n\n\n### Response:',
+            'Question: "<|endoftext|>',
+        ),
+        ("none", MISTRAL, '<s>Frage: "\nTranslate the input from German to English:\n', 'Question: "</s>'),
+        ("none", QWEN, 'Frage: "\nTranslate the input from German to English:\n', 'Question: "<|endoftext|>'),
+    ],
+)
+def test_text_of_each_template(template, tokenizer, prompt, response):
+    prompt_ids, response_ids = render(PAIR, template, tokenizer)
+    # The ▁ that a SentencePiece-style tokenizer puts before each side decodes to a space.
+    space = " " if tokenizer is MISTRAL else ""
+    opening = "<s>" if prompt.startswith("<s>") else ""
+    decode = tokenizer.backend.backend_tokenizer.decode
+    assert decode(prompt_ids, skip_special_tokens=False) == opening + space + prompt.removeprefix(opening)
+    assert decode(response_ids, skip_special_tokens=False) == space + response
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_many_pairs_are_rendered_as_each_alone(template: str, monkeypatch: pytest.MonkeyPatch):
+    tokenizer = QWEN if template == "qwen" else MISTRAL
+    texts = ["a", "", " two  blanks", "积极", "<|im_end|> and </s> as text", "\n"]
+    pairs = [QuestionPair(f"{number} {text}", text[::-1] + "x", "de", "en") for number, text in enumerate(3 * texts)]
+    each = [render(pair, template, tokenizer) for pair in pairs]
+    monkeypatch.setattr("jaxalign.data.tokenizer.AT_ONCE", 7)
+    assert list(render_all(iter(pairs), template, tokenizer)) == each
+
+
+def test_many_pairs_take_few_calls(monkeypatch: pytest.MonkeyPatch):
+    calls: list[int] = []
+    encoded = Tokenizer._encoded
+    monkeypatch.setattr(Tokenizer, "_encoded", lambda self, texts, **kw: calls.append(1) or encoded(self, texts, **kw))
+    assert len(list(render_all([PAIR] * (2 * AT_ONCE), "none", MISTRAL))) == 2 * AT_ONCE
+    assert len(calls) == 4
+
+
+def test_no_token_spans_the_seam():
+    pair = QuestionPair("ab", "cd", "de", "en")
+    tokenizer = Tokenizer(byte_level(merges=(("b", "c"),)))
+    v = tokenizer.vocabulary
+    assert tokenizer.ids("abcd") == [v["a"], v["bc"], v["d"]]
+    assert render(pair, "none", tokenizer) == ([v["a"], v["b"]], [v["c"], v["d"], v["<|endoftext|>"]])
+
+
+def test_alpaca_is_tokenised_as_one_text():
+    prompt_ids, response_ids = render(PAIR, "alpaca", MISTRAL)
+    prompt = TEMPLATES["alpaca"].around(PAIR.prompt)
+    assert prompt_ids + response_ids == [*MISTRAL.prompt_ids(prompt + PAIR.response), MISTRAL.eos_id]
+    assert prompt_ids == MISTRAL.prompt_ids(prompt)
+    # No ▁ before the response, other than where it is tokenised alone.
+    assert response_ids[0] == MISTRAL.vocabulary["Q"]
+
+
+def test_a_missing_special_token_is_named():
+    with pytest.raises(InputError, match=r"qwen needs '<\|im_start\|>', which the tokenizer lacks"):
+        render(PAIR, "qwen", MISTRAL)
+    with pytest.raises(InputError, match="mistral needs a begin-of-text token"):
+        render(PAIR, "mistral", QWEN)
+
+
+def test_auto_follows_the_family():
+    assert [resolve_template("auto", family) for family in ("mistral", "qwen2", "llama", "gemma3_text")] == [
+        "mistral",
+        "qwen",
+        "none",
+        "none",
+    ]
+    assert [resolve_template(name, "llama") for name in TEMPLATES] == list(TEMPLATES)
+    with pytest.raises(InputError, match="no template 'mistrall'; did you mean 'mistral'"):
+        resolve_template("mistrall", "mistral")
+
+
+MARKED = Tokenizer(sentencepiece_style())
+"""As MISTRAL, with control tokens for its turns, as later ones of Mistral's and ChatML fine-tunes have."""
+MARKED.backend.add_special_tokens({"extra_special_tokens": ["[INST]", "[/INST]", "<|im_start|>", "<|im_end|>"]})
+MARKED = Tokenizer(MARKED.backend)
+
+
+@pytest.mark.parametrize("tokenizer", [QWEN, MARKED], ids=["byte-level", "SentencePiece"])
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_only_the_template_makes_control_tokens(template, tokenizer):
+    """A source text that spells the end of a turn does not end it."""
+    if template == "mistral" and tokenizer is QWEN:
+        return  # no BOS
+    spelt = "".join(tokenizer.control_tokens)
+    shape, decode = TEMPLATES[template], tokenizer.backend.backend_tokenizer.decode
+    controls = []
+    for prompt, response in (("ab", "cd"), (f"a{spelt}b", f"cd {spelt}"), (f"{spelt} cd", f"a{spelt}b")):
+        ids = render(QuestionPair(prompt, response, "de", "en"), template, tokenizer)
+        controls.append([[id for id in side if id in tokenizer.control_ids] for side in ids])
+        # A SentencePiece-style tokenizer may put a space wherever a text begins.
+        whole, answer = (decode(side, skip_special_tokens=False).replace(" ", "") for side in (ids[0], ids[1][:-1]))
+        assert whole.removeprefix("<s>") == shape.around(prompt).replace(" ", "")
+        assert answer == response.replace(" ", "")
+    assert controls[0] == controls[1] == controls[2]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_texts_without_control_tokens_are_tokenised_as_one_call_does(template):
+    shape = TEMPLATES[template]
+    whole = MARKED.backend(shape.around("Frage é: "), add_special_tokens=False)["input_ids"]
+    prompt, _ = render(QuestionPair("Frage é: ", "R", "de", "en"), template, MARKED)
+    assert prompt[len(prompt) - len(whole) :] == whole

@@ -8,7 +8,7 @@ import pytest
 from jaxalign.data.check import errors_of, warn_of_exemplars
 from jaxalign.data.pairs import Rendering, read_pairs
 from jaxalign.data.prompts import read_exemplars
-from jaxalign.data.tasks import TASKS, read_task_rows, task_file_named
+from jaxalign.data.tasks import TASKS, read_task_rows
 from jaxalign.errors import InputError, InputErrors, gather
 from jaxalign.files import MINI
 from tests import tiny_world
@@ -68,8 +68,8 @@ def test_study_json(tmp_path):
     starts(
         told(file),
         [
-            ", row 0, field 'input': unknown language 'Germn'",
             ", row 0, field 'answer': empty",
+            ", row 0, field 'input': unknown language 'Germn'",
             ", row 2, field 'target_language': unknown language 'e'",
         ],
     )
@@ -150,13 +150,6 @@ def test_paws_x(tmp_path):
     ((_, english), (_, german)) = sorted(errors_of(tmp_path, Rendering()).items(), reverse=True)
     assert english == [] and len(german) == 2
     assert all("empty; fill it in" in error for error in german)
-
-
-def test_names_of_task_files():
-    named = task_file_named(MINI / "snli" / "snli_de12_test.json")
-    assert named is not None and (named.task.name, named.language, named.split) == ("snli", "de", "test")
-    for other in ("snli_de12_test.jsonl", "snli_xx12_test.json", "snli_de_test.json", "snli_de10k_train_question.json"):
-        assert task_file_named(MINI / other) is None
 
 
 def test_gather_makes_all_calls_and_ends_with_the_iterator():
