@@ -2,15 +2,18 @@ import json
 
 import pytest
 
+from jaxalign.data import tasks
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.tasks import (
     TASKS,
+    TaskData,
     TaskRow,
     correct_by_class,
     correct_by_reference,
     parse_rows,
     read_task_rows,
     task_file_named,
+    task_named,
 )
 from jaxalign.errors import InputError
 
@@ -81,6 +84,19 @@ def test_rows_keep_text_and_take_their_class_from_english(data):
     assert read_task_rows(data, TASKS["emotion"], "en", "test", ALL)[0].fields == ("Fine, really. ",)
     (second,) = read_task_rows(data, TASKS["emotion"], "de", "test", slice(1, 50))
     assert (second.task, second.language, second.row) == ("emotion", "de", 1)
+    assert task_named("snli") is TASKS["snli"]
+    with pytest.raises(InputError, match="no task 'pawz'; did you mean 'paws'"):
+        task_named("pawz")
+
+
+def test_each_file_is_read_once(data, monkeypatch):
+    read, calls = tasks.read_task_file, []
+    monkeypatch.setattr(tasks, "read_task_file", lambda file, *args: calls.append(file.name) or read(file, *args))
+    files = TaskData(data)
+    for _ in range(2):
+        for language in ("de", "en", "German"):
+            assert len(files.rows(TASKS["emotion"], language, slice(0, 1))) == 1
+    assert sorted(calls) == ["emotion_de500_test.json", "emotion_en500_test.json"]
 
 
 def test_exchanged_norwegian_words_are_corrected_by_the_english_row(tmp_path):
