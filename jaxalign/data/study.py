@@ -132,9 +132,7 @@ def _entry(task: Task, language: str, scripts: Mapping[Variant, Script]) -> dict
         rendered = few_shot_prefix(task, language, exemplars, variant)
         if rendered != script.prefixes[language]:
             raise InputError(f"{script.path}: prompt_prefix[{language!r}] is not what its exemplars render to")
-        hashes["english_answer" if variant == "english" else variant] = hashlib.sha256(
-            rendered.encode("utf-8")
-        ).hexdigest()
+        prefixes["english_answer" if variant == "english" else variant] = rendered
     names = dict(zip((*task.fields, "answer"), (*task.exemplar_fields, "answer"), strict=True))
     items = []
     for exemplar in shown:
