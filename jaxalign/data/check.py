@@ -30,7 +30,7 @@ from jaxalign.data.tokenizer import AT_ONCE, Tokenizer, render_all
 from jaxalign.errors import InputError, messages_of
 from jaxalign.log import warn
 
-_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 
 def errors_of(path: Path, rendering: Rendering) -> dict[str, list[str]]:
@@ -201,7 +201,7 @@ def control_characters(pairs: Sequence[QuestionPair]) -> dict[str, int]:
     """ "U+000D" -> how many such characters stand in prompts and responses; line ends (U+000A) are not counted."""
     counts: Counter[str] = Counter()
     for pair in pairs:
-        counts.update(_CONTROL.findall(pair.prompt) + _CONTROL.findall(pair.response))
+        counts.update(_CONTROL_CHARACTER.findall(pair.prompt) + _CONTROL_CHARACTER.findall(pair.response))
     return {f"U+{ord(character):04X}": count for character, count in sorted(counts.items())}
 
 

@@ -13,7 +13,7 @@ from jaxalign.files import AnyPath, filled_lines, json_line, read_json
 Value = TypeVar("Value", str, int, bool, float, list, dict)
 Rows = Iterator[tuple[str, Any]]
 """Of each row its place, and the row or, if it cannot be read, the InputError that `object_of` then raises."""
-KINDS = {
+_KINDS = {
     str: "text",
     int: "a whole number",
     bool: "true or false",
@@ -50,7 +50,7 @@ def value_of(value: Any, kind: type[Value], where: str) -> Value:
     if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
         value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise InputError(f"{where}: {KINDS[kind]} is needed, found {shown(value)}")
+        raise InputError(f"{where}: {_KINDS[kind]} is needed, found {_shown(value)}")
     return value
 
 
@@ -59,7 +59,7 @@ def object_of(value: Any, where: str) -> Mapping[str, Any]:
     if isinstance(value, InputError):
         raise value
     if not isinstance(value, Mapping):
-        raise InputError(f"{where}: an object is needed, found {shown(value)}")
+        raise InputError(f"{where}: an object is needed, found {_shown(value)}")
     return value
 
 
@@ -68,7 +68,7 @@ def read_object(path: AnyPath) -> Mapping[str, Any]:
     return object_of(read_json(path), str(path))
 
 
-def shown(value: Any) -> str:
+def _shown(value: Any) -> str:
     """The beginning of a value as JSON writes it, for messages."""
     return json.dumps(value, ensure_ascii=False, default=repr)[:60]
 

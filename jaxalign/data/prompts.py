@@ -188,11 +188,11 @@ def read_exemplars(file: Path) -> Exemplars:
             code = language_of(language, where).code
             if (name, code) in cells:
                 raise InputError(f"{where}: {language!r} and an entry before it are one language; keep one")
-            cells[name, code] = _entry(entry, task, code, f"{where}, {language}")
+            cells[name, code] = _exemplars_of(entry, task, code, f"{where}, {language}")
     return Exemplars(file, cells)
 
 
-def _entry(entry: Any, task: Task, language: str, where: str) -> tuple[Exemplar, ...]:
+def _exemplars_of(entry: Any, task: Task, language: str, where: str) -> tuple[Exemplar, ...]:
     shown = field(object_of(entry, where), "exemplars", list, where)
     if not shown:
         raise InputError(f"{where}, field 'exemplars': it is empty")

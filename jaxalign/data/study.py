@@ -75,7 +75,7 @@ def study_exemplars(clone: Path) -> dict[str, Any]:
     document: dict[str, Any] = {"_format": _FORMAT}
     data = TaskData(clone / "data")
     for task in TASKS.values():
-        scripts = {variant: read_script(clone / name) for variant, name in _SCRIPTS[task.name]}
+        scripts: dict[Variant, Script] = {variant: read_script(clone / name) for variant, name in _SCRIPTS[task.name]}
         document[task.name] = {}
         for language in LANGUAGES:
             data.rows(task, language)  # they are all there, and can be read

@@ -269,12 +269,13 @@ class TaskData:
         items than the English ones, a row that is no object of non-empty strings, an answer that is none of the
         language's label words, or an empty choice of rows raise InputError. In train files a row may lack "answer".
         """
-        key = task.name, language_of(language).code, split
+        language = language_of(language).code
+        key = task.name, language, split
         if key not in self._read:
-            self._read[key] = self._beside_english(task, key[1], split)
+            self._read[key] = self._beside_english(task, language, split)
         rows = self._read[key]
         if not rows[chosen]:
-            file = task_file(self.folder, task, key[1], split)
+            file = task_file(self.folder, task, language, split)
             raise InputError(f"{file}: no row in {chosen.start}:{chosen.stop}; the file has {len(rows)}")
         return rows[chosen]
 
