@@ -26,7 +26,7 @@ JSON_LINE = '{"source": "Wo?", "target": "Where?", "source_language": "de", "tar
         ("pairs.json", STUDY.replace("answer", "reply"), "row 0: no field 'answer'"),
         ("pairs.json", "", "empty"),
         ("pairs.json", "[]", "no question pairs"),
-        ("pairs.json", '{"rows": []}', "array"),
+        ("pairs.json", '{"rows": []}', "row 0: a row of rows; pairs are read from"),
         ("pairs.json", STUDY.replace("German", "Klingon"), "row 0, field 'input': unknown language 'Klingon'"),
         ("pairs.json", '[{"input": "Wo?", "answer": "a", "source_language": "dee", "target_language": "en"}]', "'dee'"),
         ("pairs.json", STUDY.replace("Where?", " "), "row 0, field 'answer': empty"),

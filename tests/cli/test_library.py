@@ -118,9 +118,9 @@ def test_pairs_from_python_are_read_as_those_of_files_are(base, tmp_path):
         (QuestionPair("x", "y", "de", "xx"), "pairs, item 1, field 'target_language': unknown language 'xx'"),
         (
             {"question": "Wo?", "answer": "2", "source_language": "de"},
-            "item 1: question and answer are an English",
+            "item 1: question and answer are read as en into en, an English question",
         ),
-        (("x", "y"), "pairs, item 1: an object is needed, found tuple"),
+        (("x", "y"), 'pairs, item 1: an object is needed, found ["x", "y"]'),
     ]
     for bad, message in refused:
         with pytest.raises(InputError) as error:
