@@ -1,7 +1,7 @@
-"""The demo's path in about a minute: two languages, eight rows each, three steps. What it shows is the path alone.
+"""The demo's path in some 80 seconds: two languages, eight rows each, three steps. It shows the path, and no gain.
 
 Command: `jaxalign demo --config=demo_quick`
-Hardware: 2 CPU cores.
+Hardware: 2 CPU cores. Measured: 82 s, 3.0 GB, nothing compiled before, beside other work.
 """
 
 from ml_collections import ConfigDict

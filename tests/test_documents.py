@@ -180,7 +180,7 @@ def texts_of(file: Path) -> Iterator[str]:
     """The texts of a source file, a space for what is filled in; ends of lines do not count."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.JoinedStr):
-            yield "".join(part.value if isinstance(part, ast.Constant) else " " for part in node.values)
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else " " for part in node.values)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
 
