@@ -21,7 +21,7 @@ from workers import Worker, exit_code, surroundings, take_turns
 
 from jaxalign.data.languages import parse_languages
 from jaxalign.data.prompts import read_exemplars
-from jaxalign.data.tasks import parse_rows
+from jaxalign.data.tasks import TaskData, parse_rows
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.files import data_folder, exemplars_file, write_json
 from jaxalign.probing.logit_lens import word_sets
@@ -45,7 +45,8 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
 def gather_work(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Of each language: token ids of its prompts, and the candidate ids of all label words."""
     folder, tokenizer = data_folder(options.data), load_tokenizer(Path(options.model))
-    data = ProbeData(folder, read_exemplars(exemplars_file(folder, "")), tokenizer, parse_rows(options.rows))
+    exemplars = read_exemplars(exemplars_file(folder, ""))
+    data = ProbeData(TaskData(folder), exemplars, tokenizer, parse_rows(options.rows))
     return [
         {"language": code, "prompts": probe_prompts(data, code)[1], "label_sets": word_sets(data, code).all()}
         for code in parse_languages(options.languages)

@@ -25,7 +25,7 @@ from jaxalign.cli.data import gather_pairs
 from jaxalign.cli.demo import demo as run_demo
 from jaxalign.cli.evaluate import check_settings, chosen_cells, evaluate_model
 from jaxalign.cli.export import export as export_run
-from jaxalign.cli.loading import Model, load_model, rendering, run_folder
+from jaxalign.cli.loading import EvaluationData, Model, load_model, rendering, run_folder
 from jaxalign.cli.open_answers import open_tasks
 from jaxalign.cli.probe import check_probe_settings, probe_model, probes_of
 from jaxalign.cli.provenance import command
@@ -125,8 +125,9 @@ def train(
 def evaluate(model: LoadedModel, out: PathLike, **settings: Any) -> Evaluation:
     """Label scores of the tasks' test rows, and open answers, into the folder `out`."""
     config = model.config(out, settings)
-    check_settings(config)
-    evaluate_model(config, model.model)
+    data = EvaluationData(config)
+    check_settings(config, data)
+    evaluate_model(config, model.model, data)
     folder = Path(written(out))
     return Evaluation(
         read_results(folder) if chosen_cells(config) else None,
@@ -137,8 +138,9 @@ def evaluate(model: LoadedModel, out: PathLike, **settings: Any) -> Evaluation:
 def probe(model: LoadedModel, out: PathLike, **settings: Any) -> dict[str, Probe]:
     """The probes of the setting `probes` into the folder `out`: by name, their arrays and what these mean."""
     config = model.config(out, settings)
-    check_probe_settings(config)
-    probe_model(config, model.model)
+    data = EvaluationData(config)
+    check_probe_settings(config, data)
+    probe_model(config, model.model, data)
     folder = Path(written(out))
     return {name: written_probe(folder, FILE_OF.get(name, name)) for name in probes_of(config)}
 

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.data.tasks import read_task_rows
 from jaxalign.evaluation.cells import Cell, CellKey, GridData, render_cell, right_by_mass
 from jaxalign.evaluation.score import Scorer
 from jaxalign.probing.masking import effect_labels, effects, language_masks, mask_names
@@ -59,11 +58,7 @@ def write_masked_accuracy(
     languages = list(run.languages)
     masks = language_masks(own, languages, run.decoder.config, data.seed)
     cells = [
-        render_cell(
-            data,
-            CellKey(TASK.name, language, "english"),
-            read_task_rows(data.folder, TASK, language, "test", data.rows),
-        )
+        render_cell(data, CellKey(TASK.name, language, "english"), data.tasks.rows(TASK, language, data.rows))
         for language in languages
     ]
     scorer = Scorer(run.decoder, run.variables, run.mesh, batch_tokens)

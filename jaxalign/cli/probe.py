@@ -9,11 +9,11 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxalign.cli.evaluate import check_settings, prompt_style, settings, unreadable
+from jaxalign.cli.evaluate import check_settings, grid_data, settings, unreadable
 from jaxalign.cli.loading import (
+    EvaluationData,
     Model,
     chosen_languages,
-    evaluation_data,
     load_model,
     merged,
     out_folder,
@@ -24,9 +24,9 @@ from jaxalign.cli.masked_accuracy import write_masked_accuracy
 from jaxalign.cli.neurons import check_selected_of, neurons_to_mask
 from jaxalign.cli.provenance import provenance
 from jaxalign.data.batches import round_up
-from jaxalign.data.tasks import parse_rows, read_task_rows
+from jaxalign.data.tasks import parse_rows
 from jaxalign.errors import InputError
-from jaxalign.evaluation.cells import GridData, cell_keys
+from jaxalign.evaluation.cells import cell_keys
 from jaxalign.files import whole_file, write_text
 from jaxalign.holding import check_held, held
 from jaxalign.log import is_hidden, tell
@@ -60,20 +60,20 @@ SCATTERED = ("en", "de", "fr", "hi")
 def probe(config: ConfigDict, paths: Sequence[str]) -> None:
     """Runs the probes of `config.probes` on emotion's in-language prompts and writes them to `config.out`."""
     refuse_paths("probe", paths)
-    check_probe_settings(config)
+    data = EvaluationData(config)
+    check_probe_settings(config, data)
     with held(out_folder(config)):
-        probe_model(config, load_model(config))
+        probe_model(config, load_model(config), data)
 
 
-def check_probe_settings(config: ConfigDict) -> None:
+def check_probe_settings(config: ConfigDict, data: EvaluationData) -> None:
     """Refuses what would only fail once the model is loaded."""
     if config.tasks not in (TASK.name, "all"):
         raise InputError(f"--config.tasks={config.tasks}: the probes read {TASK.name} only")
-    check_settings(config)
-    if errors := unreadable(config, cell_keys([TASK], chosen_languages(config), [VARIANT])):
+    check_settings(config, data)
+    if errors := unreadable(config, data, cell_keys([TASK], chosen_languages(config), [VARIANT])):
         raise errors[0]
-    folder, _ = evaluation_data(config)
-    rows = read_task_rows(folder, TASK, chosen_languages(config)[0], "test", parse_rows(config.rows))
+    rows = data.tasks.rows(TASK, chosen_languages(config)[0], parse_rows(config.rows))
     if MASKING.intersection(probes_of(config)):
         neurons_to_mask(config)
     if as_numbers := {"masked_accuracy", "transplant"}.intersection(probes_of(config)):
@@ -117,30 +117,29 @@ def capture_of(config: ConfigDict) -> Capture:
         raise InputError(f"--config.capture: {error}") from None
 
 
-def probe_model(config: ConfigDict, model: Model) -> None:
+def probe_model(config: ConfigDict, model: Model, data: EvaluationData) -> None:
     """`probe` with a model at hand."""
     with held(out_folder(config)):
-        run_probes(config, model)
+        run_probes(config, model, data)
 
 
-def run_probes(config: ConfigDict, model: Model) -> None:
+def run_probes(config: ConfigDict, model: Model, read: EvaluationData) -> None:
     """`probe_model` in a folder that is held."""
     agree("the settings", config.to_dict())
     out, probes, languages = out_folder(config), probes_of(config), chosen_languages(config)
-    folder, exemplars = evaluation_data(config)
     capture = capture_of(config)
     if "geometry" in probes:
         captured_layers(capture, model.config.layers)
     rows = parse_rows(config.rows)
-    data = ProbeData(folder, exemplars, model.tokenizer, rows)
+    data = ProbeData(read.tasks, read.exemplars, model.tokenizer, rows)
     named = settings(config, model)
     description = named | {"tuned_on": model.tuned_on, "bos": model.tokenizer.bos} | provenance(config)
     if jax.process_index() == 0:
         check_of_one_model(out, named, ["neuron_counts" if name == "neurons" else name for name in probes])
     batch_size = round_up(config.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
     ready = merged(model, config.param_dtype)
-    read = [read_task_rows(folder, TASK, language, "test", rows) for language in languages]
-    agree("the test rows or exemplars", [read, sorted(exemplars.cells.items())])
+    probed = [data.tasks.rows(TASK, language, rows) for language in languages]
+    agree("the test rows or exemplars", [probed, sorted(data.exemplars.cells.items())])
     times = dict.fromkeys(MASKING, len(mask_names(languages))) | {"transplant": len(mask_names(languages)) + 1}
     own = {}
     if MASKING.intersection(probes):
@@ -148,7 +147,7 @@ def run_probes(config: ConfigDict, model: Model) -> None:
         check_selected_of(Path(config.neurons.selection), named["model"])
     agree("the selected neurons", {code: neurons.tolist() for code, neurons in own.items()})
     check_fits(own, model.config.layers, model.config.mlp_dim)
-    total = sum(map(len, read)) * sum(times.get(name, 1) for name in probes)
+    total = sum(map(len, probed)) * sum(times.get(name, 1) for name in probes)
     with tqdm(total=total, unit="prompt", disable=is_hidden()) as progress:
         run = ProbeRun(
             out,
@@ -161,7 +160,7 @@ def run_probes(config: ConfigDict, model: Model) -> None:
             description,
             on_rows=progress.update,
         )
-        asked = GridData(folder, exemplars, model.tokenizer, rows, prompt_style(config), config.seed)
+        asked = grid_data(config, read, model)
         scattered = [code for code in SCATTERED if code in languages] or languages[:4]
         actions: dict[str, Callable[[], object]] = {
             "logit_lens": lambda: say_of_lens(write_logit_lens(run)),

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxalign.cli.evaluate import chosen_cells, prompt_style, unreadable
-from jaxalign.cli.loading import Model, chosen_languages, evaluation_data, split_list
+from jaxalign.cli.evaluate import chosen_cells, grid_data, unreadable
+from jaxalign.cli.loading import EvaluationData, Model, chosen_languages, split_list
 from jaxalign.cli.neurons import check_selection_settings, selected_of
 from jaxalign.cli.open_answers import OPEN_TASKS, cells_of, check_open_answers, open_tasks
 from jaxalign.cli.probe import capture_of, check_enough_rows, compared_by
 from jaxalign.data.batches import round_up
-from jaxalign.data.tasks import TASKS, parse_rows, read_task_rows
+from jaxalign.data.tasks import TASKS, parse_rows
 from jaxalign.errors import InputError
-from jaxalign.evaluation.cells import GridData, cell_keys, render_cell, right_by_mass
+from jaxalign.evaluation.cells import cell_keys, render_cell, right_by_mass
 from jaxalign.evaluation.generate import Generator
 from jaxalign.evaluation.open_answers import texts_of
 from jaxalign.evaluation.open_cells import TRANSLATION
@@ -43,7 +43,8 @@ def watch_hooks(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any)
       shapes: of the collections that a hook is given.
     """
     watched = watch_config(config)
-    measures = [MEASURES[name](watched, model, decoder, shapes) for name in watch_names(config)]
+    data = EvaluationData(watched)
+    measures = [MEASURES[name](watched, data, model, decoder, shapes) for name in watch_names(config)]
     if not measures:
         return []
 
@@ -74,12 +75,13 @@ def watch_config(config: ConfigDict) -> ConfigDict:
 def check_watch_settings(config: ConfigDict) -> None:
     """Refuses what would only fail once the model is loaded."""
     names, watched = watch_names(config), watch_config(config)
+    data = EvaluationData(watched)
     keys = chosen_cells(watched) if "accuracy" in names else []
     if "accuracy" in names and not keys:
         raise InputError(f"--config.tasks={config.tasks}: none is scored by labels; watch open_answers in place of it")
     if PROBES & set(names):
         keys += cell_keys([TASK], chosen_languages(watched), [VARIANT])
-    if errors := unreadable(watched, keys):
+    if errors := unreadable(watched, data, keys):
         raise errors[0]
     if "open_answers" in names:
         if not open_tasks(watched):
@@ -90,7 +92,7 @@ def check_watch_settings(config: ConfigDict) -> None:
             raise InputError(
                 f"--config.watch_languages={config.watch_languages}: {compared[0]} compares with en; add it"
             )
-        rows = read_task_rows(evaluation_data(watched)[0], TASK, ENGLISH, "test", parse_rows(watched.rows))
+        rows = data.tasks.rows(TASK, ENGLISH, parse_rows(watched.rows))
         check_enough_rows(f"--config.watch_rows={config.watch_rows}", compared, len(rows))
     if "neurons" in names:
         check_selection_settings(config)
@@ -102,13 +104,12 @@ def check_watch_settings(config: ConfigDict) -> None:
     capture_of(config)
 
 
-def accuracy(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) -> Measure:
+def accuracy(config: ConfigDict, read: EvaluationData, model: Model, decoder: Decoder, shapes: Any) -> Measure:
     """`accuracy/{task}_{language}_{variant}`: the share of rows whose label of most mass is the aligned English one."""
-    folder, exemplars = evaluation_data(config)
-    data = GridData(folder, exemplars, model.tokenizer, parse_rows(config.rows), prompt_style(config), config.seed)
+    data = grid_data(config, read, model)
     scorer = Scorer(decoder, shapes, model.mesh, config.batch_tokens)
     cells = [
-        render_cell(data, key, read_task_rows(folder, TASKS[key.task], key.language, "test", data.rows))
+        render_cell(data, key, data.tasks.rows(TASKS[key.task], key.language, data.rows))
         for key in chosen_cells(config)
     ]
     queries = [[replace(query, words=()) for query in cell.queries] for cell in cells]  # masses alone are asked for
@@ -123,7 +124,7 @@ def accuracy(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) ->
     return measure
 
 
-def open_answers(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) -> Measure:
+def open_answers(config: ConfigDict, read: EvaluationData, model: Model, decoder: Decoder, shapes: Any) -> Measure:
     """`accuracy/{task}_{language}` of math problems, and `chrf/translation_{languages}` of translations, 0 to 100."""
     cells = [cell for task in open_tasks(config) for cell in cells_of(config, task, model)]
     rows = round_up(config.generate.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
@@ -143,12 +144,12 @@ def open_answers(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any
     return measure
 
 
-def logit_lens(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) -> Measure:
+def logit_lens(config: ConfigDict, read: EvaluationData, model: Model, decoder: Decoder, shapes: Any) -> Measure:
     """`lens_latent/{language}` and `lens_out/{language}`: the largest of the layers' mean masses, over surviving rows.
 
     Read without the tokens that two languages' words share. A language of which no row survives is left out.
     """
-    lens_of = LensProgram(probe_run(config, model, decoder, shapes))
+    lens_of = LensProgram(probe_run(config, read, model, decoder, shapes))
 
     def measure(variables: Any) -> dict[str, float]:
         numbers, lens = {}, lens_of(variables)
@@ -163,10 +164,10 @@ def logit_lens(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) 
     return measure
 
 
-def attribution(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) -> Measure:
+def attribution(config: ConfigDict, read: EvaluationData, model: Model, decoder: Decoder, shapes: Any) -> Measure:
     """`english_mass/{language}` and `own_mass/{language}`: the largest of the layers' mean masses on tokens of English
     and of the prompt's own language, at its last position."""
-    masses_of = AttributionProgram(probe_run(config, model, decoder, shapes))
+    masses_of = AttributionProgram(probe_run(config, read, model, decoder, shapes))
     groups = masses_of.tokens.languages
 
     def measure(variables: Any) -> dict[str, float]:
@@ -181,9 +182,9 @@ def attribution(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any)
     return measure
 
 
-def pca(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) -> Measure:
+def pca(config: ConfigDict, read: EvaluationData, model: Model, decoder: Decoder, shapes: Any) -> Measure:
     """`pca_correlation/{language}`: Pearson's r with English along the first joint component, mean over layers."""
-    run = probe_run(config, model, decoder, shapes)
+    run = probe_run(config, read, model, decoder, shapes)
     capture = prepared_capture(run, WHOLE_PROMPTS, run.languages)
 
     def measure(variables: Any) -> dict[str, float]:
@@ -196,9 +197,9 @@ def pca(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) -> Meas
     return measure
 
 
-def geometry(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) -> Measure:
+def geometry(config: ConfigDict, read: EvaluationData, model: Model, decoder: Decoder, shapes: Any) -> Measure:
     """`cka/{language}` and `retrieval_centred/{language}`: with English, mean over the layers of `config.capture`."""
-    run = probe_run(config, model, decoder, shapes)
+    run = probe_run(config, read, model, decoder, shapes)
     english_first = [ENGLISH, *(language for language in run.languages if language != ENGLISH)]
     capture = prepared_capture(run, capture_of(config), english_first)
 
@@ -214,10 +215,10 @@ def geometry(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) ->
     return measure
 
 
-def neurons(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) -> Measure:
+def neurons(config: ConfigDict, read: EvaluationData, model: Model, decoder: Decoder, shapes: Any) -> Measure:
     """`neurons/{language}`: how many of the neurons that `config.neurons` selects are a language's own; and of them all
     `neurons_language_specific`, `neurons_language_related`, `neurons_general`, `neurons_unassigned`."""
-    counts_of = CountProgram(probe_run(config, model, decoder, shapes))
+    counts_of = CountProgram(probe_run(config, read, model, decoder, shapes))
 
     def measure(variables: Any) -> dict[str, float]:
         counts = counts_of(variables)
@@ -231,15 +232,14 @@ def neurons(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) -> 
     return measure
 
 
-def probe_run(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) -> ProbeRun:
+def probe_run(config: ConfigDict, read: EvaluationData, model: Model, decoder: Decoder, shapes: Any) -> ProbeRun:
     """What the probes watch; nothing is written."""
-    folder, exemplars = evaluation_data(config)
-    data = ProbeData(folder, exemplars, model.tokenizer, parse_rows(config.rows))
+    data = ProbeData(read.tasks, read.exemplars, model.tokenizer, parse_rows(config.rows))
     batch_size = round_up(config.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
     return ProbeRun(Path(), decoder, shapes, model.mesh, data, chosen_languages(config), batch_size, {})
 
 
-MEASURES: dict[str, Callable[[ConfigDict, Model, Decoder, Any], Measure]] = {
+MEASURES: dict[str, Callable[[ConfigDict, EvaluationData, Model, Decoder, Any], Measure]] = {
     "accuracy": accuracy,
     "open_answers": open_answers,
     "logit_lens": logit_lens,

@@ -21,7 +21,7 @@ import numpy as np
 import regex
 
 from jaxalign.data.languages import LANGUAGES
-from jaxalign.data.tasks import TASKS, Task, read_task_rows, task_file_named
+from jaxalign.data.tasks import TASKS, Task, TaskData, task_file_named
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.model.attention import Prefix
@@ -86,12 +86,12 @@ class TokenLanguages:
     held_out: Mapping[str, HeldOut]
 
 
-def token_languages(tokenizer: Tokenizer, vocab_size: int, data: Path) -> TokenLanguages:
+def token_languages(tokenizer: Tokenizer, vocab_size: int, data: TaskData) -> TokenLanguages:
     """The map made from the test files of every language in `data`.
 
     vocab_size: V, the model's, which may have more ids than the tokenizer; those are undecidable.
     """
-    languages = languages_with_texts(data)
+    languages = languages_with_texts(data.folder)
     texts = {language: parallel_texts(data, language) for language in languages}
     counts = np.stack([token_counts(tokenizer, texts[language].counted, vocab_size) for language in languages])
     script_of = token_scripts(tokenizer, vocab_size)
@@ -110,16 +110,16 @@ def languages_with_texts(data: Path, task: Task = TASKS["emotion"]) -> list[str]
     return [code for code in LANGUAGES if code in there]
 
 
-def parallel_texts(data: Path, language: str) -> Texts:
+def parallel_texts(data: TaskData, language: str) -> Texts:
     """All fields of all test rows of the tasks in `data`; the last fifth of each file's rows is held out.
 
     The last and not every fifth: neighbouring rows may share a premise.
     """
     counted, held_out = [], []
     for task in TASKS.values():
-        if language not in languages_with_texts(data, task):
+        if language not in languages_with_texts(data.folder, task):
             continue
-        rows = read_task_rows(data, task, language, "test", slice(None))
+        rows = data.rows(task, language)
         first_held_out = len(rows) - max(1, round(HELD_OUT * len(rows)))
         counted += [field for row in rows[:first_held_out] for field in row.fields]
         held_out += [field for row in rows[first_held_out:] for field in row.fields]
@@ -241,7 +241,7 @@ class AttributionProgram:
     def __init__(self, run: ProbeRun, positions: int = 1):
         """`positions`: how many last positions of each prompt are read, each on its own."""
         self.run, self.positions = run, positions
-        self.tokens = token_languages(run.data.tokenizer, run.decoder.config.vocab_size, run.data.folder)
+        self.tokens = token_languages(run.data.tokenizer, run.decoder.config.vocab_size, run.data.tasks)
         self.groups = groups_of(self.tokens)
         group_count = len(self.tokens.languages) + 1 + len(SCRIPT_CLASSES)
         self.runner = run.runner(attribution_function(run.decoder, group_count, positions))

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxalign.data.prompts import Exemplars, few_shot_prefix, few_shot_prompt
-from jaxalign.data.tasks import TASKS, TaskRow, read_task_rows
+from jaxalign.data.tasks import TASKS, TaskData, TaskRow
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.files import whole_file, write_json
 from jaxalign.model.ragged import PromptFunction, PromptRunner
@@ -30,7 +30,7 @@ VARIANT = "in_language"
 class ProbeData:
     """Where the prompts come from, and which rows of each language."""
 
-    folder: Path
+    tasks: TaskData
     exemplars: Exemplars
     tokenizer: Tokenizer
     rows: slice
@@ -38,13 +38,13 @@ class ProbeData:
 
 def probe_prompts(data: ProbeData, language: str) -> tuple[list[TaskRow], list[list[int]]]:
     """The chosen rows of one language and the token ids of their prompts."""
-    rows = read_task_rows(data.folder, TASK, language, "test", data.rows)
+    rows = data.tasks.rows(TASK, language, data.rows)
     return rows, [data.tokenizer.prompt_ids(few_shot_prompt(row, data.exemplars, VARIANT)) for row in rows]
 
 
 def probe_texts(data: ProbeData, language: str) -> tuple[list[TaskRow], list[list[int]]]:
     """The chosen rows of one language and the token ids of their texts alone: no examples, no cue words."""
-    rows = read_task_rows(data.folder, TASK, language, "test", data.rows)
+    rows = data.tasks.rows(TASK, language, data.rows)
     return rows, [data.tokenizer.prompt_ids("\n".join(row.fields)) for row in rows]
 
 

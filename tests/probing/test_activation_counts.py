@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from jaxalign.data.tasks import TaskData
 from jaxalign.errors import InputError
 from jaxalign.model.ragged import EmptyFillerRunner
 from jaxalign.model.transformer import Decoder
@@ -73,7 +74,7 @@ def test_a_gate_of_zero_is_not_active():
 
 
 def probe_run(folder: Path, variables: Any, rows: slice = slice(1, 6)) -> ProbeRun:
-    data = ProbeData(folder, tiny_world.write_data(folder), tiny_world.byte_tokenizer(), rows)
+    data = ProbeData(TaskData(folder), tiny_world.write_data(folder), tiny_world.byte_tokenizer(), rows)
     description = {"model": "tiny"}
     return ProbeRun(folder, tiny_world.DECODER, variables, make_mesh(8, 1, 1), data, ["en", "de", "zh"], 8, description)
 

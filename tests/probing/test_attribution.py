@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxalign.data.tasks import TaskData
 from jaxalign.errors import InputError
 from jaxalign.model.ragged import PrefixRunner, PromptRunner, prefill
 from jaxalign.model.readout import group_masses
@@ -83,7 +84,7 @@ def test_means_are_over_rows_and_split_by_kind():
 
 
 def tiny_run(folder: Path, rows: slice) -> ProbeRun:
-    data = ProbeData(folder, tiny_world.write_data(folder), tiny_world.byte_tokenizer(), rows)
+    data = ProbeData(TaskData(folder), tiny_world.write_data(folder), tiny_world.byte_tokenizer(), rows)
     mesh = make_mesh(8, 1, 1)
     return ProbeRun(folder / "out", tiny_world.DECODER, tiny_world.variables(), mesh, data, ["de", "zh"], 8, {"m": 1})
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jaxalign.data.prompts import few_shot_prefix
-from jaxalign.data.tasks import TASKS
+from jaxalign.data.tasks import TASKS, TaskData
 from jaxalign.errors import InputError
 from jaxalign.model.ragged import PromptRunner, decode_prompts
 from jaxalign.model.transformer import Decoder
@@ -86,7 +86,7 @@ def test_a_query_begins_where_the_prompt_leaves_the_prefix():
 
 @pytest.fixture
 def data(tmp_path: Path) -> ProbeData:
-    return ProbeData(tmp_path, tiny_world.write_data(tmp_path), tiny_world.byte_tokenizer(), slice(1, 5))
+    return ProbeData(TaskData(tmp_path), tiny_world.write_data(tmp_path), tiny_world.byte_tokenizer(), slice(1, 5))
 
 
 def capture_tiny_world(data: ProbeData, capture: Capture):
@@ -95,7 +95,7 @@ def capture_tiny_world(data: ProbeData, capture: Capture):
 
 
 def run_on(data: ProbeData, variables: Any, languages: list[str]) -> ProbeRun:
-    return ProbeRun(data.folder, tiny_world.DECODER, variables, make_mesh(8, 1, 1), data, languages, 8, {})
+    return ProbeRun(data.tasks.folder, tiny_world.DECODER, variables, make_mesh(8, 1, 1), data, languages, 8, {})
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from jaxalign.data.tasks import TaskData
 from jaxalign.errors import InputError
 from jaxalign.model.ragged import PromptRunner
 from jaxalign.model.transformer import Decoder
@@ -127,7 +128,7 @@ def run_on(out: Path, data: ProbeData, languages: list[str], description: dict[s
 
 
 def test_files_of_the_geometry(tmp_path: Path):
-    data = ProbeData(tmp_path, tiny_world.write_data(tmp_path), tiny_world.byte_tokenizer(), slice(1, 6))
+    data = ProbeData(TaskData(tmp_path), tiny_world.write_data(tmp_path), tiny_world.byte_tokenizer(), slice(1, 6))
     run = run_on(tmp_path / "out", data, ["de", "en", "zh"], {"model": "tiny"})
     document = write_geometry(run, Capture((0, 3), "query_mean"))
     assert json.loads((tmp_path / "out/geometry.json").read_text()) == document
@@ -155,7 +156,7 @@ def test_files_of_the_geometry(tmp_path: Path):
     ],
 )
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, rows: slice, languages: list[str], message: str):
-    data = ProbeData(tmp_path, tiny_world.write_data(tmp_path), tiny_world.byte_tokenizer(), rows)
+    data = ProbeData(TaskData(tmp_path), tiny_world.write_data(tmp_path), tiny_world.byte_tokenizer(), rows)
     with pytest.raises(InputError, match=message):
         write_geometry(run_on(tmp_path / "out", data, languages, {}), Capture(None, "last"))
     assert not (tmp_path / "out").exists()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxalign.data.prompts import label_queries
-from jaxalign.data.tasks import TASKS, read_task_rows
+from jaxalign.data.tasks import TASKS, TaskData, read_task_rows
 from jaxalign.errors import InputError
 from jaxalign.evaluation.score import Scorer
 from jaxalign.model.ragged import PromptRunner, decode_prompts, last_position
@@ -174,7 +174,7 @@ def test_no_surviving_row_in_any_language_is_an_error():
 
 def test_files_of_the_lens(tmp_path: Path):
     exemplars = tiny_world.write_data(tmp_path)
-    data = ProbeData(tmp_path, exemplars, tiny_world.byte_tokenizer(), slice(0, 5))
+    data = ProbeData(TaskData(tmp_path), exemplars, tiny_world.byte_tokenizer(), slice(0, 5))
     variables, mesh = tiny_world.variables(), make_mesh(8, 1, 1)
     document = write_logit_lens(
         ProbeRun(tmp_path / "out", tiny_world.DECODER, variables, mesh, data, ["en", "de", "zh"], 8, {"model": "tiny"})

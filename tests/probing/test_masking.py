@@ -8,6 +8,7 @@ import pytest
 import scipy.stats
 import torch
 
+from jaxalign.data.tasks import TaskData
 from jaxalign.errors import InputError
 from jaxalign.model.ragged import PromptRunner
 from jaxalign.model.transformer import Decoder
@@ -109,7 +110,7 @@ def test_the_perplexity_of_the_follow_up_is_lower():
 def planted(tmp_path_factory: pytest.TempPathFactory) -> ProbeRun:
     """A model with two neurons for each of three languages, texts of them, and the counts of their activity."""
     folder = tmp_path_factory.mktemp("planted")
-    data = ProbeData(folder, write_languages(folder), tiny_world.byte_tokenizer(), slice(0, 6))
+    data = ProbeData(TaskData(folder), write_languages(folder), tiny_world.byte_tokenizer(), slice(0, 6))
     run = ProbeRun(
         folder, tiny_world.DECODER, planted_variables(), make_mesh(8, 1, 1), data, ["en", "de", "zh"], 8, {"model": "m"}
     )
@@ -151,7 +152,7 @@ def test_planted_neurons_are_found_and_do_what_they_were_planted_for(planted: Pr
 
 def test_with_languages_shuffled_no_neuron_belongs_to_one(planted: ProbeRun, tmp_path: Path):
     """The same texts, two of each language in every file: the planted neurons are active in all alike."""
-    data = ProbeData(tmp_path, write_languages(tmp_path, shuffled=True), planted.data.tokenizer, slice(0, 6))
+    data = ProbeData(TaskData(tmp_path), write_languages(tmp_path, shuffled=True), planted.data.tokenizer, slice(0, 6))
     run = ProbeRun(
         tmp_path, planted.decoder, planted.variables, planted.mesh, data, planted.languages, planted.batch_size, {}
     )
@@ -171,7 +172,7 @@ def test_with_languages_shuffled_no_neuron_belongs_to_one(planted: ProbeRun, tmp
 
 
 def test_a_text_that_predicts_nothing_is_named(planted: ProbeRun, tmp_path: Path):
-    data = ProbeData(tmp_path, write_languages(tmp_path), planted.data.tokenizer, slice(0, 6))
+    data = ProbeData(TaskData(tmp_path), write_languages(tmp_path), planted.data.tokenizer, slice(0, 6))
     file = next(tmp_path.glob("*/emotion_de*"))
     rows = json.loads(file.read_text())
     rows[3]["input"] = "n"

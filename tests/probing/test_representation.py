@@ -6,6 +6,7 @@ import pytest
 import scipy.stats
 from sklearn.decomposition import PCA
 
+from jaxalign.data.tasks import TaskData
 from jaxalign.errors import InputError
 from jaxalign.probing.capture import capture_languages
 from jaxalign.probing.geometry import (
@@ -79,7 +80,7 @@ def test_intervals_of_correlations_are_those_of_drawn_rows():
 
 def test_files_of_the_pca(tmp_path: Path):
     exemplars = tiny_world.write_data(tmp_path)
-    data = ProbeData(tmp_path, exemplars, tiny_world.byte_tokenizer(), slice(1, 6))
+    data = ProbeData(TaskData(tmp_path), exemplars, tiny_world.byte_tokenizer(), slice(1, 6))
     variables, mesh, decoder = tiny_world.variables(), make_mesh(8, 1, 1), tiny_world.DECODER
     run = ProbeRun(tmp_path / "out", decoder, variables, mesh, data, ["en", "de", "zh"], 8, {"model": "tiny"})
     document = write_representation(run, ["zh", "en"])
@@ -104,7 +105,7 @@ def test_files_of_the_pca(tmp_path: Path):
     [(slice(0, 2), ["en"], "too few"), (slice(0, 4), ["fr"], "scatter languages fr"), (slice(0, 4), [], "(none)")],
 )
 def test_what_cannot_be_correlated_is_refused(tmp_path: Path, rows: slice, scatter: list[str], message: str):
-    data = ProbeData(tmp_path, tiny_world.write_data(tmp_path), tiny_world.byte_tokenizer(), rows)
+    data = ProbeData(TaskData(tmp_path), tiny_world.write_data(tmp_path), tiny_world.byte_tokenizer(), rows)
     decoder, variables, mesh = tiny_world.DECODER, tiny_world.variables(), make_mesh(8, 1, 1)
     with pytest.raises(InputError, match=message):
         write_representation(ProbeRun(tmp_path, decoder, variables, mesh, data, ["en", "de"], 8, {}), scatter)

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxalign.data.tasks import TASKS
+from jaxalign.data.tasks import TASKS, TaskData
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.probing.attribution import (
     SCRIPT_CLASSES,
@@ -131,7 +131,7 @@ def test_map_of_texts_and_its_accuracy(tmp_path: Path):
     # "a" is English, "o" German, "e" both; the held-out last fifth says "o" once in English.
     write_emotion(tmp_path, {"en": ["aaaee"] * 8 + ["aaaao"] * 2, "de": ["oooee"] * 10})
     tokenizer = tiny_world.byte_tokenizer()
-    found = token_languages(tokenizer, tiny_world.CONFIG.vocab_size, tmp_path)
+    found = token_languages(tokenizer, tiny_world.CONFIG.vocab_size, TaskData(tmp_path))
     assert found.languages == ["en", "de"]
     assert [found.language_of[tokenizer.vocabulary[letter]] for letter in "aoez"] == [0, 1, 2, 2]
     assert found.held_out == {"en": HeldOut(10, 10, 8), "de": HeldOut(10, 6, 6)}
@@ -141,6 +141,6 @@ def test_map_of_texts_and_its_accuracy(tmp_path: Path):
 def test_texts_are_the_fields_of_every_task_there_is(tmp_path: Path):
     tiny_world.write_data(tmp_path)
     assert languages_with_texts(tmp_path) == ["en", "zh", "de"]
-    texts = parallel_texts(tmp_path, "de")
+    texts = parallel_texts(TaskData(tmp_path), "de")
     assert texts.held_out == ["de input 5", "de premise 5", "de hypothesis 5"]
     assert len(texts.counted) == 5 + 10 and not set(texts.counted) & set(texts.held_out)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxalign.data.tasks import TaskData
 from jaxalign.errors import InputError
 from jaxalign.probing.masking import check_tuned, write_transplant
 from jaxalign.probing.probe import ProbeData, ProbeRun
@@ -25,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> ProbeRun:
     for pairs in PLANTED.values():
         for layer, index in pairs:
             variables["params"]["layers"]["mlp"]["down_proj"]["kernel"][layer, index] = 0
-    data = ProbeData(folder, write_languages(folder), tiny_world.byte_tokenizer(), slice(0, 6))
+    data = ProbeData(TaskData(folder), write_languages(folder), tiny_world.byte_tokenizer(), slice(0, 6))
     return ProbeRun(
         folder, tiny_world.DECODER, variables, make_mesh(2, 2, 2), data, ["en", "de", "zh"], 8, {"model": "tiny"}
     )

@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from jaxalign.data.prompts import read_exemplars
+from jaxalign.data.tasks import TaskData
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.model.config import read_config
 from jaxalign.model.ragged import PromptRunner
@@ -29,7 +30,7 @@ LANGUAGES = ("en", "zh", "sw")
 @pytest.mark.parametrize("name", ["smollm2", "gemma3"])
 def test_lens_and_attribution_are_numpys(shared: Path, models: Path, name: str):
     config, tokenizer = read_config(models / name), load_tokenizer(models / name)
-    data = ProbeData(shared / "data", read_exemplars(shared / "data/exemplars.json"), tokenizer, slice(0, 1))
+    data = ProbeData(TaskData(shared / "data"), read_exemplars(shared / "data/exemplars.json"), tokenizer, slice(0, 1))
     prompts = [probe_prompts(data, language)[1][0] for language in LANGUAGES]
     labels = word_sets(data, "zh").all()
     groups = np.arange(config.vocab_size, dtype=np.int32)[None] % 5
