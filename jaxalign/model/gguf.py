@@ -45,7 +45,7 @@ from jaxalign.model.config import (
     extended_positions,
     yarn_attention,
 )
-from jaxalign.model.product import widest
+from jaxalign.model.quantised import widest
 from jaxalign.model.weights import Index, Place, Weight, assemble, place_whole, weight_table
 from jaxalign.sentence_piece import CONTROL, NORMAL, SPACE, is_marker, mark_tokens, sentence_piece
 

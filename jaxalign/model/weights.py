@@ -34,7 +34,7 @@ from jaxalign.errors import InputError, listed
 from jaxalign.log import warn
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.lora import projection_sizes
-from jaxalign.model.product import widest
+from jaxalign.model.quantised import widest
 from jaxalign.model.sharding import leaf_spec
 
 BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}

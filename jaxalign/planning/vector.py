@@ -10,8 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxalign.model.product import kernel_of
-from jaxalign.model.quantised import SCHEMES
+from jaxalign.model.quantised import SCHEMES, kernel_of
 from jaxalign.planning import flops
 from jaxalign.planning.job import Job
 

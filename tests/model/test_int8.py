@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.model.int8 import dequantise, quantise
+from jaxalign.model.quantised import dequantise_int8, quantise_int8
 
 RANDOM = np.random.default_rng(0)
 
@@ -24,7 +24,7 @@ def test_codes_are_the_nearest_multiples(kernel: np.ndarray):
     kernel = kernel.astype(np.float32)
     absmax = np.abs(kernel).max(axis=0, keepdims=True)
     exact = kernel.astype(np.float64) * 127 / np.where(absmax > 0, absmax, 1)
-    ours = jax.jit(quantise)(kernel)
+    ours = jax.jit(quantise_int8)(kernel)
     np.testing.assert_array_equal(ours["absmax"], absmax)
     codes = np.asarray(ours["codes"])
     assert codes.dtype == np.int8 and codes.shape == kernel.shape
@@ -37,8 +37,8 @@ def test_codes_are_the_nearest_multiples(kernel: np.ndarray):
 
 @with_every_kernel
 def test_what_codes_stand_for(kernel: np.ndarray):
-    stored = jax.jit(quantise)(kernel.astype(np.float32))
-    restored = jax.jit(dequantise)(**stored)
+    stored = jax.jit(quantise_int8)(kernel.astype(np.float32))
+    restored = jax.jit(dequantise_int8)(**stored)
     assert restored.dtype == jnp.float32
     # Two roundings of float32.
     exact = np.asarray(stored["codes"], np.float64) * np.asarray(stored["absmax"], np.float64) / 127
@@ -50,6 +50,6 @@ def test_what_codes_stand_for(kernel: np.ndarray):
 
 def test_layers_are_quantised_apart_from_each_other():
     stacked = RANDOM.normal(size=(3, 128, 8)).astype(np.float32)
-    together = quantise(jnp.asarray(stacked))
-    apart = [quantise(jnp.asarray(layer)) for layer in stacked]
+    together = quantise_int8(jnp.asarray(stacked))
+    apart = [quantise_int8(jnp.asarray(layer)) for layer in stacked]
     jax.tree.map(lambda whole, *parts: np.testing.assert_array_equal(whole, np.stack(parts)), together, *apart)

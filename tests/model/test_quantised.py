@@ -10,8 +10,7 @@ import torch
 
 from jaxalign.errors import InputError
 from jaxalign.model.lora import LoraConfig, init_lora, projection_sizes
-from jaxalign.model.product import kernel_of
-from jaxalign.model.quantised import quantise_params
+from jaxalign.model.quantised import kernel_of, quantise_params
 from jaxalign.model.sharding import param_shardings
 from jaxalign.model.transformer import Decoder
 from jaxalign.runtime import make_mesh
