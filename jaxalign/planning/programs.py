@@ -20,7 +20,7 @@ from jaxalign.model.ragged import PromptRunner
 from jaxalign.model.readout import LabelSets
 from jaxalign.model.sharding import param_shardings, with_shardings
 from jaxalign.model.transformer import Decoder
-from jaxalign.model.weights import Leaf, assemble
+from jaxalign.model.weights import Leaf, assemble, weight_table
 from jaxalign.planning.job import Job
 from jaxalign.probing.logit_lens import LensInputs, lens_function
 from jaxalign.training.optimizer import cosine_schedule, make_optimizer
@@ -127,7 +127,8 @@ def stored_shapes(architecture: ModelConfig, dtype: str, param_dtype: str) -> di
             return jax.eval_shape(SCHEMES[param_dtype].quantise, shape)
         return shape
 
-    return assemble(architecture, lambda weight: stored, nothing_to_read, place)
+    table = weight_table(architecture)
+    return assemble(table, architecture.layers, lambda weight: stored, nothing_to_read, place)
 
 
 def nothing_to_read(*_: Any) -> None:
