@@ -204,7 +204,7 @@ def add_tensors(folder, **tensors):
         ({"lm_head.weight": (61, 32)}, "embedding or head were tuned"),
         ({"model.embed_tokens.lora_embedding_A": (2, 61)}, "embedding or head were tuned"),
         ({"model.embed_tokens.token_adapter.trainable_tokens_delta": (3, 32)}, "embedding or head were tuned"),
-        ({"model.layers.0.self_attn.q_proj.bias": (32,)}, r"unexpected: .*q_proj\.bias"),
+        ({"model.layers.0.self_attn.q_proj.bias": (32,)}, r"unexpected tensors: .*q_proj\.bias"),
     ],
 )
 def test_more_than_factors_is_refused_by_what_it_is(tensors, said, tmp_path):
@@ -292,7 +292,7 @@ def test_an_adapter_of_another_model_is_refused_with_names(tmp_path):
         load_adapter(tmp_path, dataclasses.replace(config, layers=4))
     with pytest.raises(InputError, match=r"unexpected.*layers\.2\."):
         load_adapter(tmp_path, dataclasses.replace(config, layers=2))
-    with pytest.raises(InputError, match=r"wrong shapes"):
+    with pytest.raises(InputError, match=r"wrong tensors.*lora_A\.weight is \[2, 32\], not \[3, 32\]"):
         load_adapter(tmp_path, saved(tmp_path, r=3))
     with pytest.raises(InputError, match=r"missing.*k_proj"):
         load_adapter(tmp_path, saved(tmp_path, target_modules=["q_proj", "k_proj"]))
