@@ -423,8 +423,8 @@ def _read_rope_section(
         case "linear":
             scaling = RopeScaling("linear", keys.real("factor"))
         case "llama3":
-            factors = [keys.real(key) for key in ("factor", "low_freq_factor", "high_freq_factor")]
-            scaling = RopeScaling("llama3", *factors, keys.whole(_ORIGINAL, max_positions))
+            factor, low, high = (keys.real(key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+            scaling = RopeScaling("llama3", factor, low, high, keys.whole(_ORIGINAL, max_positions))
         case "yarn":
             scaling = _read_yarn(keys, base, max_positions)
         case other:

@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+from gguf.constants import GGML_QUANT_SIZES, MODEL_ARCH, GGMLQuantizationType, GGUFValueType
 from gguf.quants import dequantize
+from gguf.tensor_mapping import get_tensor_name_map
 from jax.typing import DTypeLike
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
@@ -52,19 +53,8 @@ from jaxalign.sentence_piece import CONTROL, NORMAL, SPACE, is_marker, mark_toke
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_SCALARS = {
-    GGUFValueType.UINT8: "B",
-    GGUFValueType.INT8: "b",
-    GGUFValueType.UINT16: "H",
-    GGUFValueType.INT16: "h",
-    GGUFValueType.UINT32: "I",
-    GGUFValueType.INT32: "i",
-    GGUFValueType.FLOAT32: "f",
-    GGUFValueType.BOOL: "?",
-    GGUFValueType.UINT64: "Q",
-    GGUFValueType.INT64: "q",
-    GGUFValueType.FLOAT64: "d",
-}
+_SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
+"""The numbers of GGUFValueType that hold one value, and what `struct` calls them."""
 _STORED_TYPES = {GGMLQuantizationType.F16: jnp.float16, GGMLQuantizationType.BF16: jnp.bfloat16}
 _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 """What llama.cpp calls the parts of a split file (gguf-split)."""
@@ -154,7 +144,7 @@ class _Cursor:
             return [self.value(item_kind) for _ in range(count)]
         if kind not in _SCALARS:
             raise EOFError
-        return self.unpack(_SCALARS[GGUFValueType(kind)])[0]
+        return self.unpack(_SCALARS[kind])[0]
 
 
 def _read_tables(cursor: _Cursor, path: Path) -> GgufFile:
@@ -208,28 +198,6 @@ def _dequantised(
 
 
 _FAMILIES: dict[str, Family] = {"llama": "llama", "qwen2": "qwen2", "gemma3": "gemma3_text"}
-_MODULES = {
-    "embed_tokens": "token_embd",
-    "norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "self_attn/q_proj": "attn_q",
-    "self_attn/k_proj": "attn_k",
-    "self_attn/v_proj": "attn_v",
-    "self_attn/o_proj": "attn_output",
-    "self_attn/q_norm": "attn_q_norm",
-    "self_attn/k_norm": "attn_k_norm",
-    "mlp/gate_proj": "ffn_gate",
-    "mlp/up_proj": "ffn_up",
-    "mlp/down_proj": "ffn_down",
-}
-# In Gemma 3 a norm follows attention before the sum; elsewhere the norm of that name precedes the MLP.
-_PRE_NORM_MODULES = {"post_attention_layernorm": "ffn_norm"}
-_POST_NORM_MODULES = {
-    "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
-}
 _ROPE_FACTORS = "rope_freqs.weight"
 
 
@@ -261,7 +229,7 @@ def read_gguf_config(path: Path) -> ModelConfig:
     # LLM_ARCH_GEMMA3, where the base on local layers stands, too, that a file need not say).
     query_width = width / heads if gemma and layers == 62 else head_dim
     rope_base = keys.real("rope.freq_base", 1e6 if gemma else 1e4)
-    fields = dict(
+    fields: dict[str, Any] = dict(
         vocab_size=file.tensors["token_embd.weight"].shape[0],
         width=width,
         layers=layers,
@@ -341,19 +309,18 @@ def load_gguf_params(
     `param_dtype` None: each weight in the type that it is stored in (the widest of its layers'), float32 where it is
     quantised.
     """
-    modules = _MODULES | (_POST_NORM_MODULES if config.post_norms else _PRE_NORM_MODULES)
+    architecture = {family: MODEL_ARCH[name.upper()] for name, family in _FAMILIES.items()}[config.family]
+    llama_cpp = get_tensor_name_map(architecture, config.layers)
 
     def name(weight: Weight, layer: int) -> str:
         """What llama.cpp calls it: `blk.3.attn_q.weight`."""
-        module, leaf = weight.path.removeprefix("layers/").rsplit("/", 1)
-        prefix = f"blk.{layer}." if weight.stacked else ""
-        return f"{prefix}{modules[module]}.{'bias' if leaf == 'bias' else 'weight'}"
+        module, _, leaf = weight.name(layer).rpartition(".")
+        return f"{llama_cpp.get_name(module if module == 'lm_head' else f'model.{module}')}.{leaf}"
 
     def as_released(weight: Weight, tensor: StoredTensor, index: Index) -> Iterator[np.ndarray]:
         """The part of a tensor that an index names, once what llama.cpp's converter did to it is undone."""
         (array,) = tensor.read((slice(None),) * len(tensor.shape))
-        projection = weight.path.split("/")[-2]
-        heads = {"q_proj": config.heads, "k_proj": config.kv_heads}.get(projection)
+        heads = {"q_proj": config.heads, "k_proj": config.kv_heads}.get(weight.path.split("/")[-2])
         if config.family == "llama" and heads is not None:
             # Each head's two halves, not pairs of rows, are rotated.
             pairs = array.reshape(heads, array.shape[0] // heads // 2, 2, *array.shape[1:])

@@ -162,7 +162,7 @@ def merge_lora(
 
     def every_layer(kernel: jax.Array, factors: Factors, merged_type: np.dtype) -> jax.Array:
         """One layer after the other: float32 copies of all would be large."""
-        return jax.lax.map(lambda layer: merged_kernel(*layer, lora, merged_type), (kernel, factors))
+        return jax.lax.map(lambda layer: merged_kernel(layer[0], layer[1], lora, merged_type), (kernel, factors))
 
     layers = dict(params["layers"])
     for module, targets in lora_tree["layers"].items():

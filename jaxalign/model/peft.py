@@ -55,7 +55,7 @@ _PATTERNS = {"rank_pattern": "r", "alpha_pattern": "lora_alpha"}
 
 def adapter_names(config: ModelConfig, lora: LoraConfig, decoder: str) -> dict[tuple[Weight, int], str]:
     """PEFT's name of every factor: `base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight`."""
-    leaves = flatten_dict(lora_shapes(config, lora), sep="/")
+    leaves: dict[str, Any] = flatten_dict(lora_shapes(config, lora), sep="/")
     table = [Weight(path, leaf.shape[1:]) for path, leaf in leaves.items()]
     return names_of(table, config.layers, lambda weight, layer: f"base_model.model.{decoder}{weight.name(layer)}")
 
@@ -69,8 +69,9 @@ def save_adapter(
     what its class calls the decoder (`config.decoder_name`).
     """
     base = hub_id(base_model_name) or HubId(base_model_name, None)
+    leaves: dict[str, Any] = flatten_dict(lora_tree, sep="/")
     tensors = {}
-    for path, leaf in flatten_dict(lora_tree, sep="/").items():
+    for path, leaf in leaves.items():
         weight, array = Weight(path, leaf.shape[1:]), np.asarray(leaf, np.float32)
         for layer in range(len(array)):
             tensors[f"base_model.model.{decoder}.{weight.name(layer)}"] = weight.stored(array, layer)

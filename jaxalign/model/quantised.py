@@ -120,11 +120,12 @@ def is_projection(path: str) -> bool:
 
 def quantise_params(params: Mapping[str, Any], mesh: Mesh, scheme: str) -> dict[str, Any]:
     """`params` with the kernels of all layers' projections quantised; the rest is shared with the argument."""
-    leaves = {}
-    for path, leaf in flatten_dict(params, sep="/").items():
-        module, _, name = path.rpartition("/")
-        stored = quantise_stacked(leaf, module, mesh, scheme) if is_projection(path) else {name: leaf}
-        leaves |= {f"{module}/{name}": array for name, array in stored.items()}
+    leaves: dict[str, Any] = flatten_dict(params, sep="/")
+    for path in list(leaves):
+        if is_projection(path):
+            module = path.removesuffix("/kernel")
+            stored = quantise_stacked(leaves.pop(path), module, mesh, scheme)
+            leaves |= {f"{module}/{name}": array for name, array in stored.items()}
     return unflatten_dict(leaves, sep="/")
 
 

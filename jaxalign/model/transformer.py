@@ -91,19 +91,16 @@ class Linear(nn.Module):
 
 
 class Norm(nn.Module):
+    """The family's norm over the last axis, of this size."""
+
+    config: ModelConfig
     size: int
-    eps: float
-    offset: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        neutral = nn.initializers.zeros if self.offset else nn.initializers.ones
-        return rms_norm(x, self.param("scale", neutral, (self.size,)), self.eps, self.offset)
-
-
-def norm(config: ModelConfig, size: int) -> Norm:
-    """The family's norm over an axis of this size."""
-    return Norm(size, config.norm_eps, config.norm_offset)
+        config = self.config
+        neutral = nn.initializers.zeros if config.norm_offset else nn.initializers.ones
+        return rms_norm(x, self.param("scale", neutral, (self.size,)), config.norm_eps, config.norm_offset)
 
 
 class Attention(nn.Module):
@@ -116,7 +113,7 @@ class Attention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = make(), make(), make(), make()
         if self.config.qk_norm:
             head_dim = self.config.head_dim
-            self.q_norm, self.k_norm = norm(self.config, head_dim), norm(self.config, head_dim)
+            self.q_norm, self.k_norm = Norm(self.config, head_dim), Norm(self.config, head_dim)
 
     def __call__(
         self,
@@ -169,10 +166,10 @@ class Block(nn.Module):
         width = self.config.width
         self.self_attn = Attention(self.config, self.lora, self.dtype)
         self.mlp = MLP(self.config, self.lora, self.dtype)
-        self.input_layernorm, self.post_attention_layernorm = norm(self.config, width), norm(self.config, width)
+        self.input_layernorm, self.post_attention_layernorm = Norm(self.config, width), Norm(self.config, width)
         if self.config.post_norms:
-            self.pre_feedforward_layernorm = norm(self.config, width)
-            self.post_feedforward_layernorm = norm(self.config, width)
+            self.pre_feedforward_layernorm = Norm(self.config, width)
+            self.post_feedforward_layernorm = Norm(self.config, width)
 
     def __call__(
         self,
@@ -252,7 +249,7 @@ class Decoder(nn.Module):
         config = self.config
         self.embed_tokens = Embedding(config.vocab_size, config.width)
         self.layers = Block(config, self.lora, self.dtype)
-        self.norm = norm(config, config.width)
+        self.norm = Norm(config, config.width)
         if not config.tied_head:
             self.lm_head = Head(config.width, config.vocab_size)
 
