@@ -15,7 +15,7 @@ from jaxalign.model.sharding import param_shardings
 from jaxalign.model.transformer import Decoder
 from jaxalign.runtime import make_mesh
 from jaxalign.training.optimizer import OptimizerConfig
-from tests.model.test_nf4 import by_bitsandbytes
+from tests.model.test_schemes import by_bitsandbytes
 from tests.model.tiny_models import TinyModel, slow_but, tiny_model
 from tests.training.tiny_runs import LORA, TinyRun, mesh_of, random_adapter, tiny_plan
 
