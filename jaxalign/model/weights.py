@@ -351,7 +351,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     Shards without an index are read where all are there. InputError: no weights, not all of them, or two models.
     """
     index = folder / INDEX
-    weight_map = json_object(index).get("weight_map") if index.is_file() else {}
+    weight_map = (json_object(index).get("weight_map") or None) if index.is_file() else {}
     if not isinstance(weight_map, dict) or not all(map(is_file_name, weight_map.values())):
         raise InputError(f"{index}: has no weight_map from tensor names to files of its folder")
     shards = sorted({folder / name for name in weight_map.values()})

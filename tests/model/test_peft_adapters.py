@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import warnings
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +18,13 @@ from jaxalign.model.lora import LoraConfig, lora_shapes, projection_sizes
 from jaxalign.model.peft import load_adapter, save_adapter
 from jaxalign.model.transformer import Decoder
 from jaxalign.model.weights import load_params
-from tests.model.tiny_models import FAMILIES, VOCABULARY, tiny_case
+from tests.model.tiny_inputs import logits_of, plain
+from tests.model.tiny_models import FAMILIES, tiny_case
 from tests.model.vision import in_transformers, save_vision_model
 
 QWEN = tiny_case("qwen2").config
 EVERYWHERE = LoraConfig(3, 12.0, tuple(projection_sizes(QWEN)))
-TOKENS = np.arange(2, 2 + 2 * 9).reshape(2, 9) % VOCABULARY
+TOKENS = np.arange(2, 2 + 2 * 9, dtype=np.int32).reshape(2, 9)
 
 
 def random_adapter(config, lora):
@@ -40,19 +40,13 @@ def random_adapter(config, lora):
     return tree
 
 
-@partial(jax.jit, static_argnums=(0, 1))
 def our_logits(config, lora, params, tree):
-    decoder = Decoder(config, lora=lora)
-    variables = {"params": params, "lora": tree}
-    tokens = jnp.asarray(TOKENS, jnp.int32)
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    output = decoder.apply(variables, tokens, positions, jnp.ones_like(tokens))
-    return decoder.apply(variables, output.hidden, method="logits")
+    return logits_of(Decoder(config, lora=lora), {"params": params, "lora": tree}, *plain(TOKENS))
 
 
 def torch_logits(model):
     with torch.no_grad():
-        return model(torch.from_numpy(TOKENS)).logits.numpy()
+        return model(torch.tensor(TOKENS)).logits.numpy()
 
 
 @pytest.mark.parametrize(
