@@ -26,7 +26,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.errors import InputError
 from jaxalign.model.attention import Prefix, init_cache
-from jaxalign.model.sharding import BATCH, param_shardings, spread
+from jaxalign.model.sharding import BATCH, param_shardings, put
 from jaxalign.model.transformer import Decoder, DecoderOutput, Tap
 from jaxalign.runtime import compiler_options
 
@@ -49,7 +49,7 @@ class Program:
 
     def __call__(self, variables: Any, *arrays: Any) -> Any:
         arrays = tuple(
-            spread(array, sharding) if isinstance(array, np.ndarray) else array
+            put(array, sharding) if isinstance(array, np.ndarray) else array
             for array, sharding in zip(arrays, self.array_shardings, strict=True)
         )
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arrays))
@@ -195,7 +195,7 @@ class PromptRunner:
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
         for first in range(0, len(order), self.batch_size):
             members = order[first : first + self.batch_size]
-            batch = [spread(array, self.by_row) for array in self.fill([prompts[i] for i in members])]
+            batch = [put(array, self.by_row) for array in self.fill([prompts[i] for i in members])]
             with jax.set_mesh(self.mesh):
                 outputs = self.step(variables, *batch, extra)
             self.counts.computed_positions += batch[0].size

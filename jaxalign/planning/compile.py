@@ -40,9 +40,9 @@ from jaxalign.model.lora import lora_shapes
 from jaxalign.model.quantised import SCHEMES, is_projection
 from jaxalign.model.ragged import PromptRunner
 from jaxalign.model.readout import LabelSets
-from jaxalign.model.sharding import laid_out, param_shardings
+from jaxalign.model.sharding import param_shardings, with_shardings
 from jaxalign.model.transformer import Decoder
-from jaxalign.model.weights import Leaf, assemble
+from jaxalign.model.weights import Leaf, assemble, weight_table
 from jaxalign.planning.chips import Job, from_json, parse_slice
 from jaxalign.planning.hlo import count, parse
 from jaxalign.probing.logit_lens import LensInputs, lens_function
@@ -84,8 +84,8 @@ def lower_train(job: Job, mesh: Mesh) -> Program:
     schedule = cosine_schedule(job.optimizer, STEPS)
     optimizer = make_optimizer(job.optimizer, schedule)
     shardings = make_shardings(trainable, frozen, optimizer, mesh)
-    state = laid_out(jax.eval_shape(partial(new_state, optimizer=optimizer), trainable), shardings.state)
-    frozen = laid_out(frozen, shardings.frozen)
+    state = with_shardings(jax.eval_shape(partial(new_state, optimizer=optimizer), trainable), shardings.state)
+    frozen = with_shardings(frozen, shardings.frozen)
     ids = jax.ShapeDtypeStruct((job.rows, job.length), jnp.int32, sharding=shardings.batch)
     batch = Batch(ids, ids, ids, ids, ids.update(dtype=jnp.bool))
     loss_sums = make_loss_sums(decoder, job.length, job.step.loss_chunk)
@@ -103,7 +103,7 @@ def lower_score(job: Job, mesh: Mesh) -> Program:
     """The scorer's largest program: rows of continuations behind a shared prefix."""
     decoder = Decoder(job.architecture, dtype=jnp.dtype(job.dtype))
     scorer = Scorer(decoder, {"params": base_shapes(job)}, mesh, batch_tokens=job.tokens)
-    variables = laid_out({"params": base_shapes(job)}, scorer.variable_shardings)
+    variables = with_shardings({"params": base_shapes(job)}, scorer.variable_shardings)
     prefix = prefix_shapes(decoder)
     rows = [jax.ShapeDtypeStruct((job.rows, job.length), jnp.int32)] * 4
     with jax.set_mesh(mesh):
@@ -116,7 +116,7 @@ def lower_lens(job: Job, mesh: Mesh) -> Program:
     decoder = Decoder(job.architecture, dtype=jnp.dtype(job.dtype))
     shapes = {"params": base_shapes(job)}
     runner = PromptRunner(lens_function(decoder), shapes, mesh, job.rows)
-    variables = laid_out(shapes, runner.variable_shardings)
+    variables = with_shardings(shapes, runner.variable_shardings)
     tokens = jax.ShapeDtypeStruct((job.rows, job.length), jnp.int32, sharding=runner.by_row)
     lengths = jax.ShapeDtypeStruct((job.rows,), jnp.int32, sharding=runner.by_row)
     gram = jax.ShapeDtypeStruct((job.architecture.width,) * 2, jnp.float32)
@@ -150,7 +150,8 @@ def stored_shapes(architecture: ModelConfig, dtype: str, param_dtype: str) -> di
             return jax.eval_shape(SCHEMES[param_dtype].quantise, shape)
         return shape
 
-    return assemble(architecture, lambda weight: stored, nothing_to_read, place)
+    table = weight_table(architecture)
+    return assemble(table, architecture.layers, lambda weight: stored, nothing_to_read, place)
 
 
 def nothing_to_read(*_: Any) -> None:
