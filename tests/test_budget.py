@@ -1,4 +1,4 @@
-"""How large the package is, its tests and its README may be: no larger than golden/budget.json says, which only falls."""
+"""The package, its tests and its README are no larger than golden/budget.json allows, which may only fall."""
 
 import json
 import subprocess
@@ -11,7 +11,8 @@ BUDGET = json.loads((ROOT / "tests" / "golden" / "budget.json").read_text(encodi
 def python_files(folder: str) -> list[Path]:
     """The Python files of a folder that belong to the project; all of them where git does not say."""
     try:
-        listed = subprocess.run(["git", "ls-files", folder], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+        command = ["git", "ls-files", folder]
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
     except FileNotFoundError:
         listed = ""
     files = [ROOT / line for line in listed.splitlines()] or (ROOT / folder).rglob("*")

@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-PASSED_OVER = {"checkpoints", "timing.json", "tokenizer.json", "tokenizer_config.json", "tensorboard"}
-"""Names of files and folders whose content is another library's, or differs from run to run."""
+PASSED_OVER = {"checkpoints", "cells", "timing.json", "tokenizer.json", "tokenizer_config.json"}
+"""Names of files and folders whose content is another library's, only read back by a resumed run, or varies."""
 DRAWN = (".svg", ".pdf")
 """Figures: that they are there, not how they look."""
-VARYING = {"command", "versions", "files_sha256", "seconds", "watch_seconds"}
-"""Fields of JSON that differ from run to run or from machine to machine, at whatever depth."""
+VARYING = {"command", "versions", "seconds", "watch_seconds", "compile_seconds"}
+PROSE = {"note", "notes", "units", "constants", "combined", "reason", "bound"}
+OF_ANOTHER_PATH = {"independent", "largest_difference", "mean_difference", "largest_logit"}
+LEFT_OUT = VARYING | PROSE | OF_ANOTHER_PATH
+"""Fields of JSON, at whatever depth: times and versions, sentences for readers, and how far torch was from us."""
 
 Parts = dict[str, Any]
 """Of one file: an array, or what JSON holds, by name."""
@@ -42,20 +45,29 @@ def parts_of_file(file: Path, folder: Path) -> Parts:
     text = file.read_text(encoding="utf-8").replace(str(folder.resolve().parent), "ROOT")
     if file.suffix == ".json":
         document = settled(json.loads(text))
+        if file.name == "certificate.json":
+            document["files"] = sorted(document["files"])  # their hashes hold other libraries' versions
         return document if isinstance(document, dict) else {"rows": document}
     if file.suffix == ".jsonl":
         rows = [settled(json.loads(line)) for line in text.splitlines()]
         names = dict.fromkeys(name for row in rows for name in row)
         return {name: [row.get(name) for row in rows] for name in names}
     if file.suffix == ".html":
-        return {f"table {number}": cells for number, cells in enumerate(Tables.of(text))}
+        tables = [cells for cells in Tables.of(text) if cells[0] != "package"]  # that of the versions
+        return {f"table {number}": cells for number, cells in enumerate(tables)}
+    if file.suffix == ".md":
+        lines = re.sub(r"```.*?```|## (?:Check|Versions).*?(?=\n## |\Z)", "", text, flags=re.DOTALL).splitlines()
+        return {
+            "tables": [line for line in lines if line.startswith("|")],
+            "text": [line for line in lines if line and not line.startswith("|")],
+        }
     return {"text": text.splitlines()}
 
 
 def settled(value: Any) -> Any:
     """JSON without the fields that vary."""
     if isinstance(value, dict):
-        return {name: settled(item) for name, item in value.items() if name not in VARYING}
+        return {name: settled(item) for name, item in value.items() if name not in LEFT_OUT}
     return [settled(item) for item in value] if isinstance(value, list) else value
 
 
