@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -11,7 +12,7 @@ from jaxalign.cli.data import build_pairs
 from jaxalign.cli.evaluate import check_settings, evaluate_model
 from jaxalign.cli.export import export
 from jaxalign.cli.loading import load_model, refuse_paths, with_adapter
-from jaxalign.cli.probe import probe_model, probes_of
+from jaxalign.cli.probe import probe_model, probe_settings
 from jaxalign.cli.report import report
 from jaxalign.cli.train import check_train_settings, train_model
 from jaxalign.errors import InputError
@@ -35,7 +36,7 @@ def demo(config: ConfigDict, paths: Sequence[str]) -> None:
         print(f"\n[{time.monotonic() - started:4.0f} s] {text}", flush=True)
 
     check_settings(config)
-    probes_of(config)
+    probes = probe_settings(changed(config, out=before, rows=PROBED))
     check_train_settings(config)
     pairs = build_pairs(config)
     check_writable(out)
@@ -43,7 +44,7 @@ def demo(config: ConfigDict, paths: Sequence[str]) -> None:
     base = load_model(config)
     title(f"Before: {config.tasks} in {config.languages}, then what the layers hold")
     evaluate_model(changed(config, out=before), base)
-    probe_model(changed(config, out=before, rows=PROBED), base)
+    probe_model(probes, base)
     title(
         f"Tuning on questions translated from {config.build.sources} into {config.build.target}; no answers are shown"
     )
@@ -51,7 +52,7 @@ def demo(config: ConfigDict, paths: Sequence[str]) -> None:
     title("After: the same rows again")
     tuned = with_adapter(base, Path(run))
     evaluate_model(changed(config, out=after, adapter=run), tuned)
-    probe_model(changed(config, out=after, adapter=run, rows=PROBED), tuned)
+    probe_model(replace(probes, config=changed(config, out=after, adapter=run, rows=PROBED)), tuned)
     title("Report and export")
     report(changed(config, out=str(out / "report.html")), [before, after])
     shutil.rmtree(adapter, ignore_errors=True)  # that of an earlier demo here: export replaces nothing

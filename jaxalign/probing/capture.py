@@ -14,8 +14,8 @@ examples (`e`) and the others its query (`q`):
 Axis letters: B batch, T positions, L layers, K chosen layers, D width.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import jax
@@ -24,17 +24,10 @@ import numpy as np
 
 from jaxalign.data.prompts import common_length
 from jaxalign.errors import InputError
+from jaxalign.model.ragged import PromptFunction, decode_prefix, decode_prompts, shared_length
 from jaxalign.model.attention import Prefix
-from jaxalign.model.ragged import (
-    PrefixRunner,
-    PromptFunction,
-    check_lengths,
-    decode_prefix,
-    decode_prompts,
-    shared_length,
-)
 from jaxalign.model.transformer import Decoder, DecoderOutput, Tap
-from jaxalign.probing.probe import ProbeRun, probe_prefix, probe_prompts
+from jaxalign.probing.probe import ProbeRun, ProbeTexts, check_finite
 
 Average = Literal["last", "prompt_mean", "query_mean"]
 Position = Average | int
@@ -104,7 +97,7 @@ def position_mask(position: Position, tokens: jax.Array, lengths: jax.Array, pre
 class SharedText(NamedTuple):
     """What all prompts of a language begin with, run once."""
 
-    prefix: Prefix
+    keys: Prefix
     sums: Any
     """float32 [L + 1, D], of the states at its positions"""
 
@@ -114,11 +107,12 @@ class CaptureInputs(NamedTuple):
 
     examples: Any
     """int32 [P], the few-shot tokens of `position_mask`"""
-    shared: SharedText | None = None
+    prefix: SharedText | None = None
     """where the batch, and `examples`, hold what follows it alone"""
 
 
-def capture_function(decoder: Decoder, layers: Sequence[int], position: Position) -> PromptFunction:
+@cache
+def capture_function(decoder: Decoder, layers: tuple[int, ...], position: Position) -> PromptFunction:
     """States of the layers, averaged over the position's tokens: float32 [B, K, D].
 
     The function's `extra` is CaptureInputs. The scan over layers reduces each block's states over T, so that memory
@@ -126,12 +120,12 @@ def capture_function(decoder: Decoder, layers: Sequence[int], position: Position
     """
 
     def capture(variables: Any, tokens: jax.Array, lengths: jax.Array, extra: CaptureInputs) -> jax.Array:
-        shared = extra.shared
+        shared = extra.prefix
         chosen = position_mask(position, tokens, lengths, extra.examples)
-        output = decode_prompts(decoder, variables, tokens, lengths, tap_sums(chosen), prefix=shared and shared.prefix)
+        output = decode_prompts(decoder, variables, tokens, lengths, tap_sums(chosen), prefix=shared and shared.keys)
         sums, counts = every_layer(decoder, variables, tokens, output, chosen), chosen.sum(axis=1)
         if shared is not None and position == "prompt_mean":
-            sums, counts = sums + shared.sums[:, None], counts + shared.prefix.length
+            sums, counts = sums + shared.sums[:, None], counts + shared.keys.length
         # Filler rows may have no such position.
         means = sums / jnp.maximum(counts, 1).astype(jnp.float32)[None, :, None]
         return jnp.moveaxis(means[jnp.asarray(layers)], 0, 1)
@@ -142,8 +136,8 @@ def capture_function(decoder: Decoder, layers: Sequence[int], position: Position
 def run_shared_text(decoder: Decoder, variables: Any, tokens: jax.Array, length: jax.Array) -> SharedText:
     """The text in the first `length` positions of int32 [P] `tokens`."""
     real = (jnp.arange(len(tokens)) < length)[None]
-    prefix, output = decode_prefix(decoder, variables, tokens, length, tap_sums(real))
-    return SharedText(prefix, every_layer(decoder, variables, tokens[None], output, real)[:, 0])
+    keys, output = decode_prefix(decoder, variables, tokens, length, tap_sums(real))
+    return SharedText(keys, every_layer(decoder, variables, tokens[None], output, real)[:, 0])
 
 
 def summed(states: jax.Array, chosen: jax.Array) -> jax.Array:
@@ -174,69 +168,38 @@ def shared_tokens(position: Position, prompts: Sequence[Sequence[int]], examples
     return min(shared, *(common_length(prompt, examples) for prompt in prompts))
 
 
-class LanguageStates(NamedTuple):
-    """What was captured of one language's prompts."""
-
-    language: str
-    rows: list[int]
-    states: np.ndarray
-    """float32 [rows, K, D]"""
-
-
-def capture_languages(run: ProbeRun, capture: Capture, languages: Sequence[str]) -> Iterator[LanguageStates]:
-    """Captures one language after the other, so that a reader need not hold all of them; row i is the same item in all.
+def capture_languages(
+    run: ProbeRun, capture: Capture, languages: Sequence[str]
+) -> Iterator[tuple[ProbeTexts, np.ndarray]]:
+    """The states float32 [rows, K, D] of one language after the other, so that a reader need not hold all of them.
 
     Raises:
       InputError: before anything runs, for a layer that the model lacks or a prompt without the position; and for
         states that are not finite.
     """
-    return prepared_capture(run, capture, languages)(run.variables)
+    chosen = [run.texts[language] for language in languages]
+    function = capture_function(run.decoder, captured_layers(capture, run.decoder.config.layers), capture.position)
+    for texts in chosen:
+        check_position(capture.position, texts)
+    longest = max(len(texts.examples) for texts in chosen)
+    for texts in chosen:
+        shared = shared_tokens(capture.position, texts.prompts, texts.examples)
+        examples = np.full(longest, NO_TOKEN, np.int32)
+        examples[: len(texts.examples[shared:])] = texts.examples[shared:]
+        states = run.ask(function, texts.prompts, CaptureInputs(examples), shared, run_shared_text)
+        check_finite(texts, states)
+        yield texts, states
 
 
-def prepared_capture(
-    run: ProbeRun, capture: Capture, languages: Sequence[str]
-) -> Callable[[Any], Iterator[LanguageStates]]:
-    """Reads and checks the prompts: `capture_languages` of whatever variables, of the structure of the run's."""
-    layers = captured_layers(capture, run.decoder.config.layers)
-    prompts, prefixes = {}, {language: probe_prefix(run.data, language) for language in languages}
-    for language in languages:
-        rows, token_ids = probe_prompts(run.data, language)
-        prompts[language] = dict(zip((row.row for row in rows), token_ids, strict=True))
-        check_lengths(list(map(len, token_ids)), run.decoder.config.max_positions)
-        check_position(capture.position, language, prompts[language], prefixes[language])
-    longest = max(map(len, prefixes.values()))
-    runner = run.runner(capture_function(run.decoder, layers, capture.position))
-    run_shared = PrefixRunner(partial(run_shared_text, run.decoder), run.variables, run.mesh)
-
-    def states_of(variables: Any) -> Iterator[LanguageStates]:
-        variables = runner.place(variables)
-        for language, of_language in prompts.items():
-            rows, token_ids = list(of_language), list(of_language.values())
-            shared = shared_tokens(capture.position, token_ids, prefixes[language])
-            examples = np.full(longest, NO_TOKEN, np.int32)
-            examples[: len(prefixes[language][shared:])] = prefixes[language][shared:]
-            inputs = CaptureInputs(examples, run_shared(variables, token_ids[0][:shared]))
-            states = runner(variables, [ids[shared:] for ids in token_ids], inputs, run.on_rows)
-            finite = np.isfinite(states).all(axis=(1, 2))
-            if not finite.all():
-                raise InputError(
-                    f"{language}, row {rows[int(np.argmin(finite))]}: hidden states are not finite; "
-                    "check the weights, or compute in float32"
-                )
-            yield LanguageStates(language, rows, states)
-
-    return states_of
-
-
-def check_position(position: Position, language: str, prompts: Mapping[int, list[int]], prefix: list[int]) -> None:
-    """Refuses a prompt (row -> token ids) that has no such position."""
-    for row, prompt in prompts.items():
+def check_position(position: Position, texts: ProbeTexts) -> None:
+    """Refuses a prompt that has no such position."""
+    for row, prompt in zip(texts.numbers, texts.prompts, strict=True):
         if isinstance(position, int):
             present = -len(prompt) <= position < len(prompt)
         else:
-            present = position != "query_mean" or common_length(prompt, prefix) < len(prompt)
+            present = position != "query_mean" or common_length(prompt, texts.examples) < len(prompt)
         if not present:
             raise InputError(
-                f"{language}, row {row}: its prompt of {len(prompt)} tokens has no position {position}; "
+                f"{texts.language}, row {row}: its prompt of {len(prompt)} tokens has no position {position}; "
                 "choose another position, or leave the row out"
             )

@@ -1,12 +1,11 @@
-"""The prompts that probes run on: the study's in-language 2-shot emotion prompts.
+"""What every probe is given: a model on its mesh, and the study's in-language 2-shot emotion prompts.
 
-What every probe is given: a model on its mesh, prompts, and where the results go.
-
-What a probe leaves behind: named arrays, and a JSON file that names their axes.
+A probe is a function of a `ProbeRun` whose result is a `Probe`: named arrays, and what they mean.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.prompts import Exemplars, few_shot_prefix, few_shot_prompt
-from jaxalign.data.tasks import TASKS, TaskRow, read_task_rows
+from jaxalign.data.tasks import TASKS, Task, TaskRow, read_task_rows, task_file_named
 from jaxalign.data.tokenizer import Tokenizer
-from jaxalign.files import whole_file, write_json
-from jaxalign.model.ragged import PromptFunction, PromptRunner
+from jaxalign.errors import InputError
+from jaxalign.model.ragged import PrefixRunner, PromptFunction, PromptRunner, check_lengths, prefill
+from jaxalign.model.sharding import param_shardings
 from jaxalign.model.transformer import Decoder
 
 TASK = TASKS["emotion"]
@@ -26,66 +27,138 @@ VARIANT = "in_language"
 """Exemplars and their answers are in the language of the row."""
 
 
-@dataclass(frozen=True)
-class ProbeData:
-    """Where the prompts come from, and which rows of each language."""
+class TaskFiles:
+    """The test files of a data folder, each of them read once."""
 
-    folder: Path
+    def __init__(self, folder: Path):
+        self.folder, self.read = folder, {}
+
+    def languages(self, task: Task) -> list[str]:
+        """The languages that have a file of the task."""
+        named = map(task_file_named, (self.folder / task.folder).glob("*.json"))
+        there = {file.language for file in named if file and file.task is task and file.split == "test"}
+        return [code for code in LANGUAGES if code in there]
+
+    def rows(self, task: Task, language: str, chosen: slice = slice(None)) -> list[TaskRow]:
+        """The chosen rows of a task in one language."""
+        if (task.name, language) not in self.read:
+            self.read[task.name, language] = read_task_rows(self.folder, task, language, "test", slice(None))
+        rows = self.read[task.name, language]
+        if not rows[chosen]:
+            raise InputError(
+                f"{self.folder}: no {task.name} row of {language} in {chosen.start}:{chosen.stop}, of {len(rows)}"
+            )
+        return rows[chosen]
+
+
+@dataclass(frozen=True)
+class ProbeTexts:
+    """One language's rows, and the token ids of what probes read of them; tokenised once, when asked for."""
+
+    rows: Sequence[TaskRow]
     exemplars: Exemplars
     tokenizer: Tokenizer
-    rows: slice
+
+    @property
+    def language(self) -> str:
+        return self.rows[0].language
+
+    @property
+    def numbers(self) -> list[int]:
+        """The rows' own; the same row is the same item in every language."""
+        return [row.row for row in self.rows]
+
+    @cached_property
+    def prompts(self) -> list[list[int]]:
+        """Few-shot examples and query of each row."""
+        return [self.tokenizer.prompt_ids(few_shot_prompt(row, self.exemplars, VARIANT)) for row in self.rows]
+
+    @cached_property
+    def texts(self) -> list[list[int]]:
+        """The texts of each row alone: no examples, no cue words."""
+        return [self.tokenizer.prompt_ids("\n".join(row.fields)) for row in self.rows]
+
+    @cached_property
+    def examples(self) -> list[int]:
+        """What all prompts begin with, up to the newline before the query.
+
+        Where the tokenizer merges that newline with the query, a prompt shares all but the last of them.
+        """
+        return self.tokenizer.prompt_ids(few_shot_prefix(TASK, self.language, self.exemplars, VARIANT) + "\n")
 
 
-def probe_prompts(data: ProbeData, language: str) -> tuple[list[TaskRow], list[list[int]]]:
-    """The chosen rows of one language and the token ids of their prompts."""
-    rows = read_task_rows(data.folder, TASK, language, "test", data.rows)
-    return rows, [data.tokenizer.prompt_ids(few_shot_prompt(row, data.exemplars, VARIANT)) for row in rows]
-
-
-def probe_texts(data: ProbeData, language: str) -> tuple[list[TaskRow], list[list[int]]]:
-    """The chosen rows of one language and the token ids of their texts alone: no examples, no cue words."""
-    rows = read_task_rows(data.folder, TASK, language, "test", data.rows)
-    return rows, [data.tokenizer.prompt_ids("\n".join(row.fields)) for row in rows]
-
-
-def probe_prefix(data: ProbeData, language: str) -> list[int]:
-    """The token ids of what all prompts of a language begin with, up to the newline before the query.
-
-    Where the tokenizer merges that newline with the query, a prompt shares all but the last of them.
-    """
-    return data.tokenizer.prompt_ids(few_shot_prefix(TASK, language, data.exemplars, VARIANT) + "\n")
+def probe_texts(
+    rows: Iterable[Sequence[TaskRow]], exemplars: Exemplars, tokenizer: Tokenizer
+) -> dict[str, ProbeTexts]:
+    """Language -> its texts, of the rows of one language after the other."""
+    return {each[0].language: ProbeTexts(each, exemplars, tokenizer) for each in rows}
 
 
 @dataclass(frozen=True)
 class ProbeRun:
     """One model, probed on one set of prompts.
 
-    variables: the decoder's collections.
-    languages: codes, in the order of every result's language axis.
+    variables: the decoder's collections; another model of their structure is `dataclasses.replace(run, variables=...)`,
+      which runs what is compiled already.
+    texts: by language, in the order of every result's language axis.
     batch_size: prompts that run at once, a multiple of the mesh's data * fsdp.
-    description: what the JSON files say besides: model, adapter, config, versions.
     on_rows: told after each batch how many prompts it held.
     """
 
-    out: Path
     decoder: Decoder
     variables: Any
     mesh: Mesh
-    data: ProbeData
-    languages: Sequence[str]
+    texts: Mapping[str, ProbeTexts]
     batch_size: int
-    description: Mapping[str, Any]
     on_rows: Callable[[int], object] = lambda rows: None
+    kept: dict[Any, Any] = field(default_factory=dict, repr=False)
 
-    def runner(self, function: PromptFunction) -> PromptRunner:
+    @property
+    def languages(self) -> list[str]:
+        return list(self.texts)
+
+    @cached_property
+    def placed(self) -> Any:
+        """The variables as the mesh holds them; those that lie there already are not copied."""
+        return jax.device_put(self.variables, param_shardings(self.variables, self.mesh))
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` makes, once for this run and for those that differ from it in variables."""
+        if key not in self.kept:
+            self.kept[key] = make()
+        return self.kept[key]
+
+    def runner(self, function: PromptFunction, kind: type[PromptRunner] = PromptRunner) -> PromptRunner:
         """Runs `function` on prompts of this model and mesh."""
-        return PromptRunner(function, self.variables, self.mesh, self.batch_size, self.decoder.config.max_positions)
+        longest = self.decoder.config.max_positions
+        return self.once(function, lambda: kind(function, self.variables, self.mesh, self.batch_size, longest))
+
+    def ask(
+        self,
+        function: PromptFunction,
+        prompts: Sequence[Sequence[int]],
+        inputs: Any,
+        shared: int,
+        of_prefix: Callable[..., Any] = prefill,
+    ) -> Any:
+        """What `function` finds in each prompt, arrays [prompts, ...]; their first `shared` tokens run once.
+
+        Args:
+          inputs: NamedTuple, the function's `extra`; its field `prefix` becomes what `of_prefix` makes of those tokens.
+        """
+        check_lengths(list(map(len, prompts)), self.decoder.config.max_positions)
+        run_prefix = self.once(
+            of_prefix, lambda: PrefixRunner(partial(of_prefix, self.decoder), self.variables, self.mesh)
+        )
+        inputs = inputs._replace(prefix=run_prefix(self.placed, prompts[0][:shared]))
+        return self.runner(function)(self.placed, [prompt[shared:] for prompt in prompts], inputs, self.on_rows)
 
 
-def write_probe(out: Path, name: str, arrays: Mapping[str, np.ndarray], document: Mapping[str, Any]) -> None:
-    """Writes `out/{name}.npz` and `out/{name}.json`, each whole or not at all; only process 0 does."""
-    if jax.process_index() > 0:
-        return
-    with whole_file(out / f"{name}.npz") as partial, partial.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-    write_json(out / f"{name}.json", document)
+def check_finite(texts: ProbeTexts, values: np.ndarray) -> None:
+    """InputError that names the first of the rows whose values [rows, ...] are not all finite."""
+    finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    if not finite.all():
+        raise InputError(
+            f"{texts.language}, row {texts.rows[int(np.argmin(finite))].row}: hidden states or logits are not finite; "
+            "check the weights, or compute in float32"
+        )

@@ -10,6 +10,7 @@ import numpy as np
 from jaxalign.data.languages import code_of
 from jaxalign.errors import InputError
 from jaxalign.files import read_npz
+from jaxalign.probe_files import Probe
 from jaxalign.probing.attribution import SCRIPT_CLASSES
 from jaxalign.probing.geometry import GEOMETRY_AXES, PCA_AXES
 from jaxalign.reporting.fields import field, languages, read_object, share, whole_numbers
@@ -31,18 +32,6 @@ TRANSPLANT_AXES = {
     "log_perplexity_change": ["effect", "transplanted_language", "language", "estimate"],
     "perplexity": ["weights", "language"],
 }
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Arrays of one probe, and the document that names their axes."""
-
-    arrays: Mapping[str, np.ndarray]
-    document: Mapping[str, Any]
-
-    @property
-    def languages(self) -> list[str]:
-        return self.document["language"]
 
 
 @dataclass(frozen=True)

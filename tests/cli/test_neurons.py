@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from jaxalign.cli.configuration import config_from_flags
-from jaxalign.cli.masked_accuracy import masked_params
-from jaxalign.cli.neurons import neurons_to_mask
+from jaxalign.cli.probe import neurons_to_change
+from jaxalign.probing.masking import with_neurons
 from tests import tiny_world
 
 COUNTS = {

@@ -1,4 +1,3 @@
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,12 @@ from jaxalign.errors import InputError
 from jaxalign.model.ragged import PrefixRunner, PromptRunner, prefill
 from jaxalign.model.readout import group_masses
 from jaxalign.model.transformer import Decoder
-from jaxalign.probing.attribution import AttributionInputs, attribution_arrays, attribution_function, write_attribution
-from jaxalign.probing.probe import ProbeData, ProbeRun
+from jaxalign.probing.attribution import AttributionInputs, attribution, attribution_arrays, attribution_function
+from jaxalign.probing.probe import TaskFiles
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
 from tests.model.tiny_models import VOCABULARY, tiny_case
+from tests.probing.language_world import probe_run
 from tests.probing.numpy_lens import lens_in_numpy
 
 RNG = np.random.default_rng(0)
@@ -74,7 +74,7 @@ def test_a_mesh_changes_nothing(mesh: tuple[int, int, int]):
 
 
 def test_means_are_over_rows_and_split_by_kind():
-    masses = {"en": np.array([[[[0.25, 0.75, 0.5, 0.5]]], [[[0.75, 0.25, 0.5, 0.5]]]]), "de": np.ones((1, 1, 1, 4))}
+    masses = [np.array([[[[0.25, 0.75, 0.5, 0.5]]], [[[0.75, 0.25, 0.5, 0.5]]]]), np.ones((1, 1, 1, 4))]
     arrays = attribution_arrays(masses, languages=1)
     np.testing.assert_allclose(arrays["language_mass_mean"], [[[[0.5, 0.5]]], [[[1, 1]]]])
     np.testing.assert_allclose(arrays["script_mass_half_width"], np.zeros((2, 1, 1, 2)))
@@ -82,27 +82,18 @@ def test_means_are_over_rows_and_split_by_kind():
     np.testing.assert_allclose(arrays["language_mass_half_width"][0], [[[0.49, 0.49]]])
 
 
-def tiny_run(folder: Path, rows: slice) -> ProbeRun:
-    data = ProbeData(folder, tiny_world.write_data(folder), tiny_world.byte_tokenizer(), rows)
-    mesh = make_mesh(8, 1, 1)
-    return ProbeRun(folder / "out", tiny_world.DECODER, tiny_world.variables(), mesh, data, ["de", "zh"], 8, {"m": 1})
-
-
-def test_files_of_the_attribution(tmp_path: Path):
-    document = write_attribution(tiny_run(tmp_path, slice(0, 4)), positions=2)
-    assert json.loads((tmp_path / "out/attribution.json").read_text()) == document
+def test_arrays_of_the_attribution(tmp_path: Path):
+    found = attribution(probe_run(tmp_path, slice(0, 4), ["de", "zh"]), TaskFiles(tmp_path), positions=2)
+    document = found.document
     assert document["token_language"] == ["en", "zh", "de", "undecidable"] and document["position"] == [-2, -1]
-    assert document["m"] == 1 and document["rows"] == {"de": 4, "zh": 4}
-    assert document["token_map"]["held_out"]["all"]["tokens"] > 0
-    with np.load(tmp_path / "out/attribution.npz", allow_pickle=False) as arrays:
-        assert set(arrays) == set(document["axes"])
-        for name, axes in document["axes"].items():
-            assert arrays[name].shape == tuple(len(document[axis]) for axis in axes)
-        for kind in ("language", "script"):
-            np.testing.assert_allclose(arrays[f"{kind}_mass_mean"].sum(-1), 1, atol=1e-5)
+    assert document["rows"] == {"de": 4, "zh": 4} and document["token_map"]["held_out"]["all"]["tokens"] > 0
+    assert found.arrays.keys() == document["axes"].keys()
+    for name, axes in document["axes"].items():
+        assert found.arrays[name].shape == tuple(len(document[axis]) for axis in axes)
+    for kind in ("language", "script"):
+        np.testing.assert_allclose(found.arrays[f"{kind}_mass_mean"].sum(-1), 1, atol=1e-5)
 
 
 def test_prompts_shorter_than_the_positions_are_refused(tmp_path: Path):
     with pytest.raises(InputError, match=r"de, row 1 has \d+ tokens, fewer than the 500 positions"):
-        write_attribution(tiny_run(tmp_path, slice(1, 3)), positions=500)
-    assert not (tmp_path / "out").exists()
+        attribution(probe_run(tmp_path, slice(1, 3), ["de"]), TaskFiles(tmp_path), positions=500)
