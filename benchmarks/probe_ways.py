@@ -149,7 +149,7 @@ def ours(folder: Path, probe: str, size: int) -> Way:
     variables = {"params": load_params(folder, config, jnp.float32, place_on(mesh))}
     decoder = Decoder(config)
     if probe == "states":
-        capture = capture_function(decoder, range(config.layers + 1), "prompt_mean")
+        capture = capture_function(decoder, tuple(range(config.layers + 1)), "prompt_mean")
         states = PromptRunner(capture, variables, mesh, size)
         run_shared = PrefixRunner(partial(run_shared_text, decoder), variables, mesh)
 

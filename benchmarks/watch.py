@@ -21,8 +21,8 @@ from workers import exit_code, surroundings
 import jaxalign as ja
 from jaxalign.cli.configuration import config_from_flags
 from jaxalign.cli.evaluate import chosen_cells, prompt_style
-from jaxalign.cli.loading import chosen_languages, evaluation_data
-from jaxalign.cli.probe import capture_of
+from jaxalign.cli.loading import evaluation_data
+from jaxalign.cli.probe import probe_settings
 from jaxalign.cli.train import lora_config
 from jaxalign.cli.watch import watch_config, watch_names
 from jaxalign.data.batches import BatchPlan
@@ -35,7 +35,7 @@ from jaxalign.files import read_json_lines, write_json
 from jaxalign.model.config import ModelConfig, read_config
 from jaxalign.model.ragged import shared_length
 from jaxalign.probing.capture import shared_tokens
-from jaxalign.probing.probe import ProbeData, probe_prefix, probe_prompts
+from jaxalign.probing.probe import probe_texts
 
 
 def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -105,9 +105,8 @@ def look_flops(config: ConfigDict, model: ModelConfig, tokenizer: Tokenizer) -> 
     """Forward passes of everything that is watched: a text that prompts share once, the head where it is read."""
     watched = watch_config(config)
     folder, exemplars = evaluation_data(watched)
-    rows, languages = parse_rows(watched.rows), chosen_languages(watched)
-    data = ProbeData(folder, exemplars, tokenizer, rows)
-    prompts = {language: probe_prompts(data, language)[1] for language in languages}
+    rows, settings = parse_rows(watched.rows), probe_settings(watched, [], "watch_")
+    texts = probe_texts(settings.rows, exemplars, tokenizer).values()
 
     def accuracy() -> int:
         grid, total = GridData(folder, exemplars, tokenizer, rows, prompt_style(watched), watched.seed), 0
@@ -119,16 +118,17 @@ def look_flops(config: ConfigDict, model: ModelConfig, tokenizer: Tokenizer) -> 
 
     def logit_lens() -> int:
         return sum(
-            flops.behind_a_prefix(model, shared_length(each), list(map(len, each)))
-            + flops.head(model, len(each) * (model.layers - 1))
-            for each in prompts.values()
+            flops.behind_a_prefix(model, shared_length(each.prompts), list(map(len, each.prompts)))
+            + flops.head(model, len(each.prompts) * (model.layers - 1))
+            for each in texts
         )
 
     def geometry() -> int:
-        position, total = capture_of(watched).position, 0
-        for language, each in prompts.items():
-            shared = shared_tokens(position, each, probe_prefix(data, language))
-            total += flops.behind_a_prefix(model, shared, list(map(len, each))) - flops.head(model, len(each))
+        total = 0
+        for each in texts:
+            shared = shared_tokens(settings.capture.position, each.prompts, each.examples)
+            lengths = list(map(len, each.prompts))
+            total += flops.behind_a_prefix(model, shared, lengths) - flops.head(model, len(lengths))
         return total
 
     counts: dict[str, Callable[[], int]] = {"accuracy": accuracy, "logit_lens": logit_lens, "geometry": geometry}

@@ -237,7 +237,8 @@ def attribution_arrays(masses: Sequence[np.ndarray], languages: int) -> dict[str
       languages: how many of the groups are languages; the next is the undecidable, then come the scripts.
     """
     arrays = {}
-    for statistic, values in zip(("mean", "half_width"), zip(*map(mean_and_half_width, masses), strict=True), strict=True):
+    mean, half_width = zip(*map(mean_and_half_width, masses), strict=True)
+    for statistic, values in (("mean", mean), ("half_width", half_width)):
         by_language, by_script = np.split(np.stack(values).astype(np.float32), [languages + 1], axis=-1)
         arrays |= {f"language_mass_{statistic}": by_language, f"script_mass_{statistic}": by_script}
     return arrays

@@ -24,8 +24,8 @@ import numpy as np
 
 from jaxalign.data.prompts import common_length
 from jaxalign.errors import InputError
-from jaxalign.model.ragged import PromptFunction, decode_prefix, decode_prompts, shared_length
 from jaxalign.model.attention import Prefix
+from jaxalign.model.ragged import PromptFunction, decode_prefix, decode_prompts, shared_length
 from jaxalign.model.transformer import Decoder, DecoderOutput, Tap
 from jaxalign.probing.probe import ProbeRun, ProbeTexts, check_finite
 

@@ -51,8 +51,8 @@ def linear_cka(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, float
         they have nothing in common: 0.
 
     Returns:
-      float64 [n], whose mean is the CKA; and its mean over all orders of one set's rows, well above 0 where rows are not
-      many more than dimensions.
+      float64 [n], whose mean is the CKA; and its mean over all orders of one set's rows, well above 0 where rows are
+      not many more than dimensions.
     """
     grams = [states @ states.T for states in map(centred, (first, second))]
     count = len(first)

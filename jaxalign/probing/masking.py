@@ -1,8 +1,8 @@
 """What a language's neurons do: every language measured with the neurons of each changed in turn.
 
-    selection ──► neurons of a language ──► masked: switched off           ──► nats per text ──► change of log perplexity
-             │                        └───► transplanted: as tuned in the base model      │      [changed, measured]
-             └──► as many random others in each layer, the control ───────────────────────┘
+    selection ─┬─► neurons of a language ───┬─► masked: switched off ─────────────┬─► nats per text ─► change of log
+               └─► as many random others, ──┴─► transplanted: as tuning made them ┘   perplexity [changed, measured]
+                   layer by layer: control      put into the base model
 
 A neuron's weights are its column of gate and up projection and its row of the down projection. Perplexity is
 exp(nats / tokens) over all tokens of the texts but each one's first. The follow-up (arXiv 2505.21505) measures another
@@ -93,8 +93,9 @@ def random_control(mask: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def reference_perplexity(sums: TextNats, tokens: np.ndarray) -> np.ndarray:
-    """The follow-up's "PPL", float64 [...] of sums and tokens [..., R]: each text's mean over its tokens and, where that
-    is another, the likeliest; then exp.
+    """The follow-up's "PPL", float64 [...] of sums and tokens [..., R].
+
+    Each text's mean over its tokens and, where that is another, the likeliest; then exp.
 
     The likeliest token's nats are few, so it is lower than the perplexity, and may fall as that rises.
     """
@@ -171,9 +172,7 @@ def text_sums(run: ProbeRun, variants: Iterable[tuple[Any, np.ndarray]]) -> tupl
     """
     for texts in run.texts.values():
         if short := [row for row, ids in zip(texts.numbers, texts.texts, strict=True) if len(ids) < 2]:
-            raise InputError(
-                f"{texts.language}, row {short[0]}: a text of one token predicts nothing; leave it out"
-            )
+            raise InputError(f"{texts.language}, row {short[0]}: a text of one token predicts nothing; leave it out")
     runner = run.runner(nats_function(run.decoder))
     found = []
     for variables, mask in variants:

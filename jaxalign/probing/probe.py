@@ -87,9 +87,7 @@ class ProbeTexts:
         return self.tokenizer.prompt_ids(few_shot_prefix(TASK, self.language, self.exemplars, VARIANT) + "\n")
 
 
-def probe_texts(
-    rows: Iterable[Sequence[TaskRow]], exemplars: Exemplars, tokenizer: Tokenizer
-) -> dict[str, ProbeTexts]:
+def probe_texts(rows: Iterable[Sequence[TaskRow]], exemplars: Exemplars, tokenizer: Tokenizer) -> dict[str, ProbeTexts]:
     """Language -> its texts, of the rows of one language after the other."""
     return {each[0].language: ProbeTexts(each, exemplars, tokenizer) for each in rows}
 

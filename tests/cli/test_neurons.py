@@ -5,15 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxalign.cli.configuration import config_from_flags
 from jaxalign.cli.probe import neurons_to_change
-from jaxalign.probing.masking import with_neurons
-from tests import tiny_world
 
 COUNTS = {
     "languages": np.array(["en", "de", "zh"]),
@@ -145,12 +141,13 @@ def test_a_selection_names_the_model_of_its_counts(ok, tmp_path):
 
 
 def test_masks_are_nested(tmp_path):
-    own = {"en": [[0, 1], [0, 3]], "de": [[0, 1], [1, 2]], "zh": [[1, 5]]}
-    np.savez(tmp_path / "selection.npz", allow_pickle=False, **{code: np.array(pairs) for code, pairs in own.items()})
+    related = {"en": [[0, 1], [0, 3]], "de": [[0, 1], [1, 2]], "zh": [[1, 5]]}
+    arrays: dict[str, Any] = {code: np.array(pairs) for code, pairs in related.items()}
+    np.savez(tmp_path / "selection.npz", **arrays)
     np.savez(tmp_path / "general_neurons.npz", allow_pickle=False, general=np.array([[0, 0], [1, 9]]))
     expected = {
         "specific": {"en": [[0, 3]], "de": [[1, 2]], "zh": [[1, 5]]},
-        "related": own,
+        "related": related,
         "general": {
             "en": [[0, 0], [0, 1], [0, 3], [1, 9]],
             "de": [[0, 0], [0, 1], [1, 2], [1, 9]],
@@ -160,7 +157,8 @@ def test_masks_are_nested(tmp_path):
     for masked, pairs in expected.items():
         flags = ("languages=en,de,zh", f"neurons.masked={masked}", f"neurons.selection={tmp_path / 'selection.npz'}")
         config = config_from_flags([f"--config.{flag}" for flag in flags], "base")
-        assert {code: found.tolist() for code, found in neurons_to_mask(config).items()} == pairs
+        own = neurons_to_change(config, ["en", "de", "zh"])
+        assert {code: found.tolist() for code, found in own.items()} == pairs
 
 
 CELLS = ("--config.languages=en,de", "--config.rows=0:2")
@@ -199,19 +197,6 @@ def test_accuracy_without_a_mask_is_that_of_evaluate(ok, probed, model_folder, t
     ok("evaluate", f"--config.model={model_folder}", *CELLS, f"--config.out={tmp_path}")
     cells = json.loads((tmp_path / "results.json").read_text())["cells"]
     assert arrays["accuracy"][0].tolist() == [cell["accuracy_corrected"] for cell in cells]
-
-
-def test_masked_parameters_are_a_mask_in_the_forward_pass():
-    decoder, variables = tiny_world.DECODER, jax.tree.map(jnp.asarray, tiny_world.variables())
-    mask = (np.random.default_rng(0).random((3, 24)) > 0.4).astype(np.float32)
-    tokens, positions = jnp.arange(1, 17)[None], jnp.arange(16)[None]
-    inputs = tokens, positions, jnp.ones_like(tokens)
-    apply = jax.jit(lambda variables, mask: decoder.apply(variables, *inputs, neuron_mask=mask).hidden)
-    whole = jnp.ones((3, 24))
-    expected = apply(variables, jnp.asarray(mask))
-    # The same sums, float32; without the mask they differ by some tenths.
-    np.testing.assert_allclose(apply({"params": masked_params(variables["params"], mask)}, whole), expected, atol=1e-5)
-    assert np.abs(apply(variables, whole) - expected).max() > 1e-2
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from jaxalign.probing.neurons import (
     neuron_scores,
     read_counts,
     select_neurons,
-    selection_document,
+    selection_probes,
 )
 
 RNG = np.random.default_rng(0)
@@ -101,7 +101,9 @@ def test_selection_finds_what_was_planted():
     assert language_neurons(selection, 1).tolist() == [[0, 3], [1, 8], [1, 9]]
     assert language_neurons(selection, 1).dtype == np.int32
     assert general_neurons(selection).tolist() == [[1, 40], [1, 41], [1, 42]]  # of all, though none is selected
-    document = selection_document(selection, p, ["en", "zh", "de"], "code", 0.04)
+    # Of a million tokens, so that probabilities are float32 ones.
+    counts = ActivationCounts(["en", "zh", "de"], np.round(p * 1e6).astype(np.int64), np.full(3, 10**6))
+    document = selection_probes(counts, "code", 0.04)["selection"].document
     assert document["histogram"] == [0, 3, 1, 0] and document["neurons"] == {"en": 1, "zh": 3, "de": 1}
     assert document["classes"] == dict(zip(CLASSES, (0, 3, 1, 0), strict=True))
     assert document["classes_per_layer"]["language_specific"] == [1, 2]

@@ -17,7 +17,7 @@ from jaxalign.model.transformer import Decoder
 from jaxalign.model.weights import load_params
 from jaxalign.probing.attribution import AttributionInputs, attribution_function
 from jaxalign.probing.logit_lens import LensInputs, lens_function, word_sets
-from jaxalign.probing.probe import ProbeData, probe_prompts
+from jaxalign.probing.probe import TASK, TaskFiles, probe_texts
 from tests.probing.numpy_lens import lens_in_numpy
 from tests.training.tiny_runs import mesh_of
 
@@ -29,9 +29,10 @@ LANGUAGES = ("en", "zh", "sw")
 @pytest.mark.parametrize("name", ["smollm2", "gemma3"])
 def test_lens_and_attribution_are_numpys(shared: Path, models: Path, name: str):
     config, tokenizer = read_config(models / name), load_tokenizer(models / name)
-    data = ProbeData(shared / "data", read_exemplars(shared / "data/exemplars.json"), tokenizer, slice(0, 1))
-    prompts = [probe_prompts(data, language)[1][0] for language in LANGUAGES]
-    labels = word_sets(data, "zh").all()
+    rows = [TaskFiles(shared / "data").rows(TASK, language, slice(0, 1)) for language in LANGUAGES]
+    texts = probe_texts(rows, read_exemplars(shared / "data/exemplars.json"), tokenizer)
+    prompts = [each.prompts[0] for each in texts.values()]
+    labels = word_sets(tokenizer, "zh").all()
     groups = np.arange(config.vocab_size, dtype=np.int32)[None] % 5
 
     variables, decoder, mesh = {"params": load_params(models / name, config, jnp.float32)}, Decoder(config), mesh_of()
