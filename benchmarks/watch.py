@@ -21,12 +21,12 @@ from workers import exit_code, surroundings
 import jaxalign as ja
 from jaxalign.cli.configuration import config_from_flags
 from jaxalign.cli.evaluate import chosen_cells, prompt_style
-from jaxalign.cli.loading import evaluation_data
+from jaxalign.cli.loading import EvaluationData
 from jaxalign.cli.probe import probe_settings
 from jaxalign.cli.train import lora_config
 from jaxalign.cli.watch import watch_config, watch_names
 from jaxalign.data.batches import BatchPlan
-from jaxalign.data.tasks import TASKS, parse_rows, read_task_rows
+from jaxalign.data.tasks import TASKS, parse_rows
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
 from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import GridData, render_cell
@@ -104,14 +104,15 @@ def step_flops(config: ConfigDict, model: ModelConfig, plan: BatchPlan) -> float
 def look_flops(config: ConfigDict, model: ModelConfig, tokenizer: Tokenizer) -> int:
     """Forward passes of everything that is watched: a text that prompts share once, the head where it is read."""
     watched = watch_config(config)
-    folder, exemplars = evaluation_data(watched)
-    rows, settings = parse_rows(watched.rows), probe_settings(watched, [], "watch_")
-    texts = probe_texts(settings.rows, exemplars, tokenizer).values()
+    read = EvaluationData(watched)
+    rows, settings = parse_rows(watched.rows), probe_settings(watched, read, [], "watch_")
+    texts = probe_texts(settings.rows, read.exemplars, tokenizer).values()
 
     def accuracy() -> int:
-        grid, total = GridData(folder, exemplars, tokenizer, rows, prompt_style(watched), watched.seed), 0
+        style, total = prompt_style(watched), 0
+        grid = GridData(read.tasks, read.exemplars, tokenizer, rows, style, watched.seed)
         for key in chosen_cells(watched):
-            cell = render_cell(grid, key, read_task_rows(folder, TASKS[key.task], key.language, "test", rows))
+            cell = render_cell(grid, key, read.tasks.rows(TASKS[key.task], key.language, rows))
             lengths = [len(query.prompt) for query in cell.queries]
             total += flops.behind_a_prefix(model, shared_prefix_length(cell.queries), lengths)
         return total

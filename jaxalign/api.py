@@ -25,7 +25,7 @@ from jaxalign.cli.data import gather_pairs
 from jaxalign.cli.demo import demo as run_demo
 from jaxalign.cli.evaluate import check_settings, chosen_cells, evaluate_model
 from jaxalign.cli.export import export as export_run
-from jaxalign.cli.loading import Model, load_model, rendering, run_folder
+from jaxalign.cli.loading import EvaluationData, Model, load_model, rendering, run_folder
 from jaxalign.cli.open_answers import open_tasks
 from jaxalign.cli.probe import FILE_OF, probe_model, probe_settings
 from jaxalign.cli.provenance import command
@@ -123,8 +123,9 @@ def train(
 def evaluate(model: LoadedModel, out: PathLike, **settings: Any) -> Evaluation:
     """Label scores of the tasks' test rows, and open answers, into the folder `out`."""
     config = model.config(out, settings)
-    check_settings(config)
-    evaluate_model(config, model.model)
+    data = EvaluationData(config)
+    check_settings(config, data)
+    evaluate_model(config, model.model, data)
     folder = Path(written(out))
     return Evaluation(
         read_results(folder) if chosen_cells(config) else None,
@@ -135,7 +136,7 @@ def evaluate(model: LoadedModel, out: PathLike, **settings: Any) -> Evaluation:
 def probe(model: LoadedModel, out: PathLike, **settings: Any) -> dict[str, Probe]:
     """The probes of the setting `probes` into the folder `out`: by name, their arrays and what these mean."""
     config = model.config(out, settings)
-    chosen = probe_settings(config)
+    chosen = probe_settings(config, EvaluationData(config))
     probe_model(chosen, model.model)
     folder = Path(written(out))
     return {name: read_probe(folder, FILE_OF[name]) for name in chosen.names}

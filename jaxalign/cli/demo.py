@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from jaxalign.cli.data import build_pairs
 from jaxalign.cli.evaluate import check_settings, evaluate_model
 from jaxalign.cli.export import export
-from jaxalign.cli.loading import load_model, refuse_paths, with_adapter
+from jaxalign.cli.loading import EvaluationData, load_model, refuse_paths, with_adapter
 from jaxalign.cli.probe import probe_model, probe_settings
 from jaxalign.cli.report import report
 from jaxalign.cli.train import check_train_settings, train_model
@@ -35,15 +35,16 @@ def demo(config: ConfigDict, paths: Sequence[str]) -> None:
     def title(text: str) -> None:
         print(f"\n[{time.monotonic() - started:4.0f} s] {text}", flush=True)
 
-    check_settings(config)
-    probes = probe_settings(changed(config, out=before, rows=PROBED))
+    data = EvaluationData(config)
+    check_settings(config, data)
+    probes = probe_settings(changed(config, out=before, rows=PROBED), data)
     check_train_settings(config)
     pairs = build_pairs(config)
     check_writable(out)
     title(f"Loading the model: {config.model}")
     base = load_model(config)
     title(f"Before: {config.tasks} in {config.languages}, then what the layers hold")
-    evaluate_model(changed(config, out=before), base)
+    evaluate_model(changed(config, out=before), base, data)
     probe_model(probes, base)
     title(
         f"Tuning on questions translated from {config.build.sources} into {config.build.target}; no answers are shown"
@@ -51,7 +52,7 @@ def demo(config: ConfigDict, paths: Sequence[str]) -> None:
     train_model(changed(config, out=run), base, pairs, [])
     title("After: the same rows again")
     tuned = with_adapter(base, Path(run))
-    evaluate_model(changed(config, out=after, adapter=run), tuned)
+    evaluate_model(changed(config, out=after, adapter=run), tuned, data)
     probe_model(replace(probes, config=changed(config, out=after, adapter=run, rows=PROBED)), tuned)
     title("Report and export")
     report(changed(config, out=str(out / "report.html")), [before, after])

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from jaxalign.cli.packaged_model import packaged_gguf
 from jaxalign.data.languages import language_of, parse_languages
 from jaxalign.data.pairs import Rendering
 from jaxalign.data.prompts import Exemplars, read_exemplars
-from jaxalign.data.tasks import TASKS, Task, task_named
+from jaxalign.data.tasks import TASKS, Task, TaskData, task_named
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
 from jaxalign.errors import InputError, listed
 from jaxalign.files import AnyPath, data_folder, exemplars_file, is_remote, local_path, path_of, sha256_of
@@ -248,10 +249,21 @@ def chosen_languages(config: ConfigDict) -> list[str]:
     return parse_languages(config.languages)
 
 
-def evaluation_data(config: ConfigDict) -> tuple[Path, Exemplars]:
-    """The data folder of `config.data` and the few-shot exemplars that go with it."""
-    data = data_folder(config.data)
-    return data, read_exemplars(exemplars_file(data, config.exemplars))
+@dataclass(frozen=True)
+class EvaluationData:
+    """What a config names to evaluate on: made once a command and passed on, as each file is read once."""
+
+    config: ConfigDict
+
+    @cached_property
+    def tasks(self) -> TaskData:
+        """The task files of `config.data`."""
+        return TaskData(data_folder(self.config.data))
+
+    @cached_property
+    def exemplars(self) -> Exemplars:
+        """The few-shot exemplars that go with them."""
+        return read_exemplars(exemplars_file(self.tasks.folder, self.config.exemplars))
 
 
 def out_folder(config: ConfigDict) -> Path:

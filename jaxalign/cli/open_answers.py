@@ -14,8 +14,7 @@ from jaxalign.data.batches import fit_pairs, round_up, split_heldout
 from jaxalign.data.math_problems import MATH_LANGUAGES, MATH_TASKS, read_problems
 from jaxalign.data.pairs import QuestionPair, read_pairs
 from jaxalign.data.tasks import parse_rows
-from jaxalign.data.templates import render_all, resolve_template
-from jaxalign.data.tokenizer import Tokenizer
+from jaxalign.data.tokenizer import Tokenizer, render_all, resolve_template
 from jaxalign.errors import InputError
 from jaxalign.evaluation.generate import Generator
 from jaxalign.evaluation.open_answers import evaluate_open

@@ -12,11 +12,11 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxalign.cli.evaluate import prompt_style, settings
+from jaxalign.cli.evaluate import grid_data, prompt_style, settings
 from jaxalign.cli.loading import (
+    EvaluationData,
     Model,
     chosen_languages,
-    evaluation_data,
     load_model,
     merged,
     out_folder,
@@ -26,7 +26,6 @@ from jaxalign.cli.loading import (
 from jaxalign.cli.provenance import provenance
 from jaxalign.data.batches import round_up
 from jaxalign.data.check import warn_of_exemplars
-from jaxalign.data.prompts import Exemplars
 from jaxalign.data.tasks import TaskRow, parse_rows
 from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import CellKey, GridData, render_cell, right_by_mass
@@ -59,7 +58,7 @@ from jaxalign.probing.neurons import (
     selection_probes,
     specific_neurons,
 )
-from jaxalign.probing.probe import TASK, ProbeRun, TaskFiles, probe_texts
+from jaxalign.probing.probe import TASK, ProbeRun, probe_texts
 from jaxalign.reporting import geometry_plots, language_pages, plots
 from jaxalign.reporting.fields import field, read_object
 from jaxalign.reporting.models import check_of_one_model
@@ -97,8 +96,7 @@ class ProbeSettings:
     config: ConfigDict
     names: list[str]
     """of FILE_OF"""
-    files: TaskFiles
-    exemplars: Exemplars
+    data: EvaluationData
     rows: list[list[TaskRow]]
     """of each language"""
     capture: Capture
@@ -112,19 +110,16 @@ class ProbeSettings:
     def run(self, model: Model, variables: Any, **more: Any) -> ProbeRun:
         """The probes' run on a model, whose decoder is applied to these collections."""
         batch_size = round_up(self.config.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
-        texts = probe_texts(self.rows, self.exemplars, model.tokenizer)
+        texts = probe_texts(self.rows, self.data.exemplars, model.tokenizer)
         return ProbeRun(model.decoder, variables, model.mesh, texts, batch_size, **more)
 
-    def function(self, name: str, tokenizer: Any) -> ProbeFunction:
+    def function(self, name: str, model: Model) -> ProbeFunction:
         """A probe of FILE_OF, with its settings."""
         config, languages = self.config, self.languages
-        change = {"own": self.own, "seed": config.seed}
-        grid = GridData(
-            self.files.folder, self.exemplars, tokenizer, parse_rows(config.rows), prompt_style(config), config.seed
-        )
+        change, grid = {"own": self.own, "seed": config.seed}, grid_data(config, self.data, model)
         functions: dict[str, ProbeFunction] = {
             "logit_lens": logit_lens,
-            "attribution": partial(attribution, files=self.files, positions=config.attribution_positions),
+            "attribution": partial(attribution, data=self.data.tasks, positions=config.attribution_positions),
             "pca": partial(pca, scattered=[code for code in SCATTERED if code in languages] or languages[:4]),
             "geometry": partial(geometry, capture=self.capture),
             "neurons": neuron_counts,
@@ -135,7 +130,9 @@ class ProbeSettings:
         return functions[name]
 
 
-def probe_settings(config: ConfigDict, names: Sequence[str] | None = None, prefix: str = "") -> ProbeSettings:
+def probe_settings(
+    config: ConfigDict, data: EvaluationData, names: Sequence[str] | None = None, prefix: str = ""
+) -> ProbeSettings:
     """The settings of the probes of `config.probes`, or of those named.
 
     Args:
@@ -150,12 +147,11 @@ def probe_settings(config: ConfigDict, names: Sequence[str] | None = None, prefi
         capture = parse_capture(config.capture.layers, config.capture.position)
     except InputError as error:
         raise InputError(f"--config.capture: {error}") from None
-    folder, exemplars = evaluation_data(config)
-    files, languages = TaskFiles(folder), chosen_languages(config)
-    rows = [files.rows(TASK, language, parse_rows(config.rows)) for language in languages]
+    languages = chosen_languages(config)
+    rows = [data.tasks.rows(TASK, language, parse_rows(config.rows)) for language in languages]
     for language in languages:
-        exemplars.of(TASK.name, language)
-    warn_of_exemplars(exemplars, rows)
+        data.exemplars.of(TASK.name, language)
+    warn_of_exemplars(data.exemplars, rows)
     if compared := [name for name in COMPARED if name in names]:
         if len(rows[0]) < LEAST_ROWS:
             raise InputError(
@@ -176,7 +172,7 @@ def probe_settings(config: ConfigDict, names: Sequence[str] | None = None, prefi
             )
         if "transplant" in changes and not config.adapter:
             raise InputError("--config.adapter= is needed: transplant takes neurons of a tuned model")
-    return ProbeSettings(config, list(names), files, exemplars, rows, capture, own)
+    return ProbeSettings(config, list(names), data, rows, capture, own)
 
 
 def probe(config: ConfigDict, paths: Sequence[str]) -> None:
@@ -184,7 +180,7 @@ def probe(config: ConfigDict, paths: Sequence[str]) -> None:
     refuse_paths("probe", paths)
     if config.tasks not in (TASK.name, "all"):
         raise InputError(f"--config.tasks={config.tasks}: the probes read {TASK.name} only")
-    out, chosen = out_folder(config), probe_settings(config)
+    out, chosen = out_folder(config), probe_settings(config, EvaluationData(config))
     with held(out):
         probe_model(chosen, load_model(config))
 
@@ -203,7 +199,7 @@ def probe_model(chosen: ProbeSettings, model: Model) -> None:
             check_selected_of(Path(config.neurons.selection), named["model"])
         if "geometry" in names:
             captured_layers(chosen.capture, model.config.layers)
-        agree("the test rows or exemplars", [chosen.rows, sorted(chosen.exemplars.cells.items())])
+        agree("the test rows or exemplars", [chosen.rows, sorted(chosen.data.exemplars.cells.items())])
         agree("the selected neurons", {code: neurons.tolist() for code, neurons in chosen.own.items()})
         times = dict.fromkeys(OF_NEURONS, 1 + 2 * len(languages)) | {"transplant": 2 + 2 * len(languages)}
         total = sum(map(len, chosen.rows)) * sum(times.get(name, 1) for name in names)
@@ -215,7 +211,7 @@ def probe_model(chosen: ProbeSettings, model: Model) -> None:
             for name in names:
                 check_held()
                 progress.set_description(name.replace("_", " "))
-                found = chosen.function(name, model.tokenizer)(run)
+                found = chosen.function(name, model)(run)
                 found = replace(found, document={**found.document, **description})
                 if jax.process_index() == 0:
                     write_probe(out, FILE_OF[name], found)

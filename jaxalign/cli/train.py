@@ -34,7 +34,7 @@ from jaxalign.data.batches import (
     training_plan,
 )
 from jaxalign.data.pairs import QuestionPair, languages_of
-from jaxalign.data.templates import edges, render_all, resolve_template
+from jaxalign.data.tokenizer import edges, render_all, resolve_template
 from jaxalign.errors import InputError
 from jaxalign.files import check_bucket, path_of, recorded
 from jaxalign.holding import held

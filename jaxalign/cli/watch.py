@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxalign.cli.evaluate import chosen_cells, prompt_style, unreadable
-from jaxalign.cli.loading import Model, chosen_languages, evaluation_data, split_list
+from jaxalign.cli.evaluate import chosen_cells, grid_data, unreadable
+from jaxalign.cli.loading import EvaluationData, Model, chosen_languages, split_list
 from jaxalign.cli.open_answers import OPEN_TASKS, cells_of, check_open_answers, open_tasks
 from jaxalign.cli.probe import probe_settings, selection_rule
 from jaxalign.data.batches import round_up
-from jaxalign.data.tasks import TASKS, parse_rows, read_task_rows
+from jaxalign.data.tasks import TASKS
 from jaxalign.errors import InputError
-from jaxalign.evaluation.cells import GridData, render_cell, right_by_mass
+from jaxalign.evaluation.cells import render_cell, right_by_mass
 from jaxalign.evaluation.generate import Generator
 from jaxalign.evaluation.open_answers import texts_of
 from jaxalign.evaluation.open_cells import TRANSLATION
@@ -44,13 +44,14 @@ def watch_hooks(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any)
       shapes: of the collections that a hook is given.
     """
     names, watched = watch_names(config), watch_config(config)
-    measures = [SCORES[name](watched, model, decoder, shapes) for name in names if name in SCORES]
+    data = EvaluationData(watched)
+    measures = [SCORES[name](watched, data, model, decoder, shapes) for name in names if name in SCORES]
     if probes := [name for name in names if name in PROBES]:
-        settings = probe_settings(watched, probes, "watch_")
+        settings = probe_settings(watched, data, probes, "watch_")
         run = settings.run(replace(model, decoder=decoder), shapes)
 
         def probe(name: str, variables: Any) -> Numbers:
-            found = settings.function(name, model.tokenizer)(replace(run, variables=variables))
+            found = settings.function(name, model)(replace(run, variables=variables))
             return PROBES[name](found, watched)
 
         measures += [partial(probe, name) for name in probes]
@@ -82,13 +83,12 @@ def watch_config(config: ConfigDict) -> ConfigDict:
     return watched
 
 
-def accuracy(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) -> Measure:
+def accuracy(config: ConfigDict, read: EvaluationData, model: Model, decoder: Decoder, shapes: Any) -> Measure:
     """`accuracy/{task}_{language}_{variant}`: the share of rows whose label of most mass is the aligned English one."""
-    folder, exemplars = evaluation_data(config)
-    data = GridData(folder, exemplars, model.tokenizer, parse_rows(config.rows), prompt_style(config), config.seed)
+    data = grid_data(config, read, model)
     scorer = Scorer(decoder, shapes, model.mesh, config.batch_tokens)
     cells = [
-        render_cell(data, key, read_task_rows(folder, TASKS[key.task], key.language, "test", data.rows))
+        render_cell(data, key, data.tasks.rows(TASKS[key.task], key.language, data.rows))
         for key in chosen_cells(config)
     ]
     queries = [[replace(query, words=()) for query in cell.queries] for cell in cells]  # masses alone are asked for
@@ -103,7 +103,7 @@ def accuracy(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) ->
     return measure
 
 
-def open_answers(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) -> Measure:
+def open_answers(config: ConfigDict, read: EvaluationData, model: Model, decoder: Decoder, shapes: Any) -> Measure:
     """`accuracy/{task}_{language}` of math problems, and `chrf/translation_{languages}` of translations, 0 to 100."""
     cells = [cell for task in open_tasks(config) for cell in cells_of(config, task, model)]
     rows = round_up(config.generate.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
@@ -173,7 +173,7 @@ def of_neurons(found: Probe, config: ConfigDict) -> Numbers:
     }
 
 
-SCORES: dict[str, Callable[[ConfigDict, Model, Decoder, Any], Measure]] = {
+SCORES: dict[str, Callable[[ConfigDict, EvaluationData, Model, Decoder, Any], Measure]] = {
     "accuracy": accuracy,
     "open_answers": open_answers,
 }
@@ -189,20 +189,21 @@ PROBES: dict[str, Callable[[Probe, ConfigDict], Numbers]] = {
 def check_watch_settings(config: ConfigDict) -> None:
     """Refuses what would only fail once the model is loaded."""
     names, watched = watch_names(config), watch_config(config)
+    data = EvaluationData(watched)
     if "accuracy" in names:
         keys = chosen_cells(watched)
         if not keys:
             raise InputError(
                 f"--config.tasks={config.tasks}: none is scored by labels; watch open_answers in place of it"
             )
-        if errors := unreadable(watched, keys):
+        if errors := unreadable(watched, data, keys):
             raise errors[0]
     if "open_answers" in names:
         if not open_tasks(watched):
             raise InputError(f"--config.tasks={config.tasks}: open_answers watches {', '.join(OPEN_TASKS)}; name one")
         check_open_answers(watched)
     if probes := [name for name in names if name in PROBES]:
-        probe_settings(watched, probes, "watch_")
+        probe_settings(watched, data, probes, "watch_")
     if "neurons" in names:
         selection_rule(config)
         if len(languages := chosen_languages(watched)) < 2:

@@ -7,7 +7,6 @@ the cues and labels of this package, to exactly the prompt prefix that the scrip
 
 import ast
 import hashlib
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -17,9 +16,9 @@ from typing import Any
 
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.prompts import Exemplar, question
-from jaxalign.data.tasks import TASKS, Task, read_task_rows
+from jaxalign.data.tasks import ALL_ROWS, TASKS, Task, read_task_rows
 from jaxalign.errors import InputError
-from jaxalign.files import partial_name, read_text, write_json
+from jaxalign.files import read_text, whole_folder, write_json
 
 # task -> variant -> script. "english_answer" is the one whose prefixes the exemplars are taken from.
 _SCRIPTS = {
@@ -67,18 +66,14 @@ class Script:
             raise InputError(f"{self.path}: no dictionary {name!r} there; is it another version of the script?")
         return self.tables[name]
 
+    def text(self, name: str, language: str) -> str:
+        if language not in self.table(name):
+            raise InputError(f"{self.path}: {name} has no {language!r}; is it another version of the script?")
+        return self.tables[name][language]
+
     def english(self, variables: Mapping[str, str]) -> dict[str, str]:
         """class -> English word, from class -> variable."""
-        missing = [variable for variable in variables.values() if "en" not in self.table(variable)]
-        if missing:
-            raise InputError(f"{self.path}: no English word in {', '.join(missing)}")
-        return {name: self.table(variable)["en"] for name, variable in variables.items()}
-
-    def prefix(self, language: str) -> str:
-        prefixes = self.table("prompt_prefix")
-        if language not in prefixes:
-            raise InputError(f"{self.path}: prompt_prefix has no {language!r}")
-        return prefixes[language]
+        return {name: self.text(variable, "en") for name, variable in variables.items()}
 
 
 def import_study(clone: Path, out: Path) -> None:
@@ -93,20 +88,12 @@ def import_study(clone: Path, out: Path) -> None:
             raise InputError(
                 f"{clone}: no {name}; a clone of github.com/Shimao-Zhang/LLM-Multilingual-Learner is needed"
             )
-    out = out.absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: already there; name a new folder or empty this one")
-    partial = out.with_name(partial_name(out))
-    try:
-        partial.mkdir(parents=True)
+    with whole_folder(out) as partial:
         for task in TASKS.values():
             (partial / task.folder).mkdir()
             for file in sorted((clone / "data" / task.folder).glob("*.json")):
                 shutil.copyfile(file, partial / task.folder / file.name)
         write_json(partial / "exemplars.json", study_exemplars(clone))
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def study_exemplars(clone: Path) -> dict[str, Any]:
@@ -117,13 +104,18 @@ def study_exemplars(clone: Path) -> dict[str, Any]:
         scripts = {variant: read_script(clone / name) for variant, name in _SCRIPTS[task.name].items()}
         document[task.name] = {}
         for language in LANGUAGES:
-            entry = _entry(task, language, scripts)
-            entry["test_file_labels"] = _file_labels(clone / "data", task, language)
+            document[task.name][language] = entry = _entry(task, language, scripts)
+            entry["test_file_labels"] = found = _file_labels(clone / "data", task, language)
             if task.name == "emotion":
                 entry["logit_lens_supported_by_reference"] = language in lens_languages
             else:
-                entry["label_mismatch"] = _mismatch(entry["labels"], entry["test_file_labels"])
-            document[task.name][language] = entry
+                # Of classes whose words differ in script and test file; none where the script has no words.
+                different = {
+                    name: {"script": word, "test_file": found[name]}
+                    for name, word in (entry["labels"] or {}).items()
+                    if word != found[name]
+                }
+                entry["label_mismatch"] = different or None
     return document
 
 
@@ -163,14 +155,18 @@ def _query(prompt: ast.expr) -> str:
 def _entry(task: Task, language: str, scripts: Mapping[str, Script]) -> dict[str, Any]:
     """A language's exemplars with their cues, labels and prefix hashes."""
     main = scripts["english_answer"]
-    _check_query(main, task, language)
+    expected = "\n" + question(task, language, ("\0",) * len(task.fields))  # prompts are rendered with the task's cues
+    if (found := main.queries.get(language)) != expected:
+        raise InputError(
+            f"{main.path}: the query for {language!r} is {found!r}, not {expected!r}; is it another version?"
+        )
     exemplars = _parse_prefix(main, task, language)
     words: dict[str, Mapping[str, str | None]] = {"english_answer": main.english(_WORDS[task.name])}
     labels = {name: main.table(variable).get(language) or None for name, variable in _WORDS[task.name].items()}
-    names = dict(zip(task.fields, task.exemplar_fields, strict=True))
+    names = dict(zip((*task.fields, "answer"), (*task.exemplar_fields, "answer"), strict=True))
     entry: dict[str, Any] = {
         "exemplars": [_as_json(exemplar, names) for exemplar in exemplars],
-        "keywords": {names.get(name, name): cue for name, cue in task.cues[language].items()},
+        "keywords": {names[name]: cue for name, cue in task.cues[language].items()},
         # PAWS has English words alone: an empty text, or none, for every other language.
         "labels": labels if all(labels.values()) else None,
         "english_labels": words["english_answer"],
@@ -183,27 +179,23 @@ def _entry(task: Task, language: str, scripts: Mapping[str, Script]) -> dict[str
         tables = {name: irrelevant.table(variable) for name, variable in _IRRELEVANT_WORDS.items()}
         own = {name: table[language] for name, table in tables.items() if language in table}
         entry |= {"irrelevant_labels": words["irrelevant"], "irrelevant_labels_in_language": own or None}
-    entry["prefix_sha256"] = {
-        variant: _checked_hash(script, task, language, exemplars, words[variant]) for variant, script in scripts.items()
-    }
-    return entry
-
-
-def _check_query(script: Script, task: Task, language: str) -> None:
-    """The script's query must have the cues of the task's own table, since prompts are rendered with those."""
-    expected = "\n" + question(task, language, ("\0",) * len(task.fields))
-    found = script.queries.get(language)
-    if found != expected:
-        raise InputError(
-            f"{script.path}: the query for {language!r} is {found!r}, not {expected!r}; is it another version?"
+    entry["prefix_sha256"] = {}
+    for variant, script in scripts.items():
+        rendered = "\n".join(
+            f'{question(task, language, item.fields, item.overrides)}{words[variant][item.label]}"{item.trailing}'
+            for item in exemplars
         )
+        if rendered != script.text("prompt_prefix", language):
+            raise InputError(f"{script.path}: prompt_prefix[{language!r}] is not what its exemplars render to")
+        entry["prefix_sha256"][variant] = hashlib.sha256(rendered.encode("utf-8")).hexdigest()
+    return entry
 
 
 def _parse_prefix(script: Script, task: Task, language: str) -> list[Exemplar]:
     """The exemplars of a prefix with English labels, cues that differ from the task's kept as overrides."""
     cues = task.cues[language]
     classes = {word: name for name, word in script.english(_WORDS[task.name]).items()}
-    lines = script.prefix(language).split("\n")
+    lines = script.text("prompt_prefix", language).split("\n")
     size = len(task.fields) + 1
     exemplars = []
     for start in range(0, len(lines), size):
@@ -211,53 +203,28 @@ def _parse_prefix(script: Script, task: Task, language: str) -> list[Exemplar]:
         answer = re.fullmatch(r'([^"]*)"([^"]+)"( *)', answer_line)
         if len(field_lines) != len(task.fields) or not answer or answer[2] not in classes:
             raise InputError(f"{script.path}: prompt_prefix[{language!r}], line {start}: no exemplar of {task.name}")
-        parts = [_split(line, cues[name]) for name, line in zip(task.fields, field_lines, strict=True)]
-        found = dict(zip((*task.fields, "answer"), (*(cue for cue, _ in parts), answer[1]), strict=True))
-        exemplars.append(
-            Exemplar(
-                fields=tuple(text for _, text in parts),
-                label=classes[answer[2]],
-                overrides={name: cue for name, cue in found.items() if cue != cues[name]},
-                trailing=answer[3],
-            )
-        )
+        found = {"answer": answer[1]}
+        for name, line in zip(task.fields, field_lines, strict=True):
+            # The usual cue, or else whatever ends with the line's first colon.
+            slip = None if line.startswith(cues[name]) else re.match(r"[^:：]*(?:: |：)", line)
+            found[name] = slip[0] if slip else cues[name] if line.startswith(cues[name]) else ""
+        texts = [line.removeprefix(found[name]) for name, line in zip(task.fields, field_lines, strict=True)]
+        overrides = {name: found[name] for name in (*task.fields, "answer") if found[name] != cues[name]}
+        exemplars.append(Exemplar(tuple(texts), classes[answer[2]], overrides, trailing=answer[3]))
     return exemplars
 
 
-def _split(line: str, cue: str) -> tuple[str, str]:
-    """(cue, text) of a field line: the usual cue, or else whatever ends with the line's first colon."""
-    if not line.startswith(cue):
-        slip = re.match(r"[^:：]*(?:: |：)", line)
-        cue = slip[0] if slip else ""
-    return cue, line.removeprefix(cue)
-
-
 def _as_json(exemplar: Exemplar, names: Mapping[str, str]) -> dict[str, Any]:
-    item: dict[str, Any] = dict(zip(names.values(), exemplar.fields, strict=True)) | {"label": exemplar.label}
+    item: dict[str, Any] = dict(zip(names.values(), exemplar.fields, strict=False)) | {"label": exemplar.label}
     if exemplar.overrides:
-        item["overrides"] = {names.get(name, name): cue for name, cue in exemplar.overrides.items()}
-    if exemplar.trailing:
-        item["trailing"] = exemplar.trailing
-    return item
-
-
-def _checked_hash(
-    script: Script, task: Task, language: str, exemplars: list[Exemplar], words: Mapping[str, str | None]
-) -> str:
-    """sha256 of the rendered prefix, after comparing it with the script's own text."""
-    rendered = "\n".join(
-        f'{question(task, language, item.fields, item.overrides)}{words[item.label]}"{item.trailing}'
-        for item in exemplars
-    )
-    if rendered != script.prefix(language):
-        raise InputError(f"{script.path}: prompt_prefix[{language!r}] is not what its exemplars render to")
-    return hashlib.sha256(rendered.encode("utf-8")).hexdigest()
+        item["overrides"] = {names[name]: cue for name, cue in exemplar.overrides.items()}
+    return item | ({"trailing": exemplar.trailing} if exemplar.trailing else {})
 
 
 def _file_labels(data: Path, task: Task, language: str) -> dict[str, str]:
     """class -> the one word of the test file in all rows where English has the class."""
     words: dict[str, set[str]] = {name: set() for name in task.classes}
-    for row in read_task_rows(data, task, language, "test", slice(None)):
+    for row in read_task_rows(data, task, language, "test", ALL_ROWS):
         words[row.gold_class].add(row.answer)
     for name, found in words.items():
         if len(found) != 1:
@@ -265,11 +232,3 @@ def _file_labels(data: Path, task: Task, language: str) -> dict[str, str]:
                 f"{data}: {task.name} in {language}, class {name}: one word is needed, not {sorted(found)}"
             )
     return {name: found.pop() for name, found in words.items()}
-
-
-def _mismatch(labels: Mapping[str, str] | None, found: Mapping[str, str]) -> dict[str, dict[str, str]] | None:
-    """class -> both words, where script and test file differ; None where they agree or the script has no words."""
-    different = {
-        name: {"script": word, "test_file": found[name]} for name, word in (labels or {}).items() if word != found[name]
-    }
-    return different or None

@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxalign.data.prompts import (
@@ -21,7 +20,7 @@ from jaxalign.data.prompts import (
     scored_candidates,
     variants_of,
 )
-from jaxalign.data.tasks import TASKS, Task, TaskRow, correct_by_class, correct_by_reference
+from jaxalign.data.tasks import TASKS, Task, TaskData, TaskRow, correct_by_class, correct_by_reference
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.evaluation.score import LabelScores
@@ -44,7 +43,7 @@ class CellKey(NamedTuple):
 class GridData:
     """Where the examples come from, which of them, and how they are asked."""
 
-    folder: Path
+    tasks: TaskData
     exemplars: Exemplars
     tokenizer: Tokenizer
     rows: slice

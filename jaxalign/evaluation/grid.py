@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 from tqdm import tqdm
 
-from jaxalign.data.tasks import TASKS, TaskRow, read_task_rows
+from jaxalign.data.tasks import TASKS, TaskRow
 from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import Cell, CellKey, GridData, records_of, render_cell, summary
 from jaxalign.evaluation.score import Scorer
@@ -173,7 +173,7 @@ def read_rows(data: GridData, keys: Sequence[CellKey]) -> tuple[dict[CellKey, li
     rows, errors = {}, {}
     for key in keys:
         try:
-            rows[key] = read_task_rows(data.folder, TASKS[key.task], key.language, "test", data.rows)
+            rows[key] = data.tasks.rows(TASKS[key.task], key.language, data.rows)
         except InputError as error:
             errors[key] = cell_failure(error)
     return rows, errors

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 
 from jaxalign.data.math_problems import MathProblem, MathTask, alpaca_prompt, read_problems
 from jaxalign.data.pairs import QuestionPair
-from jaxalign.data.templates import render_all
-from jaxalign.data.tokenizer import Tokenizer
+from jaxalign.data.tokenizer import Tokenizer, render_all
 from jaxalign.evaluation.generate import Answer
 from jaxalign.evaluation.number_answers import corrected_number, equals, reference_number
 from jaxalign.statistics import wilson_interval

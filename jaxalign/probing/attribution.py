@@ -18,7 +18,7 @@ import numpy as np
 import regex
 
 from jaxalign.data.languages import LANGUAGES
-from jaxalign.data.tasks import TASKS
+from jaxalign.data.tasks import TASKS, Task, TaskData, task_file_named
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.model.attention import Prefix
@@ -26,7 +26,7 @@ from jaxalign.model.ragged import PromptFunction, decode_prompts, shared_length
 from jaxalign.model.readout import CHUNK, group_masses
 from jaxalign.model.transformer import Decoder
 from jaxalign.probe_files import Probe
-from jaxalign.probing.probe import TASK, VARIANT, ProbeRun, TaskFiles, check_finite
+from jaxalign.probing.probe import TASK, VARIANT, ProbeRun, check_finite
 from jaxalign.statistics import mean_and_half_width
 
 UNDECIDABLE = "undecidable"
@@ -102,13 +102,13 @@ class TokenLanguages:
         }
 
 
-def token_languages(tokenizer: Tokenizer, vocab_size: int, files: TaskFiles) -> TokenLanguages:
+def token_languages(tokenizer: Tokenizer, vocab_size: int, data: TaskData) -> TokenLanguages:
     """The map made from the test files of every language that emotion, which the probes read, has one of.
 
     vocab_size: V, the model's, which may have more ids than the tokenizer; those are undecidable.
     """
-    languages = files.languages(TASK)
-    texts = [parallel_texts(files, language) for language in languages]
+    languages = languages_with_texts(data, TASK)
+    texts = [parallel_texts(data, language) for language in languages]
     counts = np.stack([token_counts(tokenizer, counted, vocab_size) for counted, _ in texts])
     script_of = token_scripts(tokenizer, vocab_size)
     language_of = decide(counts, script_of, languages)
@@ -120,16 +120,23 @@ def token_languages(tokenizer: Tokenizer, vocab_size: int, files: TaskFiles) -> 
     return TokenLanguages(languages, language_of, script_of, held_out)
 
 
-def parallel_texts(files: TaskFiles, language: str) -> tuple[list[str], list[str]]:
+def languages_with_texts(data: TaskData, task: Task) -> list[str]:
+    """The languages that have a test file of the task."""
+    named = map(task_file_named, (data.folder / task.folder).glob("*.json"))
+    there = {file.language for file in named if file and file.task is task and file.split == "test"}
+    return [code for code in LANGUAGES if code in there]
+
+
+def parallel_texts(data: TaskData, language: str) -> tuple[list[str], list[str]]:
     """All fields of all test rows of the tasks: those to count, and those that are held out, the last fifth of a file.
 
     The last and not every fifth: neighbouring rows may share a premise.
     """
     counted, held_out = [], []
     for task in TASKS.values():
-        if language not in files.languages(task):
+        if language not in languages_with_texts(data, task):
             continue
-        rows = files.rows(task, language)
+        rows = data.rows(task, language)
         first_held_out = len(rows) - max(1, round(HELD_OUT * len(rows)))
         counted += [field for row in rows[:first_held_out] for field in row.fields]
         held_out += [field for row in rows[first_held_out:] for field in row.fields]
@@ -244,13 +251,13 @@ def attribution_arrays(masses: Sequence[np.ndarray], languages: int) -> dict[str
     return arrays
 
 
-def attribution(run: ProbeRun, files: TaskFiles, positions: int = 1) -> Probe:
+def attribution(run: ProbeRun, data: TaskData, positions: int = 1) -> Probe:
     """The masses on tokens of each language and script, at the last `positions` of each prompt, each on its own.
 
-    files: whose texts say of which language a token is.
+    data: whose texts say of which language a token is.
     """
     tokenizer, vocab_size = next(iter(run.texts.values())).tokenizer, run.decoder.config.vocab_size
-    tokens: TokenLanguages = run.once(token_languages, lambda: token_languages(tokenizer, vocab_size, files))
+    tokens: TokenLanguages = run.once(token_languages, lambda: token_languages(tokenizer, vocab_size, data))
     function = attribution_function(run.decoder, len(tokens.languages) + 1 + len(SCRIPT_CLASSES), positions)
     masses = []
     for texts in run.texts.values():

@@ -92,7 +92,7 @@ class WordSets(NamedTuple):
         return WordSets(*([sorted(set(ids) - (english & own)) for ids in sets] for sets in self))
 
     def surviving(self, language: str) -> list[bool]:
-        """Per class, whether its rows stay (the study's filter): both sets hold ids and, but for English, share none."""
+        """Per class, whether its rows stay, as in the study: both sets hold ids and, but for English, share none."""
         return [
             bool(english) and bool(own) and (language == "en" or set(english).isdisjoint(own))
             for english, own in zip(*self, strict=True)

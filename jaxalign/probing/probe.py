@@ -6,16 +6,14 @@ A probe is a function of a `ProbeRun` whose result is a `Probe`: named arrays, a
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.prompts import Exemplars, few_shot_prefix, few_shot_prompt
-from jaxalign.data.tasks import TASKS, Task, TaskRow, read_task_rows, task_file_named
+from jaxalign.data.tasks import TASKS, TaskRow
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.model.ragged import PrefixRunner, PromptFunction, PromptRunner, check_lengths, prefill
@@ -25,30 +23,6 @@ from jaxalign.model.transformer import Decoder
 TASK = TASKS["emotion"]
 VARIANT = "in_language"
 """Exemplars and their answers are in the language of the row."""
-
-
-class TaskFiles:
-    """The test files of a data folder, each of them read once."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.read = folder, {}
-
-    def languages(self, task: Task) -> list[str]:
-        """The languages that have a file of the task."""
-        named = map(task_file_named, (self.folder / task.folder).glob("*.json"))
-        there = {file.language for file in named if file and file.task is task and file.split == "test"}
-        return [code for code in LANGUAGES if code in there]
-
-    def rows(self, task: Task, language: str, chosen: slice = slice(None)) -> list[TaskRow]:
-        """The chosen rows of a task in one language."""
-        if (task.name, language) not in self.read:
-            self.read[task.name, language] = read_task_rows(self.folder, task, language, "test", slice(None))
-        rows = self.read[task.name, language]
-        if not rows[chosen]:
-            raise InputError(
-                f"{self.folder}: no {task.name} row of {language} in {chosen.start}:{chosen.stop}, of {len(rows)}"
-            )
-        return rows[chosen]
 
 
 @dataclass(frozen=True)

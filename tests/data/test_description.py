@@ -22,10 +22,9 @@ from jaxalign.data.check import (
 from jaxalign.data.pairs import QuestionPair, with_instruction, without_instruction
 from jaxalign.data.prompts import question
 from jaxalign.data.tasks import TASKS, TaskRow, read_task_rows
-from jaxalign.data.templates import render
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.files import MINI
-from tests.data.tiny_tokenizers import sentencepiece_style
+from tests.data.tiny_tokenizers import render, sentencepiece_style
 
 SCRIPTS = ("Latin", "Han", "Hiragana", "Katakana", "Cyrillic", "Devanagari", "Thai", "Bengali", "Greek", "Arabic")
 

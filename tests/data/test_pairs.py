@@ -81,11 +81,11 @@ INSTRUCTED = "x\nTranslate the input from German to English:\n"
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        ({}, "an array of objects"),
-        ({"data": [{"input": "x", "answer": "y"}]}, "an array of objects"),
+        ("x", "an array is needed"),
+        ({"data": [{"input": "x", "answer": "y"}]}, "row 0: a row of data; pairs are read from"),
         ([], "no question pairs"),
         (["x"], "row 0: an object is needed"),
-        ([{"input": INSTRUCTED}], "row 0: no field 'answer'; the row has 'input'"),
+        ([{"input": INSTRUCTED}], "row 0: no field 'answer'; there are 'input'"),
         ([{"input": INSTRUCTED, "answer": 3}], "row 0, field 'answer': text is needed"),
         ([{"input": INSTRUCTED, "answer": " \n"}], "row 0, field 'answer': empty"),
         ([{"input": "x", "answer": "positive"}], "row 0: the input has no line 'Translate the input from X to Y:'"),
@@ -100,7 +100,7 @@ INSTRUCTED = "x\nTranslate the input from German to English:\n"
         ),
         (
             [{"input": INSTRUCTED, "answer": "y", "source_language": "sw", "target_language": "en"}],
-            "row 0: the input's instruction says",
+            "row 0: input and answer are read as sw into en, but its instruction says de into en",
         ),
     ],
 )
@@ -143,7 +143,7 @@ HEADER = "source,target,source_language,target_language\n"
     [
         ("", "no question pairs"),
         (HEADER, "no question pairs"),
-        ("source,target\na,b\n", "row 0: no field 'source_language'; the row has 'source', 'target'"),
+        ("source,target\na,b\n", "row 0: no field 'source_language'; there are 'source', 'target'"),
         (HEADER + "a,b,de,en\na,b,de\n", "row 1: 3 columns, but the header has 4"),
         (HEADER + "a,b,de,en\n,b,de,en\n", "row 1, field 'source': empty"),
         (HEADER + "a,b,kor,en\n", "row 0, field 'source_language': unknown language 'kor'; known: en zh"),
@@ -259,7 +259,7 @@ LANGUAGES = {"source_language": "de", "target_language": "en"}
         ),
         ({"query": "Q", "response": "A", "language": "sw"}, ("query and response", "language is sw", "input and")),
         ({"question": "Q", "answer": "A", "target_language": "zh"}, ("target_language is zh",)),
-        ({"question": INSTRUCTED, "answer": "A"}, ("question and answer", "('de', 'en')", "input")),
+        ({"question": INSTRUCTED, "answer": "A"}, ("question and answer", "de into en", "input")),
         (
             {"question": "Q", "answer": "A", "query": "Q", "response": "A"},
             ("question and answer", "query and response"),
@@ -274,7 +274,7 @@ LANGUAGES = {"source_language": "de", "target_language": "en"}
         ({"instruction": "Q", "output": "A"}, ("the instruction has no line", "source_language")),
         (
             {"prompt": INSTRUCTED, "response": "A", **LANGUAGES, "source_language": "sw"},
-            ("('de', 'en')", "('sw', 'en')"),
+            ("read as sw into en", "instruction says de into en"),
         ),
         # Whatever a field that tells a language is called, and whatever the fields of the pair.
         ({"question": "Q", "answer": "A", "source_lang": "de"}, ("English question", "source_lang is de")),
@@ -315,12 +315,12 @@ def test_rows_of_llama_factory(tmp_path):
         (turns * 2, "found ['human', 'gpt', 'human', 'gpt']"),
         ([{"from": "system", "value": "Be brief."}, *turns], "found ['system', 'human', 'gpt']"),
         (turns[::-1], "found ['gpt', 'human']"),
-        ("Wo?", "an array of turns is needed, found text"),
+        ("Wo?", "an array is needed, found"),
         ([3, 4], "row 0: an object is needed"),
-        ([turns[0], {"from": "gpt"}], "row 1: no field 'value'"),
-        ([{**turns[0], "content": "Wann?"}, turns[1]], "row 0: fields 'content' and 'value' are two names"),
-        ([turns[0], {**turns[1], "role": "user"}], "row 1: fields 'role' and 'from' are two names"),
-        ([turns[0], {"from": "gpt", "value": "\u200b"}], "row 1, field 'value': no visible character"),
+        ([turns[0], {"from": "gpt"}], "row 1: one of the fields content and value is needed, found 0"),
+        ([{**turns[0], "content": "Wann?"}, turns[1]], "row 0: one of the fields content and value is needed, found 2"),
+        ([turns[0], {**turns[1], "role": "user"}], "row 1: one of the fields role and from is needed, found 2"),
+        ([turns[0], {"from": "gpt", "value": "\u200b"}], "content and value is needed, found 0"),
     ):
         file = as_json(tmp_path / "bad.json", [{"conversations": bad, **LANGUAGES}])
         assert f"{file}, row 0, field 'conversations'" in message_of(file) and message in message_of(file)
@@ -336,7 +336,7 @@ def test_a_text_per_language(tmp_path):
         ({"de": "Wo?", "en": None}, "row 0, field 'target': text is needed, found null"),
         ({"de": "Wo?", "sw": "Wapi?"}, "a text in en (config.build.target) and one in another language are needed"),
         ({"de": "Wo?", "sw": "Wapi?", "en": "Where?"}, "found de, sw, en"),
-        ("Where?", "field 'translation': an object is needed, found text"),
+        ("Where?", "field 'translation': an object is needed"),
     ):
         assert message in message_of(lines(tmp_path / "bad.jsonl", {"translation": translation}))
 

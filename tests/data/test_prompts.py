@@ -5,7 +5,6 @@ import pytest
 from jaxalign.data.prompts import (
     MENDED_CUES,
     Exemplar,
-    cues_of,
     differences,
     differences_table,
     few_shot_prefix,
@@ -91,10 +90,8 @@ def test_only_emotion_has_other_labels_than_english():
     assert variants_of(TASKS["emotion"]) == ("english", "in_language", "irrelevant")
     assert variants_of(TASKS["snli"]) == variants_of(TASKS["paws"]) == ("english",)
     for variant in ("in_language", "irrelevant"):
-        with pytest.raises(InputError, match=f"{variant} labels exist for emotion only, not for snli"):
+        with pytest.raises(InputError, match=f"snli has no {variant} labels; choose english"):
             label_words(TASKS["snli"], "zh", variant)
-    with pytest.raises(InputError, match="'french' is none of english, in_language, irrelevant"):
-        label_words(TASKS["emotion"], "zh", "french")  # type: ignore[arg-type]
 
 
 def test_mended_prompts_drop_the_slips_of_exemplars(exemplars):
@@ -116,11 +113,6 @@ def test_mended_cues_are_said_in_every_item(tmp_path):
     )
     # What the training questions say is the study's.
     assert question(TASKS["paws"], "ru", ("C", "D")) == 'Приговор 1: C\nПриговор 2: D\nОтветить: "'
-
-
-def test_an_unknown_style_is_named():
-    with pytest.raises(InputError, match="'fixed' is none of study, mended"):
-        cues_of(TASKS["snli"], "de", "fixed")  # type: ignore[arg-type]
 
 
 def test_every_mended_cue_replaces_one_of_a_task():
@@ -154,11 +146,11 @@ def test_a_missing_cell_is_named(exemplars):
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        ([], "an object of tasks is needed"),
+        ([], "an object is needed"),
         ({"emotoin": {}}, "no task 'emotoin'; did you mean 'emotion'"),
-        ({"emotion": []}, "emotion: an object of languages is needed"),
+        ({"emotion": []}, "emotion: an object is needed"),
         ({"emotion": {"ge": {}}}, "emotion: unknown language 'ge'"),
-        ({"emotion": {"de": {"exemplars": []}}}, "emotion, de: an object with a non-empty array 'exemplars'"),
+        ({"emotion": {"de": {"exemplars": []}}}, "emotion, de, field 'exemplars': it is empty"),
         ({"emotion": {"de": {"exemplars": [3]}}}, "exemplar 0: an object is needed"),
         ({"emotion": {"de": {"exemplars": [{"input": "x", "label": "positive"}]}}}, "exemplar 0: no field 'text'"),
         (
@@ -183,7 +175,7 @@ def test_a_missing_cell_is_named(exemplars):
         ),
         (
             {"emotion": {"de": {"exemplars": [{"text": "x", "label": "positive", "trailing": 3}]}}},
-            "overrides and trailing must be text",
+            "field 'trailing': text is needed, found 3",
         ),
         (
             {"emotion": {"de": DOCUMENT["emotion"]["de"] | {"keywords": {"text": "", "answer": "Gefühl: "}}}},

@@ -165,7 +165,7 @@ def damaged(clone, name, old, new):
         ("snli_eval_6shot_enout.py", "\\nHypothese: ' + h", "\\nThese: ' + h", "the query for 'de' is"),
         ("snli_eval_6shot_enout.py", '"neutral"', '"neither"', "no exemplar of snli"),
         ("emotion_eval_2shot.py", "de says", "de sagt", "is not what its exemplars render to"),
-        ("emotion_eval_2shot_irrelative.py", "{'en': 'ox', ", "{", "no English word in positive_answers_irrelative"),
+        ("emotion_eval_2shot_irrelative.py", "{'en': 'ox', ", "{", "positive_answers_irrelative has no 'en'"),
         (
             "data/snli/snli_de6_test.json",
             "Widerspruch",
@@ -194,5 +194,5 @@ def test_an_existing_folder_is_kept(made_up, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     import_study(made_up, out)  # an empty one is taken
-    with pytest.raises(InputError, match="already there"):
+    with pytest.raises(InputError, match="there is something already"):
         import_study(made_up, out)

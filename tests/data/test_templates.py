@@ -1,10 +1,9 @@
 import pytest
 
 from jaxalign.data.pairs import QuestionPair
-from jaxalign.data.templates import AT_ONCE, TEMPLATES, render, render_all, render_text, resolve_template
-from jaxalign.data.tokenizer import Tokenizer
+from jaxalign.data.tokenizer import AT_ONCE, TEMPLATES, Tokenizer, render_all, resolve_template
 from jaxalign.errors import InputError
-from tests.data.tiny_tokenizers import byte_level, sentencepiece_style
+from tests.data.tiny_tokenizers import byte_level, render, sentencepiece_style
 
 PAIR = QuestionPair('Frage: "\nTranslate the input from German to English:\n', 'Question: "', "de", "en")
 MISTRAL = Tokenizer(sentencepiece_style())
@@ -46,7 +45,6 @@ QWEN = Tokenizer(byte_level(special=("<|im_start|>", "<|im_end|>")))
     ],
 )
 def test_text_of_each_template(template, tokenizer, prompt, response):
-    assert render_text(PAIR, template, tokenizer) == (prompt, response)
     prompt_ids, response_ids = render(PAIR, template, tokenizer)
     # The ▁ that a SentencePiece-style tokenizer puts before each side decodes to a space.
     space = " " if tokenizer is MISTRAL else ""
@@ -62,7 +60,7 @@ def test_many_pairs_are_rendered_as_each_alone(template: str, monkeypatch: pytes
     texts = ["a", "", " two  blanks", "积极", "<|im_end|> and </s> as text", "\n"]
     pairs = [QuestionPair(f"{number} {text}", text[::-1] + "x", "de", "en") for number, text in enumerate(3 * texts)]
     each = [render(pair, template, tokenizer) for pair in pairs]
-    monkeypatch.setattr("jaxalign.data.templates.AT_ONCE", 7)
+    monkeypatch.setattr("jaxalign.data.tokenizer.AT_ONCE", 7)
     assert list(render_all(iter(pairs), template, tokenizer)) == each
 
 
@@ -92,10 +90,9 @@ def test_no_token_spans_the_seam():
 
 def test_alpaca_is_tokenised_as_one_text():
     prompt_ids, response_ids = render(PAIR, "alpaca", MISTRAL)
-    prompt, _ = render_text(PAIR, "alpaca", MISTRAL)
-    whole = MISTRAL.prompt_ids(prompt.removeprefix("<s>") + PAIR.response)
-    assert prompt_ids + response_ids == [*whole, MISTRAL.eos_id]
-    assert prompt_ids == MISTRAL.prompt_ids(prompt.removeprefix("<s>"))
+    prompt = TEMPLATES["alpaca"].around(PAIR.prompt)
+    assert prompt_ids + response_ids == [*MISTRAL.prompt_ids(prompt + PAIR.response), MISTRAL.eos_id]
+    assert prompt_ids == MISTRAL.prompt_ids(prompt)
     # No ▁ before the response, other than where it is tokenised alone.
     assert response_ids[0] == MISTRAL.vocabulary["Q"]
 
@@ -111,7 +108,7 @@ def test_a_missing_special_token_is_named():
     with pytest.raises(InputError, match=r"qwen needs '<\|im_start\|>', which the tokenizer lacks"):
         render(PAIR, "qwen", MISTRAL)
     with pytest.raises(InputError, match="mistral needs a begin-of-text token"):
-        render_text(PAIR, "mistral", QWEN)
+        render(PAIR, "mistral", QWEN)
 
 
 def test_auto_follows_the_family():

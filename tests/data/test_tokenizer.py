@@ -43,13 +43,13 @@ def test_a_bos_is_there_only_where_ordinary_calls_add_one():
     a, mark = tokenizer.vocabulary["a"], tokenizer.vocabulary["▁"]
     assert tokenizer.ids("a") == [mark, a]
     assert tokenizer.prompt_ids("a") == [1, mark, a]
-    assert (tokenizer.bos_id, tokenizer.eos_id) == (1, 2)
+    assert (tokenizer.opening, tokenizer.eos_id) == ([1], 2)
 
     backend = byte_level(special=("<|im_start|>",))
     backend.bos_token = "<|im_start|>"  # named, as SmolLM2's is, but never added
     tokenizer = Tokenizer(backend)
     assert tokenizer.prompt_ids("ab") == tokenizer.ids("ab")
-    assert tokenizer.bos_id is None
+    assert tokenizer.opening == [] and tokenizer.bos is None
     assert tokenizer.eos_id == tokenizer.vocabulary["<|endoftext|>"]
 
 
@@ -79,7 +79,7 @@ def test_a_saved_tokenizer_loads_equal(tmp_path, make):
     loaded = load_tokenizer(tmp_path)
     assert loaded.vocabulary == tokenizer.vocabulary
     assert loaded.prompt_ids("pos é 积") == tokenizer.prompt_ids("pos é 积")
-    assert (loaded.bos_id, loaded.eos_id) == (tokenizer.bos_id, tokenizer.eos_id)
+    assert (loaded.opening, loaded.eos_id) == (tokenizer.opening, tokenizer.eos_id)
 
 
 def test_fingerprint_changes_with_the_vocabulary_and_not_with_a_call():
@@ -151,7 +151,7 @@ def test_nothing_stands_behind_a_prompt(tmp_path, make):
     prompts = [[1, *tokenizer.ids(text)] for text in TEXTS]
     assert [tokenizer.prompt_ids(text) for text in TEXTS] == prompts == tokenizer.batch_prompt_ids(TEXTS)
     assert not any(tokenizer.eos_id in ids for ids in prompts)
-    assert (tokenizer.opening, tokenizer.bos_id, tokenizer.bos) == ([1], 1, "<s>")
+    assert (tokenizer.opening, tokenizer.bos) == ([1], "<s>")
     [warning] = tokenizer.warnings("llama")
     assert "</s>" in warning and "add_eos_token" in warning
 

@@ -40,10 +40,10 @@ def test_json_lines(tmp_path):
         told(file),
         [
             ", row 1, field 'source': empty",
-            ", row 1, field 'target': text is needed, found a number",
+            ", row 1, field 'target': text is needed, found 3",
             ", row 1, field 'source_language': unknown language 'dee'; known: en zh",
             ", row 2: not JSON at column 12",
-            ", row 3: an object is needed, found text",
+            ', row 3: an object is needed, found "x"',
             ", row 4: no field 'answer'",
             ", row 5, field 'source': '\\ud83d' is half a character",
             ", row 5: no field 'target'",
@@ -118,7 +118,7 @@ def test_task_files(tmp_path):
             ", row 1, field 'answer': 'ja' is no label word",
             ", row 2, field 'premise': text is needed, found null",
             ", row 2: no field 'answer'",
-            ", row 3: an object is needed, found text",
+            ', row 3: an object is needed, found "x"',
         ],
     )
     french = tmp_path / "snli" / "snli_fr12_test.json"
@@ -134,13 +134,13 @@ def test_a_data_folder_is_read_whole_and_each_error_told_once(tmp_path):
     english = data / "ap_emotion" / "emotion_en40_test.json"
     english.write_text("[]")
     (data / "exemplars.json").write_text('{"emotion": []}')
-    (data / "paws" / "notes.json").write_text("{}")
+    (data / "paws" / "notes.json").write_text("3")
     errors = {file: found for file, found in errors_of(data, Rendering()).items() if found}
     assert sum(map(len, errors.values())) == 3
     assert [found[0].partition(" is needed")[0] for found in errors.values()] == [
-        f"{english}: a JSON array of rows",
-        f"{data}/paws/notes.json: a JSON array of rows",
-        f"{data}/exemplars.json, emotion: an object of languages",
+        f"{english}: an array of rows",
+        f"{data}/paws/notes.json: an array",
+        f"{data}/exemplars.json, emotion: an object",
     ]
 
 

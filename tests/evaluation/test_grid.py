@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxalign.data.prompts import PromptStyle, Variant
-from jaxalign.data.tasks import TASKS
+from jaxalign.data.tasks import TASKS, TaskData
 from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import CellKey, GridData, cell_keys
 from jaxalign.evaluation.grid import evaluate_grid
@@ -29,10 +29,12 @@ def scorer() -> Scorer:
 @pytest.fixture
 def data(tmp_path: Path) -> GridData:
     exemplars = tiny_world.write_data(tmp_path / "data")
-    return GridData(tmp_path / "data", exemplars, tiny_world.byte_tokenizer(), slice(0, 5), "study", seed=0)
+    return GridData(TaskData(tmp_path / "data"), exemplars, tiny_world.byte_tokenizer(), slice(0, 5), "study", seed=0)
 
 
 def run(out: Path, scorer: Any, data: GridData, settings: dict[str, Any] = SETTINGS, keys: Any = KEYS) -> Any:
+    """A command: it reads the files anew."""
+    data = replace(data, tasks=TaskData(data.tasks.folder))
     return evaluate_grid(out, scorer, tiny_world.variables(), data, keys, settings, DESCRIPTION)
 
 
@@ -107,7 +109,7 @@ def test_a_stopped_run_continues_and_ends_the_same(tmp_path: Path, scorer: Score
 @pytest.mark.parametrize("error", [InputError, jax.errors.JaxRuntimeError])
 def test_cells_that_fail_are_listed_and_the_others_scored(tmp_path, scorer, data, error):
     run(tmp_path / "whole", scorer, data)
-    (data.folder / "ap_emotion/emotion_de6_test.json").rename(tmp_path / "away.json")
+    (data.tasks.folder / "ap_emotion/emotion_de6_test.json").rename(tmp_path / "away.json")
     results = run(tmp_path / "out", StopsAfter(scorer, 2, error), data)
     assert [(cell["task"], cell["language"]) for cell in results["cells"]] == [("emotion", "en"), ("snli", "en")]
     missing, failed = results["failures"]
@@ -115,7 +117,7 @@ def test_cells_that_fail_are_listed_and_the_others_scored(tmp_path, scorer, data
     assert "emotion_de" in missing["error"]
     assert failed == {"task": "snli", "language": "de", "variant": "english", "error": "no memory left"}
     # The same command, once they can be scored, adds them.
-    (tmp_path / "away.json").rename(data.folder / "ap_emotion/emotion_de6_test.json")
+    (tmp_path / "away.json").rename(data.tasks.folder / "ap_emotion/emotion_de6_test.json")
     run(tmp_path / "out", StopsAfter(scorer, 2), data)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
@@ -131,7 +133,7 @@ def test_cells_made_with_other_settings_are_refused_by_name(tmp_path: Path, scor
     moved = jax.tree.map(lambda x: x + np.float32(1e-3), tiny_world.variables())
     with pytest.raises(InputError, match="weights_sha256="):
         evaluate_grid(tmp_path, scorer, moved, data, KEYS, SETTINGS, DESCRIPTION)
-    file = data.folder / "ap_emotion/emotion_en6_test.json"
+    file = data.tasks.folder / "ap_emotion/emotion_en6_test.json"
     file.write_text(file.read_text().replace("en input 2", "another review"))
     with pytest.raises(InputError, match="inputs_sha256="):
         run(tmp_path, scorer, data)

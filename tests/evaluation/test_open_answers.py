@@ -8,7 +8,6 @@ from scipy.stats import binomtest
 
 from jaxalign.data.math_problems import MATH_TASKS, MathProblem
 from jaxalign.data.pairs import QuestionPair, with_instruction
-from jaxalign.data.templates import render
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.evaluation.generate import Answer, Generator
@@ -16,7 +15,7 @@ from jaxalign.evaluation.open_answers import evaluate_open, texts_of
 from jaxalign.evaluation.open_cells import MathCell, OpenCell, TranslationCell, math_cell, translation_cells
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
-from tests.data.tiny_tokenizers import byte_level
+from tests.data.tiny_tokenizers import byte_level, render
 
 SETTINGS = {"model": "tiny", "dtype": "float32"}
 DESCRIPTION = {"model": "tiny", "adapter": None, "tuned_on": [], "config": {}, "command": "c", "versions": {}}

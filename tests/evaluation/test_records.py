@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import binomtest
 
 from jaxalign.data.prompts import LabelQuery, read_exemplars
-from jaxalign.data.tasks import TASKS, TaskRow
+from jaxalign.data.tasks import TASKS, TaskData, TaskRow
 from jaxalign.errors import InputError
 from jaxalign.evaluation import cells
 from jaxalign.evaluation.cells import Cell, CellKey, GridData, best_class, records_of, render_cell, summary
@@ -89,7 +89,7 @@ def test_ties_fall_evenly_and_the_same_way_every_time():
 def test_a_label_word_without_tokens_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tiny_world.write_data(tmp_path)
     exemplars = read_exemplars(tmp_path / "exemplars.json")
-    data = GridData(tmp_path, exemplars, tiny_world.byte_tokenizer(), slice(0, 5), "study", seed=0)
+    data = GridData(TaskData(tmp_path), exemplars, tiny_world.byte_tokenizer(), slice(0, 5), "study", seed=0)
     monkeypatch.setattr(cells, "scored_candidates", lambda *arguments: {"positive": [], "negative": [1]})
     with pytest.raises(InputError, match=r"emotion, en: .*'positive'"):
         render_cell(data, CellKey("emotion", "en", "english"), [])

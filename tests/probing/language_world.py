@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from jaxalign.data.prompts import Exemplars
-from jaxalign.probing.probe import TASK, ProbeRun, TaskFiles, probe_texts
+from jaxalign.data.tasks import TaskData
+from jaxalign.probing.probe import TASK, ProbeRun, probe_texts
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
 
@@ -28,7 +29,7 @@ def probe_run(
 ) -> ProbeRun:
     """The tiny model on the tiny world's rows, which are written where no exemplars are given."""
     exemplars = exemplars or tiny_world.write_data(folder)
-    files, tokenizer = TaskFiles(folder), tiny_world.byte_tokenizer()
+    files, tokenizer = TaskData(folder), tiny_world.byte_tokenizer()
     texts = probe_texts([files.rows(TASK, language, rows) for language in languages], exemplars, tokenizer)
     variables = tiny_world.variables() if variables is None else variables
     return ProbeRun(tiny_world.DECODER, variables, make_mesh(*mesh), texts, batch_size=8)

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxalign.data.tasks import TaskData
 from jaxalign.errors import InputError
 from jaxalign.model.ragged import PrefixRunner, PromptRunner, prefill
 from jaxalign.model.readout import group_masses
 from jaxalign.model.transformer import Decoder
 from jaxalign.probing.attribution import AttributionInputs, attribution, attribution_arrays, attribution_function
-from jaxalign.probing.probe import TaskFiles
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
 from tests.model.tiny_models import VOCABULARY, tiny_case
@@ -83,7 +83,7 @@ def test_means_are_over_rows_and_split_by_kind():
 
 
 def test_arrays_of_the_attribution(tmp_path: Path):
-    found = attribution(probe_run(tmp_path, slice(0, 4), ["de", "zh"]), TaskFiles(tmp_path), positions=2)
+    found = attribution(probe_run(tmp_path, slice(0, 4), ["de", "zh"]), TaskData(tmp_path), positions=2)
     document = found.document
     assert document["token_language"] == ["en", "zh", "de", "undecidable"] and document["position"] == [-2, -1]
     assert document["rows"] == {"de": 4, "zh": 4} and document["token_map"]["held_out"]["all"]["tokens"] > 0
@@ -96,4 +96,4 @@ def test_arrays_of_the_attribution(tmp_path: Path):
 
 def test_prompts_shorter_than_the_positions_are_refused(tmp_path: Path):
     with pytest.raises(InputError, match=r"de, row 1 has \d+ tokens, fewer than the 500 positions"):
-        attribution(probe_run(tmp_path, slice(1, 3), ["de"]), TaskFiles(tmp_path), positions=500)
+        attribution(probe_run(tmp_path, slice(1, 3), ["de"]), TaskData(tmp_path), positions=500)

@@ -4,11 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxalign.data.tasks import TaskData
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.probing.attribution import (
     SCRIPT_CLASSES,
     HeldOut,
     decide,
+    languages_with_texts,
     parallel_texts,
     script_languages,
     script_of_bytes,
@@ -16,7 +18,7 @@ from jaxalign.probing.attribution import (
     token_languages,
     token_scripts,
 )
-from jaxalign.probing.probe import TASK, TaskFiles
+from jaxalign.probing.probe import TASK
 from tests import tiny_world
 from tests.data.tiny_tokenizers import byte_level, sentencepiece_style
 
@@ -123,7 +125,7 @@ def test_map_of_texts_and_its_accuracy(tmp_path: Path):
     # "a" is English, "o" German, "e" both; the held-out last fifth says "o" once in English.
     write_emotion(tmp_path, {"en": ["aaaee"] * 8 + ["aaaao"] * 2, "de": ["oooee"] * 10})
     tokenizer = tiny_world.byte_tokenizer()
-    found = token_languages(tokenizer, tiny_world.CONFIG.vocab_size, TaskFiles(tmp_path))
+    found = token_languages(tokenizer, tiny_world.CONFIG.vocab_size, TaskData(tmp_path))
     assert found.languages == ["en", "de"]
     assert [found.language_of[tokenizer.vocabulary[letter]] for letter in "aoez"] == [0, 1, 2, 2]
     assert found.held_out == {"en": HeldOut(10, 10, 8), "de": HeldOut(10, 6, 6)}
@@ -132,8 +134,8 @@ def test_map_of_texts_and_its_accuracy(tmp_path: Path):
 
 def test_texts_are_the_fields_of_every_task_there_is(tmp_path: Path):
     tiny_world.write_data(tmp_path)
-    files = TaskFiles(tmp_path)
-    assert files.languages(TASK) == ["en", "zh", "de"]
+    files = TaskData(tmp_path)
+    assert languages_with_texts(files, TASK) == ["en", "zh", "de"]
     counted, held_out = parallel_texts(files, "de")
     assert held_out == ["de input 5", "de premise 5", "de hypothesis 5"]
     assert len(counted) == 5 + 10 and not set(counted) & set(held_out)

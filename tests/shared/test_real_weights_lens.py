@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from jaxalign.data.prompts import read_exemplars
+from jaxalign.data.tasks import TaskData
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.model.config import read_config
 from jaxalign.model.ragged import PromptRunner
@@ -17,7 +18,7 @@ from jaxalign.model.transformer import Decoder
 from jaxalign.model.weights import load_params
 from jaxalign.probing.attribution import AttributionInputs, attribution_function
 from jaxalign.probing.logit_lens import LensInputs, lens_function, word_sets
-from jaxalign.probing.probe import TASK, TaskFiles, probe_texts
+from jaxalign.probing.probe import TASK, probe_texts
 from tests.probing.numpy_lens import lens_in_numpy
 from tests.training.tiny_runs import mesh_of
 
@@ -29,7 +30,7 @@ LANGUAGES = ("en", "zh", "sw")
 @pytest.mark.parametrize("name", ["smollm2", "gemma3"])
 def test_lens_and_attribution_are_numpys(shared: Path, models: Path, name: str):
     config, tokenizer = read_config(models / name), load_tokenizer(models / name)
-    rows = [TaskFiles(shared / "data").rows(TASK, language, slice(0, 1)) for language in LANGUAGES]
+    rows = [TaskData(shared / "data").rows(TASK, language, slice(0, 1)) for language in LANGUAGES]
     texts = probe_texts(rows, read_exemplars(shared / "data/exemplars.json"), tokenizer)
     prompts = [each.prompts[0] for each in texts.values()]
     labels = word_sets(tokenizer, "zh").all()

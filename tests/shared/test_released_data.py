@@ -25,8 +25,8 @@ from jaxalign.data.prompts import (
 )
 from jaxalign.data.study import import_study
 from jaxalign.data.tasks import TASKS, TaskRow, correct_by_class, correct_by_reference, read_task_rows, task_file
-from jaxalign.data.templates import render
 from jaxalign.data.tokenizer import load_tokenizer
+from tests.data.tiny_tokenizers import render
 
 ALL = slice(None)
 
