@@ -34,7 +34,7 @@ def right_answers(
     """bool [masks, K, R]: rows that `prefix_mass` answers right by the corrected rule."""
     answers = []
     for mask in masks:
-        variables = scorer.place({**run.variables, "params": masked_params(run.variables["params"], mask)})
+        variables = scorer.runner.place({**run.variables, "params": masked_params(run.variables["params"], mask)})
         right = []
         for cell in cells:
             scores = scorer.score(variables, cell.queries, list(cell.candidates.values()), run.on_rows)

@@ -10,7 +10,7 @@ from jaxalign.cli.configuration import check_type, leaves, load_config
 from jaxalign.cli.data import gather_pairs
 from jaxalign.cli.loading import Model, chosen_languages, out_folder, rendering, split_list
 from jaxalign.cli.provenance import provenance
-from jaxalign.data.batches import fit_pairs, round_up, split_heldout
+from jaxalign.data.batches import fit_pairs, split_heldout
 from jaxalign.data.math_problems import MATH_LANGUAGES, MATH_TASKS, read_problems
 from jaxalign.data.pairs import QuestionPair, read_pairs
 from jaxalign.data.tasks import parse_rows
@@ -57,10 +57,9 @@ def evaluate_open_answers(config: ConfigDict, model: Model, settings: Mapping[st
       The content of `open_results.json`; its "failures" lists the cells that could not be decoded.
     """
     cells = [cell for task in open_tasks(config) for cell in cells_of(config, task, model)]
-    rows = round_up(config.generate.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
     results = evaluate_open(
         out_folder(config),
-        Generator(model.decoder, model.variables, model.mesh, rows),
+        Generator(model.decoder, model.variables, model.mesh, config.generate.batch_size),
         model.variables,
         model.tokenizer,
         cells,

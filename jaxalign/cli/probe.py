@@ -23,7 +23,6 @@ from jaxalign.cli.loading import (
 from jaxalign.cli.masked_accuracy import write_masked_accuracy
 from jaxalign.cli.neurons import check_selected_of, neurons_to_mask
 from jaxalign.cli.provenance import provenance
-from jaxalign.data.batches import round_up
 from jaxalign.data.tasks import parse_rows, read_task_rows
 from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import GridData, cell_keys
@@ -137,7 +136,6 @@ def run_probes(config: ConfigDict, model: Model) -> None:
     description = named | {"tuned_on": model.tuned_on, "bos": model.tokenizer.bos} | provenance(config)
     if jax.process_index() == 0:
         check_of_one_model(out, named, ["neuron_counts" if name == "neurons" else name for name in probes])
-    batch_size = round_up(config.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
     ready = merged(model, config.param_dtype)
     read = [read_task_rows(folder, TASK, language, "test", rows) for language in languages]
     agree("the test rows or exemplars", [read, sorted(exemplars.cells.items())])
@@ -157,7 +155,7 @@ def run_probes(config: ConfigDict, model: Model) -> None:
             ready.mesh,
             data,
             languages,
-            batch_size,
+            config.batch_size,
             description,
             on_rows=progress.update,
         )

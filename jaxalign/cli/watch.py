@@ -14,7 +14,6 @@ from jaxalign.cli.loading import Model, chosen_languages, evaluation_data, split
 from jaxalign.cli.neurons import check_selection_settings, selected_of
 from jaxalign.cli.open_answers import OPEN_TASKS, cells_of, check_open_answers, open_tasks
 from jaxalign.cli.probe import capture_of, check_enough_rows, compared_by
-from jaxalign.data.batches import round_up
 from jaxalign.data.tasks import TASKS, parse_rows, read_task_rows
 from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import GridData, cell_keys, render_cell, right_by_mass
@@ -126,8 +125,7 @@ def accuracy(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) ->
 def open_answers(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) -> Measure:
     """`accuracy/{task}_{language}` of math problems, and `chrf/translation_{languages}` of translations, 0 to 100."""
     cells = [cell for task in open_tasks(config) for cell in cells_of(config, task, model)]
-    rows = round_up(config.generate.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
-    generator = Generator(decoder, shapes, model.mesh, rows)
+    generator = Generator(decoder, shapes, model.mesh, config.generate.batch_size)
 
     def measure(variables: Any) -> dict[str, float]:
         numbers = {}
@@ -235,8 +233,7 @@ def probe_run(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) -
     """What the probes watch; nothing is written."""
     folder, exemplars = evaluation_data(config)
     data = ProbeData(folder, exemplars, model.tokenizer, parse_rows(config.rows))
-    batch_size = round_up(config.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
-    return ProbeRun(Path(), decoder, shapes, model.mesh, data, chosen_languages(config), batch_size, {})
+    return ProbeRun(Path(), decoder, shapes, model.mesh, data, chosen_languages(config), config.batch_size, {})
 
 
 MEASURES: dict[str, Callable[[ConfigDict, Model, Decoder, Any], Measure]] = {

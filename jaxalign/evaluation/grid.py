@@ -116,7 +116,7 @@ def evaluate_grid(
       OtherOrigin: a finished cell was made from something else.
     """
     started = time.perf_counter()
-    variables = scorer.place(variables)
+    variables = scorer.runner.place(variables)
     settings = {**settings, "weights_sha256": weights_sha256(variables)}
     outcomes: dict[CellKey, Outcome] = {}
     counts = {"scored": 0, "reused": 0}
@@ -201,7 +201,8 @@ def timing(scorer: Scorer, examples: Mapping[str, int], seconds: float) -> dict[
 
     "seconds" of the phases hold no compilation; "examples_per_second" neither.
     """
-    counts, compile_seconds = scorer.counts, scorer.compile_seconds
+    counts, runner = scorer.counts, scorer.runner
+    compile_seconds = {name: runner.compile_seconds.get(name, 0.0) for name in counts.seconds}
     running = sum(counts.seconds.values()) - sum(compile_seconds.values())
     computed = counts.prompt_tokens_computed + counts.word_tokens_computed
     return {
@@ -211,7 +212,7 @@ def timing(scorer: Scorer, examples: Mapping[str, int], seconds: float) -> dict[
         "word_tokens_computed": counts.word_tokens_computed,
         "positions_computed": counts.positions_computed,
         "padding_share": 1 - computed / counts.positions_computed if counts.positions_computed else 0.0,
-        "compilations": scorer.compilations,
+        "compilations": {name: runner.compilations[name] for name in counts.seconds},
         "compile_seconds": compile_seconds,
         "seconds": {name: spent - compile_seconds[name] for name, spent in counts.seconds.items()},
         "seconds_in_all": seconds,

@@ -14,7 +14,7 @@ import jax
 from tqdm import tqdm
 
 from jaxalign.data.tokenizer import Tokenizer
-from jaxalign.evaluation.generate import Answer, GenerationCounts, Generator
+from jaxalign.evaluation.generate import Answer, Generator
 from jaxalign.evaluation.grid import CELL_ERRORS, cell_failure, finished_on_the_first, save
 from jaxalign.evaluation.open_cells import TRANSLATION, OpenCell
 from jaxalign.files import write_json, write_json_lines
@@ -86,7 +86,7 @@ def evaluate_open(
     }
     if is_writer:
         write_json_lines(out / "answers.jsonl", (record for _, done in decoded_cells for record in done))
-        write_json(out / "open_timing.json", {"answers": answers, **timing(generator.counts)})
+        write_json(out / "open_timing.json", {"answers": answers, **timing(generator)})
         write_json(out / "open_results.json", results)
     return results
 
@@ -113,7 +113,8 @@ def made_from(cell: OpenCell, settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def timing(counts: GenerationCounts) -> dict[str, Any]:
+def timing(generator: Generator) -> dict[str, Any]:
     """What was done in this run, compilation among its seconds."""
-    per_second = counts.chosen_tokens / counts.seconds if counts.seconds else 0.0
-    return {**asdict(counts), "chosen_tokens_per_second": round(per_second, 1)}
+    counts, chosen = generator.runner.counts, generator.chosen_tokens
+    per_second = chosen / counts.seconds if counts.seconds else 0.0
+    return {**asdict(counts), "chosen_tokens": chosen, "chosen_tokens_per_second": round(per_second, 1)}

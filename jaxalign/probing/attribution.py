@@ -11,7 +11,6 @@ Axis letters: V vocabulary, K languages.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ from jaxalign.data.tasks import TASKS, Task, read_task_rows, task_file_named
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.model.attention import Prefix
-from jaxalign.model.ragged import PrefixRunner, PromptFunction, check_lengths, decode_prompts, prefill, shared_length
+from jaxalign.model.ragged import check_lengths, decode_prompts, shared_length
 from jaxalign.model.readout import CHUNK, group_masses
 from jaxalign.model.transformer import Decoder
 from jaxalign.probing.probe import TASK, VARIANT, ProbeRun, probe_prompts, write_probe
@@ -199,35 +198,36 @@ def script_of_bytes(text: bytes) -> str:
     return found.pop() if len(found) == 1 else SEVERAL_SCRIPTS
 
 
-class AttributionInputs(NamedTuple):
-    """What the attribution needs beside the prompts."""
-
-    groups: Any
-    """int32 [2, V]: each token's language, and its script, numbered through as groups"""
-    prefix: Prefix | None = None
-    """what all prompts begin with, where the batch holds the rest of them alone"""
-
-
 def last_positions(states: jax.Array, lengths: jax.Array, count: int) -> jax.Array:
     """The states [B, count, D] at each prompt's last positions, in order, from states [B, T, D]."""
     positions = lengths[:, None] + jnp.arange(-count, 0, dtype=jnp.int32)[None]
     return jnp.take_along_axis(states, positions[:, :, None], axis=1)
 
 
-def attribution_function(decoder: Decoder, group_count: int, positions: int = 1, chunk: int = CHUNK) -> PromptFunction:
+def attribution_batch(
+    decoder: Decoder,
+    variables: Any,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    prefix: Prefix | None,
+    groups: jax.Array,
+    *,
+    group_count: int,
+    positions: int = 1,
+    chunk: int = CHUNK,
+) -> jax.Array:
     """The masses of a batch, float32 [B, L, P, G]; prompts are at least P tokens long.
 
-    `extra` is AttributionInputs.
+    Args:
+      prefix: what all prompts begin with, where the batch holds the rest of them alone.
+      groups: int32 [2, V], each token's language, and its script, numbered through as groups.
     """
 
-    def attribution(variables: Any, tokens: jax.Array, lengths: jax.Array, extra: AttributionInputs) -> jax.Array:
-        def tap(layer: jax.Array, hidden: jax.Array, gate: jax.Array) -> jax.Array:
-            normed = decoder.apply(variables, last_positions(hidden, lengths, positions), method="final_norm")
-            return group_masses(decoder, variables, normed, extra.groups, group_count, chunk)
+    def tap(layer: jax.Array, hidden: jax.Array, gate: jax.Array) -> jax.Array:
+        normed = decoder.apply(variables, last_positions(hidden, lengths, positions), method="final_norm")
+        return group_masses(decoder, variables, normed, groups, group_count, chunk)
 
-        return jnp.moveaxis(decode_prompts(decoder, variables, tokens, lengths, tap, prefix=extra.prefix).taps, 0, 1)
-
-    return attribution
+    return jnp.moveaxis(decode_prompts(decoder, variables, tokens, lengths, tap, prefix=prefix).taps, 0, 1)
 
 
 def groups_of(tokens: TokenLanguages) -> np.ndarray:
@@ -243,9 +243,8 @@ class AttributionProgram:
         self.run, self.positions = run, positions
         self.tokens = token_languages(run.data.tokenizer, run.decoder.config.vocab_size, run.data.folder)
         self.groups = groups_of(self.tokens)
-        group_count = len(self.tokens.languages) + 1 + len(SCRIPT_CLASSES)
-        self.runner = run.runner(attribution_function(run.decoder, group_count, positions))
-        self.run_prefix = PrefixRunner(partial(prefill, run.decoder), run.variables, run.mesh)
+        self.group_count = len(self.tokens.languages) + 1 + len(SCRIPT_CLASSES)
+        self.runner = run.runner
 
     def __call__(self, variables: Any) -> dict[str, np.ndarray]:
         """language -> the masses of its prompts, float32 [rows, L, P, G]."""
@@ -264,8 +263,18 @@ class AttributionProgram:
                 f"{positions} positions asked for; set --config.attribution_positions lower"
             )
         shared = shared_length(prompts, keep=positions)
-        inputs = AttributionInputs(self.groups, self.run_prefix(variables, prompts[0][:shared]))
-        masses = self.runner(variables, [prompt[shared:] for prompt in prompts], inputs, run.on_rows)
+        prefix = self.runner.run_prefix(variables, prompts[0][:shared])
+        rests = [prompt[shared:] for prompt in prompts]
+        masses = self.runner(
+            attribution_batch,
+            variables,
+            rests,
+            prefix,
+            self.groups,
+            on_rows=run.on_rows,
+            group_count=self.group_count,
+            positions=positions,
+        )
         finite = np.isfinite(masses).all(axis=(1, 2, 3))
         if not finite.all():
             raise InputError(

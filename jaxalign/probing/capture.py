@@ -15,7 +15,6 @@ Axis letters: B batch, T positions, L layers, K chosen layers, D width.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import jax
@@ -25,14 +24,7 @@ import numpy as np
 from jaxalign.data.prompts import common_length
 from jaxalign.errors import InputError
 from jaxalign.model.attention import Prefix
-from jaxalign.model.ragged import (
-    PrefixRunner,
-    PromptFunction,
-    check_lengths,
-    decode_prefix,
-    decode_prompts,
-    shared_length,
-)
+from jaxalign.model.ragged import check_lengths, decode_prefix, decode_prompts, shared_length
 from jaxalign.model.transformer import Decoder, DecoderOutput, Tap
 from jaxalign.probing.probe import ProbeRun, probe_prefix, probe_prompts
 
@@ -85,7 +77,7 @@ def position_mask(position: Position, tokens: jax.Array, lengths: jax.Array, pre
     """Which positions are averaged over: bool [B, T].
 
     Args:
-      tokens, lengths: as a `PromptFunction` takes them.
+      tokens, lengths: as `decode_prompts` takes them.
       prefix: int32 [P], tokens of the few-shot examples, filled up with NO_TOKEN; read for `query_mean` alone. The
         query is what follows the longest start that a prompt shares with it: a tokenizer may merge tokens at the seam.
     """
@@ -109,34 +101,34 @@ class SharedText(NamedTuple):
     """float32 [L + 1, D], of the states at its positions"""
 
 
-class CaptureInputs(NamedTuple):
-    """What a capture needs beside the prompts."""
-
-    examples: Any
-    """int32 [P], the few-shot tokens of `position_mask`"""
-    shared: SharedText | None = None
-    """where the batch, and `examples`, hold what follows it alone"""
-
-
-def capture_function(decoder: Decoder, layers: Sequence[int], position: Position) -> PromptFunction:
+def capture_batch(
+    decoder: Decoder,
+    variables: Any,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    shared: SharedText | None,
+    examples: jax.Array,
+    *,
+    layers: tuple[int, ...],
+    position: Position,
+) -> jax.Array:
     """States of the layers, averaged over the position's tokens: float32 [B, K, D].
 
-    The function's `extra` is CaptureInputs. The scan over layers reduces each block's states over T, so that memory
-    grows with L x B x D beyond what one layer takes, not with T.
+    The scan over layers reduces each block's states over T, so that memory grows with L x B x D beyond what one layer
+    takes, not with T.
+
+    Args:
+      shared: where the batch, and `examples`, hold what follows it alone.
+      examples: int32 [P], the few-shot tokens of `position_mask`.
     """
-
-    def capture(variables: Any, tokens: jax.Array, lengths: jax.Array, extra: CaptureInputs) -> jax.Array:
-        shared = extra.shared
-        chosen = position_mask(position, tokens, lengths, extra.examples)
-        output = decode_prompts(decoder, variables, tokens, lengths, tap_sums(chosen), prefix=shared and shared.prefix)
-        sums, counts = every_layer(decoder, variables, tokens, output, chosen), chosen.sum(axis=1)
-        if shared is not None and position == "prompt_mean":
-            sums, counts = sums + shared.sums[:, None], counts + shared.prefix.length
-        # Filler rows may have no such position.
-        means = sums / jnp.maximum(counts, 1).astype(jnp.float32)[None, :, None]
-        return jnp.moveaxis(means[jnp.asarray(layers)], 0, 1)
-
-    return capture
+    chosen = position_mask(position, tokens, lengths, examples)
+    output = decode_prompts(decoder, variables, tokens, lengths, tap_sums(chosen), prefix=shared and shared.prefix)
+    sums, counts = every_layer(decoder, variables, tokens, output, chosen), chosen.sum(axis=1)
+    if shared is not None and position == "prompt_mean":
+        sums, counts = sums + shared.sums[:, None], counts + shared.prefix.length
+    # Filler rows have no such position.
+    means = sums / jnp.maximum(counts, 1).astype(jnp.float32)[None, :, None]
+    return jnp.moveaxis(means[jnp.asarray(layers)], 0, 1)
 
 
 def run_shared_text(decoder: Decoder, variables: Any, tokens: jax.Array, length: jax.Array) -> SharedText:
@@ -204,9 +196,7 @@ def prepared_capture(
         prompts[language] = dict(zip((row.row for row in rows), token_ids, strict=True))
         check_lengths(list(map(len, token_ids)), run.decoder.config.max_positions)
         check_position(capture.position, language, prompts[language], prefixes[language])
-    longest = max(map(len, prefixes.values()))
-    runner = run.runner(capture_function(run.decoder, layers, capture.position))
-    run_shared = PrefixRunner(partial(run_shared_text, run.decoder), run.variables, run.mesh)
+    longest, runner = max(map(len, prefixes.values())), run.runner
 
     def states_of(variables: Any) -> Iterator[LanguageStates]:
         variables = runner.place(variables)
@@ -215,8 +205,17 @@ def prepared_capture(
             shared = shared_tokens(capture.position, token_ids, prefixes[language])
             examples = np.full(longest, NO_TOKEN, np.int32)
             examples[: len(prefixes[language][shared:])] = prefixes[language][shared:]
-            inputs = CaptureInputs(examples, run_shared(variables, token_ids[0][:shared]))
-            states = runner(variables, [ids[shared:] for ids in token_ids], inputs, run.on_rows)
+            text = runner.run_prefix(variables, token_ids[0][:shared], run_shared_text)
+            states = runner(
+                capture_batch,
+                variables,
+                [ids[shared:] for ids in token_ids],
+                text,
+                examples,
+                on_rows=run.on_rows,
+                layers=layers,
+                position=capture.position,
+            )
             finite = np.isfinite(states).all(axis=(1, 2))
             if not finite.all():
                 raise InputError(

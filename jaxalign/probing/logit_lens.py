@@ -11,28 +11,18 @@ Axis letters: B batch, L layers, C labels, D width.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxalign.data.prompts import label_candidates, label_words
 from jaxalign.data.tasks import TaskRow
 from jaxalign.errors import InputError
 from jaxalign.model.attention import Prefix
-from jaxalign.model.ragged import (
-    PrefixRunner,
-    PromptFunction,
-    check_lengths,
-    decode_prompts,
-    last_position,
-    prefill,
-    shared_length,
-)
+from jaxalign.model.ragged import check_lengths, decode_prompts, last_position, shared_length
 from jaxalign.model.readout import LabelSets, directions, entropy_bits, head_gram, label_masses, pad_label_sets
 from jaxalign.model.transformer import Decoder
 from jaxalign.probing.probe import TASK, VARIANT, ProbeData, ProbeRun, probe_prompts, write_probe
@@ -65,16 +55,6 @@ UNSHARED = "unshared_"
 
 HEAD_ROWS = 64
 """How many states the head reads at once: reading its weights for fewer takes longer than the product itself."""
-
-
-class LensInputs(NamedTuple):
-    """What the lens needs beside the prompts."""
-
-    labels: LabelSets
-    gram: Any
-    """float32 [D, D], see `head_gram`"""
-    prefix: Prefix | None = None
-    """what all prompts begin with, where the batch holds the rest of them alone"""
 
 
 class LanguageLens(NamedTuple):
@@ -136,47 +116,50 @@ def relative_energy(hidden: jax.Array, gram: jax.Array, vocab_size: int) -> jax.
     return jnp.sqrt(squares * vocab_size) / jnp.maximum(jnp.linalg.norm(gram), jnp.finfo(jnp.float32).tiny)
 
 
-def lens_function(decoder: Decoder) -> PromptFunction:
+def lens_batch(
+    decoder: Decoder,
+    variables: Any,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    prefix: Prefix | None,
+    labels: LabelSets,
+    gram: jax.Array,
+) -> Any:
     """The lens on a batch: (masses [B, L, C], entropy in bits, energy, whether all logits are finite [B, L] each).
 
     The scan over layers keeps the last position alone; then the head reads the states of some layers at once. Layer L,
-    the model's own output, is read apart, by the product of which the model's own logits come. `extra` is LensInputs.
+    the model's own output, is read apart, by the product of which the model's own logits come.
+
+    Args:
+      prefix: what all prompts begin with, where the batch holds the rest of them alone.
+      gram: float32 [D, D], see `head_gram`.
     """
 
-    def lens(variables: Any, tokens: jax.Array, lengths: jax.Array, extra: LensInputs) -> Any:
-        def tap(layer: jax.Array, hidden: jax.Array, gate: jax.Array) -> jax.Array:
-            return last_position(hidden, lengths)
+    def tap(layer: jax.Array, hidden: jax.Array, gate: jax.Array) -> jax.Array:
+        return last_position(hidden, lengths)
 
-        def read(hidden: jax.Array) -> Any:
-            normed = decoder.apply(variables, hidden, method="final_norm")
-            logits: Any = decoder.apply(variables, normed, method="logits")
-            energy = relative_energy(hidden, extra.gram, decoder.config.vocab_size)
-            return label_masses(logits, extra.labels), entropy_bits(logits), energy, jnp.isfinite(logits).all(-1)
+    def read(hidden: jax.Array) -> Any:
+        normed = decoder.apply(variables, hidden, method="final_norm")
+        logits: Any = decoder.apply(variables, normed, method="logits")
+        energy = relative_energy(hidden, gram, decoder.config.vocab_size)
+        return label_masses(logits, labels), entropy_bits(logits), energy, jnp.isfinite(logits).all(-1)
 
-        states: Any = decode_prompts(decoder, variables, tokens, lengths, tap, prefix=extra.prefix).taps  # [L, B, D]
-        inner = jax.lax.map(read, states[:-1], batch_size=max(1, HEAD_ROWS // len(tokens)))
-        layers = jax.tree.map(lambda inner, last: jnp.concatenate([inner, last[None]]), inner, read(states[-1]))
-        return jax.tree.map(lambda array: jnp.moveaxis(array, 0, 1), layers)
-
-    return lens
+    states: Any = decode_prompts(decoder, variables, tokens, lengths, tap, prefix=prefix).taps  # [L, B, D]
+    inner = jax.lax.map(read, states[:-1], batch_size=max(1, HEAD_ROWS // len(tokens)))
+    layers = jax.tree.map(lambda inner, last: jnp.concatenate([inner, last[None]]), inner, read(states[-1]))
+    return jax.tree.map(lambda array: jnp.moveaxis(array, 0, 1), layers)
 
 
 class LensProgram:
     """The lens, ready to run on one language after the other, with whatever variables of the run's structure."""
 
     def __init__(self, run: ProbeRun):
-        self.run, self.runner = run, run.runner(lens_function(run.decoder))
-        self.run_prefix = PrefixRunner(partial(prefill, run.decoder), run.variables, run.mesh)
-        self.gram_of = jax.jit(
-            partial(head_gram, run.decoder),
-            in_shardings=(self.runner.variable_shardings,),
-            out_shardings=NamedSharding(run.mesh, PartitionSpec()),
-        )
+        self.run, self.runner = run, run.runner
 
     def __call__(self, variables: Any) -> dict[str, LanguageLens]:
         """language -> what the lens sees of its prompts."""
         variables = self.runner.place(variables)
-        gram = self.gram_of(variables)
+        gram = self.runner.call(head_gram, variables)
         return {language: self.of_language(variables, gram, language) for language in self.run.languages}
 
     def of_language(self, variables: Any, gram: jax.Array, language: str) -> LanguageLens:
@@ -185,13 +168,12 @@ class LensProgram:
         check_lengths(list(map(len, prompts)), self.run.decoder.config.max_positions)
         sets = both_ways(word_sets(self.run.data, language), language)
         shared = shared_length(prompts)
-        inputs = LensInputs(
-            pad_label_sets([ids for way in sets for ids in way.all()]),
-            gram,
-            self.run_prefix(variables, prompts[0][:shared]),
-        )
+        prefix = self.runner.run_prefix(variables, prompts[0][:shared])
+        labels = pad_label_sets([ids for way in sets for ids in way.all()])
         rests = [prompt[shared:] for prompt in prompts]
-        masses, entropy, energy, finite = self.runner(variables, rests, inputs, self.run.on_rows)
+        masses, entropy, energy, finite = self.runner(
+            lens_batch, variables, rests, prefix, labels, gram, on_rows=self.run.on_rows
+        )
         if not finite.all():
             row, layer = np.unravel_index(np.argmin(finite), finite.shape)
             raise InputError(

@@ -27,7 +27,7 @@ import numpy as np
 
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.ragged import PromptFunction, PromptRunner, decode_prompts
+from jaxalign.model.ragged import decode_prompts
 from jaxalign.model.transformer import Decoder
 from jaxalign.probing.probe import TASK, ProbeRun, probe_texts, write_probe
 from jaxalign.statistics import times_drawn
@@ -48,34 +48,32 @@ class TextNats(NamedTuple):
     """int32: how often it is another"""
 
 
-def nats_function(decoder: Decoder) -> PromptFunction:
-    """`TextNats` of a batch; `extra` is the neuron mask, float32 [L, F], 1 where a neuron stays."""
+def nats_batch(
+    decoder: Decoder, variables: Any, tokens: jax.Array, lengths: jax.Array, neuron_mask: jax.Array
+) -> TextNats:
+    """`TextNats` of a batch; neuron_mask float32 [L, F], 1 where a neuron stays."""
+    hidden = decode_prompts(decoder, variables, tokens, lengths, neuron_mask=neuron_mask).hidden
+    predicted = jax.lax.broadcasted_iota(jnp.int32, tokens.shape, 1) < lengths[:, None] - 1
 
-    def nats(variables: Any, tokens: jax.Array, lengths: jax.Array, neuron_mask: jax.Array) -> TextNats:
-        hidden = decode_prompts(decoder, variables, tokens, lengths, neuron_mask=neuron_mask).hidden
-        predicted = jax.lax.broadcasted_iota(jnp.int32, tokens.shape, 1) < lengths[:, None] - 1
+    def by_chunk(array: jax.Array) -> jax.Array:
+        """[B, T, ...] -> [chunks, B, POSITIONS, ...]"""
+        return jnp.moveaxis(array.reshape(len(array), -1, POSITIONS, *array.shape[2:]), 1, 0)
 
-        def by_chunk(array: jax.Array) -> jax.Array:
-            """[B, T, ...] -> [chunks, B, POSITIONS, ...]"""
-            return jnp.moveaxis(array.reshape(len(array), -1, POSITIONS, *array.shape[2:]), 1, 0)
+    def chunk_nats(chunk: tuple[jax.Array, jax.Array, jax.Array]) -> TextNats:
+        states, targets, counted = chunk
+        logits: Any = decoder.apply(variables, states, method="logits")
+        normaliser = jax.nn.logsumexp(logits, axis=-1)
+        own = normaliser - jnp.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0]
+        likeliest = normaliser - logits.max(axis=-1)
+        mistaken = counted & (logits.argmax(axis=-1) != targets)
+        return TextNats(
+            jnp.where(counted, own, 0.0).sum(axis=1),
+            jnp.where(mistaken, likeliest, 0.0).sum(axis=1),
+            mistaken.sum(axis=1, dtype=jnp.int32),
+        )
 
-        def chunk_nats(chunk: tuple[jax.Array, jax.Array, jax.Array]) -> TextNats:
-            states, targets, counted = chunk
-            logits: Any = decoder.apply(variables, states, method="logits")
-            normaliser = jax.nn.logsumexp(logits, axis=-1)
-            own = normaliser - jnp.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0]
-            likeliest = normaliser - logits.max(axis=-1)
-            mistaken = counted & (logits.argmax(axis=-1) != targets)
-            return TextNats(
-                jnp.where(counted, own, 0.0).sum(axis=1),
-                jnp.where(mistaken, likeliest, 0.0).sum(axis=1),
-                mistaken.sum(axis=1, dtype=jnp.int32),
-            )
-
-        chunks = tuple(map(by_chunk, (hidden, jnp.roll(tokens, -1, axis=1), predicted)))
-        return jax.tree.map(lambda sums: sums.sum(axis=0), jax.lax.map(chunk_nats, chunks))
-
-    return nats
+    chunks = tuple(map(by_chunk, (hidden, jnp.roll(tokens, -1, axis=1), predicted)))
+    return jax.tree.map(lambda sums: sums.sum(axis=0), jax.lax.map(chunk_nats, chunks))
 
 
 def neuron_mask(pairs: np.ndarray, layers: int, width: int) -> np.ndarray:
@@ -174,11 +172,9 @@ def token_counts(texts: Iterable[Texts]) -> np.ndarray:
     return np.array([[len(prompt) - 1 for prompt in each.prompts] for each in texts])
 
 
-def measure(
-    run: ProbeRun, runner: PromptRunner, variables: Any, texts: Texts, masks: Sequence[np.ndarray]
-) -> list[TextNats]:
+def measure(run: ProbeRun, variables: Any, texts: Texts, masks: Sequence[np.ndarray]) -> list[TextNats]:
     """The sums of one language's texts under each mask."""
-    sums = [runner(variables, texts.prompts, jnp.asarray(mask), run.on_rows) for mask in masks]
+    sums = [run.runner(nats_batch, variables, texts.prompts, mask, on_rows=run.on_rows) for mask in masks]
     if not np.isfinite([each.nats for each in sums]).all():
         raise InputError(f"{texts.language}: logits are not finite; check the weights, or compute in float32")
     return sums
@@ -212,11 +208,10 @@ def write_masking(run: ProbeRun, own: Mapping[str, np.ndarray], seed: int) -> di
     """
     languages = list(run.languages)
     masks = language_masks(own, languages, run.decoder.config, seed)
-    runner = run.runner(nats_function(run.decoder))
-    variables = runner.place(run.variables)
+    variables = run.runner.place(run.variables)
     texts = measured_texts(run)
     rows, tokens = texts[languages[0]].rows, token_counts(texts.values())
-    measured = [measure(run, runner, variables, texts[language], masks) for language in languages]
+    measured = [measure(run, variables, texts[language], masks) for language in languages]
     nats = np.stack([[each.nats for each in sums] for sums in measured], axis=1)
     reference = [
         [reference_perplexity(each, predicted) for each in sums]
@@ -290,8 +285,7 @@ def write_transplant(run: ProbeRun, tuned: Any, own: Mapping[str, np.ndarray], s
     check_tuned(base, tuned)
     masks = language_masks(own, languages, config, seed)
     weights = ["base", "tuned", *mask_names(languages)[1:]]
-    runner = run.runner(nats_function(run.decoder))
-    shardings = runner.variable_shardings["params"]
+    shardings = run.runner.variable_shardings["params"]
     transplant = jax.jit(transplanted, in_shardings=(shardings, shardings, None), out_shardings=shardings)
     texts = measured_texts(run)
     rows, tokens = texts[languages[0]].rows, token_counts(texts.values())
@@ -300,8 +294,8 @@ def write_transplant(run: ProbeRun, tuned: Any, own: Mapping[str, np.ndarray], s
     for name, mask in zip(weights, [None, None, *masks[1:]], strict=True):
         params = {"base": base, "tuned": tuned}.get(name)
         params = transplant(base, tuned, jnp.asarray(mask)) if params is None else params
-        variables = runner.place({"params": params})
-        measured = [measure(run, runner, variables, texts[language], every_neuron) for language in languages]
+        variables = run.runner.place({"params": params})
+        measured = [measure(run, variables, texts[language], every_neuron) for language in languages]
         nats.append([sums[0].nats for sums in measured])
     nats = np.array(nats, np.float32)
     of_transplants = np.delete(nats, weights.index("tuned"), axis=0).astype(np.float64)

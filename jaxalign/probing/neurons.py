@@ -46,7 +46,7 @@ import numpy as np
 from jaxalign.data.languages import code_of
 from jaxalign.errors import InputError
 from jaxalign.files import read_npz
-from jaxalign.model.ragged import EmptyFillerRunner, PromptFunction, decode_prompts
+from jaxalign.model.ragged import decode_prompts
 from jaxalign.model.transformer import Decoder
 from jaxalign.probing.probe import TASK, ProbeRun, probe_texts, write_probe
 
@@ -132,29 +132,23 @@ class BatchCounts(NamedTuple):
     """bool [B]: the model's states at a prompt's tokens are finite, and so its gates are numbers"""
 
 
-def count_function(decoder: Decoder) -> PromptFunction:
-    """Counts on a batch, `BatchCounts`; rows of length 0 count for nothing."""
+def count_batch(decoder: Decoder, variables: Any, tokens: jax.Array, lengths: jax.Array) -> BatchCounts:
+    """Counts on a batch; rows of length 0 count for nothing."""
+    real = (jax.lax.broadcasted_iota(jnp.int32, tokens.shape, 1) < lengths[:, None])[:, :, None]
 
-    def count(variables: Any, tokens: jax.Array, lengths: jax.Array, extra: Any) -> BatchCounts:
-        real = (jax.lax.broadcasted_iota(jnp.int32, tokens.shape, 1) < lengths[:, None])[:, :, None]
+    def tap(layer: jax.Array, hidden: jax.Array, gate: jax.Array) -> jax.Array:
+        return jnp.sum((gate > 0) & real, axis=(0, 1), dtype=jnp.int32)
 
-        def tap(layer: jax.Array, hidden: jax.Array, gate: jax.Array) -> jax.Array:
-            return jnp.sum((gate > 0) & real, axis=(0, 1), dtype=jnp.int32)
-
-        output = decode_prompts(decoder, variables, tokens, lengths, tap)
-        finite = (jnp.isfinite(output.hidden) | ~real).all(axis=(1, 2))
-        return BatchCounts(output.taps, finite)
-
-    return count
+    output = decode_prompts(decoder, variables, tokens, lengths, tap)
+    finite = (jnp.isfinite(output.hidden) | ~real).all(axis=(1, 2))
+    return BatchCounts(output.taps, finite)
 
 
 class CountProgram:
     """The counts, ready to run on whatever variables of the run's structure."""
 
     def __init__(self, run: ProbeRun):
-        self.run = run
-        function, longest = count_function(run.decoder), run.decoder.config.max_positions
-        self.runner = EmptyFillerRunner(function, run.variables, run.mesh, run.batch_size, longest)
+        self.run, self.runner = run, run.runner
 
     def __call__(self, variables: Any) -> ActivationCounts:
         """Of every language's texts."""
@@ -169,7 +163,7 @@ class CountProgram:
         """
         rows, prompts = probe_texts(self.run.data, language)
         total = None
-        for members, (active, finite) in self.runner.outputs(variables, prompts):
+        for members, (active, finite) in self.runner.batches(count_batch, variables, prompts):
             if not (known := np.asarray(finite)[: len(members)]).all():
                 raise InputError(
                     f"{language}, row {rows[members[int(np.argmin(known))]].row}: hidden states are not finite; "

@@ -7,6 +7,7 @@ What a probe leaves behind: named arrays, and a JSON file that names their axes.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from jaxalign.data.prompts import Exemplars, few_shot_prefix, few_shot_prompt
 from jaxalign.data.tasks import TASKS, TaskRow, read_task_rows
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.files import whole_file, write_json
-from jaxalign.model.ragged import PromptFunction, PromptRunner
+from jaxalign.model.ragged import Runner
 from jaxalign.model.transformer import Decoder
 
 TASK = TASKS["emotion"]
@@ -62,7 +63,7 @@ class ProbeRun:
 
     variables: the decoder's collections.
     languages: codes, in the order of every result's language axis.
-    batch_size: prompts that run at once, a multiple of the mesh's data * fsdp.
+    batch_size: prompts that run at once, as `Runner` takes it.
     description: what the JSON files say besides: model, adapter, config, versions.
     on_rows: told after each batch how many prompts it held.
     """
@@ -77,9 +78,10 @@ class ProbeRun:
     description: Mapping[str, Any]
     on_rows: Callable[[int], object] = lambda rows: None
 
-    def runner(self, function: PromptFunction) -> PromptRunner:
-        """Runs `function` on prompts of this model and mesh."""
-        return PromptRunner(function, self.variables, self.mesh, self.batch_size, self.decoder.config.max_positions)
+    @cached_property
+    def runner(self) -> Runner:
+        """Runs functions on prompts of this model and mesh."""
+        return Runner(self.decoder, self.variables, self.mesh, self.batch_size)
 
 
 def write_probe(out: Path, name: str, arrays: Mapping[str, np.ndarray], document: Mapping[str, Any]) -> None:

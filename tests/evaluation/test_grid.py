@@ -44,8 +44,8 @@ class StopsAfter:
     """A scorer that scores so many cells and then raises, as a run that is killed or runs out of memory."""
 
     def __init__(self, scorer: Scorer, cells: int, error: type[BaseException] = KeyboardInterrupt):
-        self.scorer, self.cells, self.error, self.place = scorer, cells, error, scorer.place
-        self.counts, self.compilations, self.compile_seconds = scorer.counts, {}, scorer.compile_seconds
+        self.scorer, self.cells, self.error = scorer, cells, error
+        self.counts, self.runner = scorer.counts, scorer.runner
 
     def score(self, *arguments: Any) -> LabelScores:
         if not self.cells:

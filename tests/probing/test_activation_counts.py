@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from jaxalign.errors import InputError
-from jaxalign.model.ragged import EmptyFillerRunner
+from jaxalign.model.ragged import Runner
 from jaxalign.model.transformer import Decoder
-from jaxalign.probing.neurons import count_function, read_counts, write_neuron_counts
+from jaxalign.probing.neurons import count_batch, read_counts, write_neuron_counts
 from jaxalign.probing.probe import ProbeData, ProbeRun, probe_texts
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
@@ -39,8 +39,8 @@ def gates_in_torch(model: Any, prompt: list[int]) -> np.ndarray:
 
 def counts_of(decoder: Decoder, params: Any, mesh: Any, batch_size: int) -> np.ndarray:
     variables = {"params": params}
-    runner = EmptyFillerRunner(count_function(decoder), variables, mesh, batch_size)
-    batches = [jax.device_get(counts) for _, counts in runner.outputs(variables, PROMPTS)]
+    runner = Runner(decoder, variables, mesh, batch_size)
+    batches = [jax.device_get(counts) for _, counts in runner.batches(count_batch, variables, PROMPTS)]
     assert all(batch.finite.all() and batch.active.dtype == np.int32 for batch in batches)
     return np.sum([batch.active for batch in batches], axis=0)
 

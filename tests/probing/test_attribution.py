@@ -1,5 +1,4 @@
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,10 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import InputError
-from jaxalign.model.ragged import PrefixRunner, PromptRunner, prefill
+from jaxalign.model.ragged import Runner
 from jaxalign.model.readout import group_masses
 from jaxalign.model.transformer import Decoder
-from jaxalign.probing.attribution import AttributionInputs, attribution_arrays, attribution_function, write_attribution
+from jaxalign.probing.attribution import attribution_arrays, attribution_batch, write_attribution
 from jaxalign.probing.probe import ProbeData, ProbeRun
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
@@ -37,10 +36,10 @@ def test_masses_are_those_of_transformers_hidden_states(case: str):
     tiny, positions = tiny_case(case), 2
     variables = {"params": tiny.params}
     # 61 tokens in chunks of 16: the last reaches back.
-    function = attribution_function(Decoder(tiny.config), LANGUAGES + SCRIPTS, positions, chunk=16)
-    mesh, start = make_mesh(8, 1, 1), [5, 3, 60, 7]
-    prefix = PrefixRunner(partial(prefill, Decoder(tiny.config)), variables, mesh)(variables, start)
-    masses = PromptRunner(function, variables, mesh, 8)(variables, PROMPTS, AttributionInputs(GROUPS, prefix))
+    runner, start = Runner(Decoder(tiny.config), variables, make_mesh(8, 1, 1), 8), [5, 3, 60, 7]
+    wanted: Any = {"group_count": LANGUAGES + SCRIPTS, "positions": positions, "chunk": 16}
+    prefix = runner.run_prefix(variables, start)
+    masses = runner(attribution_batch, variables, PROMPTS, prefix, GROUPS, **wanted)
     assert masses.shape == (len(PROMPTS), tiny.config.layers, positions, LANGUAGES + SCRIPTS)
     np.testing.assert_allclose(masses[..., :LANGUAGES].sum(-1), 1, atol=1e-6)
     np.testing.assert_allclose(masses[..., LANGUAGES:].sum(-1), 1, atol=1e-6)
@@ -65,11 +64,9 @@ def test_chunks_change_nothing(chunk: int):
 def test_a_mesh_changes_nothing(mesh: tuple[int, int, int]):
     groups = np.stack([np.arange(264) % LANGUAGES, LANGUAGES + np.arange(264) // 132]).astype(np.int32)
     variables = tiny_world.variables()
-    function = attribution_function(tiny_world.DECODER, LANGUAGES + SCRIPTS, chunk=100)
-    one, many = (
-        PromptRunner(function, variables, make_mesh(*sizes), 8)(variables, PROMPTS, AttributionInputs(groups))
-        for sizes in ((8, 1, 1), mesh)
-    )
+    wanted: Any = {"group_count": LANGUAGES + SCRIPTS, "chunk": 100}
+    runners = (Runner(tiny_world.DECODER, variables, make_mesh(*sizes), 8) for sizes in ((8, 1, 1), mesh))
+    one, many = (runner(attribution_batch, variables, PROMPTS, None, groups, **wanted) for runner in runners)
     np.testing.assert_allclose(many, one, atol=1e-6)
 
 
