@@ -1,14 +1,13 @@
 """The accuracy of every language with the neurons of each switched off: where evaluation and probing meet."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.data.tasks import read_task_rows
-from jaxalign.evaluation.cells import Cell, CellKey, GridData, render_cell, right_by_mass
+from jaxalign.evaluation.cells import CellKey, GridData, label_cell
 from jaxalign.evaluation.score import Scorer
 from jaxalign.probing.masking import effect_labels, effects, language_masks, mask_names
 from jaxalign.probing.probe import TASK, ProbeRun, write_probe
@@ -28,21 +27,6 @@ def masked_params(params: Any, mask: np.ndarray) -> Any:
     return jax.tree_util.tree_map_with_path(masked, params)
 
 
-def right_answers(
-    run: ProbeRun, scorer: Scorer, cells: Sequence[Cell], masks: Sequence[np.ndarray], seed: int
-) -> np.ndarray:
-    """bool [masks, K, R]: rows that `prefix_mass` answers right by the corrected rule."""
-    answers = []
-    for mask in masks:
-        variables = scorer.runner.place({**run.variables, "params": masked_params(run.variables["params"], mask)})
-        right = []
-        for cell in cells:
-            scores = scorer.score(variables, cell.queries, list(cell.candidates.values()), run.on_rows)
-            right.append(right_by_mass(cell, scores, seed))
-        answers.append(right)
-    return np.array(answers)
-
-
 def write_masked_accuracy(
     run: ProbeRun, own: Mapping[str, np.ndarray], data: GridData, batch_tokens: int
 ) -> dict[str, Any]:
@@ -58,16 +42,14 @@ def write_masked_accuracy(
     """
     languages = list(run.languages)
     masks = language_masks(own, languages, run.decoder.config, data.seed)
-    cells = [
-        render_cell(
-            data,
-            CellKey(TASK.name, language, "english"),
-            read_task_rows(data.folder, TASK, language, "test", data.rows),
-        )
-        for language in languages
-    ]
+    cells = [label_cell(data, CellKey(TASK.name, language, "english")) for language in languages]
+    asked = [(cell, cell.queries()) for cell in cells]
     scorer = Scorer(run.decoder, run.variables, run.mesh, batch_tokens)
-    right = right_answers(run, scorer, cells, masks, data.seed)
+    answered = []
+    for mask in masks:
+        variables = scorer.runner.place({**run.variables, "params": masked_params(run.variables["params"], mask)})
+        answered.append([cell.ask(scorer, variables, queries, run.on_rows) for cell, queries in asked])
+    right = np.array([[[record["correct_corrected"] for record in cell] for cell in cells] for cells in answered])
     change = effects(right.astype(np.float64), np.ones(right.shape[1:], np.int64), data.seed)
     document = {
         "axes": {

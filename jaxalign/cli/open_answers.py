@@ -18,7 +18,7 @@ from jaxalign.data.templates import render_all, resolve_template
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.evaluation.generate import Generator
-from jaxalign.evaluation.open_answers import evaluate_open
+from jaxalign.evaluation.grid import open_grid, run_grid
 from jaxalign.evaluation.open_cells import TRANSLATION, OpenCell, math_cell, translation_cells
 from jaxalign.files import AnyPath, data_folder, path_of
 from jaxalign.log import tell
@@ -57,12 +57,11 @@ def evaluate_open_answers(config: ConfigDict, model: Model, settings: Mapping[st
       The content of `open_results.json`; its "failures" lists the cells that could not be decoded.
     """
     cells = [cell for task in open_tasks(config) for cell in cells_of(config, task, model)]
-    results = evaluate_open(
-        out_folder(config),
+    results = run_grid(
+        open_grid(out_folder(config)),
+        cells,
         Generator(model.decoder, model.variables, model.mesh, config.generate.batch_size),
         model.variables,
-        model.tokenizer,
-        cells,
         settings=settings,
         description={**settings, "tuned_on": model.tuned_on, "bos": model.tokenizer.bos, **provenance(config)},
     )

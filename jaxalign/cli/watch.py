@@ -14,11 +14,10 @@ from jaxalign.cli.loading import Model, chosen_languages, evaluation_data, split
 from jaxalign.cli.neurons import check_selection_settings, selected_of
 from jaxalign.cli.open_answers import OPEN_TASKS, cells_of, check_open_answers, open_tasks
 from jaxalign.cli.probe import capture_of, check_enough_rows, compared_by
-from jaxalign.data.tasks import TASKS, parse_rows, read_task_rows
+from jaxalign.data.tasks import parse_rows, read_task_rows
 from jaxalign.errors import InputError
-from jaxalign.evaluation.cells import GridData, cell_keys, render_cell, right_by_mass
+from jaxalign.evaluation.cells import GridData, cell_keys, label_cell
 from jaxalign.evaluation.generate import Generator
-from jaxalign.evaluation.open_answers import texts_of
 from jaxalign.evaluation.open_cells import TRANSLATION
 from jaxalign.evaluation.score import Scorer
 from jaxalign.model.transformer import Decoder
@@ -106,17 +105,15 @@ def accuracy(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) ->
     folder, exemplars = evaluation_data(config)
     data = GridData(folder, exemplars, model.tokenizer, parse_rows(config.rows), prompt_style(config), config.seed)
     scorer = Scorer(decoder, shapes, model.mesh, config.batch_tokens)
-    cells = [
-        render_cell(data, key, read_task_rows(folder, TASKS[key.task], key.language, "test", data.rows))
-        for key in chosen_cells(config)
-    ]
-    queries = [[replace(query, words=()) for query in cell.queries] for cell in cells]  # masses alone are asked for
+    cells = [label_cell(data, key) for key in chosen_cells(config)]
+    # Masses alone are asked for.
+    asked = [(cell, [replace(query, words=()) for query in cell.queries()]) for cell in cells]
 
     def measure(variables: Any) -> dict[str, float]:
         numbers = {}
-        for cell, asked in zip(cells, queries, strict=True):
-            scores = scorer.score(variables, asked, list(cell.candidates.values()))
-            numbers[f"accuracy/{cell.key.name}"] = float(np.mean(right_by_mass(cell, scores, data.seed)))
+        for cell, queries in asked:
+            records = cell.ask(scorer, variables, queries)
+            numbers[f"accuracy/{cell.name}"] = float(np.mean([record["correct_corrected"] for record in records]))
         return numbers
 
     return measure
@@ -130,8 +127,7 @@ def open_answers(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any
     def measure(variables: Any) -> dict[str, float]:
         numbers = {}
         for cell in cells:
-            answers = generator(variables, cell.prompts, cell.stops, cell.max_tokens)
-            summary = cell.summary(cell.judge(answers, texts_of(answers, model.tokenizer)))
+            summary = cell.summary(cell.ask(generator, variables, cell.queries()))
             if cell.task == TRANSLATION:
                 numbers[f"chrf/{cell.name}"] = summary["chrf"]
             else:

@@ -19,7 +19,7 @@ most, D width, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -221,6 +221,12 @@ class Generator:
             Answer(tokens[: count - stopped].tolist(), bool(stopped), int((margins[:count] < NEAR_TIE).sum()))
             for tokens, margins, count, stopped in zip(*chosen, strict=True)
         ]
+
+    def timing(self, decoded: int, seconds: float) -> dict[str, Any]:
+        """What was done, `seconds` of compilation among it."""
+        counts, chosen = self.runner.counts, self.chosen_tokens
+        per_second = chosen / counts.seconds if counts.seconds else 0.0
+        return {**asdict(counts), "chosen_tokens": chosen, "chosen_tokens_per_second": round(per_second, 1)}
 
     def batches(
         self,

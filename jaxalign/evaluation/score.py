@@ -313,6 +313,28 @@ class Scorer:
                     for place, word in enumerate(query.words)
                 }
 
+    def timing(self, scored: int, seconds: float) -> dict[str, Any]:
+        """What varies from run to run: `scored` examples in so many seconds; padding is a share of positions.
+
+        "seconds" of the phases hold no compilation; "examples_per_second" neither.
+        """
+        counts, runner = self.counts, self.runner
+        compile_seconds = {phase: runner.compile_seconds.get(phase, 0.0) for phase in counts.seconds}
+        running = sum(counts.seconds.values()) - sum(compile_seconds.values())
+        computed = counts.prompt_tokens_computed + counts.word_tokens_computed
+        return {
+            "prompt_tokens_asked": counts.prompt_tokens_asked,
+            "prompt_tokens_computed": counts.prompt_tokens_computed,
+            "word_tokens_computed": counts.word_tokens_computed,
+            "positions_computed": counts.positions_computed,
+            "padding_share": 1 - computed / counts.positions_computed if counts.positions_computed else 0.0,
+            "compilations": {phase: runner.compilations[phase] for phase in counts.seconds},
+            "compile_seconds": compile_seconds,
+            "seconds": {phase: spent - compile_seconds[phase] for phase, spent in counts.seconds.items()},
+            "seconds_in_all": seconds,
+            "examples_per_second": scored / running if running else 0.0,
+        }
+
     def read(
         self,
         variables: Any,
