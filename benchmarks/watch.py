@@ -26,10 +26,10 @@ from jaxalign.cli.probe import probe_settings
 from jaxalign.cli.train import lora_config
 from jaxalign.cli.watch import watch_config, watch_names
 from jaxalign.data.batches import BatchPlan
-from jaxalign.data.tasks import TASKS, parse_rows
+from jaxalign.data.tasks import parse_rows
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
 from jaxalign.errors import InputError
-from jaxalign.evaluation.cells import GridData, render_cell
+from jaxalign.evaluation.cells import GridData, label_cell
 from jaxalign.evaluation.score import shared_prefix_length
 from jaxalign.files import read_json_lines, write_json
 from jaxalign.model.config import ModelConfig, read_config
@@ -112,9 +112,9 @@ def look_flops(config: ConfigDict, model: ModelConfig, tokenizer: Tokenizer) -> 
         style, total = prompt_style(watched), 0
         grid = GridData(read.tasks, read.exemplars, tokenizer, rows, style, watched.seed)
         for key in chosen_cells(watched):
-            cell = render_cell(grid, key, read.tasks.rows(TASKS[key.task], key.language, rows))
-            lengths = [len(query.prompt) for query in cell.queries]
-            total += flops.behind_a_prefix(model, shared_prefix_length(cell.queries), lengths)
+            queries = label_cell(grid, key).queries()
+            lengths = [len(query.prompt) for query in queries]
+            total += flops.behind_a_prefix(model, shared_prefix_length(queries), lengths)
         return total
 
     def logit_lens() -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,18 @@ from jaxalign.cli.loading import (
     split_list,
 )
 from jaxalign.cli.provenance import provenance
-from jaxalign.data.batches import round_up
 from jaxalign.data.check import warn_of_exemplars
 from jaxalign.data.tasks import TaskRow, parse_rows
 from jaxalign.errors import InputError
-from jaxalign.evaluation.cells import CellKey, GridData, render_cell, right_by_mass
+from jaxalign.evaluation.cells import CellKey, GridData, label_cell
 from jaxalign.evaluation.score import Scorer
 from jaxalign.files import recorded, whole_file, write_text
 from jaxalign.holding import check_held, held
 from jaxalign.log import is_hidden, tell
 from jaxalign.model.quantised import SCHEMES
+from jaxalign.model.ragged import Runner
 from jaxalign.probe_files import Probe, write_probe
-from jaxalign.probing.attribution import attribution
+from jaxalign.probing.attribution import attribution, token_languages
 from jaxalign.probing.capture import Capture, captured_layers, parse_capture
 from jaxalign.probing.geometry import ENGLISH, LEAST_ROWS, geometry, pca
 from jaxalign.probing.logit_lens import logit_lens
@@ -86,8 +86,6 @@ SCATTERED = ("en", "de", "fr", "hi")
 MASKED = ("specific", "related", "general")
 """What may be switched off of a language: `config.neurons.masked`."""
 
-ProbeFunction = Callable[[ProbeRun], Probe]
-
 
 @dataclass(frozen=True)
 class ProbeSettings:
@@ -108,18 +106,18 @@ class ProbeSettings:
         return [rows[0].language for rows in self.rows]
 
     def run(self, model: Model, variables: Any, **more: Any) -> ProbeRun:
-        """The probes' run on a model, whose decoder is applied to these collections."""
-        batch_size = round_up(self.config.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
-        texts = probe_texts(self.rows, self.data.exemplars, model.tokenizer)
-        return ProbeRun(model.decoder, variables, model.mesh, texts, batch_size, **more)
+        """The probes' run on a model, whose decoder is applied to these collections or, so far, has their shapes."""
+        runner = Runner(model.decoder, variables, model.mesh, self.config.batch_size)
+        return ProbeRun(runner, variables, probe_texts(self.rows, self.data.exemplars, model.tokenizer), **more)
 
-    def function(self, name: str, model: Model) -> ProbeFunction:
-        """A probe of FILE_OF, with its settings."""
-        config, languages = self.config, self.languages
-        change, grid = {"own": self.own, "seed": config.seed}, grid_data(config, self.data, model)
-        functions: dict[str, ProbeFunction] = {
+    def functions(self, model: Model) -> dict[str, Callable[[ProbeRun], Probe]]:
+        """The probes of FILE_OF by name, with their settings."""
+        config, languages, change = self.config, self.languages, {"own": self.own, "seed": self.config.seed}
+        token_map = cache(partial(token_languages, model.tokenizer, model.config.vocab_size, self.data.tasks))
+        grid = grid_data(config, self.data, model)
+        return {
             "logit_lens": logit_lens,
-            "attribution": partial(attribution, data=self.data.tasks, positions=config.attribution_positions),
+            "attribution": partial(attribution, token_map=token_map, positions=config.attribution_positions),
             "pca": partial(pca, scattered=[code for code in SCATTERED if code in languages] or languages[:4]),
             "geometry": partial(geometry, capture=self.capture),
             "neurons": neuron_counts,
@@ -127,7 +125,6 @@ class ProbeSettings:
             "masked_accuracy": partial(masked_accuracy, grid=grid, batch_tokens=config.batch_tokens, **change),
             "transplant": partial(transplant, load_base=partial(base_params, config), **change),
         }
-        return functions[name]
 
 
 def probe_settings(
@@ -205,13 +202,14 @@ def probe_model(chosen: ProbeSettings, model: Model) -> None:
         total = sum(map(len, chosen.rows)) * sum(times.get(name, 1) for name in names)
         progress = tqdm(total=total, unit="prompt", disable=is_hidden())
         ready = merged(model, config.param_dtype)
+        functions = chosen.functions(model)
         run = chosen.run(ready, ready.variables, on_rows=progress.update)
         description = named | {"tuned_on": model.tuned_on, "bos": model.tokenizer.bos} | provenance(config)
         with progress:
             for name in names:
                 check_held()
                 progress.set_description(name.replace("_", " "))
-                found = chosen.function(name, model)(run)
+                found = functions[name](run)
                 found = replace(found, document={**found.document, **description})
                 if jax.process_index() == 0:
                     write_probe(out, FILE_OF[name], found)
@@ -246,17 +244,16 @@ def masked_accuracy(
       own, seed: as `masking` takes them.
       batch_tokens: as `Scorer` takes it.
     """
-    cells = [
-        render_cell(grid, CellKey(TASK.name, language, "english"), list(texts.rows))
-        for language, texts in run.texts.items()
-    ]
-    scorer, params, right = Scorer(run.decoder, run.variables, run.mesh, batch_tokens), run.variables["params"], []
+    cells = [label_cell(grid, CellKey(TASK.name, language, "english")) for language in run.languages]
+    asked = [(cell, cell.queries()) for cell in cells]
+    scorer = Scorer(run.runner.decoder, run.variables, run.runner.mesh, batch_tokens)
+    params, answered = run.placed["params"], []
     zeros = jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), params)
-    for mask in language_masks(own, run.languages, run.decoder.config, seed):
-        variables = scorer.place({**run.variables, "params": with_neurons(params, zeros, jnp.asarray(mask))})
-        scores = [scorer.score(variables, cell.queries, list(cell.candidates.values()), run.on_rows) for cell in cells]
-        right.append([right_by_mass(cell, each, seed) for cell, each in zip(cells, scores, strict=True)])
-    right = np.array(right)
+    for mask in language_masks(own, run.languages, run.config, seed):
+        masked = {**run.placed, "params": with_neurons(params, zeros, jnp.asarray(mask))}
+        variables = scorer.runner.place(masked)
+        answered.append([cell.ask(scorer, variables, queries, run.on_rows) for cell, queries in asked])
+    right = np.array([[[record["correct_corrected"] for record in cell] for cell in cells] for cells in answered])
     change = effects(right.astype(np.float64), np.ones(right.shape[1:], np.int64), seed)
     arrays = {
         "right": (right, "mask language row"),

@@ -16,12 +16,9 @@ from jaxalign.cli.evaluate import chosen_cells, grid_data, unreadable
 from jaxalign.cli.loading import EvaluationData, Model, chosen_languages, split_list
 from jaxalign.cli.open_answers import OPEN_TASKS, cells_of, check_open_answers, open_tasks
 from jaxalign.cli.probe import probe_settings, selection_rule
-from jaxalign.data.batches import round_up
-from jaxalign.data.tasks import TASKS
 from jaxalign.errors import InputError
-from jaxalign.evaluation.cells import render_cell, right_by_mass
+from jaxalign.evaluation.cells import label_cell
 from jaxalign.evaluation.generate import Generator
-from jaxalign.evaluation.open_answers import texts_of
 from jaxalign.evaluation.open_cells import TRANSLATION
 from jaxalign.evaluation.score import Scorer
 from jaxalign.model.transformer import Decoder
@@ -48,11 +45,11 @@ def watch_hooks(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any)
     measures = [SCORES[name](watched, data, model, decoder, shapes) for name in names if name in SCORES]
     if probes := [name for name in names if name in PROBES]:
         settings = probe_settings(watched, data, probes, "watch_")
+        functions = settings.functions(model)
         run = settings.run(replace(model, decoder=decoder), shapes)
 
         def probe(name: str, variables: Any) -> Numbers:
-            found = settings.function(name, model)(replace(run, variables=variables))
-            return PROBES[name](found, watched)
+            return PROBES[name](functions[name](replace(run, variables=variables)), watched)
 
         measures += [partial(probe, name) for name in probes]
     if not measures:
@@ -87,17 +84,15 @@ def accuracy(config: ConfigDict, read: EvaluationData, model: Model, decoder: De
     """`accuracy/{task}_{language}_{variant}`: the share of rows whose label of most mass is the aligned English one."""
     data = grid_data(config, read, model)
     scorer = Scorer(decoder, shapes, model.mesh, config.batch_tokens)
-    cells = [
-        render_cell(data, key, data.tasks.rows(TASKS[key.task], key.language, data.rows))
-        for key in chosen_cells(config)
-    ]
-    queries = [[replace(query, words=()) for query in cell.queries] for cell in cells]  # masses alone are asked for
+    cells = [label_cell(data, key) for key in chosen_cells(config)]
+    # Masses alone are asked for.
+    asked = [(cell, [replace(query, words=()) for query in cell.queries()]) for cell in cells]
 
     def measure(variables: Any) -> Numbers:
         numbers = {}
-        for cell, asked in zip(cells, queries, strict=True):
-            scores = scorer.score(variables, asked, list(cell.candidates.values()))
-            numbers[f"accuracy/{cell.key.name}"] = float(np.mean(right_by_mass(cell, scores, data.seed)))
+        for cell, queries in asked:
+            records = cell.ask(scorer, variables, queries)
+            numbers[f"accuracy/{cell.name}"] = float(np.mean([record["correct_corrected"] for record in records]))
         return numbers
 
     return measure
@@ -106,14 +101,12 @@ def accuracy(config: ConfigDict, read: EvaluationData, model: Model, decoder: De
 def open_answers(config: ConfigDict, read: EvaluationData, model: Model, decoder: Decoder, shapes: Any) -> Measure:
     """`accuracy/{task}_{language}` of math problems, and `chrf/translation_{languages}` of translations, 0 to 100."""
     cells = [cell for task in open_tasks(config) for cell in cells_of(config, task, model)]
-    rows = round_up(config.generate.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
-    generator = Generator(decoder, shapes, model.mesh, rows)
+    generator = Generator(decoder, shapes, model.mesh, config.generate.batch_size)
 
     def measure(variables: Any) -> Numbers:
         numbers = {}
         for cell in cells:
-            answers = generator(variables, cell.prompts, cell.stops, cell.max_tokens)
-            summary = cell.summary(cell.judge(answers, texts_of(answers, model.tokenizer)))
+            summary = cell.summary(cell.ask(generator, variables, cell.queries()))
             if cell.task == TRANSLATION:
                 numbers[f"chrf/{cell.name}"] = summary["chrf"]
             else:

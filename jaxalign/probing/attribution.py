@@ -7,9 +7,8 @@ Axis letters: B batch, L layers, P last positions, G groups (languages, undecida
 languages.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +21,7 @@ from jaxalign.data.tasks import TASKS, Task, TaskData, task_file_named
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.model.attention import Prefix
-from jaxalign.model.ragged import PromptFunction, decode_prompts, shared_length
+from jaxalign.model.ragged import decode_prompts, shared_length
 from jaxalign.model.readout import CHUNK, group_masses
 from jaxalign.model.transformer import Decoder
 from jaxalign.probe_files import Probe
@@ -207,33 +206,32 @@ def script_of_bytes(text: bytes) -> str:
     return found.pop() if len(found) == 1 else SEVERAL_SCRIPTS
 
 
-class AttributionInputs(NamedTuple):
-    """What the attribution needs beside the prompts."""
-
-    groups: Any
-    """int32 [2, V]: each token's language, and its script, numbered through as groups"""
-    prefix: Prefix | None = None
-    """what all prompts begin with, where the batch holds the rest of them alone"""
-
-
-@cache
-def attribution_function(decoder: Decoder, group_count: int, positions: int = 1, chunk: int = CHUNK) -> PromptFunction:
+def attribution_batch(
+    decoder: Decoder,
+    variables: Any,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    prefix: Prefix | None,
+    groups: jax.Array,
+    *,
+    group_count: int,
+    positions: int = 1,
+    chunk: int = CHUNK,
+) -> jax.Array:
     """The masses of a batch at its prompts' last P positions, float32 [B, L, P, G]; prompts are at least P tokens long.
 
-    `extra` is AttributionInputs.
+    Args:
+      prefix: what all prompts begin with, where the batch holds the rest of them alone.
+      groups: int32 [2, V], see `TokenLanguages.groups`.
     """
+    places = lengths[:, None] + jnp.arange(-positions, 0, dtype=jnp.int32)[None]
 
-    def attribution(variables: Any, tokens: jax.Array, lengths: jax.Array, extra: AttributionInputs) -> jax.Array:
-        places = lengths[:, None] + jnp.arange(-positions, 0, dtype=jnp.int32)[None]
+    def tap(layer: jax.Array, hidden: jax.Array, gate: jax.Array) -> jax.Array:
+        last = jnp.take_along_axis(hidden, places[:, :, None], axis=1)
+        normed = decoder.apply(variables, last, method="final_norm")
+        return group_masses(decoder, variables, normed, groups, group_count, chunk)
 
-        def tap(layer: jax.Array, hidden: jax.Array, gate: jax.Array) -> jax.Array:
-            last = jnp.take_along_axis(hidden, places[:, :, None], axis=1)
-            normed = decoder.apply(variables, last, method="final_norm")
-            return group_masses(decoder, variables, normed, extra.groups, group_count, chunk)
-
-        return jnp.moveaxis(decode_prompts(decoder, variables, tokens, lengths, tap, prefix=extra.prefix).taps, 0, 1)
-
-    return attribution
+    return jnp.moveaxis(decode_prompts(decoder, variables, tokens, lengths, tap, prefix=prefix).taps, 0, 1)
 
 
 def attribution_arrays(masses: Sequence[np.ndarray], languages: int) -> dict[str, np.ndarray]:
@@ -251,14 +249,13 @@ def attribution_arrays(masses: Sequence[np.ndarray], languages: int) -> dict[str
     return arrays
 
 
-def attribution(run: ProbeRun, data: TaskData, positions: int = 1) -> Probe:
+def attribution(run: ProbeRun, token_map: Callable[[], TokenLanguages], positions: int = 1) -> Probe:
     """The masses on tokens of each language and script, at the last `positions` of each prompt, each on its own.
 
-    data: whose texts say of which language a token is.
+    token_map: gives the languages and scripts of the model's tokens.
     """
-    tokenizer, vocab_size = next(iter(run.texts.values())).tokenizer, run.decoder.config.vocab_size
-    tokens: TokenLanguages = run.once(token_languages, lambda: token_languages(tokenizer, vocab_size, data))
-    function = attribution_function(run.decoder, len(tokens.languages) + 1 + len(SCRIPT_CLASSES), positions)
+    tokens = token_map()
+    wanted: Any = {"group_count": len(tokens.languages) + 1 + len(SCRIPT_CLASSES), "positions": positions}
     masses = []
     for texts in run.texts.values():
         prompts = texts.prompts
@@ -268,8 +265,8 @@ def attribution(run: ProbeRun, data: TaskData, positions: int = 1) -> Probe:
                 f"attribution: {texts.language}, row {texts.numbers[short]} has {len(prompts[short])} tokens, fewer "
                 f"than the {positions} positions asked for; set attribution_positions lower"
             )
-        inputs = AttributionInputs(tokens.groups)
-        masses.append(run.ask(function, prompts, inputs, shared_length(prompts, keep=positions)))
+        shared = shared_length(prompts, keep=positions)
+        masses.append(run.ask(attribution_batch, prompts, shared, tokens.groups, **wanted))
         check_finite(texts, masses[-1])
     document = {
         "axes": {
@@ -278,7 +275,7 @@ def attribution(run: ProbeRun, data: TaskData, positions: int = 1) -> Probe:
             for statistic in ("mean", "half_width")
         },
         "language": run.languages,
-        "layer": list(range(1, run.decoder.config.layers + 1)),
+        "layer": list(range(1, run.config.layers + 1)),
         "position": list(range(-positions, 0)),
         "token_language": [*tokens.languages, UNDECIDABLE],
         "token_script": list(SCRIPT_CLASSES),

@@ -15,7 +15,6 @@ Axis letters: B batch, T positions, L layers, K chosen layers, D width.
 """
 
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import jax
@@ -25,7 +24,7 @@ import numpy as np
 from jaxalign.data.prompts import common_length
 from jaxalign.errors import InputError
 from jaxalign.model.attention import Prefix
-from jaxalign.model.ragged import PromptFunction, decode_prefix, decode_prompts, shared_length
+from jaxalign.model.ragged import decode_prefix, decode_prompts, shared_length
 from jaxalign.model.transformer import Decoder, DecoderOutput, Tap
 from jaxalign.probing.probe import ProbeRun, ProbeTexts, check_finite
 
@@ -78,7 +77,7 @@ def position_mask(position: Position, tokens: jax.Array, lengths: jax.Array, pre
     """Which positions are averaged over: bool [B, T].
 
     Args:
-      tokens, lengths: as a `PromptFunction` takes them.
+      tokens, lengths: as `Runner` gives them.
       prefix: int32 [P], tokens of the few-shot examples, filled up with NO_TOKEN; read for `query_mean` alone. The
         query is what follows the longest start that a prompt shares with it: a tokenizer may merge tokens at the seam.
     """
@@ -97,47 +96,46 @@ def position_mask(position: Position, tokens: jax.Array, lengths: jax.Array, pre
 class SharedText(NamedTuple):
     """What all prompts of a language begin with, run once."""
 
-    keys: Prefix
+    prefix: Prefix
     sums: Any
     """float32 [L + 1, D], of the states at its positions"""
 
 
-class CaptureInputs(NamedTuple):
-    """What a capture needs beside the prompts."""
-
-    examples: Any
-    """int32 [P], the few-shot tokens of `position_mask`"""
-    prefix: SharedText | None = None
-    """where the batch, and `examples`, hold what follows it alone"""
-
-
-@cache
-def capture_function(decoder: Decoder, layers: tuple[int, ...], position: Position) -> PromptFunction:
+def capture_batch(
+    decoder: Decoder,
+    variables: Any,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    shared: SharedText | None,
+    examples: jax.Array,
+    *,
+    layers: tuple[int, ...],
+    position: Position,
+) -> jax.Array:
     """States of the layers, averaged over the position's tokens: float32 [B, K, D].
 
-    The function's `extra` is CaptureInputs. The scan over layers reduces each block's states over T, so that memory
-    grows with L x B x D beyond what one layer takes, not with T.
+    The scan over layers reduces each block's states over T, so that memory grows with L x B x D beyond what one layer
+    takes, not with T.
+
+    Args:
+      shared: where the batch, and `examples`, hold what follows it alone.
+      examples: int32 [P], the few-shot tokens of `position_mask`.
     """
-
-    def capture(variables: Any, tokens: jax.Array, lengths: jax.Array, extra: CaptureInputs) -> jax.Array:
-        shared = extra.prefix
-        chosen = position_mask(position, tokens, lengths, extra.examples)
-        output = decode_prompts(decoder, variables, tokens, lengths, tap_sums(chosen), prefix=shared and shared.keys)
-        sums, counts = every_layer(decoder, variables, tokens, output, chosen), chosen.sum(axis=1)
-        if shared is not None and position == "prompt_mean":
-            sums, counts = sums + shared.sums[:, None], counts + shared.keys.length
-        # Filler rows may have no such position.
-        means = sums / jnp.maximum(counts, 1).astype(jnp.float32)[None, :, None]
-        return jnp.moveaxis(means[jnp.asarray(layers)], 0, 1)
-
-    return capture
+    chosen = position_mask(position, tokens, lengths, examples)
+    output = decode_prompts(decoder, variables, tokens, lengths, tap_sums(chosen), prefix=shared and shared.prefix)
+    sums, counts = every_layer(decoder, variables, tokens, output, chosen), chosen.sum(axis=1)
+    if shared is not None and position == "prompt_mean":
+        sums, counts = sums + shared.sums[:, None], counts + shared.prefix.length
+    # Filler rows have no such position.
+    means = sums / jnp.maximum(counts, 1).astype(jnp.float32)[None, :, None]
+    return jnp.moveaxis(means[jnp.asarray(layers)], 0, 1)
 
 
 def run_shared_text(decoder: Decoder, variables: Any, tokens: jax.Array, length: jax.Array) -> SharedText:
     """The text in the first `length` positions of int32 [P] `tokens`."""
     real = (jnp.arange(len(tokens)) < length)[None]
-    keys, output = decode_prefix(decoder, variables, tokens, length, tap_sums(real))
-    return SharedText(keys, every_layer(decoder, variables, tokens[None], output, real)[:, 0])
+    prefix, output = decode_prefix(decoder, variables, tokens, length, tap_sums(real))
+    return SharedText(prefix, every_layer(decoder, variables, tokens[None], output, real)[:, 0])
 
 
 def summed(states: jax.Array, chosen: jax.Array) -> jax.Array:
@@ -178,7 +176,7 @@ def capture_languages(
         states that are not finite.
     """
     chosen = [run.texts[language] for language in languages]
-    function = capture_function(run.decoder, captured_layers(capture, run.decoder.config.layers), capture.position)
+    wanted: Any = {"layers": captured_layers(capture, run.config.layers), "position": capture.position}
     for texts in chosen:
         check_position(capture.position, texts)
     longest = max(len(texts.examples) for texts in chosen)
@@ -186,7 +184,7 @@ def capture_languages(
         shared = shared_tokens(capture.position, texts.prompts, texts.examples)
         examples = np.full(longest, NO_TOKEN, np.int32)
         examples[: len(texts.examples[shared:])] = texts.examples[shared:]
-        states = run.ask(function, texts.prompts, CaptureInputs(examples), shared, run_shared_text)
+        states = run.ask(capture_batch, texts.prompts, shared, examples, of_prefix=run_shared_text, **wanted)
         check_finite(texts, states)
         yield texts, states
 

@@ -144,7 +144,7 @@ def geometry(run: ProbeRun, capture: Capture) -> Probe:
     arrays = geometry_arrays([language_geometry(states, english) for _, states in captured])
     document = {
         "axes": GEOMETRY_AXES,
-        "layer": list(captured_layers(capture, run.decoder.config.layers)),
+        "layer": list(captured_layers(capture, run.config.layers)),
         "language": others,
         "row": run.texts[ENGLISH].numbers,
         "bound": ["low", "high"],

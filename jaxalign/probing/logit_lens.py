@@ -11,22 +11,19 @@ Axis letters: B batch, L layers, C labels, D width.
 """
 
 from collections.abc import Mapping
-from functools import cache, partial
 from itertools import product
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxalign.data.prompts import label_candidates, label_words
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.model.attention import Prefix
-from jaxalign.model.ragged import PromptFunction, decode_prompts, last_position, shared_length
+from jaxalign.model.ragged import decode_prompts, last_position, shared_length
 from jaxalign.model.readout import LabelSets, directions, entropy_bits, head_gram, label_masses, pad_label_sets
-from jaxalign.model.sharding import param_shardings
 from jaxalign.model.transformer import Decoder
 from jaxalign.probe_files import Probe
 from jaxalign.probing.probe import TASK, VARIANT, ProbeRun, ProbeTexts
@@ -63,16 +60,6 @@ class LanguageLens(NamedTuple):
 
     study: LensRows
     unshared: LensRows
-
-
-class LensInputs(NamedTuple):
-    """What the lens needs beside the prompts."""
-
-    labels: LabelSets
-    gram: Any
-    """float32 [D, D], see `head_gram`"""
-    prefix: Prefix | None = None
-    """what all prompts begin with, where the batch holds the rest of them alone"""
 
 
 class WordSets(NamedTuple):
@@ -125,30 +112,38 @@ def relative_energy(hidden: jax.Array, gram: jax.Array, vocab_size: int) -> jax.
     return jnp.sqrt(squares * vocab_size) / jnp.maximum(jnp.linalg.norm(gram), jnp.finfo(jnp.float32).tiny)
 
 
-@cache
-def lens_function(decoder: Decoder) -> PromptFunction:
+def lens_batch(
+    decoder: Decoder,
+    variables: Any,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    prefix: Prefix | None,
+    labels: LabelSets,
+    gram: jax.Array,
+) -> Any:
     """The lens on a batch: (masses [B, L, C], entropy in bits, energy, whether all logits are finite [B, L] each).
 
     The scan over layers keeps the last position alone; then the head reads the states of some layers at once. Layer L,
-    the model's own output, is read apart, by the product of which the model's own logits come. `extra` is LensInputs.
+    the model's own output, is read apart, by the product of which the model's own logits come.
+
+    Args:
+      prefix: what all prompts begin with, where the batch holds the rest of them alone.
+      gram: float32 [D, D], see `head_gram`.
     """
 
-    def lens(variables: Any, tokens: jax.Array, lengths: jax.Array, extra: LensInputs) -> Any:
-        def tap(layer: jax.Array, hidden: jax.Array, gate: jax.Array) -> jax.Array:
-            return last_position(hidden, lengths)
+    def tap(layer: jax.Array, hidden: jax.Array, gate: jax.Array) -> jax.Array:
+        return last_position(hidden, lengths)
 
-        def read(hidden: jax.Array) -> Any:
-            normed = decoder.apply(variables, hidden, method="final_norm")
-            logits: Any = decoder.apply(variables, normed, method="logits")
-            energy = relative_energy(hidden, extra.gram, decoder.config.vocab_size)
-            return label_masses(logits, extra.labels), entropy_bits(logits), energy, jnp.isfinite(logits).all(-1)
+    def read(hidden: jax.Array) -> Any:
+        normed = decoder.apply(variables, hidden, method="final_norm")
+        logits: Any = decoder.apply(variables, normed, method="logits")
+        energy = relative_energy(hidden, gram, decoder.config.vocab_size)
+        return label_masses(logits, labels), entropy_bits(logits), energy, jnp.isfinite(logits).all(-1)
 
-        states: Any = decode_prompts(decoder, variables, tokens, lengths, tap, prefix=extra.prefix).taps  # [L, B, D]
-        inner = jax.lax.map(read, states[:-1], batch_size=max(1, HEAD_ROWS // len(tokens)))
-        layers = jax.tree.map(lambda inner, last: jnp.concatenate([inner, last[None]]), inner, read(states[-1]))
-        return jax.tree.map(lambda array: jnp.moveaxis(array, 0, 1), layers)
-
-    return lens
+    states: Any = decode_prompts(decoder, variables, tokens, lengths, tap, prefix=prefix).taps  # [L, B, D]
+    inner = jax.lax.map(read, states[:-1], batch_size=max(1, HEAD_ROWS // len(tokens)))
+    layers = jax.tree.map(lambda inner, last: jnp.concatenate([inner, last[None]]), inner, read(states[-1]))
+    return jax.tree.map(lambda array: jnp.moveaxis(array, 0, 1), layers)
 
 
 def language_lens(run: ProbeRun, texts: ProbeTexts, gram: jax.Array) -> LanguageLens:
@@ -156,10 +151,8 @@ def language_lens(run: ProbeRun, texts: ProbeTexts, gram: jax.Array) -> Language
     study = word_sets(texts.tokenizer, texts.language)
     # English has one set of words, and no other to be told from.
     unshared = study if texts.language == "en" else study.unshared()
-    inputs = LensInputs(pad_label_sets([*study.all(), *unshared.all()]), gram)
-    masses, entropy, energy, finite = run.ask(
-        lens_function(run.decoder), texts.prompts, inputs, shared_length(texts.prompts)
-    )
+    labels = pad_label_sets([*study.all(), *unshared.all()])
+    masses, entropy, energy, finite = run.ask(lens_batch, texts.prompts, shared_length(texts.prompts), labels, gram)
     if not finite.all():
         row, layer = np.unravel_index(np.argmin(finite), finite.shape)
         raise InputError(
@@ -228,13 +221,5 @@ def lens_probe(lens: Mapping[str, LanguageLens]) -> Probe:
 
 def logit_lens(run: ProbeRun) -> Probe:
     """The lens on every language."""
-    gram_of = run.once(
-        head_gram,
-        lambda: jax.jit(
-            partial(head_gram, run.decoder),
-            in_shardings=(param_shardings(run.variables, run.mesh),),
-            out_shardings=NamedSharding(run.mesh, PartitionSpec()),
-        ),
-    )
-    gram = gram_of(run.placed)
+    gram = run.runner.call(head_gram, run.placed)
     return lens_probe({language: language_lens(run, texts, gram) for language, texts in run.texts.items()})

@@ -12,7 +12,6 @@ Axis letters: K languages, R rows, B batch, T positions, L layers, D width, F fe
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -21,8 +20,7 @@ import numpy as np
 
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.ragged import PromptFunction, decode_prompts
-from jaxalign.model.sharding import param_shardings
+from jaxalign.model.ragged import decode_prompts
 from jaxalign.model.transformer import Decoder
 from jaxalign.probe_files import Probe
 from jaxalign.probing.probe import TASK, ProbeRun, check_finite
@@ -44,35 +42,32 @@ class TextNats(NamedTuple):
     """int32: how often it is another"""
 
 
-@cache
-def nats_function(decoder: Decoder) -> PromptFunction:
-    """`TextNats` of a batch; `extra` is the neuron mask, float32 [L, F], 1 where a neuron stays."""
+def nats_batch(
+    decoder: Decoder, variables: Any, tokens: jax.Array, lengths: jax.Array, neuron_mask: jax.Array
+) -> TextNats:
+    """`TextNats` of a batch; neuron_mask float32 [L, F], 1 where a neuron stays."""
+    hidden = decode_prompts(decoder, variables, tokens, lengths, neuron_mask=neuron_mask).hidden
+    predicted = jax.lax.broadcasted_iota(jnp.int32, tokens.shape, 1) < lengths[:, None] - 1
 
-    def nats(variables: Any, tokens: jax.Array, lengths: jax.Array, neuron_mask: jax.Array) -> TextNats:
-        hidden = decode_prompts(decoder, variables, tokens, lengths, neuron_mask=neuron_mask).hidden
-        predicted = jax.lax.broadcasted_iota(jnp.int32, tokens.shape, 1) < lengths[:, None] - 1
+    def by_chunk(array: jax.Array) -> jax.Array:
+        """[B, T, ...] -> [chunks, B, POSITIONS, ...]"""
+        return jnp.moveaxis(array.reshape(len(array), -1, POSITIONS, *array.shape[2:]), 1, 0)
 
-        def by_chunk(array: jax.Array) -> jax.Array:
-            """[B, T, ...] -> [chunks, B, POSITIONS, ...]"""
-            return jnp.moveaxis(array.reshape(len(array), -1, POSITIONS, *array.shape[2:]), 1, 0)
+    def chunk_nats(chunk: tuple[jax.Array, jax.Array, jax.Array]) -> TextNats:
+        states, targets, counted = chunk
+        logits: Any = decoder.apply(variables, states, method="logits")
+        normaliser = jax.nn.logsumexp(logits, axis=-1)
+        own = normaliser - jnp.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0]
+        likeliest = normaliser - logits.max(axis=-1)
+        mistaken = counted & (logits.argmax(axis=-1) != targets)
+        return TextNats(
+            jnp.where(counted, own, 0.0).sum(axis=1),
+            jnp.where(mistaken, likeliest, 0.0).sum(axis=1),
+            mistaken.sum(axis=1, dtype=jnp.int32),
+        )
 
-        def chunk_nats(chunk: tuple[jax.Array, jax.Array, jax.Array]) -> TextNats:
-            states, targets, counted = chunk
-            logits: Any = decoder.apply(variables, states, method="logits")
-            normaliser = jax.nn.logsumexp(logits, axis=-1)
-            own = normaliser - jnp.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0]
-            likeliest = normaliser - logits.max(axis=-1)
-            mistaken = counted & (logits.argmax(axis=-1) != targets)
-            return TextNats(
-                jnp.where(counted, own, 0.0).sum(axis=1),
-                jnp.where(mistaken, likeliest, 0.0).sum(axis=1),
-                mistaken.sum(axis=1, dtype=jnp.int32),
-            )
-
-        chunks = tuple(map(by_chunk, (hidden, jnp.roll(tokens, -1, axis=1), predicted)))
-        return jax.tree.map(lambda sums: sums.sum(axis=0), jax.lax.map(chunk_nats, chunks))
-
-    return nats
+    chunks = tuple(map(by_chunk, (hidden, jnp.roll(tokens, -1, axis=1), predicted)))
+    return jax.tree.map(lambda sums: sums.sum(axis=0), jax.lax.map(chunk_nats, chunks))
 
 
 def neuron_mask(pairs: np.ndarray, layers: int, width: int) -> np.ndarray:
@@ -173,12 +168,11 @@ def text_sums(run: ProbeRun, variants: Iterable[tuple[Any, np.ndarray]]) -> tupl
     for texts in run.texts.values():
         if short := [row for row, ids in zip(texts.numbers, texts.texts, strict=True) if len(ids) < 2]:
             raise InputError(f"{texts.language}, row {short[0]}: a text of one token predicts nothing; leave it out")
-    runner = run.runner(nats_function(run.decoder))
     found = []
     for variables, mask in variants:
         of_languages = []
         for texts in run.texts.values():
-            of_languages.append(runner(variables, texts.texts, jnp.asarray(mask), run.on_rows))
+            of_languages.append(run.runner(nats_batch, variables, texts.texts, mask, on_rows=run.on_rows))
             check_finite(texts, of_languages[-1].nats)
         found.append(jax.tree.map(lambda *arrays: np.stack(arrays), *of_languages))
     tokens = np.array([[len(ids) - 1 for ids in texts.texts] for texts in run.texts.values()])
@@ -224,7 +218,7 @@ def masking(run: ProbeRun, own: Mapping[str, np.ndarray], seed: int) -> Probe:
       own: language -> (layer, index) of its neurons, int [n, 2], as `jaxalign neurons` writes them.
       seed: of the random controls and of the bootstrap.
     """
-    masks = language_masks(own, run.languages, run.decoder.config, seed)
+    masks = language_masks(own, run.languages, run.config, seed)
     sums, tokens = text_sums(run, ((run.placed, mask) for mask in masks))
     arrays = {
         "nats": (sums.nats, "mask language row"),
@@ -262,12 +256,12 @@ def transplant(run: ProbeRun, own: Mapping[str, np.ndarray], seed: int, load_bas
             "transplant: tuning changed no feed-forward weight, so that there is nothing to transplant; tune with "
             "lora.targets=gate_proj,up_proj,down_proj or with tune=all"
         )
-    none, *masks = language_masks(own, run.languages, run.decoder.config, seed)
-    shardings = param_shardings(tuned, run.mesh)
+    none, *masks = language_masks(own, run.languages, run.config, seed)
+    shardings = run.runner.variable_shardings["params"]
     change = jax.jit(with_neurons, in_shardings=(shardings, shardings, None), out_shardings=shardings)
 
     def variants() -> Iterator[tuple[Any, np.ndarray]]:
-        yield {"params": base}, none
+        yield run.runner.place({"params": base}), none
         yield {"params": tuned}, none
         for mask in masks:
             yield {"params": change(base, tuned, jnp.asarray(mask))}, none

@@ -29,7 +29,7 @@ Axis letters: K languages, B batch, T positions, L layers, F feed-forward width.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +40,7 @@ import numpy as np
 from jaxalign.data.languages import code_of
 from jaxalign.errors import InputError
 from jaxalign.files import read_npz
-from jaxalign.model.ragged import EmptyFillerRunner, PromptFunction, decode_prompts
+from jaxalign.model.ragged import decode_prompts
 from jaxalign.model.transformer import Decoder
 from jaxalign.probe_files import Probe
 from jaxalign.probing.probe import TASK, ProbeRun, check_finite
@@ -112,29 +112,23 @@ class BatchCounts(NamedTuple):
     """bool [B]: the model's states at a prompt's tokens are finite, and so its gates are numbers"""
 
 
-@cache
-def count_function(decoder: Decoder) -> PromptFunction:
-    """Counts on a batch, `BatchCounts`; rows of length 0 count for nothing."""
+def count_batch(decoder: Decoder, variables: Any, tokens: jax.Array, lengths: jax.Array) -> BatchCounts:
+    """Counts on a batch; rows of length 0 count for nothing."""
+    real = (jax.lax.broadcasted_iota(jnp.int32, tokens.shape, 1) < lengths[:, None])[:, :, None]
 
-    def count(variables: Any, tokens: jax.Array, lengths: jax.Array, extra: Any) -> BatchCounts:
-        real = (jax.lax.broadcasted_iota(jnp.int32, tokens.shape, 1) < lengths[:, None])[:, :, None]
+    def tap(layer: jax.Array, hidden: jax.Array, gate: jax.Array) -> jax.Array:
+        return jnp.sum((gate > 0) & real, axis=(0, 1), dtype=jnp.int32)
 
-        def tap(layer: jax.Array, hidden: jax.Array, gate: jax.Array) -> jax.Array:
-            return jnp.sum((gate > 0) & real, axis=(0, 1), dtype=jnp.int32)
-
-        output = decode_prompts(decoder, variables, tokens, lengths, tap)
-        return BatchCounts(output.taps, (jnp.isfinite(output.hidden) | ~real).all(axis=(1, 2)))
-
-    return count
+    output = decode_prompts(decoder, variables, tokens, lengths, tap)
+    return BatchCounts(output.taps, (jnp.isfinite(output.hidden) | ~real).all(axis=(1, 2)))
 
 
 def neuron_counts(run: ProbeRun) -> Probe:
     """How often each neuron is active in each language's texts; all real tokens count, a BOS among them."""
-    runner = run.runner(count_function(run.decoder), EmptyFillerRunner)
     active = []
     for texts in run.texts.values():
         total, finite = None, np.ones(len(texts.texts), bool)
-        for members, batch in runner.outputs(run.placed, texts.texts):
+        for members, batch in run.runner.batches(count_batch, run.placed, texts.texts):
             finite[members] = np.asarray(batch.finite)[: len(members)]
             total = batch.active if total is None else total + batch.active  # on the devices
             run.on_rows(len(members))
@@ -148,8 +142,8 @@ def neuron_counts(run: ProbeRun) -> Probe:
     document = {
         "axes": {"languages": ["language"], "active": ["language", "layer", "neuron"], "tokens": ["language"]},
         "language": run.languages,
-        "layers": run.decoder.config.layers,
-        "neurons_per_layer": run.decoder.config.mlp_dim,
+        "layers": run.config.layers,
+        "neurons_per_layer": run.config.mlp_dim,
         "counted": "tokens at which a neuron's gate is above 0, over all tokens of the rows' own texts",
         "task": TASK.name,
     }

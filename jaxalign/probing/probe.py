@@ -4,21 +4,18 @@ A probe is a function of a `ProbeRun` whose result is a `Probe`: named arrays, a
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from jaxalign.data.prompts import Exemplars, few_shot_prefix, few_shot_prompt
 from jaxalign.data.tasks import TASKS, TaskRow
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
-from jaxalign.model.ragged import PrefixRunner, PromptFunction, PromptRunner, check_lengths, prefill
-from jaxalign.model.sharding import param_shardings
-from jaxalign.model.transformer import Decoder
+from jaxalign.model.config import ModelConfig
+from jaxalign.model.ragged import Runner, check_lengths
 
 TASK = TASKS["emotion"]
 VARIANT = "in_language"
@@ -70,60 +67,48 @@ def probe_texts(rows: Iterable[Sequence[TaskRow]], exemplars: Exemplars, tokeniz
 class ProbeRun:
     """One model, probed on one set of prompts.
 
+    runner: of the decoder on its mesh.
     variables: the decoder's collections; another model of their structure is `dataclasses.replace(run, variables=...)`,
       which runs what is compiled already.
     texts: by language, in the order of every result's language axis.
-    batch_size: prompts that run at once, a multiple of the mesh's data * fsdp.
     on_rows: told after each batch how many prompts it held.
     """
 
-    decoder: Decoder
+    runner: Runner
     variables: Any
-    mesh: Mesh
     texts: Mapping[str, ProbeTexts]
-    batch_size: int
     on_rows: Callable[[int], object] = lambda rows: None
-    kept: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property
     def languages(self) -> list[str]:
         return list(self.texts)
 
+    @property
+    def config(self) -> ModelConfig:
+        return self.runner.decoder.config
+
     @cached_property
     def placed(self) -> Any:
-        """The variables as the mesh holds them; those that lie there already are not copied."""
-        return jax.device_put(self.variables, param_shardings(self.variables, self.mesh))
-
-    def once(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What `make` makes, once for this run and for those that differ from it in variables."""
-        if key not in self.kept:
-            self.kept[key] = make()
-        return self.kept[key]
-
-    def runner(self, function: PromptFunction, kind: type[PromptRunner] = PromptRunner) -> PromptRunner:
-        """Runs `function` on prompts of this model and mesh."""
-        longest = self.decoder.config.max_positions
-        return self.once(function, lambda: kind(function, self.variables, self.mesh, self.batch_size, longest))
+        """The variables as the mesh holds them."""
+        return self.runner.place(self.variables)
 
     def ask(
         self,
-        function: PromptFunction,
+        function: Callable[..., Any],
         prompts: Sequence[Sequence[int]],
-        inputs: Any,
         shared: int,
-        of_prefix: Callable[..., Any] = prefill,
+        *extra: Any,
+        of_prefix: Callable[..., Any] | None = None,
+        **static: Any,
     ) -> Any:
         """What `function` finds in each prompt, arrays [prompts, ...]; their first `shared` tokens run once.
 
-        Args:
-          inputs: NamedTuple, the function's `extra`; its field `prefix` becomes what `of_prefix` makes of those tokens.
+        What `of_prefix` makes of those is the first of the function's arguments behind tokens and lengths.
         """
-        check_lengths(list(map(len, prompts)), self.decoder.config.max_positions)
-        run_prefix = self.once(
-            of_prefix, lambda: PrefixRunner(partial(of_prefix, self.decoder), self.variables, self.mesh)
-        )
-        inputs = inputs._replace(prefix=run_prefix(self.placed, prompts[0][:shared]))
-        return self.runner(function)(self.placed, [prompt[shared:] for prompt in prompts], inputs, self.on_rows)
+        check_lengths(list(map(len, prompts)), self.config.max_positions)
+        prefix = self.runner.run_prefix(self.placed, prompts[0][:shared], of_prefix)
+        rests = [prompt[shared:] for prompt in prompts]
+        return self.runner(function, self.placed, rests, prefix, *extra, on_rows=self.on_rows, **static)
 
 
 def check_finite(texts: ProbeTexts, values: np.ndarray) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxalign.data.prompts import Exemplars
 from jaxalign.data.tasks import TaskData
+from jaxalign.model.ragged import Runner
 from jaxalign.probing.probe import TASK, ProbeRun, probe_texts
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
@@ -32,7 +33,7 @@ def probe_run(
     files, tokenizer = TaskData(folder), tiny_world.byte_tokenizer()
     texts = probe_texts([files.rows(TASK, language, rows) for language in languages], exemplars, tokenizer)
     variables = tiny_world.variables() if variables is None else variables
-    return ProbeRun(tiny_world.DECODER, variables, make_mesh(*mesh), texts, batch_size=8)
+    return ProbeRun(Runner(tiny_world.DECODER, variables, make_mesh(*mesh), 8), variables, texts)
 
 
 def write_languages(folder: Path, shuffled: bool = False) -> Exemplars:

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from jaxalign.errors import InputError
-from jaxalign.model.ragged import EmptyFillerRunner
+from jaxalign.model.ragged import Runner
 from jaxalign.model.transformer import Decoder
 from jaxalign.probe_files import write_probe
-from jaxalign.probing.neurons import count_function, neuron_counts, read_counts
+from jaxalign.probing.neurons import count_batch, neuron_counts, read_counts
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
 from tests.model.tiny_models import VOCABULARY, numpy_of, tiny_case, tiny_model
@@ -39,8 +39,8 @@ def gates_in_torch(model: Any, prompt: list[int]) -> np.ndarray:
 
 def counts_of(decoder: Decoder, params: Any, mesh: Any, batch_size: int) -> np.ndarray:
     variables = {"params": params}
-    runner = EmptyFillerRunner(count_function(decoder), variables, mesh, batch_size)
-    batches = [jax.device_get(counts) for _, counts in runner.outputs(variables, PROMPTS)]
+    runner = Runner(decoder, variables, mesh, batch_size)
+    batches = [jax.device_get(counts) for _, counts in runner.batches(count_batch, variables, PROMPTS)]
     assert all(batch.finite.all() and batch.active.dtype == np.int32 for batch in batches)
     return np.sum([batch.active for batch in batches], axis=0)
 
@@ -84,7 +84,7 @@ def test_counts_of_texts_are_those_of_each_alone(tmp_path: Path):
     def active_in(tokens: jax.Array) -> jax.Array:
         positions = jnp.arange(tokens.size)[None]
         taps = {"tap": lambda layer, hidden, gate: (gate > 0).sum((0, 1))}
-        return run.decoder.apply(variables, tokens[None], positions, jnp.ones_like(positions), **taps).taps
+        return run.runner.decoder.apply(variables, tokens[None], positions, jnp.ones_like(positions), **taps).taps
 
     for language, active in zip(counts.languages, counts.active, strict=True):
         alone = [active_in(jnp.array(text)) for text in run.texts[language].texts]

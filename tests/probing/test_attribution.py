@@ -1,4 +1,3 @@
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,10 @@ import pytest
 
 from jaxalign.data.tasks import TaskData
 from jaxalign.errors import InputError
-from jaxalign.model.ragged import PrefixRunner, PromptRunner, prefill
+from jaxalign.model.ragged import Runner
 from jaxalign.model.readout import group_masses
 from jaxalign.model.transformer import Decoder
-from jaxalign.probing.attribution import AttributionInputs, attribution, attribution_arrays, attribution_function
+from jaxalign.probing.attribution import attribution, attribution_arrays, attribution_batch, token_languages
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
 from tests.model.tiny_models import VOCABULARY, tiny_case
@@ -37,10 +36,9 @@ def test_masses_are_those_of_transformers_hidden_states(case: str):
     tiny, positions = tiny_case(case), 2
     variables = {"params": tiny.params}
     # 61 tokens in chunks of 16: the last reaches back.
-    function = attribution_function(Decoder(tiny.config), LANGUAGES + SCRIPTS, positions, chunk=16)
-    mesh, start = make_mesh(8, 1, 1), [5, 3, 60, 7]
-    prefix = PrefixRunner(partial(prefill, Decoder(tiny.config)), variables, mesh)(variables, start)
-    masses = PromptRunner(function, variables, mesh, 8)(variables, PROMPTS, AttributionInputs(GROUPS, prefix))
+    runner, start = Runner(Decoder(tiny.config), variables, make_mesh(8, 1, 1), 8), [5, 3, 60, 7]
+    wanted: Any = {"group_count": LANGUAGES + SCRIPTS, "positions": positions, "chunk": 16}
+    masses = runner(attribution_batch, variables, PROMPTS, runner.run_prefix(variables, start), GROUPS, **wanted)
     assert masses.shape == (len(PROMPTS), tiny.config.layers, positions, LANGUAGES + SCRIPTS)
     np.testing.assert_allclose(masses[..., :LANGUAGES].sum(-1), 1, atol=1e-6)
     np.testing.assert_allclose(masses[..., LANGUAGES:].sum(-1), 1, atol=1e-6)
@@ -65,11 +63,9 @@ def test_chunks_change_nothing(chunk: int):
 def test_a_mesh_changes_nothing(mesh: tuple[int, int, int]):
     groups = np.stack([np.arange(264) % LANGUAGES, LANGUAGES + np.arange(264) // 132]).astype(np.int32)
     variables = tiny_world.variables()
-    function = attribution_function(tiny_world.DECODER, LANGUAGES + SCRIPTS, chunk=100)
-    one, many = (
-        PromptRunner(function, variables, make_mesh(*sizes), 8)(variables, PROMPTS, AttributionInputs(groups))
-        for sizes in ((8, 1, 1), mesh)
-    )
+    wanted: Any = {"group_count": LANGUAGES + SCRIPTS, "chunk": 100}
+    runners = (Runner(tiny_world.DECODER, variables, make_mesh(*sizes), 8) for sizes in ((8, 1, 1), mesh))
+    one, many = (runner(attribution_batch, variables, PROMPTS, None, groups, **wanted) for runner in runners)
     np.testing.assert_allclose(many, one, atol=1e-6)
 
 
@@ -82,8 +78,12 @@ def test_means_are_over_rows_and_split_by_kind():
     np.testing.assert_allclose(arrays["language_mass_half_width"][0], [[[0.49, 0.49]]])
 
 
+def map_of(folder: Path) -> Any:
+    return lambda: token_languages(tiny_world.byte_tokenizer(), tiny_world.CONFIG.vocab_size, TaskData(folder))
+
+
 def test_arrays_of_the_attribution(tmp_path: Path):
-    found = attribution(probe_run(tmp_path, slice(0, 4), ["de", "zh"]), TaskData(tmp_path), positions=2)
+    found = attribution(probe_run(tmp_path, slice(0, 4), ["de", "zh"]), map_of(tmp_path), positions=2)
     document = found.document
     assert document["token_language"] == ["en", "zh", "de", "undecidable"] and document["position"] == [-2, -1]
     assert document["rows"] == {"de": 4, "zh": 4} and document["token_map"]["held_out"]["all"]["tokens"] > 0
@@ -96,4 +96,4 @@ def test_arrays_of_the_attribution(tmp_path: Path):
 
 def test_prompts_shorter_than_the_positions_are_refused(tmp_path: Path):
     with pytest.raises(InputError, match=r"de, row 1 has \d+ tokens, fewer than the 500 positions"):
-        attribution(probe_run(tmp_path, slice(1, 3), ["de"]), TaskData(tmp_path), positions=500)
+        attribution(probe_run(tmp_path, slice(1, 3), ["de"]), map_of(tmp_path), positions=500)

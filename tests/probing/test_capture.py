@@ -9,14 +9,13 @@ import pytest
 import torch
 
 from jaxalign.errors import InputError
-from jaxalign.model.ragged import PromptRunner, decode_prompts
+from jaxalign.model.ragged import Runner, decode_prompts
 from jaxalign.model.transformer import Decoder
 from jaxalign.probing.capture import (
     NO_TOKEN,
     Capture,
-    CaptureInputs,
     Position,
-    capture_function,
+    capture_batch,
     capture_languages,
     captured_layers,
     check_position,
@@ -44,9 +43,9 @@ SLICES: dict[Position, slice] = {
 def captured(case: str, layers: tuple[int, ...], position: Position, prefix: list[int]) -> np.ndarray:
     tiny = tiny_case(case)
     variables = {"params": tiny.params}
-    function = capture_function(Decoder(tiny.config), layers, position)
-    runner = PromptRunner(function, variables, make_mesh(4, 2, 1), 8)
-    return runner(variables, PROMPTS, CaptureInputs(np.array([*prefix, NO_TOKEN, NO_TOKEN], np.int32)))
+    runner = Runner(Decoder(tiny.config), variables, make_mesh(4, 2, 1), 8)
+    examples = np.array([*prefix, NO_TOKEN, NO_TOKEN], np.int32)
+    return runner(capture_batch, variables, PROMPTS, None, examples, layers=layers, position=position)
 
 
 def states_of_transformers(case: str, prompt: list[int]) -> np.ndarray:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from jaxalign.model.ragged import PromptRunner
+from jaxalign.model.ragged import Runner
 from jaxalign.model.transformer import Decoder
-from jaxalign.probing.capture import Capture, CaptureInputs, capture_function
+from jaxalign.probing.capture import Capture, capture_batch
 from jaxalign.probing.geometry import (
     GEOMETRY_AXES,
     MEASURES,
@@ -86,10 +86,11 @@ def test_retrieval_is_brute_force_over_transformers_states():
     # Half of a prompt is its translation's, so that some but not all rows are found.
     prompts[1] = [other[: len(own) // 2] + own[len(own) // 2 :] for own, other in zip(*prompts, strict=True)]
     variables, layers = {"params": tiny.params}, tuple(range(tiny.config.layers + 1))
-    runner = PromptRunner(
-        capture_function(Decoder(tiny.config), layers, "prompt_mean"), variables, make_mesh(8, 1, 1), 8
+    runner, nothing = Runner(Decoder(tiny.config), variables, make_mesh(8, 1, 1), 8), np.zeros(0, np.int32)
+    english, language = (
+        runner(capture_batch, variables, texts, None, nothing, layers=layers, position="prompt_mean")
+        for texts in prompts
     )
-    english, language = (runner(variables, texts, CaptureInputs(np.zeros(0, np.int32))) for texts in prompts)
     found = geometry_arrays([language_geometry(language, english)])
     with torch.no_grad():
         states = [

@@ -10,15 +10,14 @@ import pytest
 from jaxalign.data.prompts import label_queries
 from jaxalign.errors import InputError
 from jaxalign.evaluation.score import Scorer
-from jaxalign.model.ragged import PromptRunner, decode_prompts, last_position
+from jaxalign.model.ragged import Runner, decode_prompts, last_position
 from jaxalign.model.readout import entropy_bits, head_gram, label_masses, pad_label_sets
 from jaxalign.model.transformer import Decoder
 from jaxalign.probing.logit_lens import (
     LanguageLens,
-    LensInputs,
     LensRows,
     WordSets,
-    lens_function,
+    lens_batch,
     lens_probe,
     logit_lens,
     relative_energy,
@@ -38,8 +37,8 @@ LABELS = [[5, 9, 30], [7]]
 def run_lens(tiny: TinyModel) -> tuple[np.ndarray, ...]:
     """Masses, entropy, energy and finiteness of PROMPTS, on eight devices."""
     decoder, variables = Decoder(tiny.config), {"params": tiny.params}
-    runner = PromptRunner(lens_function(decoder), variables, make_mesh(8, 1, 1), 8)
-    return runner(variables, PROMPTS, LensInputs(pad_label_sets(LABELS), head_gram(decoder, variables, chunk=10)))
+    runner, gram = Runner(decoder, variables, make_mesh(8, 1, 1), 8), head_gram(decoder, variables, chunk=10)
+    return runner(lens_batch, variables, PROMPTS, None, pad_label_sets(LABELS), gram)
 
 
 @pytest.mark.parametrize("case", FAMILIES)
@@ -67,15 +66,15 @@ def test_the_last_layer_is_what_the_model_says(case: str, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(jax, "jit", optimised)
     tiny = tiny_case(case)
-    decoder, variables, labels = Decoder(tiny.config), {"params": tiny.params}, pad_label_sets(LABELS)
+    variables, labels = {"params": tiny.params}, pad_label_sets(LABELS)
 
-    def said(variables: Any, tokens: jax.Array, lengths: jax.Array, extra: Any) -> Any:
+    def said(decoder: Decoder, variables: Any, tokens: jax.Array, lengths: jax.Array) -> Any:
         last = last_position(decode_prompts(decoder, variables, tokens, lengths).hidden, lengths)
         logits: Any = decoder.apply(variables, last, method="logits")
         return label_masses(logits, labels), entropy_bits(logits)
 
     masses, entropy, *_ = run_lens(tiny)
-    expected = PromptRunner(said, variables, make_mesh(8, 1, 1), 8)(variables, PROMPTS)
+    expected = Runner(Decoder(tiny.config), variables, make_mesh(8, 1, 1), 8)(said, variables, PROMPTS)
     np.testing.assert_array_equal(masses[:, -1], expected[0])
     np.testing.assert_array_equal(entropy[:, -1], expected[1])
 
@@ -186,7 +185,7 @@ def test_arrays_of_the_lens(tmp_path: Path):
     texts = run.texts["zh"]
     queries = label_queries(texts.rows, texts.exemplars, texts.tokenizer, "in_language", "study")
     sets = word_sets(texts.tokenizer, "zh").all()
-    scores = Scorer(run.decoder, run.variables, run.mesh).score(run.variables, queries, sets).prefix_mass
+    scores = Scorer(run.runner.decoder, run.variables, run.runner.mesh).score(run.variables, queries, sets).prefix_mass
     gold = [TASK.classes.index(row.gold_class) for row in texts.rows]
     last = {
         "latent": np.mean([scores[i, c] for i, c in enumerate(gold)]),

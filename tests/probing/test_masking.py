@@ -11,13 +11,13 @@ import scipy.stats
 import torch
 
 from jaxalign.errors import InputError
-from jaxalign.model.ragged import PromptRunner
+from jaxalign.model.ragged import Runner
 from jaxalign.model.transformer import Decoder
 from jaxalign.probing.masking import (
     TextNats,
     change_with_interval,
     masking,
-    nats_function,
+    nats_batch,
     neuron_mask,
     random_control,
     reference_perplexity,
@@ -59,9 +59,9 @@ def test_nats_are_those_of_transformers_with_masked_gates(case: str):
     tiny = tiny_case(case)
     mask = (RNG.random((tiny.config.layers, tiny.config.mlp_dim)) > 0.3).astype(np.float32)
     variables = {"params": tiny.params}
-    runner = PromptRunner(nats_function(Decoder(tiny.config)), variables, make_mesh(8, 1, 1), 8)
+    runner = Runner(Decoder(tiny.config), variables, make_mesh(8, 1, 1), 8)
     for each in (np.ones_like(mask), mask):
-        found = runner(variables, PROMPTS, jnp.asarray(each))
+        found = runner(nats_batch, variables, PROMPTS, each)
         expected = [nats_in_torch(tiny.torch_model, prompt, each) for prompt in PROMPTS]
         # Sums of up to 29 terms of about 5 nats, float32 against float64.
         np.testing.assert_allclose(found.nats, [row[0] for row in expected], rtol=1e-4)
