@@ -21,10 +21,9 @@ from workers import exit_code, surroundings
 import jaxalign as ja
 from jaxalign.cli.configuration import config_from_flags
 from jaxalign.cli.evaluate import chosen_cells, prompt_style
-from jaxalign.cli.loading import EvaluationData
 from jaxalign.cli.probe import probe_settings
 from jaxalign.cli.train import lora_config
-from jaxalign.cli.watch import watch_config, watch_names
+from jaxalign.cli.watch import watch_settings
 from jaxalign.data.batches import BatchPlan
 from jaxalign.data.tasks import parse_rows
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
@@ -103,9 +102,9 @@ def step_flops(config: ConfigDict, model: ModelConfig, plan: BatchPlan) -> float
 
 def look_flops(config: ConfigDict, model: ModelConfig, tokenizer: Tokenizer) -> int:
     """Forward passes of everything that is watched: a text that prompts share once, the head where it is read."""
-    watched = watch_config(config)
-    read = EvaluationData(watched)
-    rows, settings = parse_rows(watched.rows), probe_settings(watched, read, [], "watch_")
+    watch = watch_settings(config)
+    watched, read, rows = watch.config, watch.data, parse_rows(watch.config.rows)
+    settings = probe_settings(watched, read, [], "watch_")
     texts = probe_texts(settings.rows, read.exemplars, tokenizer).values()
 
     def accuracy() -> int:
@@ -133,9 +132,9 @@ def look_flops(config: ConfigDict, model: ModelConfig, tokenizer: Tokenizer) -> 
         return total
 
     counts: dict[str, Callable[[], int]] = {"accuracy": accuracy, "logit_lens": logit_lens, "geometry": geometry}
-    if unknown := [name for name in watch_names(config) if name not in counts]:
+    if unknown := [name for name in watch.names if name not in counts]:
         raise InputError(f"--watch={config.watch}: the operations of {unknown[0]} are not counted here")
-    return sum(counts[name]() for name in watch_names(config))
+    return sum(counts[name]() for name in watch.names)
 
 
 def table(measured: dict[str, Any]) -> str:

@@ -30,7 +30,7 @@ from jaxalign.cli.open_answers import open_tasks
 from jaxalign.cli.probe import FILE_OF, probe_model, probe_settings
 from jaxalign.cli.provenance import command
 from jaxalign.cli.train import check_train_settings, train_model
-from jaxalign.cli.watch import check_watch_settings
+from jaxalign.cli.watch import watch_settings
 from jaxalign.data.pairs import QuestionPair, pair_of
 from jaxalign.errors import InputError, gather
 from jaxalign.files import AnyPath, check_bucket, local_path, path_of, read_json
@@ -105,7 +105,7 @@ def train(
         raise InputError("stages: ja.train tunes once; call it for each, with the run before it as ja.load's adapter")
     check_bucket(run_folder(config))
     check_train_settings(config)
-    check_watch_settings(config)
+    watch_settings(config)
     pairs = several(pairs)
     files = [str(item) for item in pairs if isinstance(item, PathLike)]
     records = gather(

@@ -5,7 +5,7 @@ A probe that is watched is the one that `jaxalign probe` runs, and its numbers a
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from jaxalign.cli.evaluate import chosen_cells, grid_data, unreadable
 from jaxalign.cli.loading import EvaluationData, Model, chosen_languages, split_list
 from jaxalign.cli.open_answers import OPEN_TASKS, cells_of, check_open_answers, open_tasks
-from jaxalign.cli.probe import probe_settings, selection_rule
+from jaxalign.cli.probe import ProbeSettings, probe_settings, selection_rule
 from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import label_cell
 from jaxalign.evaluation.generate import Generator
@@ -33,44 +33,73 @@ Measure = Callable[[Any], Numbers]
 """Of the collections that the decoder is applied to."""
 
 
-def watch_hooks(config: ConfigDict, model: Model, decoder: Decoder, shapes: Any) -> list[Hook]:
-    """The hooks of a training run: none, or one that takes all measures of `config.watch`.
+@dataclass(frozen=True)
+class Watch:
+    """What a run watches, its files read before the model is loaded."""
 
-    Args:
-      decoder: as it is tuned, adapters among it.
-      shapes: of the collections that a hook is given.
-    """
-    names, watched = watch_names(config), watch_config(config)
-    data = EvaluationData(watched)
-    measures = [SCORES[name](watched, data, model, decoder, shapes) for name in names if name in SCORES]
-    if probes := [name for name in names if name in PROBES]:
-        settings = probe_settings(watched, data, probes, "watch_")
-        functions = settings.functions(model)
-        run = settings.run(replace(model, decoder=decoder), shapes)
+    config: ConfigDict
+    """as an evaluation of the watched rows would have it"""
+    names: list[str]
+    """of SCORES and PROBES"""
+    data: EvaluationData
+    probes: ProbeSettings | None
 
-        def probe(name: str, variables: Any) -> Numbers:
-            return PROBES[name](functions[name](replace(run, variables=variables)), watched)
+    def hooks(self, model: Model, decoder: Decoder, shapes: Any) -> list[Hook]:
+        """The hooks of a training run: none, or one that takes all measures.
 
-        measures += [partial(probe, name) for name in probes]
-    if not measures:
-        return []
+        Args:
+          decoder: as it is tuned, adapters among it.
+          shapes: of the collections that a hook is given.
+        """
+        measures = [
+            SCORES[name](self.config, self.data, model, decoder, shapes) for name in self.names if name in SCORES
+        ]
+        if self.probes:
+            functions, run = self.probes.functions(model), self.probes.run(replace(model, decoder=decoder), shapes)
 
-    def hook(step: int, variables: Any) -> Numbers:
-        started, numbers = time.perf_counter(), {}
-        for measure in measures:
-            numbers |= measure(variables)
-        return numbers | {"watch_seconds": round(time.perf_counter() - started, 3)}
+            def probe(name: str, variables: Any) -> Numbers:
+                return PROBES[name](functions[name](replace(run, variables=variables)), self.config)
 
-    return [hook]
+            measures += [partial(probe, name) for name in self.probes.names]
+        if not measures:
+            return []
+
+        def hook(step: int, variables: Any) -> Numbers:
+            started, numbers = time.perf_counter(), {}
+            for measure in measures:
+                numbers |= measure(variables)
+            return numbers | {"watch_seconds": round(time.perf_counter() - started, 3)}
+
+        return [hook]
 
 
-def watch_names(config: ConfigDict) -> list[str]:
-    """The measures of `config.watch`."""
-    names = split_list(config.watch) if config.watch else []
-    known = [*SCORES, *PROBES]
+def watch_settings(config: ConfigDict) -> Watch:
+    """What `config.watch` names; InputError for what would only fail once the model is loaded."""
+    names, watched = split_list(config.watch) if config.watch else [], watch_config(config)
+    known, data = [*SCORES, *PROBES], EvaluationData(watched)
     if unknown := [name for name in names if name not in known]:
         raise InputError(f"--config.watch={config.watch}: cannot watch {unknown[0]!r}; choose {', '.join(known)}")
-    return names
+    if "accuracy" in names:
+        keys = chosen_cells(watched)
+        if not keys:
+            raise InputError(
+                f"--config.tasks={config.tasks}: none is scored by labels; watch open_answers in place of it"
+            )
+        if errors := unreadable(watched, data, keys):
+            raise errors[0]
+    if "open_answers" in names:
+        if not open_tasks(watched):
+            raise InputError(f"--config.tasks={config.tasks}: open_answers watches {', '.join(OPEN_TASKS)}; name one")
+        check_open_answers(watched)
+    if "neurons" in names:
+        selection_rule(config)
+        if len(languages := chosen_languages(watched)) < 2:
+            raise InputError(
+                f"--config.watch_languages={config.watch_languages}: neurons compares languages, and {languages[0]} is "
+                "one; add another"
+            )
+    probes = [name for name in names if name in PROBES]
+    return Watch(watched, names, data, probe_settings(watched, data, probes, "watch_") if probes else None)
 
 
 def watch_config(config: ConfigDict) -> ConfigDict:
@@ -177,30 +206,3 @@ PROBES: dict[str, Callable[[Probe, ConfigDict], Numbers]] = {
     "geometry": of_geometry,
     "neurons": of_neurons,
 }
-
-
-def check_watch_settings(config: ConfigDict) -> None:
-    """Refuses what would only fail once the model is loaded."""
-    names, watched = watch_names(config), watch_config(config)
-    data = EvaluationData(watched)
-    if "accuracy" in names:
-        keys = chosen_cells(watched)
-        if not keys:
-            raise InputError(
-                f"--config.tasks={config.tasks}: none is scored by labels; watch open_answers in place of it"
-            )
-        if errors := unreadable(watched, data, keys):
-            raise errors[0]
-    if "open_answers" in names:
-        if not open_tasks(watched):
-            raise InputError(f"--config.tasks={config.tasks}: open_answers watches {', '.join(OPEN_TASKS)}; name one")
-        check_open_answers(watched)
-    if probes := [name for name in names if name in PROBES]:
-        probe_settings(watched, data, probes, "watch_")
-    if "neurons" in names:
-        selection_rule(config)
-        if len(languages := chosen_languages(watched)) < 2:
-            raise InputError(
-                f"--config.watch_languages={config.watch_languages}: neurons compares languages, and {languages[0]} is "
-                "one; add another"
-            )

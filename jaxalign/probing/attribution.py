@@ -31,14 +31,7 @@ from jaxalign.statistics import mean_and_half_width
 UNDECIDABLE = "undecidable"
 SCRIPTS = ("Latin", "Cyrillic", "Han", "Kana", "Devanagari", "Bengali", "Thai")
 """The scripts of the twenty languages, as Unicode's property Script; Kana is its Hiragana and Katakana."""
-OTHER_SCRIPT, SEVERAL_SCRIPTS, NO_LETTERS, PART_OF_CHARACTER = (
-    "other script",
-    "several scripts",
-    "no letters",
-    "part of a character",
-)
-SCRIPT_CLASSES = (*SCRIPTS, OTHER_SCRIPT, SEVERAL_SCRIPTS, NO_LETTERS, PART_OF_CHARACTER)
-
+SCRIPT_CLASSES = (*SCRIPTS, "other script", "several scripts", "no letters", "part of a character")
 HELD_OUT = 0.2
 """Share of each file's rows, its last, that the map is tested on."""
 PSEUDO_COUNT = 0.1
@@ -185,7 +178,7 @@ def script_languages(languages: Sequence[str]) -> np.ndarray:
 
 def token_scripts(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
     """Each token's script: int32 [V], indices into SCRIPT_CLASSES. Control tokens and unused ids have no letters."""
-    scripts = np.full(vocab_size, SCRIPT_CLASSES.index(NO_LETTERS), np.int32)
+    scripts = np.full(vocab_size, SCRIPT_CLASSES.index("no letters"), np.int32)
     for token, index in tokenizer.vocabulary.items():
         if index < vocab_size and index not in tokenizer.control_ids:
             scripts[index] = SCRIPT_CLASSES.index(script_of_bytes(tokenizer.token_bytes(token)))
@@ -197,13 +190,13 @@ def script_of_bytes(text: bytes) -> str:
     try:
         characters = text.decode("utf-8")
     except UnicodeDecodeError:
-        return PART_OF_CHARACTER
+        return "part of a character"
     # Marks belong to letters: Thai and Devanagari vowels are some.
     letters = regex.findall(r"[\p{L}\p{M}]", characters)
-    found = {next((script for script, one in _SCRIPT_OF if one.match(letter)), OTHER_SCRIPT) for letter in letters}
+    found = {next((script for script, one in _SCRIPT_OF if one.match(letter)), "other script") for letter in letters}
     if not found:
-        return NO_LETTERS
-    return found.pop() if len(found) == 1 else SEVERAL_SCRIPTS
+        return "no letters"
+    return found.pop() if len(found) == 1 else "several scripts"
 
 
 def attribution_batch(

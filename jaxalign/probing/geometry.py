@@ -170,14 +170,7 @@ PCA_AXES = {
 languages alone, the others of a fit of one component to all languages."""
 
 
-class Projection(NamedTuple):
-    """Coordinates [n, components] on the axes of largest variance, and each axis's share of the variance."""
-
-    coordinates: np.ndarray
-    explained: np.ndarray
-
-
-def joint_pca(states: np.ndarray, components: int) -> Projection:
+def joint_pca(states: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray]:
     """Exact principal components of all rows together, in float64.
 
     Eigenvectors of the smaller of the two Gram matrices of the centred states: the singular vectors, without the cost
@@ -191,6 +184,9 @@ def joint_pca(states: np.ndarray, components: int) -> Projection:
     Args:
       states: float [n, D].
       components: at most min(n, D).
+
+    Returns:
+      Coordinates [n, components] on the axes of largest variance, and each axis's share of the variance.
     """
     offsets = centred(states)
     rows_are_fewer = len(offsets) < offsets.shape[1]
@@ -200,13 +196,13 @@ def joint_pca(states: np.ndarray, components: int) -> Projection:
     values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
     coordinates = vectors * np.sqrt(values) if rows_are_fewer else offsets @ vectors
     coordinates *= np.sign(coordinates[np.abs(coordinates).argmax(axis=0), range(components)])
-    return Projection(coordinates, values / (np.trace(gram) or 1.0))
+    return coordinates, values / (np.trace(gram) or 1.0)
 
 
 def first_component(states: np.ndarray) -> np.ndarray:
     """The coordinate on the first joint component: float64 [languages, rows] of states [languages, rows, D]."""
     languages, rows, width = states.shape
-    return joint_pca(states.reshape(-1, width), 1).coordinates.reshape(languages, rows)
+    return joint_pca(states.reshape(-1, width), 1)[0].reshape(languages, rows)
 
 
 def correlation_intervals(first: np.ndarray) -> np.ndarray:
@@ -237,8 +233,8 @@ def pca_arrays(states: np.ndarray, scatter: Sequence[int]) -> dict[str, np.ndarr
     fits = [joint_pca(states[list(scatter), :, k].reshape(-1, states.shape[3]), 2) for k in layers]
     firsts = [first_component(states[:, :, k]) for k in layers]
     arrays = {
-        "points": np.stack([fit.coordinates.reshape(len(scatter), -1, 2) for fit in fits]),
-        "explained_variance_ratio": np.stack([fit.explained for fit in fits]),
+        "points": np.stack([points.reshape(len(scatter), -1, 2) for points, _ in fits]),
+        "explained_variance_ratio": np.stack([explained for _, explained in fits]),
         "first_component": np.stack(firsts),
         "correlations": np.stack(list(map(correlations, firsts))),
         "correlations_interval": np.stack(list(map(correlation_intervals, firsts))),

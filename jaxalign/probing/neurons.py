@@ -103,24 +103,18 @@ def read_counts(path: Path) -> ActivationCounts:
     return ActivationCounts(codes, active, tokens)
 
 
-class BatchCounts(NamedTuple):
-    """What a batch of prompts adds."""
+def count_batch(decoder: Decoder, variables: Any, tokens: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """At how many real tokens each gate was positive, int32 [L, F]; rows of length 0 count for nothing.
 
-    active: jax.Array
-    """int32 [L, F]: real tokens at which each neuron's gate was positive"""
-    finite: jax.Array
-    """bool [B]: the model's states at a prompt's tokens are finite, and so its gates are numbers"""
-
-
-def count_batch(decoder: Decoder, variables: Any, tokens: jax.Array, lengths: jax.Array) -> BatchCounts:
-    """Counts on a batch; rows of length 0 count for nothing."""
+    And whether the states at a prompt's tokens are finite, so that its gates are numbers: bool [B].
+    """
     real = (jax.lax.broadcasted_iota(jnp.int32, tokens.shape, 1) < lengths[:, None])[:, :, None]
 
     def tap(layer: jax.Array, hidden: jax.Array, gate: jax.Array) -> jax.Array:
         return jnp.sum((gate > 0) & real, axis=(0, 1), dtype=jnp.int32)
 
     output = decode_prompts(decoder, variables, tokens, lengths, tap)
-    return BatchCounts(output.taps, (jnp.isfinite(output.hidden) | ~real).all(axis=(1, 2)))
+    return output.taps, (jnp.isfinite(output.hidden) | ~real).all(axis=(1, 2))
 
 
 def neuron_counts(run: ProbeRun) -> Probe:
@@ -128,9 +122,9 @@ def neuron_counts(run: ProbeRun) -> Probe:
     active = []
     for texts in run.texts.values():
         total, finite = None, np.ones(len(texts.texts), bool)
-        for members, batch in run.runner.batches(count_batch, run.placed, texts.texts):
-            finite[members] = np.asarray(batch.finite)[: len(members)]
-            total = batch.active if total is None else total + batch.active  # on the devices
+        for members, (of_batch, known) in run.runner.batches(count_batch, run.placed, texts.texts):
+            finite[members] = np.asarray(known)[: len(members)]
+            total = of_batch if total is None else total + of_batch  # on the devices
             run.on_rows(len(members))
         check_finite(texts, np.where(finite, 0, np.nan))
         active.append(np.asarray(total))
@@ -236,12 +230,6 @@ def largest_passing(passes: Callable[[float], bool]) -> float:
     return best
 
 
-def activity_threshold(probabilities: np.ndarray) -> np.float32:
-    """The round(0.95 n)-th smallest of all n probabilities."""
-    rank = max(round(ACTIVE_QUANTILE * probabilities.size), 1)
-    return np.partition(probabilities, rank - 1, axis=None)[rank - 1]
-
-
 def select_neurons(probabilities: np.ndarray, form: str = "code", rate: float = 0.01) -> Selection:
     """Selects round(rate L F) neurons.
 
@@ -250,7 +238,9 @@ def select_neurons(probabilities: np.ndarray, form: str = "code", rate: float = 
       form: one of SCORES.
       rate: above 0, at most 1.
     """
-    threshold = activity_threshold(probabilities)
+    # The round(0.95 n)-th smallest of all n.
+    rank = max(round(ACTIVE_QUANTILE * probabilities.size), 1)
+    threshold = np.partition(probabilities, rank - 1, axis=None)[rank - 1]
     active = probabilities > threshold
     in_all = active.all(axis=0)
     entropy, largest = language_entropy(probabilities), probabilities.max(axis=0)

@@ -49,24 +49,18 @@ def test_a_prefix_need_not_be_there(ok, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"languages": None}, "no array 'languages'"),
         ({"active": None}, "no array 'active'"),
-        ({"tokens": None}, "no array 'tokens'"),
         ({"prefix_tokens": None}, "no array 'prefix_tokens'"),
-        ({"prefix_active": None}, "no array 'prefix_active'"),
-        ({"languages": np.array([1, 2, 3])}, "languages is int64"),
         ({"languages": np.array(["en", "de", "file"])}, "'file'"),
         ({"languages": np.array(["en", "de", "en"])}, "each once"),
         ({"languages": np.array(["en", "de"])}, "active is (3, 2, 40)"),
-        ({"active": np.zeros((3, 80), np.int32)}, "active is (3, 80)"),
         ({"active": np.zeros((3, 0, 40), np.int32)}, "active is (3, 0, 40)"),
         ({"active": np.zeros((3, 2, 40))}, "active is float64"),
-        ({"active": np.full((3, 2, 40), -1)}, "active of en holds negative"),
-        ({"active": np.full((3, 2, 40), 8)}, "active of zh reaches 8, above the 7"),
-        ({"tokens": np.array([9, 8])}, "tokens is (2,)"),
-        ({"tokens": np.array([9, -8, 7])}, "tokens of de holds negative"),
+        ({"active": np.full((3, 2, 40), -1)}, "active of en reaches from -1"),
+        ({"active": np.full((3, 2, 40), 8)}, "active of zh reaches from 8 to 8, with 7"),
+        ({"tokens": np.array([9, -8, 7])}, "active of de reaches from 0 to 6, with -8"),
         ({"prefix_active": np.ones((3, 2, 39), np.int32)}, "prefix_active is (3, 2, 39)"),
-        ({"prefix_active": np.full((3, 2, 40), 2)}, "prefix_active of de reaches 2"),
+        ({"prefix_active": np.full((3, 2, 40), 2)}, "prefix_active of de reaches from 2"),
         ({"prefix_tokens": np.array([2, 8, 1])}, "no tokens of de"),
         ({"active": np.array([{}, {}, {}])}, "pickled"),
     ],
@@ -74,16 +68,6 @@ def test_a_prefix_need_not_be_there(ok, tmp_path):
 def test_what_cannot_be_counts(refused, tmp_path, changes, named):
     message = refused("neurons", write(tmp_path, **changes))
     assert "counts.npz" in message and named in message
-
-
-def cut(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:2000])
-
-
-def spoil(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[600:700] = bytes(100)
-    file.write_bytes(content)
 
 
 def one_array(file: Path) -> None:
@@ -94,11 +78,8 @@ def one_array(file: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (cut, "not a whole"),
-        (spoil, "not a whole"),
+        (lambda file: file.write_bytes(file.read_bytes()[:2000]), "not a whole"),
         (one_array, "one array"),
-        (lambda file: file.write_text("{}"), "not a whole"),
-        (lambda file: file.write_bytes(b""), "not a whole"),
         (lambda file: file.unlink(), "no such file"),
         (lambda file: (file.unlink(), file.mkdir()), "a folder"),
     ],
@@ -115,7 +96,6 @@ def test_what_is_no_npz_file(refused, tmp_path, change: Callable[[Path], object]
     [
         ("--config.neurons.score=papper", "papper"),
         ("--config.neurons.top_rate=0", "top_rate"),
-        ("--config.neurons.top_rate=1.5", "top_rate"),
         ("--config.neurons.top_rate=nan", "top_rate"),
         ("--config.neurons.top_rate=0.001", "none of 80"),
     ],
@@ -204,8 +184,6 @@ def test_accuracy_without_a_mask_is_that_of_evaluate(ok, probed, model_folder, t
     [
         ({"en": [[0, 1]]}, "", "no neurons of de"),
         ({"en": [[0, 1]], "de": [0, 1]}, "", "de is int64 (2,)"),
-        ({"en": [[0, 1]], "de": [[0, -1]]}, "", "pairs of (layer, index)"),
-        ({"en": [[0, 1]], "de": [[2, 1]]}, "", "the model has 2 layers of 24"),
         ({"en": [[0, 24]], "de": [[0, 1]]}, "", "index 24, the model has 2 layers of 24"),
         ({"en": [[0, 1]], "de": [[0, 1]]}, "--config.neurons.masked=all", "specific, related or general"),
         ({"en": [[0, 1]], "de": [[0, 1]]}, "--config.neurons.masked=general", "general_neurons.npz: no such file"),
@@ -219,21 +197,17 @@ def test_what_cannot_be_masked(refused, model_folder, tmp_path, own, flag, named
     assert named in message
 
 
-def test_quantised_weights_are_not_masked(refused, model_folder, tmp_path):
+@pytest.mark.parametrize(
+    ("probe", "model", "flag", "named"),
+    [
+        ("masked_accuracy", "", "--config.param_dtype=nf4", "param_dtype=nf4"),
+        ("masking", "org/other", "--config.seed=1", "neurons of org/other, the model is"),
+    ],
+)
+def test_what_cannot_be_masked_in_this_model(refused, model_folder, tmp_path, probe, model, flag, named):
+    """Quantised weights; and a selection of another model's counts."""
     np.savez(tmp_path / "selection.npz", en=np.array([[0, 1]]), de=np.array([[0, 1]]))
-    chosen = ("--config.probes=masked_accuracy", f"--config.neurons.selection={tmp_path / 'selection.npz'}")
-    message = refused("probe", f"--config.model={model_folder}", *CELLS, *chosen, "--config.param_dtype=nf4")
-    assert "param_dtype=nf4" in message
-
-
-def test_a_selection_of_another_model_is_named(refused, model_folder, tmp_path):
-    np.savez(tmp_path / "selection.npz", en=np.array([[0, 1]]), de=np.array([[0, 1]]))
-    (tmp_path / "selection.json").write_text(json.dumps({"model": "org/other", "adapter": ""}))
-    chosen = ("--config.probes=masking", f"--config.neurons.selection={tmp_path / 'selection.npz'}")
-    message = refused("probe", f"--config.model={model_folder}", *CELLS, *chosen)
-    assert f"neurons of org/other, the model is {model_folder}" in message
-
-
-def test_a_selection_that_is_not_there(refused, model_folder, tmp_path):
-    chosen = ("--config.probes=masking", f"--config.neurons.selection={tmp_path / 'selection.npz'}")
-    assert "no such file" in refused("probe", f"--config.model={model_folder}", *CELLS, *chosen)
+    if model:
+        (tmp_path / "selection.json").write_text(json.dumps({"model": model, "adapter": ""}))
+    chosen = (f"--config.probes={probe}", f"--config.neurons.selection={tmp_path / 'selection.npz'}")
+    assert named in refused("probe", f"--config.model={model_folder}", *CELLS, *chosen, flag)

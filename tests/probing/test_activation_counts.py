@@ -41,8 +41,8 @@ def counts_of(decoder: Decoder, params: Any, mesh: Any, batch_size: int) -> np.n
     variables = {"params": params}
     runner = Runner(decoder, variables, mesh, batch_size)
     batches = [jax.device_get(counts) for _, counts in runner.batches(count_batch, variables, PROMPTS)]
-    assert all(batch.finite.all() and batch.active.dtype == np.int32 for batch in batches)
-    return np.sum([batch.active for batch in batches], axis=0)
+    assert all(finite.all() and active.dtype == np.int32 for active, finite in batches)
+    return np.sum([active for active, _ in batches], axis=0)
 
 
 @pytest.mark.parametrize("case", ["llama_gqa_llama3_rope", "gemma3_text"])

@@ -9,7 +9,6 @@ from jaxalign.probing.neurons import (
     CLASSES,
     ActivationCounts,
     activation_probabilities,
-    activity_threshold,
     general_neurons,
     language_entropy,
     language_neurons,
@@ -61,8 +60,8 @@ def test_the_two_scores_rank_alike_at_weights_of_a_constant_ratio():
 
 def test_the_threshold_is_the_nth_smallest():
     p = RNG.random((2, 3, 17)).astype(np.float32)
-    assert activity_threshold(p) == sorted(p.ravel().tolist())[round(0.95 * 102) - 1]
-    assert activity_threshold(np.array([[[0.5]], [[0.25]]], np.float32)) == 0.5
+    assert select_neurons(p).threshold == sorted(p.ravel().tolist())[round(0.95 * 102) - 1]
+    assert select_neurons(np.array([[[0.5]], [[0.25]]], np.float32)).threshold == 0.5
 
 
 def test_of_equal_scores_the_first_are_taken():

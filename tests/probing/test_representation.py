@@ -25,12 +25,12 @@ def test_joint_pca_is_scikit_learns_full_decomposition(shape: tuple[int, int]):
     states = (RNG.normal(size=shape) @ RNG.normal(size=(shape[1], shape[1])) + 7).astype(np.float32)
     fit = PCA(n_components=2, svd_solver="full")
     expected = fit.fit_transform(states.astype(np.float64))
-    found = joint_pca(states, 2)
-    signs = np.sign((found.coordinates * expected).sum(0))
+    found, explained = joint_pca(states, 2)
+    signs = np.sign((found * expected).sum(0))
     # Float64 on both sides; the spectrum is well apart.
-    np.testing.assert_allclose(found.coordinates * signs, expected, atol=1e-7 * np.abs(expected).max())
-    np.testing.assert_allclose(found.explained, fit.explained_variance_ratio_, rtol=1e-9)
-    assert (found.coordinates[np.abs(found.coordinates).argmax(0), [0, 1]] > 0).all()
+    np.testing.assert_allclose(found * signs, expected, atol=1e-7 * np.abs(expected).max())
+    np.testing.assert_allclose(explained, fit.explained_variance_ratio_, rtol=1e-9)
+    assert (found[np.abs(found).argmax(0), [0, 1]] > 0).all()
 
 
 def test_correlations_are_pearsons_of_the_first_joint_component():
@@ -86,5 +86,5 @@ def test_arrays_of_the_pca(tmp_path: Path):
     points = found.arrays["points"]
     assert points.shape == (4, 2, 5, 2) and found.arrays["correlations"].shape == (4, 3, 3)
     chinese, english = states[2, :, 1], states[0, :, 1]
-    joint = joint_pca(np.concatenate([chinese, english]), 2).coordinates
+    joint = joint_pca(np.concatenate([chinese, english]), 2)[0]
     np.testing.assert_allclose(points[1].reshape(10, 2), joint, rtol=1e-5)
