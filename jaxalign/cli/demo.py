@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from jaxalign.cli.data import build_pairs
 from jaxalign.cli.evaluate import check_settings, evaluate_model
 from jaxalign.cli.export import export
-from jaxalign.cli.loading import EvaluationData, load_model, refuse_paths, with_adapter
+from jaxalign.cli.loading import EvaluationData, load_model, refuse_paths, split_list, with_adapter
 from jaxalign.cli.probe import probe_model, probe_settings
 from jaxalign.cli.report import report
 from jaxalign.cli.train import check_train_settings, train_model
@@ -37,7 +37,7 @@ def demo(config: ConfigDict, paths: Sequence[str]) -> None:
 
     data = EvaluationData(config)
     check_settings(config, data)
-    probes = probe_settings(changed(config, out=before, rows=PROBED), data)
+    probes = probe_settings(changed(config, out=before, rows=PROBED), data, split_list(config.probes))
     check_train_settings(config)
     pairs = build_pairs(config)
     check_writable(out)

@@ -137,6 +137,8 @@ def probe_settings(
     """
     if names is None:
         names = split_list(config.probes)
+        if config.tasks not in (TASK.name, "all"):
+            raise InputError(f"--config.tasks={config.tasks}: the probes read {TASK.name} only")
     if unknown := [name for name in names if name not in FILE_OF]:
         raise InputError(f"--config.probes={config.probes}: no probe {unknown[0]!r}; choose from {', '.join(FILE_OF)}")
     prompt_style(config)
@@ -175,8 +177,6 @@ def probe_settings(
 def probe(config: ConfigDict, paths: Sequence[str]) -> None:
     """Runs the probes of `config.probes` on emotion's in-language prompts and writes them to `config.out`."""
     refuse_paths("probe", paths)
-    if config.tasks not in (TASK.name, "all"):
-        raise InputError(f"--config.tasks={config.tasks}: the probes read {TASK.name} only")
     out, chosen = out_folder(config), probe_settings(config, EvaluationData(config))
     with held(out):
         probe_model(chosen, load_model(config))
