@@ -10,6 +10,7 @@ Mean gains over a crossed table, languages by rows (by runs), with intervals (Nu
 """
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 from itertools import combinations
 from typing import NamedTuple
@@ -18,8 +19,18 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import bdtr, ndtri, stdtrit
 
+MEASURES = ("cka", "retrieval", "reciprocal_rank", "retrieval_centred", "reciprocal_rank_centred")
+"""Of how alike two languages' states of the same rows are. retrieval: whether a row's translation is nearest;
+*_centred: each language's mean taken off first."""
 NOISE = 1e-12
 """Relative to the largest number beside it, what is no larger came of rounding."""
+
+
+def row_values(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """measure -> what each row adds to its mean, [languages, layers, n], from `cka_rows` and the two ranks."""
+    rank, rank_centred = arrays["rank"], arrays["rank_centred"]
+    values = (arrays["cka_rows"], rank == 1, 1 / rank, rank_centred == 1, 1 / rank_centred)
+    return dict(zip(MEASURES, values, strict=True))
 
 
 def centred(values: np.ndarray) -> np.ndarray:

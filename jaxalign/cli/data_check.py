@@ -32,7 +32,7 @@ from jaxalign.data.templates import resolve_template
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.files import data_folder, write_json
-from jaxalign.reporting.escaping import one_line
+from jaxalign.reporting.words import one_line
 
 
 def validate(config: ConfigDict, paths: Sequence[str]) -> None:

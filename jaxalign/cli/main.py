@@ -12,7 +12,7 @@ from importlib import metadata
 from typing import Any
 
 from jaxalign.errors import InputError, Preempted
-from jaxalign.reporting.escaping import one_line
+from jaxalign.reporting.words import one_line
 
 # Verb -> (module in jaxalign.cli and its function, arguments, one line of help).
 VERBS = {

@@ -27,7 +27,6 @@ from jaxalign.data.batches import round_up
 from jaxalign.data.tasks import parse_rows, read_task_rows
 from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import GridData, cell_keys
-from jaxalign.files import whole_file, write_text
 from jaxalign.holding import check_held, held
 from jaxalign.log import is_hidden, tell
 from jaxalign.model.quantised import SCHEMES
@@ -38,12 +37,9 @@ from jaxalign.probing.logit_lens import write_logit_lens
 from jaxalign.probing.masking import mask_names, write_masking, write_transplant
 from jaxalign.probing.neurons import check_fits, write_neuron_counts
 from jaxalign.probing.probe import TASK, VARIANT, ProbeData, ProbeRun
-from jaxalign.reporting import geometry_plots, language_pages, plots
-from jaxalign.reporting.models import check_of_one_model
-from jaxalign.reporting.neuron_effects import NEURON_EFFECTS
-from jaxalign.reporting.neuron_plots import effect_heat_map
-from jaxalign.reporting.probe_files import read_probes
-from jaxalign.reporting.probe_sections import chosen_layers, token_map_text
+from jaxalign.reporting.figures import write_plots
+from jaxalign.reporting.folders import check_of_one_model
+from jaxalign.reporting.page import token_map_text
 from jaxalign.runtime import agree
 
 PROBES = ("logit_lens", "attribution", "pca", "geometry", "neurons", "masking", "masked_accuracy", "transplant")
@@ -195,30 +191,3 @@ def say_of_lens(lens: Mapping[str, Any]) -> None:
     for rows_named, key in SURVIVING.items():
         counts = ", ".join(f"{code} {count}" for code, count in lens[key].items())
         tell(f"{rows_named}: {counts}")
-
-
-def write_plots(out: Path, label: str) -> None:
-    """Draws what the probes left in `out`, each figure as SVG and as PDF."""
-    figures = {}
-    probes = read_probes(out)
-    if probes.logit_lens:
-        figures |= language_pages.lens_pages(probes.logit_lens, label)
-    if probes.attribution:
-        figures |= language_pages.attribution_pages(probes.attribution, label)
-    if pca := probes.pca:
-        layers = chosen_layers(len(pca.arrays["points"]) - 1)
-        figures["pca"] = plots.pca_scatter({label: pca.arrays["points"]}, pca.document["scatter_language"], layers)
-        if "en" in pca.languages and len(pca.languages) > 1:
-            figures["pca_correlations"] = plots.correlation_heat_map({label: pca.arrays["correlations"]}, pca.languages)
-    for name, effect in NEURON_EFFECTS.items():
-        if probe := probes.found.get(name):
-            change = effect.scale * probe.arrays[effect.array]
-            figures[name] = effect_heat_map(change, probe.languages, effect.quantity, effect.done)
-    if geometry := probes.geometry:
-        figures["geometry"] = geometry_plots.geometry(
-            {label: geometry.arrays}, geometry.languages, geometry.document["layer"]
-        )
-    for name, figure in figures.items():
-        write_text(out / f"{name}.svg", plots.svg(figure, name))
-        with whole_file(out / f"{name}.pdf") as partial:
-            partial.write_bytes(plots.pdf(figure))

@@ -19,13 +19,19 @@ import scipy.linalg
 from jaxalign.errors import InputError
 from jaxalign.probing.capture import Capture, capture_languages, captured_layers
 from jaxalign.probing.probe import TASK, VARIANT, ProbeRun, write_probe
-from jaxalign.statistics import bootstrap_intervals, centred, correlations, percentile_interval, resampled_correlations
+from jaxalign.statistics import (
+    MEASURES,
+    bootstrap_intervals,
+    centred,
+    correlations,
+    percentile_interval,
+    resampled_correlations,
+    row_values,
+)
 
 TIE = 1e-12
 """Cosines (float64) this near to each other are equal."""
 
-MEASURES = ("cka", "retrieval", "reciprocal_rank", "retrieval_centred", "reciprocal_rank_centred")
-"""retrieval: whether a row's English translation is nearest; *_centred: each language's mean taken off first."""
 BY_ROW = ["language", "layer", "row"]
 GEOMETRY_AXES = {
     "cka_rows": BY_ROW,
@@ -118,13 +124,6 @@ def language_geometry(states: np.ndarray, english: np.ndarray) -> LayerGeometry:
         rank=np.stack([ranks(*pair) for pair in layers]),
         rank_centred=np.stack([ranks(*map(centred, pair)) for pair in layers]),
     )
-
-
-def row_values(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """measure -> what each row adds to its mean, [languages, K, n], from `cka_rows` and the two ranks."""
-    rank, rank_centred = arrays["rank"], arrays["rank_centred"]
-    values = (arrays["cka_rows"], rank == 1, 1 / rank, rank_centred == 1, 1 / rank_centred)
-    return dict(zip(MEASURES, values, strict=True))
 
 
 def geometry_arrays(languages: Sequence[LayerGeometry]) -> dict[str, np.ndarray]:
