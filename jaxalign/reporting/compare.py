@@ -125,6 +125,12 @@ class PairedCell:
         return self.afters[0]
 
     @property
+    def is_rescored(self) -> bool:
+        """Whether reference scoring counts other rows as correct than corrected scoring, before or after."""
+        one, two = self.corrected, self.reference
+        return (one.accuracy_before, one.accuracy_after) != (two.accuracy_before, two.accuracy_after)
+
+    @property
     def left_out(self) -> int:
         """How many rows some scored and others did not."""
         return len({row for cell in (self.before, *self.afters) for row in cell.predictions}) - len(self.rows)

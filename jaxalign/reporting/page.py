@@ -3,7 +3,7 @@
 Whatever comes from result files is escaped on its way into the page, and characters that would hide or reorder what
 stands there (control characters, bidirectional overrides) are shown as their code points.
 
-`sides` are the labels of what is shown, "before" and "after" or one model's alone, with what lies in the folder of each.
+`sides` are labels of what is shown, "before" and "after" or one model's alone, and the probes in the folder of each.
 """
 
 import json
@@ -31,9 +31,9 @@ from jaxalign.reporting.changes import (
     likeness_table,
     read_neurons,
 )
-from jaxalign.reporting.compare import Comparison, MeanGain, PairedCell, compare
+from jaxalign.reporting.compare import Comparison, PairedCell, compare
 from jaxalign.reporting.fields import field, read_object
-from jaxalign.reporting.folders import Probe, model_documents, model_of_all, read_probes
+from jaxalign.reporting.folders import Probe, TrainingRun, model_documents, model_of_all, read_probes
 from jaxalign.reporting.text import notes
 from jaxalign.reporting.words import Table, block_title, language_title, percent
 
@@ -134,6 +134,7 @@ def page(template: str, **values: Any) -> str:
         "interval": words.interval_text,
         "number": words.number_text,
         "counted": words.counted,
+        "fact": fact_text,
         "pretty": lambda document: json.dumps(document, ensure_ascii=False, indent=2),
     }
     return environment.get_template(template).render(**values)
@@ -146,84 +147,45 @@ def template_text(name: str) -> str:
 
 def comparison_page(comparison: Comparison, command: str) -> str:
     """The page of evaluations and probes before and after."""
-    run, several = comparison.run, len(comparison.afters) > 1
+    several = len(comparison.afters) > 1
     after = {f"after, run {k}" if several else "after": each for k, each in enumerate(comparison.afters, 1)}
-    sides = {"before": comparison.before, **after}
     pair = {"before": comparison.before, "after": comparison.after}
-    folders = {label: each.folder for label, each in pair.items()}
-    probes = {label: each.probes for label, each in pair.items()}
-    stages = {label: each.document["versions"] for label, each in sides.items()}
-    if run and isinstance(run.document.get("versions"), Mapping):
-        stages["tuning"] = run.document["versions"]
-    versions = versions_table(stages)
-    for task in comparison.after.task_versions:
-        numbers = [each.task_versions.get(task, "") for each in sides.values()]
-        versions["packages"][f"task {task}"] = numbers + [""] * (len(stages) - len(sides))
-    blocks = list(comparison.by_block)
-    slices: dict[str, list[MeanGain | None]] = {mean.name: [None] * len(blocks) for mean in comparison.means}
-    for mean in comparison.means:
-        slices[mean.name][blocks.index((mean.task, mean.variant))] = mean
     return page(
         "report.html.jinja",
         comparison=comparison,
-        command=command,
-        blocks=[block_facts(*block, *parts) for block, parts in comparison.by_block.items()],
+        run=comparison.run,
+        sides={"before": comparison.before, **after},
+        blocks=[
+            {"title": block_title(*block), "cells": cells, "means": means, "plot": accuracy_plot(block, cells)}
+            for block, (cells, means) in comparison.by_block.items()
+        ],
         gain_plot=gain_plot(comparison),
-        slices=slices,
+        training=training_plot(comparison.run) if comparison.run else None,
+        sections=probe_sections(
+            {label: each.probes for label, each in pair.items()},
+            {label: each.folder for label, each in pair.items()},
+            comparison.geometry,
+            comparison.correlations,
+        ),
         remarks=notes(comparison),
-        run=run,
-        run_facts=run_facts(comparison),
-        training=inline(
-            figures.training_curves(run.training, run.held_out),
-            "training",
-            "Training and held-out loss by step",
-            "Loss over response tokens only.",
-        )
-        if run and (run.training or run.held_out)
-        else None,
-        sections=probe_sections(probes, folders, comparison.geometry, comparison.correlations),
-        sides=sides,
-        timings={label: timing_facts(each.timing) for label, each in sides.items()},
-        versions=versions,
+        run_facts=RUN_FACTS,
         examples_per_cell=EXAMPLES_PER_CELL,
+        command=command,
     )
 
 
-def block_facts(task: str, variant: str, cells: Sequence[PairedCell], means: Sequence[MeanGain]) -> dict[str, Any]:
-    """What the page says of one task and variant."""
-    counts = sorted({len(cell.rows) for cell in cells})
+def accuracy_plot(block: tuple[str, str], cells: Sequence[PairedCell]) -> Plot:
+    """Accuracy of every common language of a task before and after."""
     scores = [cell.corrected for cell in cells]
-    title = block_title(task, variant)
-    dots = figures.accuracy_dots(
+    figure = figures.accuracy_dots(
         [cell.language for cell in cells],
         {"before": [score.accuracy_before for score in scores], "after": [score.accuracy_after for score in scores]},
         {"before": [score.interval_before for score in scores], "after": [score.interval_after for score in scores]},
-        chance=1 / len(TASKS[task].classes),
+        chance=1 / len(TASKS[block[0]].classes),
     )
+    label = f"Accuracy on {block_title(*block)} before and after, by language"
     caption = "Bars are 95 % Wilson intervals of each accuracy by itself; dotted: one over the number of classes."
-    return {
-        "title": title,
-        "cells": cells,
-        "counts": f"{counts[0]:,} to {counts[-1]:,}" if len(counts) > 1 else f"{counts[0]:,}",
-        "means": [mean for mean in means if mean.kind in ("all", "tuning")],
-        "plot": inline(
-            dots, f"accuracy-{task}-{variant}", f"Accuracy on {title} before and after, by language", caption
-        ),
-        "rescored": [
-            cell
-            for cell in cells
-            if (cell.corrected.accuracy_before, cell.corrected.accuracy_after)
-            != (cell.reference.accuracy_before, cell.reference.accuracy_after)
-        ],
-        "sharing": [cell.language for cell in cells if cell.after.shares_candidates],
-        "classes": list(next(iter(cells[0].after.predictions.values())).masses),
-        # Chosen by nothing but their number.
-        "examples": [
-            (cell.language, cell.before.predictions[row], cell.after.predictions[row])
-            for cell in cells
-            for row in cell.rows[:EXAMPLES_PER_CELL]
-        ],
-    }
+    return inline(figure, f"accuracy-{'-'.join(block)}", label, caption)
 
 
 def gain_plot(comparison: Comparison) -> Plot:
@@ -235,39 +197,20 @@ def gain_plot(comparison: Comparison) -> Plot:
     for cell in comparison.cells:
         place = blocks.index(cell.block), languages.index(cell.language)
         values[place], marks[place] = cell.corrected.gain_points, cell.corrected.mark
+    figure = figures.gain_map([block_title(*block).replace(", ", ",\n") for block in blocks], languages, values, marks)
     caption = (
         "Gain in percentage points; blue is better after, red worse, white no change. Framed and **: significant at "
         "5 % after Holm's correction over all cells; *: only after Benjamini and Hochberg's; no mark: neither."
     )
-    titles = [block_title(*block).replace(", ", ",\n") for block in blocks]
-    return inline(
-        figures.gain_map(titles, languages, values, marks), "gains", "Gain in every task and language", caption
-    )
+    return inline(figure, "gains", "Gain in every task and language", caption)
 
 
-def run_facts(comparison: Comparison) -> dict[str, str]:
-    """label -> value of what `run.json` says of the run, and the first and last losses of its curves."""
-    run = comparison.run
-    if run is None:
-        return {}
-    known = {label: run.document.get(key) for key, label in RUN_FACTS.items()}
-    facts = {label: fact_text(value) for label, value in known.items() if value is not None}
-    for label, points in (("training loss", run.training), ("held-out loss", run.held_out)):
-        if points:
-            (first_step, first), (last_step, last) = points[0], points[-1]
-            facts[label] = (
-                f"{first:.4f} at step {first_step:,}, {last:.4f} at step {last_step:,} (nats per target token)"
-            )
-    return facts
-
-
-def timing_facts(timing: Mapping[str, Any]) -> dict[str, str]:
-    """label -> value of `timing.json`; nested objects are flattened."""
-    facts = {}
-    for key, value in timing.items():
-        pairs = value.items() if isinstance(value, Mapping) else [("", value)]
-        facts |= {f"{key} {name}".strip().replace("_", " "): fact_text(number) for name, number in pairs}
-    return facts
+def training_plot(run: TrainingRun) -> Plot | None:
+    """Training and held-out loss over the steps of a run; None where it has logged none."""
+    if not (run.training or run.held_out):
+        return None
+    figure = figures.training_curves(run.training, run.held_out)
+    return inline(figure, "training", "Training and held-out loss by step", "Loss over response tokens only.")
 
 
 def fact_text(value: Any) -> str:
@@ -277,15 +220,6 @@ def fact_text(value: Any) -> str:
     if isinstance(value, int | float):
         return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def versions_table(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Package versions of every stage: {"stages": names, "packages": package -> a version per stage}."""
-    packages = sorted({package for stage in stages.values() for package in stage})
-    return {
-        "stages": list(stages),
-        "packages": {package: [stage.get(package, "") for stage in stages.values()] for package in packages},
-    }
 
 
 def probe_page(folder: Path, command: str) -> str:
@@ -310,7 +244,6 @@ def probe_page(folder: Path, command: str) -> str:
         documents["selection"] = read_object(selection)
     elif not probes:
         raise InputError(f"{folder}: neurons are counted and none selected; `jaxalign neurons neuron_counts.npz` does")
-    making = made_by(folder, documents)
     return page(
         "probe_page.html.jinja",
         model=model,
@@ -318,8 +251,7 @@ def probe_page(folder: Path, command: str) -> str:
         task=PROBED_TASK,
         languages=list(dict.fromkeys(code for probe in probes.values() for code in probe.languages)),
         sections=probe_sections({label: probes}, {label: folder}),
-        making=making,
-        versions=versions_table({title: document["versions"] for title, document in making.items()}),
+        making=made_by(folder, documents),
         command=command,
     )
 

@@ -1,4 +1,4 @@
-"""How reports say things: numbers, names of cells, tables, and text of others (model names, paths, errors) made harmless."""
+"""How reports say things: numbers, cells, tables; and text of others (model names, paths, errors) made harmless."""
 
 import re
 from collections.abc import Iterable, Sequence
