@@ -55,8 +55,10 @@ STYLE: dict[Any, Any] = {
 }
 SMALL: dict[Any, Any] = {**STYLE, "font.size": 8, "axes.titlesize": 8, "legend.fontsize": 8}
 
-COORDINATES = re.compile(r' (?:d|x|y)="[^"]*"')
+COORDINATES = re.compile(r' (?:d|x|y|width|height)="[^"]*"')
 DECIMALS = re.compile(r"-?\d+\.\d{3,}")
+NAMES = re.compile(r'(\bid="|href="#|url\(#)([^")]+)')
+HASHED = re.compile(r"[a-z][0-9a-f]{10}")
 
 LENS_LINES = (
     ("latent", "English word of the gold class", GREEN, "-"),
@@ -91,13 +93,18 @@ def svg(figure: Figure, name: str) -> str:
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
     element = buffer.getvalue()
-    element = COORDINATES.sub(rounded, element[element.index("<svg") :])
-    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", element)
+    numbers: dict[str, int] = {}
 
+    def renamed(match: re.Match[str]) -> str:
+        """What matplotlib names by a hash of coordinates is numbered: their last digits differ from run to run."""
+        own = match[2]
+        return f"{match[1]}{name}-{numbers.setdefault(own, len(numbers)) if HASHED.fullmatch(own) else own}"
 
-def rounded(attribute: re.Match[str]) -> str:
-    """Numbers to the hundredth of a point, 3.5 micrometres, which makes a page of many figures a third smaller."""
-    return DECIMALS.sub(lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), attribute[0])
+    def rounded(attribute: re.Match[str]) -> str:
+        """To the hundredth of a point, 3.5 micrometres, which makes a page of many figures a third smaller."""
+        return DECIMALS.sub(lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), attribute[0])
+
+    return NAMES.sub(renamed, COORDINATES.sub(rounded, element[element.index("<svg") :]))
 
 
 @matplotlib.rc_context(STYLE)

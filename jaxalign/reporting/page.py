@@ -279,11 +279,12 @@ def probe_sections(
       folders: where they lie; there may be selections of neurons beside them.
       geometry, correlations: what changed between two sides.
     """
+    neurons = neurons_section(folders)  # first, as it reads files
     sections = {
         "lens": lens_section(sides),
         "representation": representation_section(sides, correlations),
         "attribution": attribution_section(sides),
-        "neurons": neurons_section(folders),
+        "neurons": neurons,
         "masking": effect_section("masking", "Masked neurons: perplexity", sides),
         "masked_accuracy": effect_section("masked_accuracy", "Masked neurons: accuracy", sides),
         "transplant": effect_section("transplant", "Transplanted neurons", sides),

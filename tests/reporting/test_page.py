@@ -11,13 +11,9 @@ import pytest
 
 from jaxalign.errors import InputError
 from jaxalign.files import published, read_json, write_json
-from jaxalign.reporting.correlations import correlation_lines
-from jaxalign.reporting.gain_files import interval_text, p_text
-from jaxalign.reporting.gains import measure_gains
-from jaxalign.reporting.geometry import geometry_lines, geometry_note
-from jaxalign.reporting.html import write_report
-from jaxalign.reporting.results import VARIANTS
-from jaxalign.reporting.tables import compare, signed
+from jaxalign.reporting.compare import compare
+from jaxalign.reporting.page import write_report
+from jaxalign.reporting.words import VARIANTS, interval_text, p_text, signed
 from tests.reporting.folders import (
     CELLS,
     LANGUAGES,
@@ -203,16 +199,12 @@ def test_a_probe_on_one_side_is_drawn_alone(tmp_path: Path) -> None:
 
 def test_the_geometry_is_drawn_and_its_changes_said(folders: tuple[Path, Path], text: str) -> None:
     page = Page(text)
-    gains = measure_gains(compare(*folders))
-    assert gains.geometry is not None
-    for line in geometry_lines(gains.geometry):
-        for text in line:
-            assert text.strip() in page.text
-    assert geometry_note(gains.geometry) in page.text
-    assert gains.correlations is not None
-    for line in correlation_lines(gains.correlations):
-        for text in line:
-            assert text.strip() in page.text
+    comparison = compare(*folders)
+    for change in (comparison.geometry, comparison.correlations):
+        assert change is not None
+        table = change.table()
+        assert table.note in page.text
+        assert all(text.strip() in page.text for line in (table.head, *table.lines) for text in line)
     assert "linear CKA" in page.text and "geometry, layer 2" in page.text and "**" in page.text
     document = read_json(folders[1] / "geometry.json")
     write_json(folders[1] / "geometry.json", document | {"position": "last"})
@@ -264,14 +256,14 @@ def test_a_folder_is_no_place_for_the_report(evaluations: tuple[Path, Path]) -> 
 
 def test_the_numbers_are_those_of_the_comparison(written: Path, text: str) -> None:
     page = Page(text)
-    gains = measure_gains(compare(written / "before", written / "after"))
+    gains = compare(written / "before", written / "after")
     for cell in gains.cells:
         score = cell.corrected
-        numbers = f"{signed(score.gain)}{score.mark}{p_text(score.p_value)}{p_text(score.p_holm)}"
+        numbers = f"{signed(score.gain_points)}{score.mark}{p_text(score.p_value)}{p_text(score.p_holm)}"
         assert numbers in page.text
-        assert f"{score.gain:+.1f}".replace("+0.0", "0.0") in page.text  # in the heat map
+        assert f"{score.gain_points:+.1f}".replace("+0.0", "0.0") in page.text  # in the heat map
     for mean in gains.means:
-        assert f"{signed(mean.corrected.gain)} ({interval_text(mean.corrected.interval)})" in page.text
+        assert f"{signed(mean.corrected.gain_points)} ({interval_text(mean.corrected.interval_points)})" in page.text
 
 
 def test_variants_stand_apart(tmp_path: Path) -> None:
