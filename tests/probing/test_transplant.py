@@ -10,7 +10,7 @@ import pytest
 from jaxalign.errors import InputError
 from jaxalign.probing.masking import check_tuned, write_transplant
 from jaxalign.probing.probe import ProbeData, ProbeRun
-from jaxalign.reporting.probe_files import read_transplant
+from jaxalign.reporting.folders import read_probe
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
 from tests.probing.language_world import PLANTED, planted_variables, write_languages
@@ -35,7 +35,7 @@ def test_a_language_s_tuned_neurons_do_in_the_base_what_tuning_did_for_it(run: P
     document = write_transplant(run, planted_variables()["params"], OWN, seed=0)
     assert json.loads((run.out / "transplant.json").read_text()) == document
     assert document["weights"][:3] == ["base", "tuned", "en"] and len(document["weights"]) == 8
-    assert document["model"] == "tiny" and read_transplant(run.out) is not None
+    assert document["model"] == "tiny" and read_probe(run.out, "transplant") is not None
     with np.load(run.out / "transplant.npz") as stored:
         arrays = dict(stored)
     assert set(arrays) == set(document["axes"])
