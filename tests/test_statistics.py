@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -80,7 +81,7 @@ def test_bootstrap_interval_is_scipys_percentile_interval(level: float):
         assert found == pytest.approx(expected, abs=0.1 * scipys.standard_error + step)
 
 
-def interval(values: np.ndarray, **settings: float) -> tuple[float, float]:
+def interval(values: np.ndarray, **settings: Any) -> tuple[float, float]:
     low, high = bootstrap_intervals(values, **settings).tolist()
     return low, high
 

@@ -10,7 +10,7 @@ Where languages lie in each layer: mean states of parallel prompts, joint PCA, c
 Layers are counted as in `capture`, 0 to L. Axis letters: L layers, D width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np

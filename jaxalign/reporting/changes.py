@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxalign.errors import InputError
 from jaxalign.files import read_npz
-from jaxalign.reporting.fields import field, languages, read_object
+from jaxalign.reporting.fields import field, languages, read_object, whole_numbers
 from jaxalign.reporting.folders import Probe
 from jaxalign.reporting.words import ARROW, Table, interval_text, language_title, signed
 from jaxalign.statistics import (
@@ -103,28 +103,17 @@ class PairedChange:
 
     def document(self) -> dict[str, Any]:
         """As JSON; arrays are lists over labels, then layers."""
-        values: dict[str, Any] = {
+        position = {} if self.position is None else {"position": self.position}
+        described = {"layer": list(self.layers), "rows": self.rows, **position, "headline_layer": self.layer}
+        values = {
             name: {"change": self.change[name].tolist(), "interval": self.interval[name].tolist()}
             for name in self.change
         }
-        lines: dict[str, Any] = {
-            line: {name: vars(change) for name, change in changes.items()} for line, changes in self.headline.items()
-        }
-        if self.probe == "pca":  # which has one measure
-            [values] = values.values()
-            lines = {line: change for line, [change] in zip(lines, map(dict.values, lines.values()), strict=True)}
-        position = {} if self.position is None else {"position": self.position}
-        return {
-            "pair" if self.probe == "pca" else "language": [
-                list(x) if isinstance(x, tuple) else x for x in self.labels
-            ],
-            "layer": list(self.layers),
-            "rows": self.rows,
-            **position,
-            "headline_layer": self.layer,
-            "headline": lines,
-            **values,
-        }
+        lines = {line: {name: vars(each) for name, each in of.items()} for line, of in self.headline.items()}
+        if self.probe == "geometry":
+            return {"language": list(self.labels), **described, "headline": lines, **values}
+        pairs, r = [list(pair) for pair in self.labels], "correlations"
+        return {"pair": pairs, **described, "headline": {line: of[r] for line, of in lines.items()}, **values[r]}
 
     def table(self) -> Table:
         """A line a language, or group of pairs, and the mean; for each measure three columns."""
@@ -140,10 +129,8 @@ class PairedChange:
                     interval_text((change.low, change.high), 3),
                 ]
             lines.append(texts)
-        tests = len(likeness.columns) * len(self.labels)
-        said = (likeness.note + likeness.of_changes).format(
-            layer=self.layer, rows=self.rows, position=self.position, tests=tests
-        )
+        known = {"layer": self.layer, "rows": self.rows, "position": self.position}
+        said = (likeness.note + likeness.of_changes).format(tests=len(likeness.columns) * len(self.labels), **known)
         head = [f"{likeness.title}, layer {self.layer}"]
         return Table(
             [*head, *(text for name in likeness.columns.values() for text in (name, "change  ", "95 %"))], lines, said
@@ -464,77 +451,66 @@ def read_neurons(folders: Mapping[str, Path]) -> Neurons:
     Raises:
       InputError: a file is broken, or the two were made of other languages, sizes, or by another score.
     """
-    documents = {folder: read_object(folder / "selection.json") for folder in folders.values()}
-    (before, first), *_, (after, second) = [*documents.items()] * 2
+    paths = [folder / "selection.json" for folder in folders.values()]
+    documents = [read_object(path) for path in paths]
+    first = documents[0]
     for name in SELECTED_ALIKE:
-        if first.get(name) != second.get(name):
+        if first.get(name) != documents[-1].get(name):
             raise InputError(
-                f"{before} and {after}: selection.json has {name} {first.get(name)!r} in one and "
-                f"{second.get(name)!r} in the other; select both alike"
+                f"{paths[0].parent} and {paths[-1].parent}: selection.json has {name} {first.get(name)!r} in one and "
+                f"{documents[-1].get(name)!r} in the other; select both alike"
             )
-    codes = languages(first, "language", str(before / "selection.json"))
+    codes = languages(first, "language", str(paths[0]))
     if not codes:
-        raise InputError(f"{before / 'selection.json'}: language is empty; run `jaxalign neurons` again")
-    classes = [neuron_classes(document, folder) for folder, document in documents.items()]
-    chosen = [selected_neurons(folder, codes, document) for folder, document in documents.items()]
-    by_class = [(name.replace("_", " "), [sum(each[name]) for each in classes]) for name in classes[0]]
-    by_language = [(language_title(code), [len(own[code]) for own in chosen]) for code in codes]
-    kept = [len(set.intersection(*(own[code] for own in chosen))) for code in codes] if len(chosen) > 1 else None
+        raise InputError(f"{paths[0]}: language is empty; run `jaxalign neurons` again")
+    classes, own = zip(*(selection_of(*each, codes) for each in zip(paths, documents, strict=True)), strict=True)
+
+    def table(kind: str, counts: Mapping[str, Sequence[int]], kept: Sequence[int] = (), summary: str = "") -> Table:
+        """How many neurons in each folder, and of two folders the difference and how many are in both."""
+        head = [kind, *folders, *(["change"] if len(folders) > 1 else []), *(["kept"] if kept else [])]
+        lines = [[name, *map(str, numbers)] for name, numbers in counts.items()]
+        if len(folders) > 1:
+            lines = [[*line, f"{int(line[2]) - int(line[1]):+d}"] for line in lines]
+        if kept:
+            lines = [[*line, str(number)] for line, number in zip(lines, kept, strict=True)]
+        return Table(head, lines, summary=summary)
+
+    titles = {name: name.replace("_", " ") for name in classes[0]}
+    of_languages = {language_title(code): [len(each[code]) for each in own] for code in codes}
+    kept = [len(set.intersection(*(each[code] for each in own))) for code in codes] if len(own) > 1 else []
+    tables = [
+        table("class", {title: [sum(each[name]) for each in classes] for name, title in titles.items()}),
+        table("language", of_languages, kept),
+    ]
+    # The selected neurons of the other classes belong to no language.
+    for name in (name for name in titles if name.startswith("language_")):
+        of_layers = {str(layer): counts for layer, counts in enumerate(zip(*(c[name] for c in classes), strict=True))}
+        tables.append(table("layer", of_layers, summary=f"{titles[name]}, layer by layer"))
     of_both = " Kept: among both." if kept else ""
     note = f"Selected neurons, and those of each language that are active in it but not in all.{of_both}"
-    tables = [counts_table("class", folders, by_class), counts_table("language", folders, by_language, kept)]
-    # The selected neurons of the other classes belong to no language.
-    shown = [name for name in classes[0] if name.startswith("language_")]
-    for name in shown:
-        layers = [(str(layer), counts) for layer, counts in enumerate(zip(*(c[name] for c in classes), strict=True))]
-        title, said = name.replace("_", " "), note if name == shown[-1] else ""
-        tables.append(counts_table("layer", folders, layers, summary=f"{title}, layer by layer", note=said))
+    tables[-1] = replace(tables[-1], note=note)
     by_layer = {
-        label: np.array([np.bincount([layer for layer, _ in own[code]], minlength=first["layers"]) for code in codes])
-        for label, own in zip(folders, chosen, strict=True)
+        label: np.array([np.bincount([layer for layer, _ in each[code]], minlength=first["layers"]) for code in codes])
+        for label, each in zip(folders, own, strict=True)
     }
     return Neurons(codes, by_layer, tables)
 
 
-def counts_table(
-    kind: str,
-    labels: Mapping[str, Any],
-    counts: Sequence[tuple[str, Sequence[int]]],
-    kept: list[int] | None = None,
-    **said: str,
-) -> Table:
-    """How many neurons in each folder, and of two folders the difference and how many are in both."""
-    head, lines = [kind, *labels], [[name, *map(str, numbers)] for name, numbers in counts]
-    if len(labels) > 1:
-        head.append("change")
-        lines = [[*line, f"{numbers[-1] - numbers[0]:+d}"] for line, (_, numbers) in zip(lines, counts, strict=True)]
-    if kept:
-        head.append("kept")
-        lines = [[*line, str(each)] for line, each in zip(lines, kept, strict=True)]
-    return Table(head, lines, **said)
-
-
-def neuron_classes(document: Mapping[str, Any], folder: Path) -> dict[str, list[int]]:
-    """Class -> number of selected neurons in each layer."""
-    where = str(folder / "selection.json")
-    per_layer, layers = field(document, "classes_per_layer", dict, where), field(document, "layers", int, where)
-    for name in per_layer:
-        counts = field(per_layer, name, list, f"{where}, classes_per_layer")
-        if len(counts) != layers or not all(type(count) is int for count in counts):
-            raise InputError(f"{where}, classes_per_layer, {name}: {layers} whole numbers are needed; select again")
-    return per_layer
-
-
-def selected_neurons(
-    folder: Path, codes: Sequence[str], document: Mapping[str, Any]
-) -> dict[str, set[tuple[int, int]]]:
-    """Language -> (layer, index) of each of its neurons, from `selection.npz`."""
-    path, arrays = folder / "selection.npz", read_npz(folder / "selection.npz")
-    size = document["layers"], field(document, "neurons_per_layer", int, str(folder / "selection.json"))
+def selection_of(
+    path: Path, document: Mapping[str, Any], codes: Sequence[str]
+) -> tuple[dict[str, list[int]], dict[str, set[tuple[int, int]]]]:
+    """Class -> how many of its neurons are selected in each layer; language -> (layer, index) of its neurons."""
+    where, stored = str(path), path.with_suffix(".npz")
+    size = [field(document, name, int, where) for name in ("layers", "neurons_per_layer")]
+    classes = field(document, "classes_per_layer", dict, where)
+    for name in classes:
+        if len(whole_numbers(classes, name, f"{where}, classes_per_layer")) != size[0]:
+            raise InputError(f"{where}, classes_per_layer, {name}: {size[0]} whole numbers are needed; select again")
+    arrays = read_npz(stored)
     for code in codes:
         pairs = arrays.get(code)
         if pairs is None or pairs.dtype.kind not in "iu" or pairs.ndim != 2 or pairs.shape[1] != 2:
-            raise InputError(f"{path}: no pairs of (layer, index) of {code}; select again")
-        if ((pairs < 0) | (pairs >= np.array(size))).any():
-            raise InputError(f"{path}: {code} has other neurons than {size[0]} layers of {size[1]}; select again")
-    return {code: {(layer, index) for layer, index in arrays[code].tolist()} for code in codes}
+            raise InputError(f"{stored}: no pairs of (layer, index) of {code}; select again")
+        if ((pairs < 0) | (pairs >= size)).any():
+            raise InputError(f"{stored}: {code} has other neurons than {size[0]} layers of {size[1]}; select again")
+    return classes, {code: {(layer, index) for layer, index in arrays[code].tolist()} for code in codes}

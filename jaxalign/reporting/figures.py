@@ -26,16 +26,8 @@ from jaxalign.reporting.changes import NEURON_EFFECTS
 from jaxalign.reporting.folders import Probe, read_probes
 from jaxalign.reporting.words import language_title, signed
 
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
-    "#000000",
-    "#E69F00",
-    "#56B4E9",
-    "#009E73",
-    "#F0E442",
-    "#0072B2",
-    "#D55E00",
-    "#CC79A7",
-)
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK, YELLOW)
 MARKERS = "os^Dv<>P"
 GREY = "#BBBBBB"
@@ -367,6 +359,7 @@ def geometry_lines(
     return figure
 
 
+@matplotlib.rc_context(STYLE)
 def heat_map(
     panels: Mapping[str, np.ndarray],
     rows: Sequence[str],
@@ -384,21 +377,20 @@ def heat_map(
       colours: matplotlib's name of a colour map, from the lower to the upper limit.
       size: of the figure, inches.
     """
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-        for panel, (label, values) in zip(axes, panels.items(), strict=True):
-            y, x = (np.arange(-0.5, length) for length in values.shape)
-            mesh = panel.pcolormesh(x, y, values, cmap=colours, vmin=limits[0], vmax=limits[1])
-            panel.set(title=label, yticks=range(len(rows)), yticklabels=rows)
-            if columns is None:
-                panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-                panel.set_xlabel("layer")
-            else:
-                panel.set(xticks=range(len(columns)), xticklabels=columns)
-        axes[0].invert_yaxis()
-        whole = all(np.issubdtype(values.dtype, np.integer) for values in panels.values())
-        figure.colorbar(mesh, ax=axes, label=quantity, ticks=MaxNLocator(nbins=8, integer=whole))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for panel, (label, values) in zip(axes, panels.items(), strict=True):
+        y, x = (np.arange(-0.5, length) for length in values.shape)
+        mesh = panel.pcolormesh(x, y, values, cmap=colours, vmin=limits[0], vmax=limits[1])
+        panel.set(title=label, yticks=range(len(rows)), yticklabels=rows)
+        if columns is None:
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+            panel.set_xlabel("layer")
+        else:
+            panel.set(xticks=range(len(columns)), xticklabels=columns)
+    axes[0].invert_yaxis()
+    whole = all(np.issubdtype(values.dtype, np.integer) for values in panels.values())
+    figure.colorbar(mesh, ax=axes, label=quantity, ticks=MaxNLocator(nbins=8, integer=whole))
     return figure
 
 

@@ -24,6 +24,7 @@ from jaxalign.statistics import MEASURES
 
 RUN_FILES = ("run.json", "metrics.jsonl")
 BY_LANGUAGE = ["language", "layer"]
+BY_ROW, BY_BOUND = [*BY_LANGUAGE, "row"], [*BY_LANGUAGE, "bound"]
 ARRAYS: Mapping[str, Mapping[str, list[str]]] = {
     "logit_lens": {
         f"{way}{quantity}_{statistic}": BY_LANGUAGE
@@ -44,9 +45,9 @@ ARRAYS: Mapping[str, Mapping[str, list[str]]] = {
         "first_component": ["layer", "language", "row"],
     },
     "geometry": {
-        **dict.fromkeys(("cka_rows", "rank", "rank_centred"), [*BY_LANGUAGE, "row"]),
+        **dict.fromkeys(("cka_rows", "rank", "rank_centred"), BY_ROW),
         **dict.fromkeys(("cka_chance", *MEASURES), BY_LANGUAGE),
-        **dict.fromkeys((f"{measure}_interval" for measure in MEASURES), [*BY_LANGUAGE, "bound"]),
+        **dict.fromkeys((f"{measure}_interval" for measure in MEASURES), BY_BOUND),
     },
     "masking": {"log_perplexity_change": ["effect", "masked_language", "language", "estimate"]},
     "masked_accuracy": {"accuracy_change": ["effect", "masked_language", "language", "estimate"]},
@@ -72,7 +73,6 @@ class Key(NamedTuple):
 class Prediction:
     """One example of `predictions.jsonl`; `masses` holds the label mass of every class."""
 
-    row: int
     masses: Mapping[str, float]
     prediction: str
     gold: str
@@ -99,10 +99,6 @@ class Cell:
     @property
     def correct(self) -> int:
         return sum(prediction.correct for prediction in self.predictions.values())
-
-    @property
-    def correct_reference(self) -> int:
-        return sum(prediction.correct_reference for prediction in self.predictions.values())
 
     @property
     def accuracy(self) -> float:
@@ -263,32 +259,28 @@ def read_predictions(path: Path) -> dict[Key, dict[int, Prediction]]:
     for line, record in read_json_lines(path):
         where = f"{path}, row {line}"
         key = read_key(record, where)
-        prediction = read_prediction(record, task_named(key.task).classes, where)
-        cell = grid.setdefault(key, {})
-        if prediction.row in cell:
-            raise InputError(f"{where}: row {prediction.row} of {', '.join(key)} stands there twice")
-        cell[prediction.row] = prediction
+        classes, masses = task_named(key.task).classes, field(record, "prefix_mass", dict, where)
+        if set(masses) != set(classes):
+            raise InputError(f"{where}, field 'prefix_mass': the classes {', '.join(classes)} are needed")
+        masses = {name: share(masses[name], f"{where}, field 'prefix_mass'") for name in classes}
+        predicted, gold = (field(record, name, str, where) for name in ("prediction", "gold_class"))
+        if gold not in classes:
+            raise InputError(f"{where}, field 'gold_class': one of {', '.join(classes)} is needed, found {gold!r}")
+        if masses.get(predicted, -1.0) < max(masses.values()):
+            raise InputError(
+                f"{where}, field 'prediction': {predicted!r} has not the largest prefix_mass; evaluate again"
+            )
+        correct, by_reference = (field(record, f"correct_{rule}", bool, where) for rule in ("corrected", "reference"))
+        if correct != (predicted == gold):
+            raise InputError(
+                f"{where}, field 'correct_corrected': {json.dumps(correct)}, but predicted is {predicted!r} and right "
+                f"is {gold!r}; evaluate again"
+            )
+        row, cell = field(record, "row", int, where), grid.setdefault(key, {})
+        if row in cell:
+            raise InputError(f"{where}: row {row} of {', '.join(key)} stands there twice")
+        cell[row] = Prediction(masses, predicted, gold, correct, by_reference)
     return grid
-
-
-def read_prediction(record: Mapping[str, Any], classes: Sequence[str], where: str) -> Prediction:
-    masses = field(record, "prefix_mass", dict, where)
-    if set(masses) != set(classes):
-        raise InputError(f"{where}, field 'prefix_mass': the classes {', '.join(classes)} are needed")
-    masses = {name: share(masses[name], f"{where}, field 'prefix_mass'") for name in classes}
-    prediction, gold = (field(record, name, str, where) for name in ("prediction", "gold_class"))
-    if gold not in classes:
-        raise InputError(f"{where}, field 'gold_class': one of {', '.join(classes)} is needed, found {gold!r}")
-    if masses.get(prediction, -1.0) < max(masses.values()):
-        raise InputError(f"{where}, field 'prediction': {prediction!r} has not the largest prefix_mass; evaluate again")
-    correct = field(record, "correct_corrected", bool, where)
-    if correct != (prediction == gold):
-        raise InputError(
-            f"{where}, field 'correct_corrected': {json.dumps(correct)}, but predicted is {prediction!r} and right is "
-            f"{gold!r}; evaluate again"
-        )
-    row, correct_reference = field(record, "row", int, where), field(record, "correct_reference", bool, where)
-    return Prediction(row, masses, prediction, gold, correct, correct_reference)
 
 
 def read_cell(entry: Any, grid: Mapping[Key, Mapping[int, Prediction]], where: str) -> Cell:
@@ -307,7 +299,8 @@ def read_cell(entry: Any, grid: Mapping[Key, Mapping[int, Prediction]], where: s
             f"{where}: {entry['count']} rows of {', '.join(key)}, but predictions.jsonl beside it has {cell.count}; "
             "evaluate again"
         )
-    for name, correct in (("accuracy_corrected", cell.correct), ("accuracy_reference", cell.correct_reference)):
+    by_reference = sum(prediction.correct_reference for prediction in cell.predictions.values())
+    for name, correct in (("accuracy_corrected", cell.correct), ("accuracy_reference", by_reference)):
         if not abs(field(entry, name, float, where) - correct / cell.count) <= 1e-9:
             raise InputError(
                 f"{where}, field {name!r}: {entry[name]}, but predictions.jsonl has {correct}/{cell.count}"

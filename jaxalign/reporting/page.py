@@ -9,6 +9,7 @@ stands there (control characters, bidirectional overrides) are shown as their co
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from matplotlib.figure import Figure
 from jaxalign.data.tasks import TASKS
 from jaxalign.errors import InputError
 from jaxalign.files import published, write_text
-from jaxalign.reporting import figures, words
+from jaxalign.reporting import figures
 from jaxalign.reporting.changes import (
     NEURON_EFFECTS,
     PairedChange,
@@ -35,12 +36,23 @@ from jaxalign.reporting.compare import Comparison, PairedCell, compare
 from jaxalign.reporting.fields import field, read_object
 from jaxalign.reporting.folders import Probe, TrainingRun, model_documents, model_of_all, read_probes
 from jaxalign.reporting.text import notes
-from jaxalign.reporting.words import Table, block_title, language_title, percent
+from jaxalign.reporting.words import (
+    Table,
+    block_title,
+    cells_text,
+    counted,
+    interval_text,
+    language_title,
+    number_text,
+    p_text,
+    percent,
+    signed,
+    visible,
+)
 
 EXAMPLES_PER_CELL = 3
 PANELS_PER_FIGURE = 3
 """Languages side by side in one figure of the lens; more would be too small to read."""
-PROBED_TASK = "emotion"
 
 RUN_FACTS = {
     "model": "model",
@@ -61,16 +73,14 @@ Sides = Mapping[str, Mapping[str, Probe]]
 
 @dataclass(frozen=True)
 class Plot:
-    """An inline SVG with its caption.
-
-    label: what a screen reader says in its place.
-    inches: how wide it was drawn.
-    """
+    """An inline SVG with its caption."""
 
     svg: Markup
     label: str
+    """what a screen reader says in its place"""
     caption: str
     inches: float
+    """how wide it was drawn"""
 
     @property
     def wide(self) -> bool:
@@ -121,22 +131,13 @@ def page(template: str, **values: Any) -> str:
         loader=FunctionLoader(template_text),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=lambda value: value if hasattr(value, "__html__") else words.visible(published(str(value))),
+        finalize=lambda value: value if hasattr(value, "__html__") else visible(published(str(value))),
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "percent": words.percent,
-        "signed": words.signed,
-        "title": words.language_title,
-        "cells": words.cells_text,
-        "p": words.p_text,
-        "interval": words.interval_text,
-        "number": words.number_text,
-        "counted": words.counted,
-        "fact": fact_text,
-        "pretty": lambda document: json.dumps(document, ensure_ascii=False, indent=2),
-    }
+    formats = (percent, signed, language_title, cells_text, p_text, interval_text, number_text, counted, fact_text)
+    environment.filters |= {format.__name__: format for format in formats}
+    environment.filters["pretty"] = partial(json.dumps, ensure_ascii=False, indent=2)
     return environment.get_template(template).render(**values)
 
 
@@ -248,7 +249,6 @@ def probe_page(folder: Path, command: str) -> str:
         "probe_page.html.jinja",
         model=model,
         adapter=adapter,
-        task=PROBED_TASK,
         languages=list(dict.fromkeys(code for probe in probes.values() for code in probe.languages)),
         sections=probe_sections({label: probes}, {label: folder}),
         making=made_by(folder, documents),
@@ -346,7 +346,15 @@ def lens_section(sides: Sides) -> Section:
         panels = [(f"{language_title(c)}, {label}", c, values[c][label]) for label in runs for c in chosen]
         figure = figures.lens_figure(panels, len(chosen))
         label = f"logit lens of {', '.join(map(language_title, chosen))}"
-        plots.append(inline(figure, f"lens-{start}", label, surviving_text(runs, chosen)))
+        counts = []
+        for code in chosen:
+            survive = " and ".join(
+                map(str, sorted({probe.document["surviving_rows"][code] for probe in runs.values()}))
+            )
+            rows = max(probe.document["rows"][code] for probe in runs.values())
+            counts.append(f"{language_title(code)} {survive} of {rows}")
+        caption = f"Rows whose gold words can be told apart: {', '.join(counts)}."
+        plots.append(inline(figure, f"lens-{start}", label, caption))
     first, folded = plots[:1], plots[1:]
     if len(runs) == 1:
         [(label, probe)] = runs.items()
@@ -358,15 +366,6 @@ def lens_section(sides: Sides) -> Section:
     )
     table = lens_table(runs, codes)
     return Section(title, text if first else "", first, folded, [table] if table.lines else [], notes)
-
-
-def surviving_text(runs: Mapping[str, Probe], codes: Sequence[str]) -> str:
-    """How many rows of each language the lens averages over."""
-    counts = []
-    for code in codes:
-        numbers = " and ".join(map(str, sorted({probe.document["surviving_rows"][code] for probe in runs.values()})))
-        counts.append(f"{language_title(code)} {numbers} of {max(p.document['rows'][code] for p in runs.values())}")
-    return f"Rows whose gold words can be told apart: {', '.join(counts)}."
 
 
 def small_multiples(probe: Probe, label: str) -> list[Plot]:

@@ -186,9 +186,9 @@ def test_reference_scoring_beside_it(tmp_path: Path) -> None:
     before = write_evaluation(tmp_path / "before", cells, rows=range(30))
     after = write_evaluation(tmp_path / "after", cells, rows=range(30), seed=5)
     [cell] = compare(before, after).cells
-    for score, name in ((cell.corrected, "correct"), (cell.reference, "correct_reference")):
-        assert score.correct_before == getattr(cell.before, name)
-        assert score.runs[0].correct == getattr(cell.after, name)
+    for side, score in ((cell.before, cell.reference.correct_before), (cell.after, cell.reference.runs[0].correct)):
+        assert score == sum(prediction.correct_reference for prediction in side.predictions.values())
+    assert (cell.corrected.correct_before, cell.corrected.runs[0].correct) == (cell.before.correct, cell.after.correct)
     assert cell.reference.accuracy_after < 0.5 < cell.corrected.accuracy_after
 
 
