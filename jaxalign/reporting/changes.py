@@ -26,7 +26,8 @@ from jaxalign.statistics import (
     sign_flip_p_values,
 )
 
-CHANGE_LEVEL = 0.05
+LEVEL = 0.05
+"""Of tests after correction; intervals cover 1 - LEVEL."""
 
 
 class Likeness(NamedTuple):
@@ -122,7 +123,7 @@ class PairedChange:
         for line, changes in self.headline.items():
             texts = [f"mean ({len(self.labels)} languages)" if line == "mean" else language_title(line)]
             for change in (changes[measure] for measure in likeness.columns):
-                mark = "**" if change.p_holm is not None and change.p_holm <= CHANGE_LEVEL else "  "
+                mark = "**" if change.p_holm is not None and change.p_holm <= LEVEL else "  "
                 texts += [
                     f"{change.before:.3f}{ARROW}{change.after:.3f}",
                     signed(change.after - change.before, 3) + mark,
@@ -463,7 +464,8 @@ def read_neurons(folders: Mapping[str, Path]) -> Neurons:
     codes = languages(first, "language", str(paths[0]))
     if not codes:
         raise InputError(f"{paths[0]}: language is empty; run `jaxalign neurons` again")
-    classes, own = zip(*(selection_of(*each, codes) for each in zip(paths, documents, strict=True)), strict=True)
+    selections = [selection_of(path, document, codes) for path, document in zip(paths, documents, strict=True)]
+    classes, own = [each for each, _ in selections], [each for _, each in selections]
 
     def table(kind: str, counts: Mapping[str, Sequence[int]], kept: Sequence[int] = (), summary: str = "") -> Table:
         """How many neurons in each folder, and of two folders the difference and how many are in both."""

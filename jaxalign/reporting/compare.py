@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.errors import InputError
-from jaxalign.reporting.changes import PairedChange, correlation_change, geometry_change
+from jaxalign.reporting.changes import LEVEL, PairedChange, correlation_change, geometry_change
 from jaxalign.reporting.folders import Cell, Failure, Key, Results, TrainingRun, find_run, read_results, read_run
 from jaxalign.reporting.words import block_title, cells_text
 from jaxalign.statistics import (
@@ -27,8 +27,6 @@ from jaxalign.statistics import (
     wilson_interval,
 )
 
-LEVEL = 0.05
-"""Of tests after correction; intervals cover 1 - LEVEL."""
 POWER = 0.8
 RESAMPLES = 2000
 SEED = 0
@@ -222,8 +220,8 @@ def compare(before: Path, *afters: Path) -> Comparison:
         scores([right_answers(*each, scoring) for each in zip(cells, rows, strict=True)]) for scoring in SCORINGS
     )
     paired = [
-        PairedCell(key, key.language in seen if seen else None, cell, after, *others)
-        for key, (cell, *after), *others in zip(keys, cells, rows, corrected, reference, strict=True)
+        PairedCell(key, key.language in seen if seen else None, cell[0], cell[1:], numbers, *of_cell)
+        for key, cell, numbers, of_cell in zip(keys, cells, rows, zip(corrected, reference, strict=True), strict=True)
     ]
     return Comparison(
         before=first,

@@ -448,7 +448,7 @@ def effect_map(probe: Probe, name: str) -> Figure:
     # [own, random, their difference; masked language; measured language; change, low, high]
     change = effect.scale * probe.arrays[effect.array]
     most = max(float(np.abs(change[:2, ..., 0]).max()), 1e-3)
-    panels = dict(zip(("its own neurons", "random neurons"), change[:2, ..., 0], strict=True))
+    panels: dict[str, np.ndarray] = {"its own neurons": change[0, ..., 0], "random neurons": change[1, ..., 0]}
     size = (0.56 * len(languages) + 3.4, 0.26 * len(languages) + 1.7)
     names = [*map(language_title, languages)]
     figure = heat_map(panels, names, languages, effect.quantity, "RdBu_r", (-most, most), size)

@@ -489,7 +489,7 @@ def attribution_section(sides: Sides) -> Section:
             plots[name].append(inline(figure, f"{name}-{label}", f"{name.replace('_', ' ')}, {label}", said))
     notes = [*dict.fromkeys(token_map_text(probe.document) for probe in runs.values()), *absent]
     tables = [attribution_table(runs, common(runs))] if common(runs) else []
-    return Section(title, "", *plots.values(), tables, notes)
+    return Section(title, "", plots["attribution"], plots["attribution_scripts"], tables, notes)
 
 
 def token_map_text(attribution: Mapping[str, Any]) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.errors import InputError
 from jaxalign.files import published, write_text
-from jaxalign.reporting.compare import LEVEL, POWER, RESAMPLES, SEED, Comparison, MeanGain, PairedCell
+from jaxalign.reporting.changes import LEVEL
+from jaxalign.reporting.compare import POWER, RESAMPLES, SEED, Comparison, MeanGain, PairedCell
 from jaxalign.reporting.folders import Results
 from jaxalign.reporting.words import (
     Table,

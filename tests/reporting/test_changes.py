@@ -11,7 +11,7 @@ from jaxalign.errors import InputError
 from jaxalign.files import read_json, read_npz, write_json
 from jaxalign.probing.geometry import geometry_arrays, language_geometry
 from jaxalign.reporting.changes import (
-    CHANGE_LEVEL,
+    LEVEL,
     LIKENESS,
     Change,
     PairedChange,
@@ -59,14 +59,14 @@ def headlines(shared: tuple[float, float], shuffled: bool) -> list[list[Change]]
 
 
 def is_marked(change: Change) -> bool:
-    return change.p_holm is not None and change.p_holm <= CHANGE_LEVEL
+    return change.p_holm is not None and change.p_holm <= LEVEL
 
 
 @pytest.mark.parametrize(("shared", "shuffled"), [((0.5, 1.5), True), ((1.0, 1.0), False)])
 def test_nothing_is_found_in_shuffled_rows_or_without_a_change(shared: tuple[float, float], shuffled: bool):
     marked = np.mean([any(map(is_marked, world)) for world in headlines(shared, shuffled)])
     # One false mark in 5 % of the worlds at most, with the binomial error of so many at 2.58 standard errors.
-    assert marked <= CHANGE_LEVEL + 2.58 * math.sqrt(CHANGE_LEVEL * (1 - CHANGE_LEVEL) / WORLDS)
+    assert marked <= LEVEL + 2.58 * math.sqrt(LEVEL * (1 - LEVEL) / WORLDS)
 
 
 def test_a_change_is_found_where_there_is_one():
