@@ -35,11 +35,10 @@ from jaxalign.data.pairs import QuestionPair, pair_of
 from jaxalign.errors import InputError, gather
 from jaxalign.files import AnyPath, check_bucket, local_path, path_of, read_json
 from jaxalign.probe_files import Probe, read_probe
-from jaxalign.reporting.gains import Gains, measure_gains
-from jaxalign.reporting.html import write_report
-from jaxalign.reporting.results import Results, read_results
-from jaxalign.reporting.runs import TrainingRun, read_run
-from jaxalign.reporting.tables import compare as pair
+from jaxalign.reporting.compare import Comparison
+from jaxalign.reporting.compare import compare as compared
+from jaxalign.reporting.folders import Results, TrainingRun, read_results, read_run
+from jaxalign.reporting.page import write_report
 from jaxalign.runtime import alone, wait_for_all
 
 PathLike = str | Path
@@ -153,11 +152,11 @@ def written(folder: PathLike) -> AnyPath:
     return path_of(str(folder))
 
 
-def compare(before: PathLike, *afters: PathLike) -> Gains:
+def compare(before: PathLike, *afters: PathLike) -> Comparison:
     """Gains of one or more evaluations over another, with tests and intervals."""
     if not afters:
         raise InputError("ja.compare takes two folders or more")
-    return measure_gains(pair(Path(before), *map(Path, afters)))
+    return compared(Path(before), *map(Path, afters))
 
 
 def report(before: PathLike, *afters: PathLike, out: PathLike) -> Path:

@@ -17,7 +17,8 @@ from jaxalign.cli.report import report
 from jaxalign.cli.train import check_train_settings, train_model
 from jaxalign.errors import InputError
 from jaxalign.files import check_writable, local_path
-from jaxalign.reporting.tables import compare, plain_text_table
+from jaxalign.reporting.compare import compare
+from jaxalign.reporting.text import accuracy_tables
 
 PROBED = "0:12"
 """Rows of each language that the probes read: enough to draw, and quick."""
@@ -59,7 +60,7 @@ def demo(config: ConfigDict, paths: Sequence[str]) -> None:
     shutil.rmtree(adapter, ignore_errors=True)  # that of an earlier demo here: export replaces nothing
     export(changed(config, out=adapter), [run, before, after])
     title("Done. Accuracy before and after:")
-    print(plain_text_table(compare(Path(before), Path(after)).rows))
+    print(accuracy_tables(compare(Path(before), Path(after))))
     print(f"\nopen {out / 'report.html'}")
 
 

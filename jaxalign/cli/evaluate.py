@@ -30,7 +30,7 @@ from jaxalign.files import write_text
 from jaxalign.holding import held
 from jaxalign.log import tell
 from jaxalign.model.hub import model_name
-from jaxalign.reporting.models import check_of_one_model
+from jaxalign.reporting.folders import check_of_one_model
 from jaxalign.runtime import agree
 
 

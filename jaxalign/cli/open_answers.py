@@ -22,7 +22,7 @@ from jaxalign.evaluation.open_cells import TRANSLATION, OpenCell, math_cell, tra
 from jaxalign.files import AnyPath, data_folder, path_of
 from jaxalign.log import tell
 from jaxalign.reporting.fields import field, texts
-from jaxalign.reporting.runs import read_run_document
+from jaxalign.reporting.folders import read_run_document
 from jaxalign.training.checkpoint import read_trained
 
 OPEN_TASKS = (*MATH_TASKS, TRANSLATION)

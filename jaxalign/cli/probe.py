@@ -29,7 +29,7 @@ from jaxalign.data.tasks import TaskRow, parse_rows
 from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import CellKey, GridData, label_cell
 from jaxalign.evaluation.score import Scorer
-from jaxalign.files import recorded, whole_file, write_text
+from jaxalign.files import recorded
 from jaxalign.holding import check_held, held
 from jaxalign.log import is_hidden, tell
 from jaxalign.model.quantised import SCHEMES
@@ -59,13 +59,10 @@ from jaxalign.probing.neurons import (
     specific_neurons,
 )
 from jaxalign.probing.probe import TASK, ProbeRun, probe_texts
-from jaxalign.reporting import geometry_plots, language_pages, plots
 from jaxalign.reporting.fields import field, read_object
-from jaxalign.reporting.models import check_of_one_model
-from jaxalign.reporting.neuron_effects import NEURON_EFFECTS
-from jaxalign.reporting.neuron_plots import effect_heat_map
-from jaxalign.reporting.probe_files import read_probes
-from jaxalign.reporting.probe_sections import chosen_layers, token_map_text
+from jaxalign.reporting.figures import write_plots
+from jaxalign.reporting.folders import check_of_one_model
+from jaxalign.reporting.page import token_map_text
 from jaxalign.runtime import agree
 
 FILE_OF = {
@@ -263,33 +260,6 @@ def masked_accuracy(
     return effect_probe(
         run, own, "masked_language", arrays, mask=change_names(run.languages, "none"), variant="english"
     )
-
-
-def write_plots(out: Path, label: str) -> None:
-    """Draws what the probes left in `out`, each figure as SVG and as PDF."""
-    figures = {}
-    probes = read_probes(out)
-    if probes.logit_lens:
-        figures |= language_pages.lens_pages(probes.logit_lens, label)
-    if probes.attribution:
-        figures |= language_pages.attribution_pages(probes.attribution, label)
-    if found := probes.pca:
-        layers = chosen_layers(len(found.arrays["points"]) - 1)
-        figures["pca"] = plots.pca_scatter({label: found.arrays["points"]}, found.document["scatter_language"], layers)
-        if "en" in found.languages and len(found.languages) > 1:
-            correlations = {label: found.arrays["correlations"]}
-            figures["pca_correlations"] = plots.correlation_heat_map(correlations, found.languages)
-    for name, effect in NEURON_EFFECTS.items():
-        if found := probes.found.get(name):
-            change = effect.scale * found.arrays[effect.array]
-            figures[name] = effect_heat_map(change, found.languages, effect.quantity, effect.done)
-    if found := probes.geometry:
-        layers = found.document["layer"]
-        figures["geometry"] = geometry_plots.geometry({label: found.arrays}, found.languages, layers)
-    for name, figure in figures.items():
-        write_text(out / f"{name}.svg", plots.svg(figure, name))
-        with whole_file(out / f"{name}.pdf") as partial_file:
-            partial_file.write_bytes(plots.pdf(figure))
 
 
 def neurons(config: ConfigDict, paths: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ same rows before and after a tuning give paired ones. `pca` puts all languages o
 Layers are counted as in `capture`, 0 to L. Axis letters: n rows, K or L layers, D width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,15 @@ import scipy.linalg
 from jaxalign.probe_files import Probe
 from jaxalign.probing.capture import Capture, capture_languages, captured_layers
 from jaxalign.probing.probe import TASK, VARIANT, ProbeRun
-from jaxalign.statistics import bootstrap_intervals, centred, correlations, percentile_interval, resampled_correlations
+from jaxalign.statistics import (
+    MEASURES,
+    bootstrap_intervals,
+    centred,
+    correlations,
+    percentile_interval,
+    resampled_correlations,
+    row_values,
+)
 
 ENGLISH = "en"
 TIE = 1e-12
@@ -24,8 +32,6 @@ TIE = 1e-12
 LEAST_ROWS = 3
 """CKA without one row still needs two, and a correlation of fewer rows says nothing."""
 
-MEASURES = ("cka", "retrieval", "reciprocal_rank", "retrieval_centred", "reciprocal_rank_centred")
-"""retrieval: whether a row's English translation is nearest; *_centred: each language's mean taken off first."""
 BY_ROW = ["language", "layer", "row"]
 GEOMETRY_AXES = {
     "cka_rows": BY_ROW,
@@ -110,13 +116,6 @@ def language_geometry(states: np.ndarray, english: np.ndarray) -> LayerGeometry:
         for pair in ((states[:, k], english[:, k]) for k in range(states.shape[1]))
     ]
     return LayerGeometry(*map(np.stack, zip(*layers, strict=True)))
-
-
-def row_values(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """measure -> what each row adds to its mean, [languages, K, n], from `cka_rows` and the two ranks."""
-    rank, rank_centred = arrays["rank"], arrays["rank_centred"]
-    values = (arrays["cka_rows"], rank == 1, 1 / rank, rank_centred == 1, 1 / rank_centred)
-    return dict(zip(MEASURES, values, strict=True))
 
 
 def geometry_arrays(languages: Sequence[LayerGeometry]) -> dict[str, np.ndarray]:

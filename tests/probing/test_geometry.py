@@ -11,16 +11,14 @@ from jaxalign.model.transformer import Decoder
 from jaxalign.probing.capture import Capture, capture_batch
 from jaxalign.probing.geometry import (
     GEOMETRY_AXES,
-    MEASURES,
     geometry,
     geometry_arrays,
     language_geometry,
     linear_cka,
     ranks,
-    row_values,
 )
 from jaxalign.runtime import make_mesh
-from jaxalign.statistics import bootstrap_intervals
+from jaxalign.statistics import MEASURES, bootstrap_intervals, row_values
 from tests.model.tiny_models import VOCABULARY, numpy_of, tiny_case
 from tests.probing.language_world import probe_run
 
