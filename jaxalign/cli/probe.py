@@ -245,9 +245,14 @@ def masked_accuracy(
     asked = [(cell, cell.queries()) for cell in cells]
     scorer = Scorer(run.runner.decoder, run.variables, run.runner.mesh, batch_tokens)
     params, answered = run.placed["params"], []
-    zeros = jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), params)
+
+    def silent(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        """What neurons write is their rows of the down projection: the other weights need no copy."""
+        return jnp.zeros((), leaf.dtype) if path[-2].key == "down_proj" else leaf
+
+    silenced = jax.tree_util.tree_map_with_path(silent, params)
     for mask in language_masks(own, run.languages, run.config, seed):
-        masked = {**run.placed, "params": with_neurons(params, zeros, jnp.asarray(mask))}
+        masked = {**run.placed, "params": with_neurons(params, silenced, jnp.asarray(mask))}
         variables = scorer.runner.place(masked)
         answered.append([cell.ask(scorer, variables, queries, run.on_rows) for cell, queries in asked])
     right = np.array([[[record["correct_corrected"] for record in cell] for cell in cells] for cells in answered])

@@ -142,10 +142,13 @@ def language_masks(
 def with_neurons(params: Any, others: Any, mask: jax.Array) -> Any:
     """The parameters with the neurons at 0 in `mask` float32 [L, F] as they are in `others`; none are quantised.
 
-    others: of the structure of `params`; a leaf that is one number stands for all of a weight.
+    others: of the structure of `params`, which may be the same arrays in part; a leaf that is one number stands for all
+      of a weight.
     """
 
     def choose(path: tuple[Any, ...], own: jax.Array, other: jax.Array) -> jax.Array:
+        if other is own:
+            return own
         match [key.key for key in path]:
             case ["layers", "mlp", "gate_proj" | "up_proj", "kernel"]:
                 kept = mask[:, None, :]

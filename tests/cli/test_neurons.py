@@ -1,7 +1,6 @@
 """`jaxalign neurons`: files of counts, good and bad."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,23 +69,13 @@ def test_what_cannot_be_counts(refused, tmp_path, changes, named):
     assert "counts.npz" in message and named in message
 
 
-def one_array(file: Path) -> None:
-    with file.open("wb") as stream:
-        np.save(stream, COUNTS["active"])
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        (lambda file: file.write_bytes(file.read_bytes()[:2000]), "not a whole"),
-        (one_array, "one array"),
-        (lambda file: file.unlink(), "no such file"),
-        (lambda file: (file.unlink(), file.mkdir()), "a folder"),
-    ],
-)
-def test_what_is_no_npz_file(refused, tmp_path, change: Callable[[Path], object], named: str):
+@pytest.mark.parametrize(("cut", "named"), [(True, "not a whole"), (False, "no such file")])
+def test_what_is_no_npz_file(refused, tmp_path, cut: bool, named: str):
     file = write(tmp_path)
-    change(file)
+    content = file.read_bytes()
+    file.unlink()
+    if cut:
+        file.write_bytes(content[:2000])
     message = refused("neurons", file)
     assert "counts.npz" in message and named in message
 
