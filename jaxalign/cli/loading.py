@@ -33,7 +33,7 @@ from jaxalign.model.sharding import put
 from jaxalign.model.transformer import Decoder
 from jaxalign.model.weights import Leaf, Place, load_params, place_on, weights_sha256
 from jaxalign.reporting.fields import field, read_object
-from jaxalign.reporting.runs import read_run_document
+from jaxalign.reporting.folders import read_run_document
 from jaxalign.runtime import agree, processes
 from jaxalign.training.checkpoint import check_name, read_trained
 

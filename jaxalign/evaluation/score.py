@@ -36,15 +36,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from jaxalign.data.batches import best_fit_bins
-from jaxalign.data.prompts import Continuation, LabelQuery, common_length
+from jaxalign.data.prompts import Continuation, LabelQuery
 from jaxalign.errors import InputError
 from jaxalign.model.attention import Prefix
-from jaxalign.model.ragged import Program, check_lengths, prefill, prefix_bucket, shared_length
-from jaxalign.model.readout import LabelSets, label_masses, log_probabilities, pad_label_sets
-from jaxalign.model.sharding import batch_spec, cache_shardings, param_shardings
+from jaxalign.model.ragged import Runner, check_lengths, prefix_bucket, shared_length
+from jaxalign.model.readout import LabelSets, label_masses, pad_label_sets
 from jaxalign.model.transformer import Decoder
 
 
@@ -69,26 +68,13 @@ class Item(NamedTuple):
     reads: list[Read]
 
 
-class Rows(NamedTuple):
-    """Packed rows, int32 [B, T] each, and the reads in them."""
-
-    tokens: np.ndarray
-    positions: np.ndarray
-    segment_ids: np.ndarray
-    branch_ids: np.ndarray
-    reads: list[Read]
-
-
 def shared_prefix_length(queries: Sequence[LabelQuery]) -> int:
     """How many first tokens all prompts share, each keeping at least one, and with it every token that is read.
 
     Compared as tokens, not as text: a tokenizer may merge characters over the seam of the few-shot text.
     """
-    first, shared = queries[0].prompt, len(queries[0].prompt)
-    for query in queries:
-        common = common_length(first[:shared], query.prompt)
-        shared = min(common, len(query.prompt) - 1, *(word.scored_from - 1 for word in query.words))
-    return max(shared, 0)
+    starts = [word.scored_from - 1 for query in queries for word in query.words]
+    return max(0, min([shared_length([query.prompt for query in queries]), *starts]))
 
 
 def query_items(index: int, query: LabelQuery, prefix: int) -> list[Item]:
@@ -97,31 +83,25 @@ def query_items(index: int, query: LabelQuery, prefix: int) -> list[Item]:
     A word that begins where the prompt ends is a branch of it. Where the tokenizer merged the two, or the prompt was
     made longer than its text, the word's tokens part from the prompt's earlier: they are an item of their own.
     """
-    trunk, end = query.prompt[prefix:], len(query.prompt)
-    tokens, positions, branches = list(trunk), list(range(prefix, end)), [0] * len(trunk)
-    last: dict[int, int] = {}
-    reads, apart = [Read(index, len(trunk) - 1, last, has_masses=True)], []
+    end = len(query.prompt)
+    first: dict[int, int] = {}
+    trunk = Item(list(query.prompt[prefix:]), list(range(prefix, end)), [0] * (end - prefix), [])
+    trunk.reads.append(Read(index, end - prefix - 1, first, has_masses=True))
+    items = [trunk]
     for label, word in enumerate(query.words):
-        scored = word.ids[word.scored_from :]
-        if word.scored_from != end:
-            apart.append(word_item(index, label, word.ids[prefix:], word.scored_from - prefix, prefix))
-            continue
-        last[label] = scored[0]
-        for step, target in enumerate(scored[1:]):
-            reads.append(Read(index, len(tokens), {label: target}, has_masses=False))
-            tokens.append(scored[step])
-            positions.append(end + step)
-            branches.append(label + 1)
-    return [Item(tokens, positions, branches, reads), *apart]
-
-
-def word_item(index: int, label: int, ids: Sequence[int], scored_from: int, prefix: int) -> Item:
-    """A prompt's remaining tokens together with one word's; `ids[scored_from:]` are scored."""
-    reads = [
-        Read(index, slot, {label: ids[slot + 1]}, has_masses=False) for slot in range(scored_from - 1, len(ids) - 1)
-    ]
-    tokens = list(ids[:-1])
-    return Item(tokens, list(range(prefix, prefix + len(tokens))), [0] * len(tokens), reads)
+        item, branch, fed = trunk, label + 1, end
+        if word.scored_from == end:
+            first[label] = word.ids[end]
+        else:
+            item, branch, fed = Item([], [], [], []), 0, prefix
+            items.append(item)
+        for at in range(fed, len(word.ids) - 1):
+            if at + 1 >= word.scored_from:
+                item.reads.append(Read(index, len(item.tokens), {label: word.ids[at + 1]}, has_masses=False))
+            item.tokens.append(word.ids[at])
+            item.positions.append(at)
+            item.branches.append(branch)
+    return items
 
 
 def pack(items: Sequence[Item], prefix: int, width: int, shortest: int) -> tuple[int, list[list[Item]]]:
@@ -163,22 +143,21 @@ def batch_sizes(rows: int, unit: int, most: int) -> list[int]:
     return sizes
 
 
-def fill(rows: Sequence[Sequence[Item]], count: int, length: int) -> Rows:
-    """Arrays of `count` rows, those behind the given ones empty."""
-    arrays = np.zeros((4, count, length), np.int32)
-    reads = []
+def fill(rows: Sequence[Sequence[Item]], count: int, length: int) -> tuple[np.ndarray, list[Read]]:
+    """Tokens, positions, segment_ids and branch_ids of `count` rows, int32 [4, B, T], and the reads in them.
+
+    Rows behind the given ones are empty.
+    """
+    arrays, reads = np.zeros((4, count, length), np.int32), []
     for row, items in enumerate(rows):
         start = 0
         for segment, item in enumerate(items, start=1):
-            part = slice(start, start + len(item.tokens))
-            for array, values in zip(
-                arrays[:, row], (item.tokens, item.positions, segment, item.branches), strict=True
-            ):
-                array[part] = values
+            end = start + len(item.tokens)
+            segments = [segment] * len(item.tokens)
+            arrays[:, row, start:end] = item.tokens, item.positions, segments, item.branches
             reads += [read._replace(slot=row * length + start + read.slot) for read in item.reads]
-            start = part.stop
-    tokens, positions, segment_ids, branch_ids = arrays
-    return Rows(tokens, positions, segment_ids, branch_ids, reads)
+            start = end
+    return arrays, reads
 
 
 SHORTEST_ROW = 128
@@ -211,6 +190,53 @@ class ScoreCounts:
     """compilation included; what the device does is waited for where it is needed, a prefill by its first rows"""
 
 
+BRANCHES = 32
+"""Continuations that share one copy of their context: C."""
+BRANCH_TOKENS = 512
+"""Tokens of such continuations together, unless one alone has more: in a row every position meets every other."""
+BATCHES = 8
+"""So many batches of positions are computed between two reports; their states lie in memory together."""
+
+Pair = tuple[tuple[int, ...], tuple[int, ...]]
+"""Token ids of a context, at least one, and of what follows it, at least one."""
+
+
+class Score(NamedTuple):
+    log_probability: float
+    """of the continuation's tokens together, natural logarithm"""
+    is_greedy: bool
+    """whether each of them is the likeliest after what stands before it"""
+
+
+def body(
+    decoder: Decoder,
+    variables: Any,
+    prefix: Prefix,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+    branch_ids: jax.Array,
+) -> jax.Array:
+    """The states [B,T,D] of packed rows, int32 [B,T] each."""
+    return decoder.apply(variables, tokens, positions, segment_ids, prefix=prefix, branch_ids=branch_ids).hidden
+
+
+def head(
+    decoder: Decoder, variables: Any, states: jax.Array, targets: jax.Array, labels: LabelSets | None
+) -> tuple[jax.Array, ...]:
+    """What the next-token distributions at the states [R,D] say.
+
+    Returns:
+      The targets' (int32 [R,C]) log-probabilities, float32 [R,C]; the labels' masses, float32 [R,C], or without labels
+      the likeliest ids [R]; and whether the logits are finite [R].
+    """
+    logits = decoder.apply(variables, states, method="logits")
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    found = jnp.take_along_axis(logits, targets, axis=-1) - normaliser[:, None]
+    said = jnp.argmax(logits, axis=-1) if labels is None else label_masses(logits, labels)
+    return found, said, jnp.isfinite(normaliser)
+
+
 class Scorer:
     """Scores queries with one decoder: one program a shape, shared by all parameters of one structure."""
 
@@ -221,36 +247,8 @@ class Scorer:
           mesh: axes "data", "fsdp", "tensor"; rows are spread over the first two, the prefix's heads over the third.
           batch_tokens: positions computed at once, at least one row for each device that takes its own.
         """
-        self.counts = ScoreCounts()
-        self.config, self.batch_tokens = decoder.config, batch_tokens
-        self.row_multiple = mesh.shape["data"] * mesh.shape["fsdp"]
-        whole = NamedSharding(mesh, PartitionSpec())
-        by_row = NamedSharding(mesh, batch_spec())
-        self.variable_shardings = param_shardings(variables, mesh)
-        prefix = cache_shardings({"prefix": prefix_shape(decoder)}, mesh)["prefix"]
-
-        def run_prefix(variables: Any, tokens: jax.Array, length: jax.Array) -> Prefix:
-            return prefill(decoder, variables, tokens, length)
-
-        def run_rows(variables: Any, prefix: Prefix, *rows: jax.Array) -> jax.Array:
-            tokens, positions, segment_ids, branch_ids = rows
-            return decoder.apply(variables, tokens, positions, segment_ids, prefix=prefix, branch_ids=branch_ids).hidden
-
-        def read(variables: Any, states: jax.Array, labels: LabelSets, targets: jax.Array) -> tuple[jax.Array, ...]:
-            logits = decoder.apply(variables, states, method="logits")
-            finite = jnp.isfinite(jax.nn.logsumexp(logits, axis=-1))
-            return label_masses(logits, labels), log_probabilities(logits, targets), finite
-
-        given = self.variable_shardings
-        self.programs = {
-            "prefill": Program(run_prefix, mesh, (given, whole, whole), prefix),
-            "body": Program(run_rows, mesh, (given, prefix, *[by_row] * 4), whole),
-            "head": Program(read, mesh, (given, whole, whole, whole), whole),
-        }
-
-    def place(self, variables: Any) -> Any:
-        """The variables as the mesh holds them: placed once, they are not moved again for every call."""
-        return jax.device_put(variables, self.variable_shardings)
+        self.runner, self.batch_tokens = Runner(decoder, variables, mesh), batch_tokens
+        self.config, self.counts = decoder.config, ScoreCounts()
 
     def score(
         self,
@@ -275,147 +273,17 @@ class Scorer:
         """
         fed = [max([len(query.prompt), *(len(word.ids) - 1 for word in query.words)]) for query in queries]
         check_lengths(fed, self.config.max_positions)
-        variables = self.place(variables)
-        shared = shared_prefix_length(queries)
-        prefix = self.run_prefix(variables, queries[0].prompt[:shared])
-        items = [item for index, query in enumerate(queries) for item in query_items(index, query, shared)]
-        states, reads = self.run_rows(variables, prefix, items, on_rows)
-        scores = self.read(variables, queries, label_sets, states, reads)
-        self.counts.prompts += len(queries)
-        self.counts.prompt_tokens_asked += sum(len(query.prompt) for query in queries)
-        trunks = sum(len(query.prompt) - shared for query in queries)
-        self.counts.prompt_tokens_computed += shared + trunks
-        self.counts.word_tokens_computed += sum(len(item.tokens) for item in items) - trunks
-        return scores
-
-    def run_prefix(self, variables: Any, tokens: Sequence[int]) -> Prefix:
-        """The keys and values of the shared tokens, of which there may be none."""
-        start = time.perf_counter()
-        padded = np.zeros(prefix_bucket(len(tokens)), np.int32)
-        padded[: len(tokens)] = tokens
-        prefix = self.programs["prefill"](variables, padded, np.array(len(tokens), np.int32))
-        self.counts.seconds["prefill"] += time.perf_counter() - start
-        self.counts.positions_computed += len(padded)
-        return prefix
-
-    def run_rows(
-        self, variables: Any, prefix: Prefix, items: Sequence[Item], on_rows: Callable[[int], object]
-    ) -> tuple[np.ndarray, list[Read]]:
-        """The states [R,D] that are read, and what is read from each."""
-        start = time.perf_counter()
-        length, rows = pack(items, prefix.k.shape[1], self.config.width, SHORTEST_ROW)
-        states, reads = [], []
-
-        def collect(hidden: jax.Array, asked: Sequence[Read]) -> None:
-            states.append(np.asarray(hidden).reshape(-1, hidden.shape[-1])[[read.slot for read in asked]])
-            reads.extend(asked)
-            on_rows(sum(read.has_masses for read in asked))
-
-        running: list[tuple[jax.Array, list[Read]]] = []
-        for size in batch_sizes(len(rows), self.row_multiple, self.batch_tokens // length):
-            batch = fill(rows[:size], size, length)
-            rows = rows[size:]
-            hidden = self.programs["body"](variables, prefix, *batch[:4])
-            self.counts.positions_computed += batch.tokens.size
-            # The device computes this batch while the one before is fetched.
-            running.append((hidden, batch.reads))
-            if len(running) > 1:
-                collect(*running.pop(0))
-        collect(*running.pop())
-        self.counts.seconds["body"] += time.perf_counter() - start
-        return np.concatenate(states), reads
-
-    def read(
-        self,
-        variables: Any,
-        queries: Sequence[LabelQuery],
-        label_sets: Sequence[Sequence[int]],
-        states: np.ndarray,
-        reads: Sequence[Read],
-    ) -> LabelScores:
-        """The queries' scores from the next-token distributions at the states [R,D]."""
-        start = time.perf_counter()
         labels, classes = pad_label_sets(label_sets), len(label_sets)
         masses = np.zeros((len(queries), classes), np.float32)
         words = np.array([[0.0 if query.words else np.nan] * classes for query in queries])
-        for first in range(0, len(reads), READS):
-            some = reads[first : first + READS]
-            padded = np.zeros((-(-len(some) // 64) * 64, states.shape[1]), states.dtype)
-            padded[: len(some)] = states[first : first + READS]
-            targets = np.zeros((len(padded), len(labels.ids)), np.int32)
-            for row, read in enumerate(some):
-                for label, target in read.targets.items():
-                    targets[row, label] = target
-            results = jax.device_get(self.programs["head"](variables, padded, labels, targets))
-            for read, mass, log_probability, finite in zip(some, *results, strict=False):
-                if not finite:
-                    raise InputError(
-                        f"prompt {read.query}: the model's logits are not finite; "
-                        "check the weights, or compute in float32"
-                    )
-                if read.has_masses:
-                    masses[read.query] = mass[:classes]
-                for label in read.targets:
-                    words[read.query, label] += log_probability[label]
-        self.counts.seconds["head"] += time.perf_counter() - start
+        for read, found, mass in self.read(variables, queries, len(labels.ids), labels, on_rows):
+            if read.has_masses:
+                masses[read.query] = mass[:classes]
+            for label in read.targets:
+                words[read.query, label] += found[label]
         return LabelScores(masses, words)
 
-    @property
-    def compilations(self) -> dict[str, int]:
-        """Programs compiled so far, by name."""
-        return {name: len(program.compiled) for name, program in self.programs.items()}
-
-    @property
-    def compile_seconds(self) -> dict[str, float]:
-        return {name: program.compile_seconds for name, program in self.programs.items()}
-
-
-def prefix_shape(decoder: Decoder) -> Prefix:
-    """The shapes of a prefix of one token: its layout on a mesh does not depend on the length."""
-    config = decoder.config
-
-    def one_token() -> Prefix:
-        keys = jnp.zeros((config.layers, 1, config.kv_heads, config.head_dim), decoder.dtype)
-        return Prefix(keys, keys, jnp.zeros((), jnp.int32))
-
-    return jax.eval_shape(one_token)
-
-
-BRANCHES = 32
-"""Continuations that share one copy of their context: C."""
-BRANCH_TOKENS = 512
-"""Tokens of such continuations together, unless one alone has more: in a row every position meets every other."""
-BATCHES = 8
-"""So many batches of positions are computed between two reports; their states lie in memory together."""
-
-Pair = tuple[tuple[int, ...], tuple[int, ...]]
-"""Token ids of a context, at least one, and of what follows it, at least one."""
-
-
-class Score(NamedTuple):
-    log_probability: float
-    """of the continuation's tokens together, natural logarithm"""
-    is_greedy: bool
-    """whether each of them is the likeliest after what stands before it"""
-
-
-class ContinuationScorer:
-    """Scores continuations with one decoder: one program a shape."""
-
-    def __init__(self, decoder: Decoder, variables: Any, mesh: Mesh, batch_tokens: int):
-        """The arguments are those of `Scorer`, which runs prefixes and rows here too."""
-        self.rows, self.batch_tokens = Scorer(decoder, variables, mesh, batch_tokens), batch_tokens
-        self.max_positions = decoder.config.max_positions
-        whole = NamedSharding(mesh, PartitionSpec())
-
-        def read(variables: Any, states: jax.Array, targets: jax.Array) -> tuple[jax.Array, ...]:
-            logits = decoder.apply(variables, states, method="logits")
-            finite = jnp.isfinite(jax.nn.logsumexp(logits, axis=-1))
-            return log_probabilities(logits, targets), jnp.argmax(logits, axis=-1), finite
-
-        self.head = Program(read, mesh, (self.rows.variable_shardings, whole, whole), whole)
-
-    def score(self, variables: Any, pairs: Sequence[Pair]) -> Iterator[dict[Pair, Score]]:
+    def continuations(self, variables: Any, pairs: Sequence[Pair]) -> Iterator[dict[Pair, Score]]:
         """The scores of all pairs, each distinct one computed once; so many at a time, in no particular order.
 
         Raises:
@@ -425,50 +293,112 @@ class ContinuationScorer:
         if not pairs:
             return
         check_lengths([len(context) for context, _ in pairs], 0)
-        check_lengths([len(context) + len(continuation) - 1 for context, continuation in pairs], self.max_positions)
-        variables = self.rows.place(variables)
+        check_lengths(
+            [len(context) + len(continuation) - 1 for context, continuation in pairs], self.config.max_positions
+        )
         queries = queries_of(pairs)
         for group in prefix_groups([query.prompt for query in queries], self.batch_tokens):
             for some in cut([queries[index] for index in group], BATCHES * self.batch_tokens):
-                yield self.score_together(variables, some)
+                totals = np.zeros((len(some), BRANCHES))
+                greedy = np.ones((len(some), BRANCHES), bool)
+                for read, found, best in self.read(variables, some, BRANCHES):
+                    for word, target in read.targets.items():
+                        totals[read.query, word] += found[word]
+                        greedy[read.query, word] &= best == target
+                yield {
+                    (tuple(query.prompt), tuple(word.ids[word.scored_from :])): Score(
+                        float(totals[index, place]), bool(greedy[index, place])
+                    )
+                    for index, query in enumerate(some)
+                    for place, word in enumerate(query.words)
+                }
 
-    def score_together(self, variables: Any, queries: Sequence[LabelQuery]) -> dict[Pair, Score]:
-        """The scores of the queries' words, behind the prefix that the queries share."""
-        shared = shared_prefix_length(queries)
-        prefix = self.rows.run_prefix(variables, queries[0].prompt[:shared])
-        items = [item for index, query in enumerate(queries) for item in query_items(index, query, shared)]
-        states, reads = self.rows.run_rows(variables, prefix, items, lambda rows: None)
-        log_probability = np.zeros((len(queries), BRANCHES))
-        greedy = np.ones((len(queries), BRANCHES), bool)
-        for first in range(0, len(reads), READS):
-            some = reads[first : first + READS]
-            for read, found, best in zip(some, *self.read(variables, states[first : first + READS], some), strict=True):
-                for word, target in read.targets.items():
-                    log_probability[read.query, word] += found[word]
-                    greedy[read.query, word] &= best == target
+    def timing(self, scored: int, seconds: float) -> dict[str, Any]:
+        """What varies from run to run: `scored` examples in so many seconds; padding is a share of positions.
+
+        "seconds" of the phases hold no compilation; "examples_per_second" neither.
+        """
+        counts, runner = self.counts, self.runner
+        compile_seconds = {phase: runner.compile_seconds.get(phase, 0.0) for phase in counts.seconds}
+        running = sum(counts.seconds.values()) - sum(compile_seconds.values())
+        computed = counts.prompt_tokens_computed + counts.word_tokens_computed
         return {
-            (tuple(query.prompt), tuple(word.ids[word.scored_from :])): Score(
-                float(log_probability[index, place]), bool(greedy[index, place])
-            )
-            for index, query in enumerate(queries)
-            for place, word in enumerate(query.words)
+            "prompt_tokens_asked": counts.prompt_tokens_asked,
+            "prompt_tokens_computed": counts.prompt_tokens_computed,
+            "word_tokens_computed": counts.word_tokens_computed,
+            "positions_computed": counts.positions_computed,
+            "padding_share": 1 - computed / counts.positions_computed if counts.positions_computed else 0.0,
+            "compilations": {phase: runner.compilations[phase] for phase in counts.seconds},
+            "compile_seconds": compile_seconds,
+            "seconds": {phase: spent - compile_seconds[phase] for phase, spent in counts.seconds.items()},
+            "seconds_in_all": seconds,
+            "examples_per_second": scored / running if running else 0.0,
         }
 
-    def read(self, variables: Any, states: np.ndarray, reads: Sequence[Read]) -> tuple[np.ndarray, np.ndarray]:
-        """At the states [R,D] that are read: the targets' log-probabilities, float32 [R,C], and the likeliest ids [R].
+    def read(
+        self,
+        variables: Any,
+        queries: Sequence[LabelQuery],
+        width: int,
+        labels: LabelSets | None = None,
+        on_rows: Callable[[int], object] = lambda rows: None,
+    ) -> Iterator[tuple[Read, np.ndarray, np.ndarray]]:
+        """All that the queries read behind the prefix that they share, and of each what `head` says; C is `width`."""
+        variables = self.runner.place(variables)
+        states, reads = self.run(variables, queries, on_rows)
+        start = time.perf_counter()
+        for first in range(0, len(reads), READS):
+            some = reads[first : first + READS]
+            # Rounded up, so that most calls share a program.
+            padded = np.zeros((-(-len(some) // 64) * 64, states.shape[1]), states.dtype)
+            padded[: len(some)] = states[first : first + READS]
+            targets = np.zeros((len(padded), width), np.int32)
+            for row, read in enumerate(some):
+                for label, target in read.targets.items():
+                    targets[row, label] = target
+            found, said, finite = jax.device_get(self.runner.call(head, variables, padded, targets, labels))
+            if not finite[: len(some)].all():
+                raise InputError("the model's logits are not finite; check the weights, or compute in float32")
+            yield from zip(some, found, said, strict=False)
+        self.counts.seconds["head"] += time.perf_counter() - start
 
-        R is padded to a multiple of 64, so that most calls share a program.
-        """
-        padded = np.zeros((-(-len(reads) // 64) * 64, states.shape[1]), states.dtype)
-        padded[: len(reads)] = states
-        targets = np.zeros((len(padded), BRANCHES), np.int32)
-        for row, read in enumerate(reads):
-            for word, target in read.targets.items():
-                targets[row, word] = target
-        found, best, finite = (array[: len(reads)] for array in jax.device_get(self.head(variables, padded, targets)))
-        if not finite.all():
-            raise InputError("the model's logits are not finite; check the weights, or compute in float32")
-        return found, best
+    def run(
+        self, variables: Any, queries: Sequence[LabelQuery], on_rows: Callable[[int], object]
+    ) -> tuple[np.ndarray, list[Read]]:
+        """The states [R,D] that are read, and what is read from each."""
+        start, runner, counts = time.perf_counter(), self.runner, self.counts
+        shared = shared_prefix_length(queries)
+        prefix = runner.run_prefix(variables, queries[0].prompt[:shared])
+        counts.seconds["prefill"] += time.perf_counter() - start
+        counts.positions_computed += prefix_bucket(shared)
+        start = time.perf_counter()
+        items = [item for index, query in enumerate(queries) for item in query_items(index, query, shared)]
+        length, rows = pack(items, prefix.k.shape[1], self.config.width, SHORTEST_ROW)
+        states, reads = [], []
+
+        def collect(hidden: jax.Array, asked: Sequence[Read]) -> None:
+            states.append(np.asarray(hidden).reshape(-1, hidden.shape[-1])[[read.slot for read in asked]])
+            reads.extend(asked)
+            on_rows(sum(read.has_masses for read in asked))
+
+        running: list[tuple[jax.Array, list[Read]]] = []
+        for size in batch_sizes(len(rows), runner.row_multiple, self.batch_tokens // length):
+            arrays, asked = fill(rows[:size], size, length)
+            rows = rows[size:]
+            batch = [runner.put(array, runner.by_row) for array in arrays]
+            running.append((runner.call(body, variables, prefix, *batch), asked))
+            counts.positions_computed += size * length
+            # The device computes this batch while the one before is fetched.
+            if len(running) > 1:
+                collect(*running.pop(0))
+        collect(*running.pop())
+        counts.seconds["body"] += time.perf_counter() - start
+        counts.prompts += len(queries)
+        counts.prompt_tokens_asked += sum(len(query.prompt) for query in queries)
+        trunks = sum(len(query.prompt) - shared for query in queries)
+        counts.prompt_tokens_computed += shared + trunks
+        counts.word_tokens_computed += sum(len(item.tokens) for item in items) - trunks
+        return np.concatenate(states), reads
 
 
 def queries_of(pairs: Sequence[Pair]) -> list[LabelQuery]:

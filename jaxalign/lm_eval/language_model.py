@@ -20,10 +20,9 @@ from tqdm import tqdm
 from jaxalign import runtime
 from jaxalign.cli.configuration import config_with
 from jaxalign.cli.loading import Model, load_model, merged
-from jaxalign.data.batches import round_up
 from jaxalign.errors import InputError
-from jaxalign.evaluation.generate import UntilGenerator
-from jaxalign.evaluation.score import ContinuationScorer, Score
+from jaxalign.evaluation.generate import Generator
+from jaxalign.evaluation.score import Score, Scorer
 from jaxalign.lm_eval.chat_templates import NotRendered, Renderer
 from jaxalign.log import say
 from jaxalign.model.config import read_end_ids
@@ -99,9 +98,8 @@ class JaxalignLM(TemplateLM):
         self.max_length = checked_length(max_length, self.model.config.max_positions)
         self.end_ids = sorted({self.eot_token_id, *read_end_ids(self.model.path)})
         decoder, variables, mesh = self.model.decoder, self.model.variables, self.model.mesh
-        self.scorer = ContinuationScorer(decoder, variables, mesh, config.batch_tokens)
-        rows = round_up(int(batch_size), mesh.shape["data"] * mesh.shape["fsdp"])
-        self.generator = UntilGenerator(decoder, variables, mesh, rows)
+        self.scorer = Scorer(decoder, variables, mesh, config.batch_tokens)
+        self.generator = Generator(decoder, variables, mesh, int(batch_size))
         self.rendered = Renderer()
 
     @classmethod
@@ -234,7 +232,7 @@ class JaxalignLM(TemplateLM):
         with tqdm(
             total=len(pairs), desc="Scoring continuations", unit="request", disable=disable_tqdm or None
         ) as progress:
-            for found in self.scorer.score(self.model.variables, kept):
+            for found in self.scorer.continuations(self.model.variables, kept):
                 for pair, score in found.items():
                     for index in asked[pair]:
                         scores[index] = score
@@ -251,7 +249,7 @@ class JaxalignLM(TemplateLM):
         for index in sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True):
             groups.setdefault(self.decoding(requests[index].args[1]), []).append(index)
         texts: dict[int, str] = {}
-        size = self.generator.batch_size
+        size = self.generator.runner.batch_size
         with tqdm(total=len(requests), desc="Generating", unit="request", disable=disable_tqdm or None) as progress:
             for (max_tokens, until), members in groups.items():
                 for batch in (members[first : first + size] for first in range(0, len(members), size)):
@@ -265,8 +263,8 @@ class JaxalignLM(TemplateLM):
     def texts(self, prompts: Sequence[list[int]], max_tokens: int, until: Sequence[str]) -> list[str]:
         """What follows each prompt, of which as many last tokens are read as leave room for the answer."""
         read = [prompt[max_tokens - self.max_length :] for prompt in prompts]
-        answers = self.generator.until(
-            self.model.variables, read, self.end_ids, lambda ids: self.has_ended(ids, until), max_tokens
+        answers = self.generator(
+            self.model.variables, read, self.end_ids, max_tokens, has_ended=lambda ids: self.has_ended(ids, until)
         )
         return [self.text_until(answer.ids, until) for answer in answers]
 

@@ -53,19 +53,6 @@ def label_masses(logits: jax.Array, labels: LabelSets) -> jax.Array:
     return jnp.where(jnp.broadcast_to(labels.mask, candidates.shape), candidates, 0.0).sum(-1)
 
 
-def log_probabilities(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Log-probability that the next token is each of the targets.
-
-    Args:
-      logits: float32 [..., V].
-      targets: int32 [..., C].
-
-    Returns:
-      float32 [..., C].
-    """
-    return jnp.take_along_axis(logits, targets, axis=-1) - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-
-
 def entropy_bits(logits: jax.Array) -> jax.Array:
     """Entropy of the softmax in bits, a probability of 0 counting as 0.
 

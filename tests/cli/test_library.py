@@ -120,7 +120,7 @@ def test_one_path_is_a_list_of_one(base, folder, tmp_path, kind):
 
 def test_before_and_after_compare(folder):
     gains = ja.compare(folder / "before", folder / "after")
-    assert [cell.row.key.language for cell in gains.cells] == ["en", "de", "zh"]
+    assert [cell.language for cell in gains.cells] == ["en", "de", "zh"]
     page = ja.report(folder / "before", folder / "after", out=folder / "report.html")
     assert "Chinese" in page.read_text()
 

@@ -23,7 +23,7 @@ from jaxalign.files import MINI
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.tasks import TASKS, read_task_rows
 from jaxalign.model import architectures
-from jaxalign.reporting.templates import template_text
+from jaxalign.reporting.page import template_text
 import jaxalign
 
 print(jaxalign.__file__)
@@ -35,7 +35,7 @@ for task in TASKS.values():
             assert read_task_rows(MINI, task, language, part, slice(None))
 for name in architectures.names():
     architectures.read(name)
-for name in ("report.html.jinja", "probe_page.html.jinja"):
+for name in ("report.html.jinja", "probe_page.html.jinja", "card.md.jinja"):
     assert template_text(name)
 """
 

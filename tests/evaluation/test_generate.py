@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from jaxalign.errors import InputError
-from jaxalign.evaluation.generate import NEAR_TIE, Chosen, Generator, best_token
-from jaxalign.model.ragged import decode_prompts, last_position
+from jaxalign.evaluation.generate import NEAR_TIE, Chosen, Generator, begin, best_token
+from jaxalign.model.ragged import decode_prompts, in_order, last_position
 from jaxalign.model.transformer import Decoder
 from tests.model.tiny_models import FAMILIES, VOCABULARY, WINDOW, TinyModel, slow_but, tiny_case, tiny_model
 from tests.training.tiny_runs import mesh_of
@@ -24,9 +24,11 @@ def make_generator(tiny: TinyModel, *sizes: int) -> Generator:
     return Generator(Decoder(tiny.config), {"params": tiny.params}, mesh_of(*sizes), batch_size=8)
 
 
-def choices(generator: Generator, prompts: Sequence[Sequence[int]], stops: Sequence[int], most: int = MOST) -> Chosen:
-    """What the generator's program returns for the prompts, margins included."""
-    return generator.runner(most)(generator.variables, prompts, np.array(stops, np.int32))
+def choices(
+    tiny: TinyModel, prompts: Sequence[Sequence[int]], stops: Sequence[int], most: int = MOST, sizes: Any = ()
+) -> Chosen:
+    """What is chosen after the prompts, margins included."""
+    return in_order(make_generator(tiny, *sizes).batches({"params": tiny.params}, prompts, stops, most))
 
 
 def without_cache(tiny: TinyModel, prompts: Sequence[Sequence[int]], max_tokens: int) -> np.ndarray:
@@ -68,8 +70,7 @@ def equal_until_a_near_tie(ours: Any, margins: Any, theirs: Any) -> int:
 @pytest.mark.parametrize("case", slow_but(FAMILIES, "gemma3_text"))
 def test_decoding_is_that_without_a_cache_and_that_of_transformers(case: str):
     tiny = tiny_case(case)
-    generator = make_generator(tiny)
-    free = choices(generator, PROMPTS, NO_STOPS)
+    free = choices(tiny, PROMPTS, NO_STOPS)
     assert free.counts.tolist() == [MOST] * len(PROMPTS) and not free.stopped.any()
     slow = without_cache(tiny, PROMPTS, MOST)
     compared = [equal_until_a_near_tie(*row) for row in zip(free.tokens, free.margins, slow, strict=True)]
@@ -78,8 +79,8 @@ def test_decoding_is_that_without_a_cache_and_that_of_transformers(case: str):
 
     # Ids that end some rows early, one at its first token; others reach the limit.
     stops = [int(free.tokens[0, 0]), int(free.tokens[1, 5])]
-    chosen = choices(generator, PROMPTS, stops)
-    answers = generator(generator.variables, PROMPTS, stops, MOST)
+    chosen = choices(tiny, PROMPTS, stops)
+    answers = make_generator(tiny)({"params": tiny.params}, PROMPTS, stops, MOST)
     for prompt, answer, tokens, margins, count in zip(
         PROMPTS, answers, chosen.tokens, chosen.margins, chosen.counts, strict=True
     ):
@@ -100,7 +101,7 @@ def test_a_batch_ends_with_its_last_row(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("jaxalign.evaluation.generate.best_token", counted)
     free = without_cache(tiny, PROMPTS[:3], 4)
     # Three rows of eight: the fillers would go on to the limit if they were not finished from the start.
-    chosen = choices(make_generator(tiny), PROMPTS[:3], stops=free[:, 3].tolist())
+    chosen = choices(tiny, PROMPTS[:3], stops=free[:, 3].tolist())
     jax.effects_barrier()
     assert chosen.stopped.all() and len(calls) == chosen.counts.max() <= 4
 
@@ -108,9 +109,9 @@ def test_a_batch_ends_with_its_last_row(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("sizes", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)])
 def test_answers_do_not_depend_on_mesh_company_or_order(sizes: tuple[int, int, int]):
     tiny = tiny_model("mistral", vocabulary=64)
-    one_way = choices(make_generator(tiny), PROMPTS, NO_STOPS, 8)
+    one_way = choices(tiny, PROMPTS, NO_STOPS, 8)
     order = np.random.default_rng(1).permutation(len(PROMPTS))
-    other = choices(make_generator(tiny, *sizes), [PROMPTS[i] for i in order], NO_STOPS, 8)
+    other = choices(tiny, [PROMPTS[i] for i in order], NO_STOPS, 8, sizes)
     for place, row in enumerate(order):
         equal_until_a_near_tie(one_way.tokens[row], one_way.margins[row], other.tokens[place])
     alike = (one_way.tokens[order] == other.tokens).all(-1)
@@ -120,22 +121,23 @@ def test_answers_do_not_depend_on_mesh_company_or_order(sizes: tuple[int, int, i
 
 
 def test_the_cache_lies_on_the_mesh_by_the_table():
-    tiny, mesh = tiny_model("qwen2", vocabulary=64), mesh_of(2, 2, 2)
-    variables = {"params": tiny.params}
-    function = make_generator(tiny, 2, 2, 2).runner(9).step
-    tokens, lengths = jnp.ones((8, 32), jnp.int32), jnp.full(8, 32)
-    with jax.set_mesh(mesh):
-        program = function.lower(variables, tokens, lengths, jnp.zeros(1, jnp.int32)).compile().as_text()
+    tiny = tiny_model("qwen2", vocabulary=64)
+    runner = make_generator(tiny, 2, 2, 2).runner
+    variables, arrays = runner.place({"params": tiny.params}), (np.ones((8, 32), np.int32), np.full(8, 32, np.int32))
+    rows, stops = [runner.put(array, runner.by_row) for array in arrays], runner.put(np.zeros(1, np.int32))
+    program = runner.lower(begin, variables, *rows, stops, max_tokens=9).compile().as_text()
     assert program is not None
     # [L,B,S,K,H] on one of eight devices: 8 rows over data and fsdp, 2 heads over tensor, 32 + 9 - 1 slots.
     assert "f32[3,2,40,1,8]" in program and "f32[3,8,40,2,8]" not in program
 
 
 def test_programs_are_counted_once_a_shape():
-    generator = make_generator(tiny_case("qwen2"))
+    tiny = tiny_case("qwen2")
+    generator = make_generator(tiny)
     for stops, most in (((3,), 4), ((5,), 4), ((5,), 6)):
-        generator(generator.variables, PROMPTS[:8], stops, most)
-    assert generator.counts.compilations == 2 and generator.counts.prompts == 24
+        generator({"params": tiny.params}, PROMPTS[:8], stops, most)
+    assert generator.runner.compilations == {"begin": 2, "advance": 2}
+    assert generator.runner.counts.compilations == 4 and generator.runner.counts.prompts == 24
 
 
 def test_equal_logits_take_the_lowest_id_and_margins_are_what_they_say():

@@ -10,8 +10,8 @@ import pytest
 from jaxalign.data.prompts import PromptStyle, Variant
 from jaxalign.data.tasks import TASKS, TaskData
 from jaxalign.errors import InputError
-from jaxalign.evaluation.cells import CellKey, GridData, cell_keys
-from jaxalign.evaluation.grid import evaluate_grid
+from jaxalign.evaluation.cells import CellKey, GridData, cell_keys, label_cells
+from jaxalign.evaluation.grid import Grid, run_grid
 from jaxalign.evaluation.score import LabelScores, Scorer
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
@@ -35,7 +35,7 @@ def data(tmp_path: Path) -> GridData:
 def run(out: Path, scorer: Any, data: GridData, settings: dict[str, Any] = SETTINGS, keys: Any = KEYS) -> Any:
     """A command: it reads the files anew."""
     data = replace(data, tasks=TaskData(data.tasks.folder))
-    return evaluate_grid(out, scorer, tiny_world.variables(), data, keys, settings, DESCRIPTION)
+    return run_grid(Grid(out), label_cells(data, keys), scorer, tiny_world.variables(), settings, DESCRIPTION)
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -46,8 +46,8 @@ class StopsAfter:
     """A scorer that scores so many cells and then raises, as a run that is killed or runs out of memory."""
 
     def __init__(self, scorer: Scorer, cells: int, error: type[BaseException] = KeyboardInterrupt):
-        self.scorer, self.cells, self.error, self.place = scorer, cells, error, scorer.place
-        self.counts, self.compilations, self.compile_seconds = scorer.counts, {}, scorer.compile_seconds
+        self.scorer, self.cells, self.error = scorer, cells, error
+        self.runner, self.timing = scorer.runner, scorer.timing
 
     def score(self, *arguments: Any) -> LabelScores:
         if not self.cells:
@@ -132,7 +132,7 @@ def test_cells_made_with_other_settings_are_refused_by_name(tmp_path: Path, scor
         run(tmp_path, scorer, replace(data, style="mended"))
     moved = jax.tree.map(lambda x: x + np.float32(1e-3), tiny_world.variables())
     with pytest.raises(InputError, match="weights_sha256="):
-        evaluate_grid(tmp_path, scorer, moved, data, KEYS, SETTINGS, DESCRIPTION)
+        run_grid(Grid(tmp_path), label_cells(data, KEYS), scorer, moved, SETTINGS, DESCRIPTION)
     file = data.tasks.folder / "ap_emotion/emotion_en6_test.json"
     file.write_text(file.read_text().replace("en input 2", "another review"))
     with pytest.raises(InputError, match="inputs_sha256="):

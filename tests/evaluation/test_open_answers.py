@@ -11,7 +11,7 @@ from jaxalign.data.pairs import QuestionPair, with_instruction
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.evaluation.generate import Answer, Generator
-from jaxalign.evaluation.open_answers import evaluate_open, texts_of
+from jaxalign.evaluation.grid import open_grid, run_grid
 from jaxalign.evaluation.open_cells import MathCell, OpenCell, TranslationCell, math_cell, translation_cells
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
@@ -52,16 +52,15 @@ def cells(tmp_path: Path) -> list[OpenCell]:
 
 
 def run(out: Path, generator: Any, cells: list[OpenCell], settings: dict[str, Any] = SETTINGS) -> dict[str, Any]:
-    return evaluate_open(
-        out, generator, tiny_world.variables(), tiny_world.byte_tokenizer(), cells, settings, DESCRIPTION
-    )
+    return run_grid(open_grid(out), cells, generator, tiny_world.variables(), settings, DESCRIPTION)
 
 
 class StopsAfter:
     """A generator that decodes so many cells and then fails."""
 
     def __init__(self, generator: Generator, cells: int, error: BaseException):
-        self.generator, self.cells, self.error, self.counts = generator, cells, error, generator.counts
+        self.generator, self.cells, self.error = generator, cells, error
+        self.runner, self.timing = generator.runner, generator.timing
 
     def __call__(self, *arguments: Any) -> list[Answer]:
         if not self.cells:
@@ -106,7 +105,7 @@ def test_files_of_open_answers(tmp_path: Path, generator: Generator, cells: list
     assert [record["row"] for record in records] == [1, 2, 3, 1, 2, 3, 0, 1, 0, 1]
     assert [record["gold"] for record in records[:3]] == [1, 2, 3]
     expected = generator(tiny_world.variables(), cells[0].prompts, cells[0].stops, 6)
-    assert [record["text"] for record in records[:3]] == texts_of(expected, tiny_world.byte_tokenizer())
+    assert records[:3] == cells[0].records(expected)
     timing = json.loads((tmp_path / "out/open_timing.json").read_text())
     assert timing["answers"] == {"decoded": 10, "reused": 0} and timing["chosen_tokens"] > 0
     assert not (tmp_path / "out/results.json").exists() and not (tmp_path / "out/timing.json").exists()
@@ -135,9 +134,10 @@ def test_a_cell_that_fails_does_not_lose_the_others(tmp_path: Path, generator: G
 
 def judged(golds: list[str], texts: list[str], language: str = "en") -> tuple[MathCell, list[dict[str, Any]]]:
     problems = [MathProblem("mgsm", language, i, "q", gold) for i, gold in enumerate(golds)]
-    cell = MathCell("mgsm", language, [[1]] * len(golds), (0,), 600, problems)
-    answers = [Answer([5] * i, stopped=i % 2 == 0, near_ties=i) for i in range(len(golds))]
-    return cell, cell.judge(answers, texts)
+    tokenizer = tiny_world.byte_tokenizer()
+    cell = MathCell("mgsm", language, tokenizer, [[1]] * len(golds), (0,), 600, problems)
+    answers = [Answer(tokenizer.ids(text), i % 2 == 0, near_ties=i) for i, text in enumerate(texts)]
+    return cell, cell.records(answers)
 
 
 def test_both_extractions_judge_side_by_side():
@@ -154,18 +154,17 @@ def test_both_extractions_judge_side_by_side():
     json.loads(json.dumps(records, allow_nan=False))
 
 
-def test_texts_survive_as_they_are(tmp_path: Path, generator: Generator, cells: list[OpenCell]):
+def test_texts_survive_as_they_are(
+    tmp_path: Path, generator: Generator, cells: list[OpenCell], monkeypatch: pytest.MonkeyPatch
+):
     tokenizer = tiny_world.byte_tokenizer()
     wild = 'a\u001b[31m\u2028\r\n\t"\\ <b>\u202e 18'
     eos = tokenizer.eos_id
-    texts = texts_of([Answer([*tokenizer.ids(wild), eos], False, 0), Answer([255], False, 0)], tokenizer)
-    assert texts[0] == wild and texts[1] == "\ufffd"
+    answers = [Answer([*tokenizer.ids(wild), eos], False, 0), Answer([255], False, 0), Answer([], True, 0)]
+    assert [record["text"] for record in cells[0].records(answers)] == [wild, "\ufffd", ""]
 
-    def decode(variables: Any, prompts: list[list[int]], *_: Any) -> list[Answer]:
-        return [Answer(tokenizer.ids(wild), True, 0)] * len(prompts)
-
-    decode.counts = generator.counts  # pyright: ignore[reportFunctionMemberAccess]
-    run(tmp_path, decode, cells[:1])
+    monkeypatch.setattr(Generator, "__call__", lambda *_: [Answer(tokenizer.ids(wild), True, 0)] * 3)
+    run(tmp_path, generator, cells[:1])
     # One object a line, whatever the text holds.
     raw = (tmp_path / "answers.jsonl").read_bytes().decode().split("\n")
     assert [json.loads(line)["text"] for line in raw[:-1]] == [wild] * 3 and "\u001b" not in "".join(raw)
@@ -177,7 +176,7 @@ def test_translation_cells_are_prompted_as_in_training():
     assert [cell.name for cell in cells] == ["translation_de_en", "translation_sw_en", "translation_en_zh"]
     assert [(cell.heldout, cell.seen, cell.max_tokens, cell.first_row) for cell in cells] == [(False, None, 256, 1)] * 3
     swahili = [pair for pair in PAIRS if pair.source_language == "sw"][1:]
-    assert cells[1].pairs == swahili
+    assert cells[1].items == swahili
     assert cells[1].prompts == [render(pair, "default", tokenizer)[0] for pair in swahili]
     assert cells[1].stops == (tokenizer.eos_id,)
     assert translation_cells(PAIRS, slice(3, 4), tokenizer, "none", heldout=False, tuned_on=[]) == []
@@ -193,7 +192,8 @@ def test_chrf_of_a_cell_is_the_corpus_score():
     tokenizer = tiny_world.byte_tokenizer()
     cell = translation_cells(PAIRS, slice(None), tokenizer, "none", heldout=True, tuned_on=["en"])[0]
     assert isinstance(cell, TranslationCell)
-    records = cell.judge([Answer([1], True, 0)] * 3, ["Question 0?", "Question 1?", "something else entirely"])
+    texts = ("Question 0?", "Question 1?", "something else entirely")
+    records = cell.records([Answer(tokenizer.ids(text), True, 0) for text in texts])
     assert [record["chrf"] for record in records][:2] == [100, 100]
     summary = cell.summary(records)
     assert summary["language"] == "de" and summary["target"] == "en" and summary["seen"] is False

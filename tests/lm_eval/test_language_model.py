@@ -100,19 +100,19 @@ def test_what_is_answered_outlasts_an_interruption(both: Both, tmp_path, monkeyp
     monkeypatch.setattr(scoring, "BATCHES", 0)
     asked = requests_of("loglikelihood", *[(text, " a") for text in texts(6)])
     cached: Any = CachingLM(both.ours, str(tmp_path / "answers.db"))
-    together = both.ours.scorer.score_together
+    run = both.ours.scorer.run
 
-    def breaks_off(variables, queries):
+    def breaks_off(*arguments):
         if len(cached.dbdict) == 4:
             raise KeyboardInterrupt
-        return together(variables, queries)
+        return run(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(both.ours.scorer, "score_together", breaks_off)
+        patch.setattr(both.ours.scorer, "run", breaks_off)
         with pytest.raises(KeyboardInterrupt):
             cached.loglikelihood(asked)
     left: list[int] = []
-    monkeypatch.setattr(both.ours.scorer, "score_together", lambda v, queries: left.append(1) or together(v, queries))
+    monkeypatch.setattr(both.ours.scorer, "run", lambda *arguments: left.append(1) or run(*arguments))
     answers = cached.loglikelihood(asked)
     assert len(left) == 2
     assert [tuple(answer) for answer in answers] == both.ours.loglikelihood(asked)
@@ -121,13 +121,13 @@ def test_what_is_answered_outlasts_an_interruption(both: Both, tmp_path, monkeyp
 def test_generated_batches_outlast_an_interruption(both: Both, tmp_path, monkeypatch: pytest.MonkeyPatch):
     calls: list[int] = []
 
-    def until(variables, prompts, stops, has_ended, max_tokens):
+    def generate(generator, variables, prompts, stops, max_tokens, has_ended):
         calls.append(len(prompts))
         if len(calls) == 2:
             raise KeyboardInterrupt
         return [Answer(prompt[:3], False, 0) for prompt in prompts]
 
-    monkeypatch.setattr(both.ours.generator, "until", until)
+    monkeypatch.setattr(type(both.ours.generator), "__call__", generate)
     asked = requests_of("generate_until", *[(text, {"until": ["?"], "max_gen_toks": 8}) for text in texts(11)])
     cached: Any = CachingLM(both.ours, str(tmp_path / "answers.db"))
     with pytest.raises(KeyboardInterrupt):
@@ -268,7 +268,7 @@ def test_a_batch_size_may_be_left_to_us(
     ours = JaxalignLM.create_from_arg_obj(
         {"pretrained": str(folders["qwen2"])}, {"batch_size": given, "max_batch_size": most}
     )
-    assert ours.generator.batch_size == size
+    assert ours.generator.runner.batch_size == size
 
 
 def test_a_shorter_length_is_kept_to(folders, caplog: pytest.LogCaptureFixture):

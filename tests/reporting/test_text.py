@@ -11,10 +11,8 @@ import pytest
 
 from jaxalign.errors import InputError
 from jaxalign.files import read_json
-from jaxalign.reporting.escaping import code_span
-from jaxalign.reporting.gain_files import csv_text, document, markdown, plain_text, write_files
-from jaxalign.reporting.gains import Gains, measure_gains
-from jaxalign.reporting.tables import compare
+from jaxalign.reporting.compare import Comparison, compare
+from jaxalign.reporting.text import csv_text, document, markdown, plain_text, write_files
 from tests.reporting.folders import write_evaluation
 
 CELLS: dict[Any, float] = {("emotion", code): 0.5 for code in ("en", "zh", "sw")} | {
@@ -24,7 +22,7 @@ CELLS: dict[Any, float] = {("emotion", code): 0.5 for code in ("en", "zh", "sw")
 HOSTILE = "`a`` | <script>alert(1)</script> [x](http://e.vil) **b** \n# c\x00\u202e\ud800"
 
 
-def gains_of(tmp_path: Path, runs: int = 1, **description: Any) -> Gains:
+def gains_of(tmp_path: Path, runs: int = 1, **description: Any) -> Comparison:
     before = write_evaluation(tmp_path / "before", CELLS)
     gained = {key: 0.55 + 0.1 * index for index, key in enumerate(CELLS)}
     named = {"tuned_on": ["en", "zh"], **description}
@@ -32,7 +30,7 @@ def gains_of(tmp_path: Path, runs: int = 1, **description: Any) -> Gains:
         write_evaluation(tmp_path / f"after{run}", gained, seed=40 * (run + 1), adapter=f"run{run}", **named)
         for run in range(runs)
     ]
-    return measure_gains(compare(before, *afters))
+    return compare(before, *afters)
 
 
 @pytest.mark.parametrize("runs", [1, 2])
@@ -56,7 +54,7 @@ def test_json_csv_markdown_and_text_tell_the_same(tmp_path: Path, runs: int) -> 
                     assert line[f"{scoring}_run_p_value"].split() == [repr(run["p_value"]) for run in value]
                     assert line[f"{scoring}_run_won"].split() == [str(run["won"]) for run in value]
                 elif name.startswith("interval"):
-                    assert [float(line[f"{scoring}_{name}_{end}"]) for end in ("low", "high")] == value
+                    assert [float(line[f"{scoring}_{name}_{end}"]) for end in ("low", "high")] == list(value)
                 else:
                     assert line[f"{scoring}_{name}"] == ("" if value is None else repr(value))
         score = cell["corrected"]
@@ -102,7 +100,7 @@ def test_text_of_others_is_no_markup(tmp_path: Path) -> None:
         told = read_json(folder / "results.json") | {"model": HOSTILE, "adapter": HOSTILE, "failures": [failure]}
         # A lone surrogate is written as an escape, as json.dumps does by default.
         (folder / "results.json").write_text(json.dumps(told))
-    gains = measure_gains(compare(before, after))
+    gains = compare(before, after)
     text = markdown(gains, HOSTILE)
     # Take the code spans out: a run of backticks, up to a run of the same length (CommonMark 6.1).
     outside = re.sub(r"(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)", "", text)
@@ -118,17 +116,10 @@ def test_text_of_others_is_no_markup(tmp_path: Path) -> None:
     assert sum(line.startswith("Failed in ") for line in printed.split("\n")) == 2
 
 
-@pytest.mark.parametrize(
-    ("text", "span"), [("plain", "`plain`"), ("a`b", "`` a`b ``"), ("``", "``` `` ```"), ("a\n b", "`a b`")]
-)
-def test_code_spans(text: str, span: str) -> None:
-    assert code_span(text) == span
-
-
 def test_what_was_left_out_is_said(tmp_path: Path) -> None:
     cells = {("emotion", "en"): 0.6}
     before = write_evaluation(tmp_path / "before", cells | {("paws", "sw"): 0.6}, rows=range(40))
     after = write_evaluation(tmp_path / "after", cells | {("snli", "th"): 0.6}, rows=range(20, 50))
-    printed = plain_text(measure_gains(compare(before, after)))
+    printed = plain_text(compare(before, after))
     assert "Only before, not compared: paws sw." in printed and "Only after, not compared: snli th." in printed
     assert "Rows that not every folder scored were left out of emotion en." in printed

@@ -9,9 +9,10 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from jaxalign.reporting.escaping import code_block, markdown_text
-from jaxalign.reporting.model_card import base_licence, model_card
-from jaxalign.reporting.runs import TrainingRun
+from jaxalign.cli.export import stated_licence
+from jaxalign.reporting.card import model_card
+from jaxalign.reporting.folders import TrainingRun
+from jaxalign.reporting.words import code_block, code_span, markdown_text
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -63,7 +64,7 @@ def run_of(text: str) -> TrainingRun:
 
 def card_of(text: str, **changes) -> str:
     facts = {"is_adapter": True, "licence": text, "check": text, "command": text} | changes
-    return model_card(text, run_of(text), [], **facts)
+    return model_card(text, run_of(text), [], text, None, **facts)
 
 
 def body_and_facts(card: str):
@@ -99,14 +100,12 @@ def test_it_says_what_was_done():
 def test_pairs_from_python_are_not_called_built():
     run = run_of("de")
     run = TrainingRun(run.folder, {**run.document, "files": [], "records": 12}, [], [])
-    card = model_card("x", run, [], is_adapter=True, licence=None, check="", command="")
+    card = model_card("x", run, [], "de", None, is_adapter=True, licence=None, check="", command="")
     assert "- given from Python: 12 pairs" in card and "built from" not in card and "- files" not in card
 
 
 def test_a_base_on_the_hub_is_named_as_the_hub_reads_it():
-    run = run_of("de")
-    run = TrainingRun(run.folder, {**run.document, "model": "org/model@c0ffee"}, [], [])
-    card = model_card("x", run, [], is_adapter=True, licence=None, check="", command="")
+    card = model_card("x", run_of("de"), [], "org/model", "c0ffee", is_adapter=True, licence=None, check="", command="")
     body, facts = body_and_facts(card)
     assert facts["base_model"] == "org/model" and "license" not in facts
     assert 'from_pretrained("org/model", revision="c0ffee")' in body and "states no licence" in body
@@ -115,7 +114,7 @@ def test_a_base_on_the_hub_is_named_as_the_hub_reads_it():
 @pytest.mark.parametrize("text", HOSTILE)
 def test_texts_stay_texts(text):
     plain, hostile = rendered(card_of("harmless")), rendered(card_of(text))
-    for mark in (
+    for mark in [
         "<h1",
         "<h2",
         "<li",
@@ -130,7 +129,7 @@ def test_texts_stay_texts(text):
         "<s>",
         "<script",
         "<hr",
-    ):
+    ]:
         assert hostile.count(mark) == plain.count(mark), mark
     assert "\x00" not in hostile and "\u202e" not in hostile
     assert f"<td>lora.targets</td>\n<td>{html.escape(shown(text))}</td>" in hostile
@@ -149,6 +148,13 @@ def test_what_was_escaped_is_shown(text):
 
 
 @pytest.mark.parametrize(
+    ("text", "span"), [("plain", "`plain`"), ("a`b", "`` a`b ``"), ("``", "``` `` ```"), ("a\n b", "`a b`")]
+)
+def test_code_spans(text, span):
+    assert code_span(text) == span
+
+
+@pytest.mark.parametrize(
     ("name", "content", "licence"),
     [
         ("README.md", "---\nlicense: apache-2.0\n---\n# A model\n", "apache-2.0"),
@@ -161,8 +167,8 @@ def test_what_was_escaped_is_shown(text):
 )
 def test_the_licence_of_a_folder(tmp_path, name, content, licence):
     (tmp_path / name).write_text(content)
-    assert base_licence(tmp_path) == licence
-    assert base_licence(tmp_path / "absent") is None
+    assert stated_licence(str(tmp_path)) == licence
+    assert stated_licence(str(tmp_path / "absent")) is None
 
 
 @pytest.mark.parametrize("licence", ["gemma", None])
@@ -174,4 +180,4 @@ def test_the_licence_of_a_gguf_file(tmp_path, licence):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    assert base_licence(tmp_path / "model.gguf") == licence
+    assert stated_licence(str(tmp_path / "model.gguf")) == licence
