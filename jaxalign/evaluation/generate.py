@@ -19,7 +19,7 @@ most, D width, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +30,7 @@ from jax.sharding import Mesh
 
 from jaxalign.errors import InputError
 from jaxalign.model.attention import Cache, init_cache, write
-from jaxalign.model.ragged import Runner, in_order, last_position
+from jaxalign.model.ragged import OnRows, Runner, in_order, last_position
 from jaxalign.model.sharding import cache_shardings
 from jaxalign.model.transformer import Decoder
 
@@ -186,7 +186,7 @@ class Generator:
         prompts: Sequence[Sequence[int]],
         stops: Sequence[int],
         max_tokens: int,
-        on_rows: Callable[[int], object] = lambda rows: None,
+        on_rows: OnRows = lambda rows: None,
         has_ended: HasEnded | None = None,
     ) -> list[Answer]:
         """The greedy continuation of every prompt.
@@ -196,7 +196,6 @@ class Generator:
           prompts: token ids, each at least one.
           stops: the ids that end a text.
           max_tokens: of an answer, at least 1.
-          on_rows: told after each batch how many prompts it held.
           has_ended: ends a text as well; it has all tokens that were chosen until then, and does not count as stopped.
 
         Raises:
@@ -225,8 +224,8 @@ class Generator:
     def timing(self, decoded: int, seconds: float) -> dict[str, Any]:
         """What was done, `seconds` of compilation among it."""
         counts, chosen = self.runner.counts, self.chosen_tokens
-        per_second = chosen / counts.seconds if counts.seconds else 0.0
-        return {**asdict(counts), "chosen_tokens": chosen, "chosen_tokens_per_second": round(per_second, 1)}
+        per_second = chosen / counts["seconds"] if counts["seconds"] else 0.0
+        return {**counts, "chosen_tokens": chosen, "chosen_tokens_per_second": round(per_second, 1)}
 
     def batches(
         self,

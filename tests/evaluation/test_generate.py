@@ -137,7 +137,7 @@ def test_programs_are_counted_once_a_shape():
     for stops, most in (((3,), 4), ((5,), 4), ((5,), 6)):
         generator({"params": tiny.params}, PROMPTS[:8], stops, most)
     assert generator.runner.compilations == {"begin": 2, "advance": 2}
-    assert generator.runner.counts.compilations == 4 and generator.runner.counts.prompts == 24
+    assert generator.runner.counts["compilations"] == 4 and generator.runner.counts["prompts"] == 24
 
 
 def test_equal_logits_take_the_lowest_id_and_margins_are_what_they_say():

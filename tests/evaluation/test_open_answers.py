@@ -127,7 +127,8 @@ def test_a_stopped_run_continues_and_ends_the_same(tmp_path: Path, generator: Ge
 
 def test_a_cell_that_fails_does_not_lose_the_others(tmp_path: Path, generator: Generator, cells: list[OpenCell]):
     results = run(tmp_path, StopsAfter(generator, 3, InputError("prompt 0 is too long")), cells)
-    assert results["failures"] == [{"task": "translation", "language": "sw", "error": "prompt 0 is too long"}]
+    failed = {"task": "translation", "language": "sw", "target": "en", "error": "prompt 0 is too long"}
+    assert results["failures"] == [failed]
     assert len(results["open_cells"]) == 3 and len(lines(tmp_path / "answers.jsonl")) == 8
     again = run(tmp_path, StopsAfter(generator, 1, KeyboardInterrupt()), cells)
     assert again["failures"] == [] and len(again["open_cells"]) == 4
@@ -136,7 +137,7 @@ def test_a_cell_that_fails_does_not_lose_the_others(tmp_path: Path, generator: G
 def judged(golds: list[str], texts: list[str], language: str = "en") -> tuple[MathCell, list[dict[str, Any]]]:
     problems = [MathProblem("mgsm", language, i, "q", gold) for i, gold in enumerate(golds)]
     tokenizer = tiny_world.byte_tokenizer()
-    cell = MathCell("mgsm", language, tokenizer, [[1]] * len(golds), (0,), 600, problems)
+    cell = MathCell("mgsm", language, tokenizer, [[1]] * len(golds), (0,), 600, problems, range(len(golds)))
     answers = [Answer(tokenizer.ids(text), i % 2 == 0, near_ties=i) for i, text in enumerate(texts)]
     return cell, cell.records(answers)
 
@@ -175,7 +176,7 @@ def test_translation_cells_are_prompted_as_in_training():
     tokenizer = tiny_world.byte_tokenizer()
     cells = translation_cells(PAIRS, slice(1, 3), tokenizer, "default", heldout=False, tuned_on=None)
     assert [cell.name for cell in cells] == ["translation_de_en", "translation_sw_en", "translation_en_zh"]
-    assert [(cell.heldout, cell.seen, cell.max_tokens, cell.first_row) for cell in cells] == [(False, None, 256, 1)] * 3
+    assert [(cell.heldout, cell.seen, cell.max_tokens, *cell.rows) for cell in cells] == [(False, None, 256, 1, 2)] * 3
     swahili = [pair for pair in PAIRS if pair.source_language == "sw"][1:]
     assert cells[1].items == swahili
     assert cells[1].prompts == [render(pair, "default", tokenizer)[0] for pair in swahili]
