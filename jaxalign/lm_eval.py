@@ -140,12 +140,13 @@ class JaxalignLM(TemplateLM):
         if self.tokenizer.chat_template is None:
             raise InputError(f"{self.model.path}: the tokenizer has no chat template; leave out --apply_chat_template")
         try:
-            return self.tokenizer.apply_chat_template(
+            text = self.tokenizer.apply_chat_template(
                 chat_history,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=not add_generation_prompt,
             )
+            return str(text)
         except Exception as error:  # whatever a template raises
             roles = ", ".join(message["role"] for message in chat_history)
             why = " ".join(str(error).split()) or type(error).__name__
@@ -181,8 +182,8 @@ class JaxalignLM(TemplateLM):
         asked = [index for index, (_, _, continuation) in enumerate(requests) if continuation]
 
         def keep(place: int, score: Score) -> None:
-            answers[asked[place]] = tuple(score)
-            self.cache_hook.add_partial("loglikelihood", requests[asked[place]][0], tuple(score))
+            answers[asked[place]] = score.log_probability, score.is_greedy
+            self.cache_hook.add_partial("loglikelihood", requests[asked[place]][0], answers[asked[place]])
 
         pairs = [(requests[index][1] or [self.prefix_token_id], requests[index][2]) for index in asked]
         self.score(pairs, disable_tqdm, keep)

@@ -148,11 +148,7 @@ class LabelCell:
         }
 
     def ask(
-        self,
-        asker: Scorer,
-        variables: Any,
-        queries: Sequence[LabelQuery],
-        on_rows: OnRows = lambda rows: None,
+        self, asker: Scorer, variables: Any, queries: Sequence[LabelQuery], on_rows: OnRows = lambda rows: None
     ) -> list[dict[str, Any]]:
         return self.records(queries, asker.score(variables, queries, list(self.candidates.values()), on_rows))
 

@@ -65,10 +65,8 @@ def test_generated_texts_are_those_of_hf(both: Both):
     """Texts that a string ends, that the end of text may end, that nothing ends; behind a prompt that is cut too."""
     prompts = ["y" * 200, *texts(4)]
     free = both.hf.generate_until(requests_of("generate_until", *[(text, {"max_gen_toks": MOST}) for text in prompts]))
-    assert (
-        both.ours.generate_until(requests_of("generate_until", *[(text, {"max_new_tokens": MOST}) for text in prompts]))
-        == free
-    )
+    asked = requests_of("generate_until", *[(text, {"max_new_tokens": MOST}) for text in prompts])
+    assert both.ours.generate_until(asked) == free
     # Strings of the texts themselves: one of a few characters in the middle, and one late.
     settings = {"until": [free[0][5:8], free[2][3:5], free[3][-1:]], "max_gen_toks": MOST, "temperature": 0}
     requests = requests_of("generate_until", *[(text, settings) for text in prompts])
@@ -84,9 +82,7 @@ def test_the_first_string_that_comes_ends_a_text(both: Both):
 
 
 def test_an_empty_string_ends_no_text(both: Both):
-    assert both.ours.decoding({"until": ["", "?"], "max_gen_toks": 8}) == both.ours.decoding(
-        {"until": ["?"], "max_gen_toks": 8}
-    )
+    assert both.ours.decoding({"until": ["", "?"], "max_gen_toks": 8})[1][:1] == ("?",)
 
 
 def test_special_tokens_end_a_text_and_are_not_in_it(both: Both):
@@ -218,10 +214,10 @@ def test_a_continuation_of_too_many_tokens_names_itself(both: Both):
     ("arguments", "named"),
     [
         ({}, "path= is needed"),
-        ({"path": "nowhere"}, "nowhere"),
         ({"path": "nowhere", "pretrained": "gpt2"}, "pretrained and path are one argument"),
         ({"pretrained": "nowhere"}, "nowhere"),
         ({"pretrained": "nowhere", "peft": "a", "adapter": "b"}, "peft and adapter are one argument"),
+        ({"path": "nowhere", "self": 1}, "self: no such argument"),
         ({"path": "nowhere", "load_in_8bit": True}, "load_in_8bit: no such argument; there are .*param_dtype"),
         ({"path": "nowhere", "batch_size": "automatic"}, "batch_size=automatic"),
         ({"path": "nowhere", "batch_tokens": 0}, "batch_tokens=0"),
@@ -234,13 +230,9 @@ def test_a_continuation_of_too_many_tokens_names_itself(both: Both):
 )
 def test_wrong_arguments(folders, arguments: dict[str, Any], named: str):
     # A wrong setting is found in a model that is there; a wrong argument before one is looked for.
-    given = (
-        arguments
-        if {"path", "pretrained"} & set(arguments) or not arguments
-        else {"path": str(folders["qwen2"]), **arguments}
-    )
+    there = {} if {"path", "pretrained"} & set(arguments) or not arguments else {"path": str(folders["qwen2"])}
     with pytest.raises(InputError, match=named):
-        JaxalignLM.create_from_arg_obj(given)
+        JaxalignLM.create_from_arg_obj({**there, **arguments})
 
 
 @pytest.mark.parametrize(
@@ -261,10 +253,8 @@ def test_a_shorter_length_is_kept_to(folders, caplog: pytest.LogCaptureFixture):
 
     folder = str(folders["qwen2"])
     caplog.set_level(logging.ERROR)
-    hf, ours = (
-        HFLM(pretrained=folder, dtype="float32", device="cpu", max_length=40),
-        JaxalignLM(path=folder, adapter=None, max_length=40),
-    )
+    hf = HFLM(pretrained=folder, dtype="float32", device="cpu", max_length=40)
+    ours = JaxalignLM(path=folder, adapter=None, max_length=40)
     whole = requests_of("loglikelihood_rolling", ("Some text, and more. " * 5,))
     np.testing.assert_allclose(ours.loglikelihood_rolling(whole), hf.loglikelihood_rolling(whole), rtol=RTOL)
     asked = requests_of("loglikelihood", ("z" * 60, " abc"))
