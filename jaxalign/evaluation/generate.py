@@ -99,19 +99,14 @@ def begin(
     positions = lax.broadcasted_iota(jnp.int32, (B, T), 1)
     segment_ids = (positions < lengths[:, None]).astype(jnp.int32)
     prompt = decoder.apply(variables, tokens, positions, segment_ids, cache=cache)
-    nothing = Chosen(
-        jnp.zeros((B, max_tokens), jnp.int32),
-        jnp.zeros((B, max_tokens), jnp.float32),
-        jnp.zeros(B, jnp.int32),
-        jnp.zeros(B, bool),
-    )
+    zeros, nothing = jnp.zeros((B, max_tokens)), jnp.zeros(B, jnp.int32)
     start = Loop(
         step=jnp.zeros((), jnp.int32),
-        newest=jnp.zeros(B, jnp.int32),
+        newest=nothing,
         positions=lengths - 1,
         done=lengths == 0,
         cache=with_room(prompt.cache, max_tokens - 1),
-        chosen=nothing,
+        chosen=Chosen(zeros.astype(jnp.int32), zeros, nothing, nothing.astype(bool)),
     )
     return choose(decoder, variables, last_position(prompt.hidden, jnp.maximum(lengths, 1)), start, stops)
 
@@ -160,13 +155,8 @@ def with_room(cache: Cache, slots: int) -> Cache:
     def longer(array: jax.Array, axis: int) -> jax.Array:
         return jnp.pad(array, [(0, slots if i == axis else 0) for i in range(array.ndim)])
 
-    grown = Cache(
-        k=longer(cache.k, 2),
-        v=longer(cache.v, 2),
-        positions=longer(cache.positions, 1),
-        segment_ids=longer(cache.segment_ids, 1),
-        offset=cache.offset,
-    )
+    slots_of = longer(cache.positions, 1), longer(cache.segment_ids, 1)
+    grown = Cache(longer(cache.k, 2), longer(cache.v, 2), *slots_of, cache.offset)
     mesh = jax.sharding.get_abstract_mesh()
     return lax.with_sharding_constraint(grown, cache_shardings({"cache": grown}, mesh)["cache"])
 

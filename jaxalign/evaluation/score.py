@@ -180,16 +180,9 @@ class Score(NamedTuple):
     """whether each of them is the likeliest after what stands before it"""
 
 
-def body(
-    decoder: Decoder,
-    variables: Any,
-    prefix: Prefix,
-    tokens: jax.Array,
-    positions: jax.Array,
-    segment_ids: jax.Array,
-    branch_ids: jax.Array,
-) -> jax.Array:
-    """The states [B,T,D] of packed rows, int32 [B,T] each."""
+def body(decoder: Decoder, variables: Any, prefix: Prefix, *rows: jax.Array) -> jax.Array:
+    """The states [B,T,D] of packed rows: tokens, positions, segment_ids and branch_ids, int32 [B,T] each."""
+    tokens, positions, segment_ids, branch_ids = rows
     return decoder.apply(variables, tokens, positions, segment_ids, prefix=prefix, branch_ids=branch_ids).hidden
 
 
@@ -233,15 +226,12 @@ class Scorer:
         label_sets: Sequence[Sequence[int]],
         on_rows: OnRows = lambda rows: None,
     ) -> LabelScores:
-        """The scores of every label in every query.
+        """The scores of every label in every query; they do not depend on batches, order or padding beyond 1e-5.
 
         Args:
           variables: of the structure given at the start; the values may change between calls.
           queries: of one cell; the more tokens they begin with together, the fewer are computed.
           label_sets: candidate ids of each label.
-
-        Returns:
-          Scores that do not depend on batches, order or padding beyond 1e-5.
 
         Raises:
           InputError: a prompt is empty or too long, or the model's logits are not finite.
