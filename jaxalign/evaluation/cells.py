@@ -6,10 +6,9 @@ words. Open answers, which have to be decoded, are in open_cells.py.
 
 import hashlib
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from jaxalign.data.prompts import (
     Exemplars,
@@ -26,6 +25,7 @@ from jaxalign.data.tasks import TASKS, Task, TaskData, TaskRow, correct_by_class
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.evaluation.score import LabelScores, Scorer
+from jaxalign.model.ragged import OnRows
 from jaxalign.runtime import agree
 from jaxalign.statistics import wilson_interval
 
@@ -35,45 +35,34 @@ TASK_VERSIONS = {"emotion": 1, "snli": 1, "paws": 1, "mgsm": 2, "msvamp": 2, "tr
 Records = Sequence[Mapping[str, Any]]
 
 
-class Cell(ABC):
-    """One cell, of which the grid makes records."""
+class Cell(Protocol):
+    """What a model is asked of one task in one language, as the grid knows it."""
 
-    name: str
-    """of its file"""
-    labels: Mapping[str, str]
-    """what names it among failures, its task first"""
+    @property
+    def name(self) -> str: ...
 
-    @abstractmethod
-    def __len__(self) -> int:
-        """How many questions there are."""
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """What names it in the results, its `task` first."""
+        ...
 
-    @abstractmethod
+    def __len__(self) -> int: ...
+
     def queries(self) -> Sequence[Any]:
         """What is asked, made anew each time: all cells' together may be too large to keep."""
+        ...
 
-    @abstractmethod
-    def origin(self, queries: Sequence[Any]) -> dict[str, Any]:
+    def origin(self, queries: Any) -> dict[str, Any]:
         """All that records depend on besides the model, in the order in which differences are named."""
+        ...
 
-    @abstractmethod
-    def ask(
-        self,
-        asker: Any,
-        variables: Any,
-        queries: Sequence[Any],
-        on_rows: Callable[[int], object] = lambda rows: None,
-    ) -> list[dict[str, Any]]:
-        """One record per question.
+    def ask(self, asker: Any, variables: Any, queries: Any, on_rows: OnRows = ...) -> list[dict[str, Any]]:
+        """One record per question, by a `Scorer` or a `Generator` with the model's variables."""
+        ...
 
-        Args:
-          asker: runs the model: a `Scorer` or a `Generator`.
-          variables: the model's, placed.
-          on_rows: told after each batch how many questions ended in it.
-        """
-
-    @abstractmethod
     def summary(self, records: Records) -> dict[str, Any]:
         """The cell's entry in the file of results."""
+        ...
 
 
 def digest(inputs: Any) -> str:
@@ -117,7 +106,7 @@ class GridData:
 
 
 @dataclass(frozen=True)
-class LabelCell(Cell):
+class LabelCell:
     """The test rows of a task in one language, answered by label words."""
 
     key: CellKey
@@ -158,11 +147,7 @@ class LabelCell(Cell):
         }
 
     def ask(
-        self,
-        asker: Scorer,
-        variables: Any,
-        queries: Sequence[LabelQuery],
-        on_rows: Callable[[int], object] = lambda rows: None,
+        self, asker: Scorer, variables: Any, queries: Sequence[LabelQuery], on_rows: OnRows = lambda rows: None
     ) -> list[dict[str, Any]]:
         return self.records(queries, asker.score(variables, queries, list(self.candidates.values()), on_rows))
 

@@ -19,7 +19,7 @@ most, D width, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +30,7 @@ from jax.sharding import Mesh
 
 from jaxalign.errors import InputError
 from jaxalign.model.attention import Cache, init_cache, write
-from jaxalign.model.ragged import Runner, in_order, last_position
+from jaxalign.model.ragged import OnRows, Runner, in_order, last_position
 from jaxalign.model.sharding import cache_shardings
 from jaxalign.model.transformer import Decoder
 
@@ -99,19 +99,14 @@ def begin(
     positions = lax.broadcasted_iota(jnp.int32, (B, T), 1)
     segment_ids = (positions < lengths[:, None]).astype(jnp.int32)
     prompt = decoder.apply(variables, tokens, positions, segment_ids, cache=cache)
-    nothing = Chosen(
-        jnp.zeros((B, max_tokens), jnp.int32),
-        jnp.zeros((B, max_tokens), jnp.float32),
-        jnp.zeros(B, jnp.int32),
-        jnp.zeros(B, bool),
-    )
+    zeros, nothing = jnp.zeros((B, max_tokens)), jnp.zeros(B, jnp.int32)
     start = Loop(
         step=jnp.zeros((), jnp.int32),
-        newest=jnp.zeros(B, jnp.int32),
+        newest=nothing,
         positions=lengths - 1,
         done=lengths == 0,
         cache=with_room(prompt.cache, max_tokens - 1),
-        chosen=nothing,
+        chosen=Chosen(zeros.astype(jnp.int32), zeros, nothing, nothing.astype(bool)),
     )
     return choose(decoder, variables, last_position(prompt.hidden, jnp.maximum(lengths, 1)), start, stops)
 
@@ -160,13 +155,8 @@ def with_room(cache: Cache, slots: int) -> Cache:
     def longer(array: jax.Array, axis: int) -> jax.Array:
         return jnp.pad(array, [(0, slots if i == axis else 0) for i in range(array.ndim)])
 
-    grown = Cache(
-        k=longer(cache.k, 2),
-        v=longer(cache.v, 2),
-        positions=longer(cache.positions, 1),
-        segment_ids=longer(cache.segment_ids, 1),
-        offset=cache.offset,
-    )
+    slots_of = longer(cache.positions, 1), longer(cache.segment_ids, 1)
+    grown = Cache(longer(cache.k, 2), longer(cache.v, 2), *slots_of, cache.offset)
     mesh = jax.sharding.get_abstract_mesh()
     return lax.with_sharding_constraint(grown, cache_shardings({"cache": grown}, mesh)["cache"])
 
@@ -186,7 +176,7 @@ class Generator:
         prompts: Sequence[Sequence[int]],
         stops: Sequence[int],
         max_tokens: int,
-        on_rows: Callable[[int], object] = lambda rows: None,
+        on_rows: OnRows = lambda rows: None,
         has_ended: HasEnded | None = None,
     ) -> list[Answer]:
         """The greedy continuation of every prompt.
@@ -196,7 +186,6 @@ class Generator:
           prompts: token ids, each at least one.
           stops: the ids that end a text.
           max_tokens: of an answer, at least 1.
-          on_rows: told after each batch how many prompts it held.
           has_ended: ends a text as well; it has all tokens that were chosen until then, and does not count as stopped.
 
         Raises:
@@ -225,8 +214,8 @@ class Generator:
     def timing(self, decoded: int, seconds: float) -> dict[str, Any]:
         """What was done, `seconds` of compilation among it."""
         counts, chosen = self.runner.counts, self.chosen_tokens
-        per_second = chosen / counts.seconds if counts.seconds else 0.0
-        return {**asdict(counts), "chosen_tokens": chosen, "chosen_tokens_per_second": round(per_second, 1)}
+        per_second = chosen / counts["seconds"] if counts["seconds"] else 0.0
+        return {**counts, "chosen_tokens": chosen, "chosen_tokens_per_second": round(per_second, 1)}
 
     def batches(
         self,

@@ -4,8 +4,7 @@ chrF (Popović 2015), by sacrebleu: the F-score of shared character n-grams, 0 t
 """
 
 import math
-from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +12,10 @@ from typing import Any, NamedTuple
 from jaxalign.data.math_problems import MathProblem, MathTask, alpaca_prompt, read_problems
 from jaxalign.data.pairs import QuestionPair
 from jaxalign.data.tokenizer import Tokenizer, render_all
-from jaxalign.evaluation.cells import TASK_VERSIONS, Cell, Records, digest
+from jaxalign.evaluation.cells import TASK_VERSIONS, Records, digest
 from jaxalign.evaluation.generate import Answer, Generator
 from jaxalign.evaluation.number_answers import corrected_number, equals, reference_number
+from jaxalign.model.ragged import OnRows
 from jaxalign.statistics import wilson_interval
 
 
@@ -46,11 +46,11 @@ TRANSLATION_MAX_TOKENS = 256
 
 
 @dataclass(frozen=True)
-class OpenCell(Cell):
+class OpenCell:
     """One task in one language, ready to be decoded.
 
     stops: the ids that end an answer.
-    items: what the prompts were made of.
+    items: what the prompts were made of; rows: their numbers.
     """
 
     task: str
@@ -60,13 +60,14 @@ class OpenCell(Cell):
     stops: tuple[int, ...]
     max_tokens: int
     items: Sequence[Any]
+    rows: Sequence[int]
 
     @property
     def name(self) -> str:
-        return f"{self.task}_{self.language}"
+        return "_".join(self.labels.values())
 
     @property
-    def labels(self) -> Mapping[str, str]:
+    def labels(self) -> dict[str, str]:
         return {"task": self.task, "language": self.language}
 
     def __len__(self) -> int:
@@ -84,46 +85,42 @@ class OpenCell(Cell):
         }
 
     def ask(
-        self,
-        asker: Generator,
-        variables: Any,
-        queries: Sequence[list[int]],
-        on_rows: Callable[[int], object] = lambda rows: None,
+        self, asker: Generator, variables: Any, queries: Sequence[list[int]], on_rows: OnRows = lambda rows: None
     ) -> list[dict[str, Any]]:
         return self.records(asker(variables, queries, self.stops, self.max_tokens, on_rows))
 
     def records(self, answers: Sequence[Answer]) -> list[dict[str, Any]]:
-        """One record per answer, whose text is without special tokens and otherwise as it was decoded."""
+        """One record per answer, whose text is as it was decoded, special tokens left out."""
         decode = self.tokenizer.backend.decode
         texts = [
             str(decode(answer.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)) for answer in answers
         ]
-        judged = zip(self.prompts, answers, self.judge(texts), strict=True)
         return [
             {
                 **self.labels,
-                **where,
+                "row": row,
                 "prompt_tokens": len(prompt),
                 "answer_tokens": len(answer.ids),
                 "stopped": answer.stopped,
                 "near_ties": answer.near_ties,
-                **said,
+                **judged,
             }
-            for prompt, answer, (where, said) in judged
+            for row, prompt, answer, judged in zip(self.rows, self.prompts, answers, self.judge(texts), strict=True)
         ]
 
-    @abstractmethod
-    def judge(self, texts: Sequence[str]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """Of each text what a record says of its question's place, and what it says of the text."""
+    def judge(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+        """What the records say of the texts."""
+        raise NotImplementedError
 
-    @abstractmethod
     def scores(self, records: Records) -> dict[str, Any]:
-        """What the summary says of the texts, their `count` among it."""
+        """What the summary says of the texts."""
+        raise NotImplementedError
 
     def summary(self, records: Records) -> dict[str, Any]:
-        """Scores, how often the next token hung on float32 rounding, the share of texts that ended of themselves."""
+        """Scores, how often a token hung on float32 rounding, and the share of texts that ended by themselves."""
         return {
             **self.labels,
+            "count": len(records),
             **self.scores(records),
             "near_ties": sum(record["near_ties"] for record in records),
             "stopped_share": sum(record["stopped"] for record in records) / len(records),
@@ -136,27 +133,27 @@ class MathCell(OpenCell):
 
     items: Sequence[MathProblem]
 
-    def judge(self, texts: Sequence[str]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    def judge(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         """Both extractions side by side. A number too large for a float is null, and wrong."""
         judged = []
         for problem, text in zip(self.items, texts, strict=True):
             by_reference, corrected = reference_number(text), corrected_number(text, self.language)
-            said = {
-                "text": text,
-                "reference_number": finite(by_reference),
-                "corrected_number": finite(corrected),
-                "gold": problem.gold,
-                "correct_reference": equals(by_reference, reference_number(problem.answer)),
-                "correct_corrected": equals(corrected, problem.gold),
-            }
-            judged.append(({"row": problem.row}, said))
+            judged.append(
+                {
+                    "text": text,
+                    "reference_number": finite(by_reference),
+                    "corrected_number": finite(corrected),
+                    "gold": problem.gold,
+                    "correct_reference": equals(by_reference, reference_number(problem.answer)),
+                    "correct_corrected": equals(corrected, problem.gold),
+                }
+            )
         return judged
 
     def scores(self, records: Records) -> dict[str, Any]:
         """Accuracies, with the 95 % Wilson interval of the corrected one."""
         count, correct = len(records), sum(record["correct_corrected"] for record in records)
         return {
-            "count": count,
             "accuracy_reference": sum(record["correct_reference"] for record in records) / count,
             "accuracy_corrected": correct / count,
             "interval_corrected": list(wilson_interval(correct, count)),
@@ -167,44 +164,31 @@ class MathCell(OpenCell):
 class TranslationCell(OpenCell):
     """Questions to translate from one language into another.
 
-    first_row: the number of the first pair among those of its languages.
     heldout: whether a training run kept these pairs aside; false where they are a file's, whoever trained on it.
     seen: whether the model was tuned on the source language, None if unknown.
     """
 
     items: Sequence[QuestionPair]
     target: str
-    first_row: int
     heldout: bool
     seen: bool | None
 
     @property
-    def name(self) -> str:
-        return f"{self.task}_{self.language}_{self.target}"
+    def labels(self) -> dict[str, str]:
+        return {"task": self.task, "language": self.language, "target": self.target}
 
-    def judge(self, texts: Sequence[str]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    def judge(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         """Each text as it was decoded, all of it: a model that goes on behind its translation pays for it."""
         sentences = chrf(texts, [pair.response for pair in self.items]).sentences
-        rows = enumerate(zip(self.items, texts, sentences, strict=True), start=self.first_row)
         return [
-            (
-                {"target": self.target, "row": row},
-                {"source": pair.prompt, "reference": pair.response, "text": text, "chrf": sentence},
-            )
-            for row, (pair, text, sentence) in rows
+            {"source": pair.prompt, "reference": pair.response, "text": text, "chrf": sentence}
+            for pair, text, sentence in zip(self.items, texts, sentences, strict=True)
         ]
 
     def scores(self, records: Records) -> dict[str, Any]:
         """chrF of the corpus, not the mean over sentences."""
         score = chrf([record["text"] for record in records], [record["reference"] for record in records])
-        return {
-            "target": self.target,
-            "count": len(records),
-            "chrf": score.corpus,
-            "signature": score.signature,
-            "seen": self.seen,
-            "held_out": self.heldout,
-        }
+        return {"chrf": score.corpus, "signature": score.signature, "seen": self.seen, "held_out": self.heldout}
 
 
 def finite(number: float | None) -> float | None:
@@ -218,8 +202,8 @@ def math_cell(
     """The chosen rows of MGSM or MSVAMP in one language; with max_tokens = 0, answers as long as the task's own."""
     problems = read_problems(data, task, language, rows)
     prompts = tokenizer.batch_prompt_ids([alpaca_prompt(problem.question) for problem in problems])
-    most = max_tokens or task.max_tokens
-    return MathCell(task.name, language, tokenizer, prompts, (tokenizer.eos_id,), most, problems)
+    most, numbers = max_tokens or task.max_tokens, [problem.row for problem in problems]
+    return MathCell(task.name, language, tokenizer, prompts, (tokenizer.eos_id,), most, problems, numbers)
 
 
 def translation_cells(
@@ -256,8 +240,8 @@ def translation_cells(
                 stops=tuple(sorted({rendered[0][1][-1], tokenizer.eos_id})),
                 max_tokens=max_tokens or TRANSLATION_MAX_TOKENS,
                 items=chosen,
+                rows=range(len(members))[rows],
                 target=target,
-                first_row=rows.start or 0,
                 heldout=heldout,
                 seen=None if tuned_on is None else source in tuned_on,
             )

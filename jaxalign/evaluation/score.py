@@ -1,35 +1,22 @@
-"""What follows the common prefix of a cell's prompts, packed into rows of fixed length.
+"""Log-probabilities behind prompts: of labels in a cell's prompts, and of texts each after a context of its own.
 
-Two queries behind a prefix of P tokens; the first goes on with the label words x y" and z" (tokens `x y "` and `z "`),
-whose closing quotes are predicted but never fed:
+    prompts ──► shared prefix ──► prefill ──► keys and values ─┐
+            └─► what follows ───► packed rows ──────────────► body ──► states that are read ──► head ──► scores
+
+What prompts begin with together runs once, a context that several continuations follow as well; and only states whose
+next token is asked for meet the head. Two queries behind a prefix of P tokens; the first goes on with the words x y"
+and z" (tokens `x y "` and `z "`), whose closing quotes are predicted but never fed:
 
     tokens       a b c x y z d e . .       segment_ids  1 1 1 1 1 1 2 2 0 0
     positions  P+0 1 2 3 4 3 0 1 . .       branch_ids   0 0 0 1 1 2 0 0 . .
 
 The state at c says the masses, and scores x and z; the states at x, y and z score y and the two quotes.
-Axis letters: B rows, T positions, C labels, D width, S keys.
-
-Label scores of a cell's prompts: the next token's mass on each label, and the log-probability of each whole word.
-
-    prompts ──► shared prefix ──► prefill ──► keys and values ─┐
-            └─► what follows ───► packed rows ──────────────► body ──► states that are read ──► head ──► scores
-
-The few-shot text that all prompts begin with runs once; only states whose next token is asked for meet the head.
-Axis letters: B rows, T positions, P prefix positions, D width, R states that are read, C labels.
-
-Log-probabilities of texts, each after a context of its own.
-
-    (context, continuation) ... ──► contexts that begin alike ──► shared prefix ──► prefill ─┐
-                                                └─► contexts' rest, a branch for each ─────► body ──► states ──► head
-
-A context that several continuations follow is computed once, and what several contexts begin with as well, where that
-saves more than it costs. Only states that say a continuation's token meet the head.
-Axis letters: R states that are read, D width, V vocabulary, C continuations of one query.
+Axis letters: B rows, T positions, P prefix positions, R states that are read, C labels or continuations, D width.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -42,7 +29,7 @@ from jaxalign.data.batches import best_fit_bins
 from jaxalign.data.prompts import Continuation, LabelQuery
 from jaxalign.errors import InputError
 from jaxalign.model.attention import Prefix
-from jaxalign.model.ragged import Runner, check_lengths, prefix_bucket, shared_length
+from jaxalign.model.ragged import OnRows, Runner, check_lengths, shared_length
 from jaxalign.model.readout import LabelSets, label_masses, pad_label_sets
 from jaxalign.model.transformer import Decoder
 
@@ -175,21 +162,6 @@ class LabelScores(NamedTuple):
     """float64 [n,C]: log-probability of the label's word with its closing quote, NaN for queries without words"""
 
 
-@dataclass
-class ScoreCounts:
-    """What a scorer has done so far."""
-
-    prompts: int = 0
-    prompt_tokens_asked: int = 0
-    """of all prompts, as one at a time would compute them"""
-    prompt_tokens_computed: int = 0
-    word_tokens_computed: int = 0
-    positions_computed: int = 0
-    """with padding"""
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("prefill", "body", "head"), 0.0))
-    """compilation included; what the device does is waited for where it is needed, a prefill by its first rows"""
-
-
 BRANCHES = 32
 """Continuations that share one copy of their context: C."""
 BRANCH_TOKENS = 512
@@ -208,16 +180,9 @@ class Score(NamedTuple):
     """whether each of them is the likeliest after what stands before it"""
 
 
-def body(
-    decoder: Decoder,
-    variables: Any,
-    prefix: Prefix,
-    tokens: jax.Array,
-    positions: jax.Array,
-    segment_ids: jax.Array,
-    branch_ids: jax.Array,
-) -> jax.Array:
-    """The states [B,T,D] of packed rows, int32 [B,T] each."""
+def body(decoder: Decoder, variables: Any, prefix: Prefix, *rows: jax.Array) -> jax.Array:
+    """The states [B,T,D] of packed rows: tokens, positions, segment_ids and branch_ids, int32 [B,T] each."""
+    tokens, positions, segment_ids, branch_ids = rows
     return decoder.apply(variables, tokens, positions, segment_ids, prefix=prefix, branch_ids=branch_ids).hidden
 
 
@@ -248,25 +213,25 @@ class Scorer:
           batch_tokens: positions computed at once, at least one row for each device that takes its own.
         """
         self.runner, self.batch_tokens = Runner(decoder, variables, mesh), batch_tokens
-        self.config, self.counts = decoder.config, ScoreCounts()
+        self.config = decoder.config
+        self.counts: Counter[str] = Counter()
+        """what was done so far, by the names of `timing`"""
+        self.seconds = dict.fromkeys(("prefill", "body", "head"), 0.0)
+        """compilation included; what the device does is waited for where it is needed, a prefill by its first rows"""
 
     def score(
         self,
         variables: Any,
         queries: Sequence[LabelQuery],
         label_sets: Sequence[Sequence[int]],
-        on_rows: Callable[[int], object] = lambda rows: None,
+        on_rows: OnRows = lambda rows: None,
     ) -> LabelScores:
-        """The scores of every label in every query.
+        """The scores of every label in every query; they do not depend on batches, order or padding beyond 1e-5.
 
         Args:
           variables: of the structure given at the start; the values may change between calls.
           queries: of one cell; the more tokens they begin with together, the fewer are computed.
           label_sets: candidate ids of each label.
-          on_rows: told after each batch how many prompts ended in it.
-
-        Returns:
-          Scores that do not depend on batches, order or padding beyond 1e-5.
 
         Raises:
           InputError: a prompt is empty or too long, or the model's logits are not finite.
@@ -319,18 +284,16 @@ class Scorer:
         "seconds" of the phases hold no compilation; "examples_per_second" neither.
         """
         counts, runner = self.counts, self.runner
-        compile_seconds = {phase: runner.compile_seconds.get(phase, 0.0) for phase in counts.seconds}
-        running = sum(counts.seconds.values()) - sum(compile_seconds.values())
-        computed = counts.prompt_tokens_computed + counts.word_tokens_computed
+        compile_seconds = {phase: runner.compile_seconds[phase] for phase in self.seconds}
+        running = sum(self.seconds.values()) - sum(compile_seconds.values())
+        names = ("prompt_tokens_asked", "prompt_tokens_computed", "word_tokens_computed", "positions_computed")
+        computed, positions = counts["prompt_tokens_computed"] + counts["word_tokens_computed"], counts[names[-1]]
         return {
-            "prompt_tokens_asked": counts.prompt_tokens_asked,
-            "prompt_tokens_computed": counts.prompt_tokens_computed,
-            "word_tokens_computed": counts.word_tokens_computed,
-            "positions_computed": counts.positions_computed,
-            "padding_share": 1 - computed / counts.positions_computed if counts.positions_computed else 0.0,
-            "compilations": {phase: runner.compilations[phase] for phase in counts.seconds},
+            **{name: counts[name] for name in names},
+            "padding_share": 1 - computed / positions if positions else 0.0,
+            "compilations": {phase: runner.compilations[phase] for phase in self.seconds},
             "compile_seconds": compile_seconds,
-            "seconds": {phase: spent - compile_seconds[phase] for phase, spent in counts.seconds.items()},
+            "seconds": {phase: spent - compile_seconds[phase] for phase, spent in self.seconds.items()},
             "seconds_in_all": seconds,
             "examples_per_second": scored / running if running else 0.0,
         }
@@ -341,7 +304,7 @@ class Scorer:
         queries: Sequence[LabelQuery],
         width: int,
         labels: LabelSets | None = None,
-        on_rows: Callable[[int], object] = lambda rows: None,
+        on_rows: OnRows = lambda rows: None,
     ) -> Iterator[tuple[Read, np.ndarray, np.ndarray]]:
         """All that the queries read behind the prefix that they share, and of each what `head` says; C is `width`."""
         variables = self.runner.place(variables)
@@ -360,18 +323,16 @@ class Scorer:
             if not finite[: len(some)].all():
                 raise InputError("the model's logits are not finite; check the weights, or compute in float32")
             yield from zip(some, found, said, strict=False)
-        self.counts.seconds["head"] += time.perf_counter() - start
+        self.seconds["head"] += time.perf_counter() - start
 
-    def run(
-        self, variables: Any, queries: Sequence[LabelQuery], on_rows: Callable[[int], object]
-    ) -> tuple[np.ndarray, list[Read]]:
+    def run(self, variables: Any, queries: Sequence[LabelQuery], on_rows: OnRows) -> tuple[np.ndarray, list[Read]]:
         """The states [R,D] that are read, and what is read from each."""
         start, runner, counts = time.perf_counter(), self.runner, self.counts
         shared = shared_prefix_length(queries)
         prefix = runner.run_prefix(variables, queries[0].prompt[:shared])
-        counts.seconds["prefill"] += time.perf_counter() - start
-        counts.positions_computed += prefix_bucket(shared)
-        start = time.perf_counter()
+        prefilled = time.perf_counter()
+        self.seconds["prefill"] += prefilled - start
+        counts["positions_computed"] += prefix.k.shape[1]
         items = [item for index, query in enumerate(queries) for item in query_items(index, query, shared)]
         length, rows = pack(items, prefix.k.shape[1], self.config.width, SHORTEST_ROW)
         states, reads = [], []
@@ -385,19 +346,19 @@ class Scorer:
         for size in batch_sizes(len(rows), runner.row_multiple, self.batch_tokens // length):
             arrays, asked = fill(rows[:size], size, length)
             rows = rows[size:]
-            batch = [runner.put(array, runner.by_row) for array in arrays]
+            batch = runner.put(list(arrays), runner.by_row)
             running.append((runner.call(body, variables, prefix, *batch), asked))
-            counts.positions_computed += size * length
+            counts["positions_computed"] += size * length
             # The device computes this batch while the one before is fetched.
             if len(running) > 1:
                 collect(*running.pop(0))
         collect(*running.pop())
-        counts.seconds["body"] += time.perf_counter() - start
-        counts.prompts += len(queries)
-        counts.prompt_tokens_asked += sum(len(query.prompt) for query in queries)
-        trunks = sum(len(query.prompt) - shared for query in queries)
-        counts.prompt_tokens_computed += shared + trunks
-        counts.word_tokens_computed += sum(len(item.tokens) for item in items) - trunks
+        self.seconds["body"] += time.perf_counter() - prefilled
+        prompt_tokens = sum(len(query.prompt) for query in queries)
+        trunks = prompt_tokens - shared * len(queries)
+        counts["prompt_tokens_asked"] += prompt_tokens
+        counts["prompt_tokens_computed"] += shared + trunks
+        counts["word_tokens_computed"] += sum(len(item.tokens) for item in items) - trunks
         return np.concatenate(states), reads
 
 

@@ -14,9 +14,8 @@ Axis letters: B batch, T positions, P prefix positions, D width.
 """
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -30,16 +29,8 @@ from jaxalign.model.sharding import BATCH, cache_shardings, param_shardings, put
 from jaxalign.model.transformer import Decoder, DecoderOutput, Tap
 from jaxalign.runtime import compiler_options
 
-
-@dataclass
-class RunCounts:
-    """What a runner has done over prompts. `computed_positions` counts padding and filler rows too."""
-
-    prompts: int = 0
-    prompt_tokens: int = 0
-    computed_positions: int = 0
-    compilations: int = 0
-    seconds: float = 0.0
+OnRows = Callable[[int], object]
+"""Told after each batch how many prompts ended in it."""
 
 
 class Runner:
@@ -66,10 +57,12 @@ class Runner:
         self.whole = NamedSharding(mesh, PartitionSpec())
         self.variable_shardings = param_shardings(variables, mesh)
         self.programs: dict[Any, Callable[..., Any]] = {}
-        self.counts = RunCounts()
+        counted = ("prompts", "prompt_tokens", "computed_positions", "compilations")
+        self.counts: dict[str, Any] = {**dict.fromkeys(counted, 0), "seconds": 0.0}
+        """what was done in batches so far; positions with padding and filler rows"""
         self.compilations: Counter[str] = Counter()
         """how many programs were compiled, by the function's name"""
-        self.compile_seconds: dict[str, float] = {}
+        self.compile_seconds: defaultdict[str, float] = defaultdict(float)
 
     def place(self, variables: Any) -> Any:
         """The variables as the mesh holds them; those that lie there already are not copied."""
@@ -86,14 +79,14 @@ class Runner:
           donate: which of `arrays` the result may take the place of.
           static: settings that a program is compiled for.
         """
-        arrays = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else self.put(leaf), arrays)
+        arrays = self.put(arrays)
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arrays))
         key = function, tuple(static.items()), jax.tree.structure(arrays), shapes
         if key not in self.programs:
             start, name = time.perf_counter(), function.__name__
             self.programs[key] = self.lower(function, variables, *arrays, donate=donate, **static).compile()
             self.compilations[name] += 1
-            self.compile_seconds[name] = self.compile_seconds.get(name, 0.0) + time.perf_counter() - start
+            self.compile_seconds[name] += time.perf_counter() - start
         return self.programs[key](variables, *arrays)
 
     def lower(
@@ -105,6 +98,7 @@ class Runner:
             outputs = function(self.decoder, variables, *arrays, **static)
             return jax.lax.with_sharding_constraint(outputs, self.layout(outputs))
 
+        traced.__name__ = function.__name__  # which a profile tells programs apart by
         jitted = jax.jit(
             traced,
             donate_argnums=tuple(1 + index for index in donate),
@@ -124,9 +118,13 @@ class Runner:
 
         return jax.tree.map(shardings, tree, is_leaf=lambda part: isinstance(part, Prefix | Cache))
 
-    def put(self, array: Any, sharding: NamedSharding | None = None) -> jax.Array:
-        """An array of which every process has the whole, on the devices; whole on each of them unless told."""
-        return put(np.asarray(array), sharding or self.whole)
+    def put(self, tree: Any, sharding: NamedSharding | None = None) -> Any:
+        """The tree's NumPy arrays, of which every process has the whole, on the devices; whole there unless told."""
+
+        def placed(leaf: Any) -> jax.Array:
+            return leaf if isinstance(leaf, jax.Array) else put(np.asarray(leaf), sharding or self.whole)
+
+        return jax.tree.map(placed, tree)
 
     def run_prefix(
         self, variables: Any, tokens: Sequence[int], function: Callable[..., Any] | None = None, **static: Any
@@ -145,7 +143,7 @@ class Runner:
         variables: Any,
         prompts: Sequence[Sequence[int]],
         *extra: Any,
-        on_rows: Callable[[int], object] = lambda rows: None,
+        on_rows: OnRows = lambda rows: None,
         **static: Any,
     ) -> Any:
         """Runs all prompts.
@@ -156,7 +154,6 @@ class Runner:
           variables: of the structure given at the start.
           prompts: token ids, each at least one.
           extra: trees of arrays, the same for every batch.
-          on_rows: told after each batch how many prompts it held.
 
         Returns:
           The function's tree, NumPy arrays [len(prompts), ...] in the order of `prompts`.
@@ -179,19 +176,18 @@ class Runner:
         The prompts are sorted first, which keeps padding small and leaves one batch at most that is not full.
         """
         check_lengths([len(prompt) for prompt in prompts], self.decoder.config.max_positions)
-        start, compiled = time.perf_counter(), self.compilations.total()
-        variables = self.place(variables)
-        extra = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else self.put(leaf), extra)
+        start, compiled, counts = time.perf_counter(), self.compilations.total(), self.counts
+        variables, extra = self.place(variables), self.put(extra)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
         for first in range(0, len(order), self.batch_size):
             members = order[first : first + self.batch_size]
-            tokens, lengths = (self.put(array, self.by_row) for array in self.fill([prompts[i] for i in members]))
+            tokens, lengths = self.put(self.fill([prompts[i] for i in members]), self.by_row)
             yield members, self.call(function, variables, tokens, lengths, *extra, **static)
-            self.counts.computed_positions += tokens.size
-        self.counts.prompts += len(prompts)
-        self.counts.prompt_tokens += sum(map(len, prompts))
-        self.counts.compilations += self.compilations.total() - compiled
-        self.counts.seconds += time.perf_counter() - start
+            counts["computed_positions"] += tokens.size
+        counts["prompts"] += len(prompts)
+        counts["prompt_tokens"] += sum(map(len, prompts))
+        counts["compilations"] += self.compilations.total() - compiled
+        counts["seconds"] += time.perf_counter() - start
 
     def fill(self, prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
         """Tokens [B, T] and lengths [B]; B is the next power of two times the least that the mesh takes."""
@@ -205,7 +201,7 @@ class Runner:
         return tokens, lengths
 
 
-def in_order(batches: Iterable[tuple[list[int], Any]], on_rows: Callable[[int], object] = lambda rows: None) -> Any:
+def in_order(batches: Iterable[tuple[list[int], Any]], on_rows: OnRows = lambda rows: None) -> Any:
     """What `Runner.batches` yields as one tree of NumPy arrays, in the order of the prompts."""
     order, parts = [], []
     for members, outputs in batches:

@@ -1,10 +1,8 @@
-"""What the next-token distribution says: the mass on label words, and its entropy.
+"""What a next-token distribution says: the mass on label words, its entropy, and sums over the whole vocabulary.
 
-Axis letters: C labels, M candidate ids of the label that has most, V vocabulary.
-
-The head read a part of the vocabulary at a time: sums over all tokens whose logits never exist at once.
-
-Axis letters: D width, V vocabulary, G groups of tokens, M groups that each token belongs to.
+The head is read a part of the vocabulary at a time where the logits of all tokens are never to exist at once.
+Axis letters: C labels, M candidate ids of a label (of groups, how many each token belongs to), D width, V vocabulary,
+G groups of tokens.
 """
 
 from collections.abc import Callable, Sequence

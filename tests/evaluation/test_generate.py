@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from jaxalign.errors import InputError
-from jaxalign.evaluation.generate import NEAR_TIE, Chosen, Generator, begin, best_token
+from jaxalign.evaluation.generate import NEAR_TIE, WATCH, Chosen, Generator, begin, best_token
 from jaxalign.model.ragged import decode_prompts, in_order, last_position
 from jaxalign.model.transformer import Decoder
 from tests.model.tiny_models import FAMILIES, VOCABULARY, WINDOW, TinyModel, slow_but, tiny_case, tiny_model
@@ -137,7 +138,7 @@ def test_programs_are_counted_once_a_shape():
     for stops, most in (((3,), 4), ((5,), 4), ((5,), 6)):
         generator({"params": tiny.params}, PROMPTS[:8], stops, most)
     assert generator.runner.compilations == {"begin": 2, "advance": 2}
-    assert generator.runner.counts.compilations == 4 and generator.runner.counts.prompts == 24
+    assert generator.runner.counts["compilations"] == 4 and generator.runner.counts["prompts"] == 24
 
 
 def test_equal_logits_take_the_lowest_id_and_margins_are_what_they_say():
@@ -169,3 +170,53 @@ def test_what_cannot_be_decoded_is_refused():
     broken = {"params": {**tiny.params, "norm": {"scale": np.full_like(tiny.params["norm"]["scale"], np.nan)}}}
     with pytest.raises(InputError, match=r"prompt 0: .* not finite"):
         generator(broken, PROMPTS[:2], NO_STOPS, 3)
+
+
+EIGHT = PROMPTS[2:]
+NO_STOP = (64,)
+A_FEW = WATCH + 3
+"""Not where the host looks."""
+
+
+@pytest.fixture(scope="module", params=[(1, 1, 1), pytest.param((2, 2, 2), marks=pytest.mark.slow)])
+def generate(request: pytest.FixtureRequest) -> Any:
+    """A generator, given its model's variables."""
+    tiny = tiny_model("mistral", vocabulary=64)
+    variables = {"params": tiny.params}
+    return partial(Generator(Decoder(tiny.config), variables, mesh_of(*request.param), batch_size=8), variables)
+
+
+def test_a_text_goes_on_until_the_host_ends_it(generate: Any):
+    """Eight prompts; each text is known from decoding without an end."""
+    whole = [answer.ids for answer in generate(EIGHT, NO_STOP, A_FEW)]
+    assert {len(ids) for ids in whole} == {A_FEW}
+
+    def third_is(*tokens: int):
+        return lambda ids: len(ids) > 2 and ids[2] in tokens
+
+    free = generate(EIGHT, NO_STOP, A_FEW, has_ended=lambda ids: False)
+    assert [answer.ids for answer in free] == whole
+
+    ended = generate(EIGHT, NO_STOP, A_FEW, has_ended=third_is(whole[0][2]))
+    for answer, ids in zip(ended, whole, strict=True):
+        # The host looks after the first token and then after every WATCH.
+        assert answer.ids == (ids[: 1 + WATCH] if ids[2] == whole[0][2] else ids) and not answer.stopped
+    chosen = generate.func.chosen_tokens
+    generate(EIGHT, NO_STOP, A_FEW, has_ended=lambda ids: True)
+    assert generate.func.chosen_tokens == chosen + len(EIGHT)
+
+    # A token ends a text as before, also among texts that the host ends.
+    stops = [whole[1][4]]
+    mixed = generate(EIGHT, stops, A_FEW, has_ended=third_is(whole[0][2]))
+    expected = generate(EIGHT, stops, A_FEW)
+    for answer, other, ids in zip(mixed, expected, whole, strict=True):
+        if ids[2] != whole[0][2]:
+            assert answer == other
+    assert mixed[1].stopped and mixed[1].ids == expected[1].ids
+
+
+def test_an_answer_of_one_token_and_one_without_room(generate: Any):
+    answers = generate(EIGHT, NO_STOP, 1, has_ended=lambda ids: False)
+    assert [len(answer.ids) for answer in answers] == [1] * len(EIGHT)
+    with pytest.raises(InputError, match="prompt 0 has 120 tokens"):
+        generate([[1] * 120], NO_STOP, 16, has_ended=lambda ids: False)

@@ -67,7 +67,7 @@ def test_nats_are_those_of_transformers_with_masked_gates(case: str):
         np.testing.assert_allclose(found.nats, [row[0] for row in expected], rtol=1e-4)
         np.testing.assert_allclose(found.likeliest_nats, [row[1] for row in expected], rtol=1e-4)
         assert found.mistaken.tolist() == [row[2] for row in expected]
-    assert runner.counts.compilations == 1
+    assert runner.counts["compilations"] == 1
 
 
 def test_controls_are_as_many_others_in_each_layer():
