@@ -251,8 +251,8 @@ def probe_page(folder: Path, command: str) -> str:
         model=model,
         adapter=adapter,
         languages=list(dict.fromkeys(code for probe in probes.values() for code in probe.languages)),
-        sections=probe_sections({label: probes}, {label: folder}),
         making=made_by(folder, documents),
+        sections=probe_sections({label: probes}, {label: folder}),
         command=command,
     )
 
