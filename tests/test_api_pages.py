@@ -62,7 +62,7 @@ def test_every_module_has_a_page_and_no_link_is_broken(api: Path) -> None:
     pages = [page for page in modules if page.name != "__init__.html"]
     missing = {str(page) for page in pages if not (api / "jaxalign" / page).is_file()}
     assert missing == {"__main__.html"}  # a command
-    library = Page(api / "jaxalign" / "library.html").ids
+    library = Page(api / "jaxalign" / "api.html").ids
     assert {"demo", "load", "train", "evaluate", "probe", "compare", "report", "export"} <= library
 
 
