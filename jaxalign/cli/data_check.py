@@ -31,7 +31,7 @@ from jaxalign.data.tasks import TASKS, Task, read_task_rows, task_file
 from jaxalign.data.tokenizer import Tokenizer, resolve_template
 from jaxalign.errors import InputError
 from jaxalign.files import data_folder, write_json
-from jaxalign.reporting.escaping import one_line
+from jaxalign.reporting.words import one_line
 
 
 def validate(config: ConfigDict, paths: Sequence[str]) -> None:

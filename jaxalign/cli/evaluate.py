@@ -23,14 +23,14 @@ from jaxalign.data.check import warn_of_exemplars
 from jaxalign.data.prompts import PromptStyle, Variant, differences_table
 from jaxalign.data.tasks import TASKS, parse_rows
 from jaxalign.errors import InputError
-from jaxalign.evaluation.cells import CellKey, GridData, cell_keys
-from jaxalign.evaluation.grid import evaluate_grid
+from jaxalign.evaluation.cells import CellKey, GridData, cell_keys, label_cells
+from jaxalign.evaluation.grid import Grid, run_grid
 from jaxalign.evaluation.score import Scorer
 from jaxalign.files import write_text
 from jaxalign.holding import held
 from jaxalign.log import tell
 from jaxalign.model.hub import model_name
-from jaxalign.reporting.models import check_of_one_model
+from jaxalign.reporting.folders import check_of_one_model
 from jaxalign.runtime import agree
 
 
@@ -95,12 +95,11 @@ def evaluate_labels(
 ) -> dict[str, Any]:
     """Scores the label tasks into `config.out`, tells a line per cell, and returns the content of `results.json`."""
     asked = grid_data(config, data, model)
-    results = evaluate_grid(
-        out_folder(config),
+    results = run_grid(
+        Grid(out_folder(config)),
+        label_cells(asked, chosen_cells(config)),
         Scorer(model.decoder, model.variables, model.mesh, config.batch_tokens),
         model.variables,
-        asked,
-        chosen_cells(config),
         settings=settings,
         description={**settings, "tuned_on": model.tuned_on, "bos": model.tokenizer.bos, **provenance(config)},
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from huggingface_hub import metadata_load
 from ml_collections import ConfigDict
 
 from jaxalign.cli.certificate import certify
@@ -26,13 +27,13 @@ from jaxalign.errors import InputError
 from jaxalign.files import AnyPath, path_of, read_json, whole_folder, write_json, write_text
 from jaxalign.log import say
 from jaxalign.model.config import decoder_name
-from jaxalign.model.hub import TOKENIZER_FILES, hub_id, model_name
+from jaxalign.model.gguf import open_gguf
+from jaxalign.model.hub import TOKENIZER_FILES, HubId, hub_id, model_name
 from jaxalign.model.peft import save_adapter
 from jaxalign.model.quantised import SCHEMES
 from jaxalign.model.weights import save_params, weights_sha256
-from jaxalign.reporting.model_card import base_licence, check_recorded, model_card
-from jaxalign.reporting.results import read_results
-from jaxalign.reporting.runs import TrainingRun, read_run
+from jaxalign.reporting.card import check_recorded, model_card
+from jaxalign.reporting.folders import TrainingRun, read_results, read_run
 from jaxalign.training.checkpoint import read_adapter, read_trained
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -67,11 +68,13 @@ def export(config: ConfigDict, paths: Sequence[str]) -> None:
         certificate = certify(folder, config)
         refuse_faults(certificate, out, "nothing was written")
         write_json(folder / "certificate.json", certificate)
+        hub = hub_id(named) or HubId(named, None)
         card = model_card(
             out.name,
             record,
             results,
-            base=named,
+            hub.repo,
+            hub.revision,
             is_adapter=config.format == "peft",
             licence=stated_licence(config.model),
             check=verdict(certificate),
@@ -164,12 +167,25 @@ def export_model(config: ConfigDict, run: AnyPath, folder: Path) -> None:
     save_params(folder, params, model.config, token_ids(model))
 
 
-def stated_licence(model: str) -> str | None:
-    """What the base model's folder says; None where it is not here, which an adapter can do without."""
+def stated_licence(name: str) -> str | None:
+    """The licence that a model states: a folder in its card's front matter or by a LICENSE file, a GGUF file in its
+    metadata. None if it states none, or is not here, which an adapter can do without."""
     try:
-        return base_licence(model_path(model))
+        model = model_path(name)
     except InputError:
         return None
+    if model.is_file():
+        stated = open_gguf(model).metadata.get("general.license")
+        return stated if isinstance(stated, str) else None
+    if (model / "README.md").is_file():
+        try:
+            facts = metadata_load(model / "README.md") or {}
+        except Exception:  # whatever YAML makes of a card that others wrote
+            facts = {}
+        if isinstance(stated := facts.get("license"), str):
+            return stated
+    files = sorted(file.name for file in model.glob("LICEN[SC]E*") if file.is_file())
+    return f"other ({files[0]})" if files else None
 
 
 def save_tokenizer(model: Model, folder: Path) -> None:

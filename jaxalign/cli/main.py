@@ -12,7 +12,7 @@ from importlib import metadata
 from typing import Any
 
 from jaxalign.errors import InputError, Preempted
-from jaxalign.reporting.escaping import one_line
+from jaxalign.reporting.words import one_line
 
 # Verb -> (module in jaxalign.cli and its function, arguments, one line of help).
 VERBS = {
@@ -41,7 +41,7 @@ VERBS = {
     "evaluate": ("evaluate.evaluate", "", "score labels on the tasks' test rows into --config.out"),
     "probe": ("probe.probe", "", "logit lens, PCA, neurons on the emotion task's test rows into --config.out"),
     "neurons": (
-        "neurons.neurons",
+        "probe.neurons",
         "FILE",
         "language neurons from counts (of `probe --config.probes=neurons`) into --config.out",
     ),
@@ -66,6 +66,8 @@ VERBS = {
 
 TOGETHER = ("train", "evaluate", "probe")
 """The verbs that several processes do together, one a host."""
+FROM_FILES = ("compare", "report")
+"""The verbs that compute nothing with jax, whose import takes a second."""
 
 
 def usage() -> str:
@@ -136,16 +138,20 @@ def run(arguments: Sequence[str]) -> None:
     if wants_help:
         print(verb_usage(verb, flags))
         return
-    from jaxalign import runtime
     from jaxalign.cli.configuration import config_from_flags
 
     config = config_from_flags(flags, default_config(verb))
     if "--debug" not in arguments:
         quieten()
+    module, function = VERBS[verb][0].split(".")
+    if verb in FROM_FILES:
+        getattr(importlib.import_module(f"jaxalign.cli.{module}"), function)(config, paths)
+        return
+    from jaxalign import runtime
+
     runtime.start(waits_for_notice=verb == "train")
     if verb not in TOGETHER:
         runtime.alone(f"jaxalign {verb}")
-    module, function = VERBS[verb][0].split(".")
     getattr(importlib.import_module(f"jaxalign.cli.{module}"), function)(config, paths)
     runtime.wait_for_all()
 

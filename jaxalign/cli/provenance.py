@@ -7,7 +7,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from jaxalign.files import recorded
@@ -25,6 +24,8 @@ def command() -> str:
 
 def versions() -> dict[str, str]:
     """Package versions, Python's, and the kind of device."""
+    import jax  # here alone: what is made from files needs none
+
     packages = {name: metadata.version(name) for name in PACKAGES}
     return {**packages, "python": platform.python_version(), "device": jax.devices()[0].device_kind}
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from jaxalign.cli.provenance import command
 from jaxalign.errors import InputError
 from jaxalign.files import local_path
-from jaxalign.reporting.html import write_report
+from jaxalign.reporting.page import write_report
 
 
 def report(config: ConfigDict, paths: Sequence[str]) -> None:

@@ -223,9 +223,9 @@ def test_the_study_imports(shared, tmp_path):
             assert file.read_bytes() == theirs.read_bytes()
 
 
-def test_the_readme_tells_what_mended_prompts_differ_in(exemplars):
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    assert differences_table(exemplars).strip() in readme
+def test_the_documents_tell_what_mended_prompts_differ_in(exemplars):
+    page = (Path(__file__).parents[2] / "docs" / "study.md").read_text(encoding="utf-8")
+    assert differences_table(exemplars).strip() in page
 
 
 def test_what_the_released_data_is_warned_of(shared, capsys):
