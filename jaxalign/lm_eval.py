@@ -17,7 +17,7 @@ from jaxalign.cli.loading import Model, load_model, merged
 from jaxalign.cli.main import complain, open_standard_streams
 from jaxalign.errors import InputError
 from jaxalign.evaluation.generate import Generator
-from jaxalign.evaluation.score import Score, Scorer
+from jaxalign.evaluation.score import ContinuationScore, Scorer
 from jaxalign.log import say
 from jaxalign.model.config import read_end_ids
 from jaxalign.runtime import alone
@@ -174,14 +174,15 @@ class JaxalignLM(TemplateLM):
         for texts, _context, continuation in requests:
             if len(continuation) > self.max_length:
                 raise InputError(
-                    f"{named(texts)}: a continuation of {len(continuation)} tokens, {self.max_length} at most are read"
+                    f"{request_text(texts)}: a continuation of {len(continuation)} tokens, "
+                    f"{self.max_length} at most are read"
                 )
         tell_of([texts for texts, context, _ in requests if not context], NOTHING_BEFORE)
         tell_of([texts for texts, _, continuation in requests if not continuation], NOTHING_TO_SAY)
         answers = [(0.0, True)] * len(requests)
         asked = [index for index, (_, _, continuation) in enumerate(requests) if continuation]
 
-        def keep(place: int, score: Score) -> None:
+        def keep(place: int, score: ContinuationScore) -> None:
             answers[asked[place]] = score.log_probability, score.is_greedy
             self.cache_hook.add_partial("loglikelihood", requests[asked[place]][0], answers[asked[place]])
 
@@ -200,7 +201,7 @@ class JaxalignLM(TemplateLM):
         totals = [0.0] * len(texts)
         left = Counter(index for index, _ in windows)
 
-        def keep(number: int, score: Score) -> None:
+        def keep(number: int, score: ContinuationScore) -> None:
             index = windows[number][0]
             totals[index] += score.log_probability
             left[index] -= 1
@@ -211,7 +212,7 @@ class JaxalignLM(TemplateLM):
         return totals
 
     def score(
-        self, pairs: Sequence[Sequence[list[int]]], disable_tqdm: bool, keep: Callable[[int, Score], object]
+        self, pairs: Sequence[Sequence[list[int]]], disable_tqdm: bool, keep: Callable[[int, ContinuationScore], object]
     ) -> None:
         """Hands `keep` the score of each (context ids, continuation ids) as it is done; contexts are cut on the left
         where all but the last token of the two would be too many."""
@@ -293,10 +294,10 @@ class JaxalignLM(TemplateLM):
 def tell_of(requests: Sequence[Sequence[str]], what: str) -> None:
     """Says of requests that something is odd, and which is the first."""
     if requests:
-        say(f"warning: {what} (of such requests there are {len(requests)}, the first is {named(requests[0])})")
+        say(f"warning: {what} (of such requests there are {len(requests)}, the first is {request_text(requests[0])})")
 
 
-def named(texts: Sequence[str]) -> str:
+def request_text(texts: Sequence[str]) -> str:
     """A request by its texts: the end of what stands before, the beginning of what follows."""
     context, *continuation = texts
     return " -> ".join([repr(context[-60:]), *(repr(text[:60]) for text in continuation)])

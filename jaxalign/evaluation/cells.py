@@ -1,7 +1,7 @@
 """A cell of the grid: what a model is asked of one task in one language, the records of its answers, and their summary.
 
-`Cell` is what the grid (grid.py) knows of one. Label cells are here: one task in one language, answered in one kind of
-words. Open answers, which have to be decoded, are in open_cells.py.
+`GridCell` is what the grid (grid.py) knows of one. Label cells are here: one task in one language, answered in one kind
+of words. Open answers, which have to be decoded, are in open_cells.py.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ TASK_VERSIONS = {"emotion": 1, "snli": 1, "paws": 1, "mgsm": 2, "msvamp": 2, "tr
 Records = Sequence[Mapping[str, Any]]
 
 
-class Cell(Protocol):
+class GridCell(Protocol):
     """What a model is asked of one task in one language, as the grid knows it."""
 
     @property
@@ -192,7 +192,7 @@ class LabelCell:
             "accuracy_reference": sum(record["correct_reference"] for record in records) / count,
             "accuracy_whole_word": sum(by_word) / count,
             "interval_corrected": list(wilson_interval(correct, count)),
-            "near_ties": sum(margin(record["prefix_mass"]) < NEAR_TIE for record in records),
+            "near_ties": sum(margin(record["prefix_mass"]) < MASSES_NEAR_TIE for record in records),
             "shared_candidates": [
                 {"classes": list(classes), "ids": ids} for classes, ids in collisions(self.candidates).items()
             ],
@@ -223,7 +223,7 @@ def label_cells(data: GridData, keys: Sequence[CellKey]) -> list[LabelCell]:
     return cells
 
 
-NEAR_TIE = 2e-5
+MASSES_NEAR_TIE = 2e-5
 """Masses nearer than this may change places with batch, order or mesh, and the prediction with them."""
 
 

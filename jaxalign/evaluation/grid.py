@@ -16,7 +16,7 @@ import jax
 from tqdm import tqdm
 
 from jaxalign.errors import InputError
-from jaxalign.evaluation.cells import TASK_VERSIONS, Cell
+from jaxalign.evaluation.cells import TASK_VERSIONS, GridCell
 from jaxalign.files import read_json, write_json, write_json_lines
 from jaxalign.holding import check_held
 from jaxalign.log import is_hidden
@@ -50,7 +50,7 @@ def open_grid(out: Path) -> Grid:
 
 def run_grid(
     grid: Grid,
-    cells: Sequence[Cell],
+    cells: Sequence[GridCell],
     asker: Any,
     variables: Any,
     settings: Mapping[str, Any],
@@ -60,7 +60,7 @@ def run_grid(
 
     Args:
       cells: in the order of the records; only process 0 writes.
-      asker: as `Cell.ask` takes it.
+      asker: as `GridCell.ask` takes it.
       settings: what answers depend on beyond prompts and weights (model, adapter, precision), JSON values; a finished
         cell is reused only if they, the prompts and the weights are equal.
       description: what the results say besides cells: model, adapter, tuned_on, bos, config, command, versions.
@@ -97,7 +97,7 @@ def run_grid(
                     records = cell.ask(asker, variables, queries, progress.update)
                     counts[grid.asked] += len(cell)
                     if is_writer:
-                        save(path, made_from, records)
+                        save_cell(path, made_from, records)
             except CELL_ERRORS as error:
                 failures[cell.name] = {**cell.labels, "error": cell_failure(error)}
                 continue
@@ -164,7 +164,7 @@ def finished_on_the_first(path: Path, made_from: Mapping[str, Any]) -> list[dict
     return records
 
 
-def save(path: Path, made_from: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
+def save_cell(path: Path, made_from: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
     """Writes a finished cell, whole or not at all."""
     check_held()
     write_json(path, {"made_from": made_from, "records": records})

@@ -52,7 +52,7 @@ MYRIAD = 1e4
 SPACED_REST = HAN | {"hi", "bn", "th", "sw"}
 """Languages that write the rest of a number behind a space or "and" (3 হাজার 500); in others it is another number."""
 _AND = {"en": "and", "de": "und", "fr": "et", "es": "y", "ru": "и", "sw": "na", "hi": "और", "bn": "ও|এবং"}
-PARTS = {
+PARTS_OF_ONE = {
     "en": {"N and a half": 0.5},
     "fr": {"N et demie?": 0.5},
     "es": {"N y medi[ao]": 0.5},
@@ -117,8 +117,8 @@ def corrected_number(text: str, language: str) -> float | None:
 
 
 def _with_parts(text: str, language: str) -> str:
-    """The text with "2 and a half" as 2.5, and what else `PARTS` has."""
-    for words, part in PARTS.get(language, {}).items():
+    """The text with "2 and a half" as 2.5, and what else `PARTS_OF_ONE` has."""
+    for words, part in PARTS_OF_ONE.get(language, {}).items():
         number = words.replace(" ", _SPACE).replace("N", r"(\d{1,9})(?![.,]?\d)")
         pattern = rf"(?<!{_LETTER})(?<![\d.,]){number}(?!{_LETTER})"
         text = re.sub(pattern, lambda found, part=part: str(part + sum(map(int, found.groups()))), text, flags=re.I)

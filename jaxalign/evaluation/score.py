@@ -173,7 +173,7 @@ Pair = tuple[tuple[int, ...], tuple[int, ...]]
 """Token ids of a context, at least one, and of what follows it, at least one."""
 
 
-class Score(NamedTuple):
+class ContinuationScore(NamedTuple):
     log_probability: float
     """of the continuation's tokens together, natural logarithm"""
     is_greedy: bool
@@ -248,7 +248,7 @@ class Scorer:
                 words[read.query, label] += found[label]
         return LabelScores(masses, words)
 
-    def continuations(self, variables: Any, pairs: Sequence[Pair]) -> Iterator[dict[Pair, Score]]:
+    def continuations(self, variables: Any, pairs: Sequence[Pair]) -> Iterator[dict[Pair, ContinuationScore]]:
         """The scores of all pairs, each distinct one computed once; so many at a time, in no particular order.
 
         Raises:
@@ -271,7 +271,7 @@ class Scorer:
                         totals[read.query, word] += found[word]
                         greedy[read.query, word] &= best == target
                 yield {
-                    (tuple(query.prompt), tuple(word.ids[word.scored_from :])): Score(
+                    (tuple(query.prompt), tuple(word.ids[word.scored_from :])): ContinuationScore(
                         float(totals[index, place]), bool(greedy[index, place])
                     )
                     for index, query in enumerate(some)

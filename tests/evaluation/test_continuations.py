@@ -9,7 +9,7 @@ import torch
 
 from jaxalign.errors import InputError
 from jaxalign.evaluation import score as scoring
-from jaxalign.evaluation.score import Pair, Score, Scorer, prefix_groups, queries_of
+from jaxalign.evaluation.score import ContinuationScore, Pair, Scorer, prefix_groups, queries_of
 from jaxalign.model.ragged import shared_length
 from jaxalign.model.transformer import Decoder
 from tests.model.tiny_models import VOCABULARY, TinyModel, tiny_case, tiny_model
@@ -39,7 +39,7 @@ def some_pairs() -> list[Pair]:
 PAIRS = some_pairs()
 
 
-def uncached(torch_model: Any, pairs: Sequence[Pair]) -> dict[Pair, Score]:
+def uncached(torch_model: Any, pairs: Sequence[Pair]) -> dict[Pair, ContinuationScore]:
     """One text at a time, whole, in transformers; in float64 from the logits on."""
     scores = {}
     for context, continuation in pairs:
@@ -48,23 +48,23 @@ def uncached(torch_model: Any, pairs: Sequence[Pair]) -> dict[Pair, Score]:
         said = torch.log_softmax(logits, -1)[len(context) - 1 : -1]
         target = torch.tensor(continuation)
         total = float(said[torch.arange(len(target)), target].sum())
-        scores[context, continuation] = Score(total, bool((said.argmax(-1) == target).all()))
+        scores[context, continuation] = ContinuationScore(total, bool((said.argmax(-1) == target).all()))
     return scores
 
 
 def scored(
     tiny: TinyModel, pairs: Sequence[Pair], sizes: tuple[int, ...] = (), batch_tokens: int = 64
-) -> dict[Pair, Score]:
+) -> dict[Pair, ContinuationScore]:
     variables = {"params": tiny.params}
     scorer = Scorer(Decoder(tiny.config), variables, mesh_of(*sizes), batch_tokens)
-    together: dict[Pair, Score] = {}
+    together: dict[Pair, ContinuationScore] = {}
     for some in scorer.continuations(variables, pairs):
         assert not together.keys() & some.keys()
         together |= some
     return together
 
 
-def assert_same(found: dict[Pair, Score], expected: dict[Pair, Score]) -> None:
+def assert_same(found: dict[Pair, ContinuationScore], expected: dict[Pair, ContinuationScore]) -> None:
     assert found.keys() == expected.keys()
     for pair, score in expected.items():
         # Float32 sums of up to 70 log-probabilities of about -5.

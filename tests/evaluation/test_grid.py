@@ -13,7 +13,7 @@ from jaxalign.data.prompts import PromptStyle, Variant
 from jaxalign.data.tasks import TASKS, TaskData
 from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import CellKey, GridData, cell_keys, label_cells
-from jaxalign.evaluation.grid import Grid, OtherOrigin, finished, run_grid, save
+from jaxalign.evaluation.grid import Grid, OtherOrigin, finished, run_grid, save_cell
 from jaxalign.evaluation.score import LabelScores, Scorer
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
@@ -153,7 +153,7 @@ CELL = {"made_from": MADE_FROM, "records": RECORDS}
 
 
 def test_a_cell_is_read_as_it_was_saved(tmp_path):
-    save(tmp_path / "cell.json", MADE_FROM, RECORDS)
+    save_cell(tmp_path / "cell.json", MADE_FROM, RECORDS)
     assert finished(tmp_path / "cell.json", MADE_FROM) == RECORDS
     with pytest.raises(OtherOrigin, match='made with model="tiny", now "large"'):
         finished(tmp_path / "cell.json", {**MADE_FROM, "model": "large"})
