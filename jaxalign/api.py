@@ -25,26 +25,25 @@ from jaxalign.cli.data import gather_pairs
 from jaxalign.cli.demo import demo as run_demo
 from jaxalign.cli.evaluate import check_settings, chosen_cells, evaluate_model
 from jaxalign.cli.export import export as export_run
-from jaxalign.cli.loading import Model, load_model, rendering, run_folder
+from jaxalign.cli.loading import EvaluationData, Model, load_model, rendering, run_folder
 from jaxalign.cli.open_answers import open_tasks
-from jaxalign.cli.probe import check_probe_settings, probe_model, probes_of
+from jaxalign.cli.probe import FILE_OF, probe_model, probe_settings
 from jaxalign.cli.provenance import command
 from jaxalign.cli.train import check_train_settings, train_model
-from jaxalign.cli.watch import check_watch_settings
+from jaxalign.cli.watch import watch_settings
 from jaxalign.data.pairs import QuestionPair, pair_of
 from jaxalign.errors import InputError, gather
-from jaxalign.files import AnyPath, check_bucket, local_path, path_of, read_json, read_npz
+from jaxalign.files import AnyPath, check_bucket, local_path, path_of, read_json
+from jaxalign.probe_files import Probe, read_probe
 from jaxalign.reporting.compare import Comparison
 from jaxalign.reporting.compare import compare as compared
-from jaxalign.reporting.folders import Probe, Results, TrainingRun, read_results, read_run
+from jaxalign.reporting.folders import Results, TrainingRun, read_results, read_run
 from jaxalign.reporting.page import write_report
 from jaxalign.runtime import alone, wait_for_all
 
 PathLike = str | Path
 Record = QuestionPair | Mapping[str, Any]
 """A pair, or a row with the fields that a row of a file may have."""
-FILE_OF = {"neurons": "neuron_counts"}
-"""The files of a probe that are not called as it is."""
 LOADED_WITH = ("model", "adapter", "dtype", "param_dtype", "mesh")
 """Settings of `load`; the model that it returns keeps them."""
 
@@ -105,7 +104,7 @@ def train(
         raise InputError("stages: ja.train tunes once; call it for each, with the run before it as ja.load's adapter")
     check_bucket(run_folder(config))
     check_train_settings(config)
-    check_watch_settings(config)
+    watch_settings(config)
     pairs = several(pairs)
     files = [str(item) for item in pairs if isinstance(item, PathLike)]
     records = gather(
@@ -123,8 +122,9 @@ def train(
 def evaluate(model: LoadedModel, out: PathLike, **settings: Any) -> Evaluation:
     """Label scores of the tasks' test rows, and open answers, into the folder `out`."""
     config = model.config(out, settings)
-    check_settings(config)
-    evaluate_model(config, model.model)
+    data = EvaluationData(config)
+    check_settings(config, data)
+    evaluate_model(config, model.model, data)
     folder = Path(written(out))
     return Evaluation(
         read_results(folder) if chosen_cells(config) else None,
@@ -135,10 +135,10 @@ def evaluate(model: LoadedModel, out: PathLike, **settings: Any) -> Evaluation:
 def probe(model: LoadedModel, out: PathLike, **settings: Any) -> dict[str, Probe]:
     """The probes of the setting `probes` into the folder `out`: by name, their arrays and what these mean."""
     config = model.config(out, settings)
-    check_probe_settings(config)
-    probe_model(config, model.model)
+    chosen = probe_settings(config, EvaluationData(config))
+    probe_model(chosen, model.model)
     folder = Path(written(out))
-    return {name: written_probe(folder, FILE_OF.get(name, name)) for name in probes_of(config)}
+    return {name: read_probe(folder, FILE_OF[name]) for name in chosen.names}
 
 
 def several(items: Any) -> list[Any]:
@@ -150,11 +150,6 @@ def written(folder: PathLike) -> AnyPath:
     """The folder, once process 0 is done with it."""
     wait_for_all()
     return path_of(str(folder))
-
-
-def written_probe(folder: Path, name: str) -> Probe:
-    """What a probe has just written."""
-    return Probe(read_npz(folder / f"{name}.npz"), read_json(folder / f"{name}.json"))
 
 
 def compare(before: PathLike, *afters: PathLike) -> Comparison:

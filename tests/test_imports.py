@@ -19,7 +19,7 @@ CONFIGS = PACKAGE.parent / "configs"
 ROWS = (
     ("errors",),
     ("files", "runtime", "sentence_piece", "statistics"),
-    ("log",),
+    ("log", "probe_files"),
     ("holding",),
     ("data", "model"),
     ("training", "evaluation", "probing"),

@@ -28,8 +28,7 @@ from jaxalign.data.check import (
 )
 from jaxalign.data.pairs import QuestionPair, read_pairs
 from jaxalign.data.tasks import TASKS, Task, read_task_rows, task_file
-from jaxalign.data.templates import resolve_template
-from jaxalign.data.tokenizer import Tokenizer
+from jaxalign.data.tokenizer import Tokenizer, resolve_template
 from jaxalign.errors import InputError
 from jaxalign.files import data_folder, write_json
 from jaxalign.reporting.words import one_line

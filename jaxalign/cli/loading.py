@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from jaxalign.cli.packaged_model import packaged_gguf
 from jaxalign.data.languages import language_of, parse_languages
 from jaxalign.data.pairs import Rendering
 from jaxalign.data.prompts import Exemplars, read_exemplars
-from jaxalign.data.tasks import TASKS, Task, task_named
+from jaxalign.data.tasks import TASKS, Task, TaskData, task_named
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
 from jaxalign.errors import InputError, listed
 from jaxalign.files import AnyPath, data_folder, exemplars_file, is_remote, local_path, path_of, sha256_of
@@ -27,9 +28,8 @@ from jaxalign.model.gguf import load_gguf_params, read_gguf_config, read_gguf_to
 from jaxalign.model.hub import ADAPTER_FILES, local_adapter, local_model, model_name
 from jaxalign.model.lora import LoraConfig, check_adapter, merge_lora
 from jaxalign.model.peft import load_adapter
-from jaxalign.model.product import widest
-from jaxalign.model.quantised import SCHEMES, is_projection, quantise_params, quantise_stacked
-from jaxalign.model.sharding import spread
+from jaxalign.model.quantised import SCHEMES, is_projection, quantise_params, quantise_stacked, widest
+from jaxalign.model.sharding import put
 from jaxalign.model.transformer import Decoder
 from jaxalign.model.weights import Leaf, Place, load_params, place_on, weights_sha256
 from jaxalign.reporting.fields import field, read_object
@@ -198,7 +198,7 @@ def tuned_params(model: Model, params: Any, path: AnyPath) -> Any:
     dtype = model.decoder.dtype
 
     def placed(own: Any, tuned: Any) -> jax.Array:
-        return spread(tuned.astype(widest({own.dtype, dtype})), own.sharding)
+        return put(tuned.astype(widest({own.dtype, dtype})), own.sharding)
 
     return jax.tree.map(placed, model.params, params)
 
@@ -248,10 +248,21 @@ def chosen_languages(config: ConfigDict) -> list[str]:
     return parse_languages(config.languages)
 
 
-def evaluation_data(config: ConfigDict) -> tuple[Path, Exemplars]:
-    """The data folder of `config.data` and the few-shot exemplars that go with it."""
-    data = data_folder(config.data)
-    return data, read_exemplars(exemplars_file(data, config.exemplars))
+@dataclass(frozen=True)
+class EvaluationData:
+    """What a config names to evaluate on: made once a command and passed on, as each file is read once."""
+
+    config: ConfigDict
+
+    @cached_property
+    def tasks(self) -> TaskData:
+        """The task files of `config.data`."""
+        return TaskData(data_folder(self.config.data))
+
+    @cached_property
+    def exemplars(self) -> Exemplars:
+        """The few-shot exemplars that go with them."""
+        return read_exemplars(exemplars_file(self.tasks.folder, self.config.exemplars))
 
 
 def out_folder(config: ConfigDict) -> Path:

@@ -41,7 +41,7 @@ VERBS = {
     "evaluate": ("evaluate.evaluate", "", "score labels on the tasks' test rows into --config.out"),
     "probe": ("probe.probe", "", "logit lens, PCA, neurons on the emotion task's test rows into --config.out"),
     "neurons": (
-        "neurons.neurons",
+        "probe.neurons",
         "FILE",
         "language neurons from counts (of `probe --config.probes=neurons`) into --config.out",
     ),

@@ -22,7 +22,7 @@ from jaxalign.cli.loading import (
 )
 from jaxalign.cli.provenance import provenance
 from jaxalign.cli.stages import files_of_stages, stage_configs
-from jaxalign.cli.watch import check_watch_settings, watch_hooks
+from jaxalign.cli.watch import watch_settings
 from jaxalign.data.batches import (
     BatchLayout,
     BatchPlan,
@@ -34,7 +34,7 @@ from jaxalign.data.batches import (
     training_plan,
 )
 from jaxalign.data.pairs import QuestionPair, languages_of
-from jaxalign.data.templates import edges, render_all, resolve_template
+from jaxalign.data.tokenizer import edges, render_all, resolve_template
 from jaxalign.errors import InputError
 from jaxalign.files import check_bucket, path_of, recorded
 from jaxalign.holding import held
@@ -63,7 +63,7 @@ def train(config: ConfigDict, paths: Sequence[str]) -> None:
     for stage in stages:
         check_bucket(run_folder(stage))
         check_train_settings(stage)
-        check_watch_settings(stage)
+        watch_settings(stage)
     pairs = [gather_pairs(stage, named) for stage, named in zip(stages, files, strict=True)]
     with ExitStack() as stack:
         for stage in stages:
@@ -187,7 +187,7 @@ def tune(config: ConfigDict, model: Model, pairs: Sequence[QuestionPair], paths:
         },
         resume=path_of(config.resume) if config.resume else None,
         initial_adapter=model.adapter.tree if model.adapter else None,
-        hooks=watch_hooks(config, model, decoder, shapes),
+        hooks=watch_settings(config).hooks(model, decoder, shapes),
     )
 
 

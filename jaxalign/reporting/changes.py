@@ -13,8 +13,8 @@ import numpy as np
 
 from jaxalign.errors import InputError
 from jaxalign.files import read_npz
+from jaxalign.probe_files import Probe
 from jaxalign.reporting.fields import field, languages, read_object, whole_numbers
-from jaxalign.reporting.folders import Probe
 from jaxalign.reporting.words import ARROW, Table, interval_text, language_title, signed
 from jaxalign.statistics import (
     bootstrap_intervals,

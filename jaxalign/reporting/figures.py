@@ -22,8 +22,9 @@ from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.files import whole_file, write_text
+from jaxalign.probe_files import Probe
 from jaxalign.reporting.changes import NEURON_EFFECTS
-from jaxalign.reporting.folders import Probe, read_probes
+from jaxalign.reporting.folders import read_probes
 from jaxalign.reporting.words import language_title, signed
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"

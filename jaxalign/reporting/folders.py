@@ -18,6 +18,7 @@ from jaxalign.data.tasks import task_named
 from jaxalign.errors import InputError
 from jaxalign.files import AnyPath, read_json_lines, read_npz
 from jaxalign.log import whole_rows
+from jaxalign.probe_files import Probe
 from jaxalign.reporting.fields import field, languages, read_object, share, whole_numbers
 from jaxalign.reporting.words import VARIANTS
 from jaxalign.statistics import MEASURES
@@ -123,18 +124,6 @@ class Failure(NamedTuple):
 
     key: Key
     error: str
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Arrays of one probe, and the document that names their axes."""
-
-    arrays: Mapping[str, np.ndarray]
-    document: Mapping[str, Any]
-
-    @property
-    def languages(self) -> list[str]:
-        return self.document["language"]
 
 
 @dataclass(frozen=True)

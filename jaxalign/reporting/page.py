@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from jaxalign.data.tasks import TASKS
 from jaxalign.errors import InputError
 from jaxalign.files import published, write_text
+from jaxalign.probe_files import Probe
 from jaxalign.reporting import figures
 from jaxalign.reporting.changes import (
     NEURON_EFFECTS,
@@ -34,7 +35,7 @@ from jaxalign.reporting.changes import (
 )
 from jaxalign.reporting.compare import Comparison, PairedCell, compare
 from jaxalign.reporting.fields import field, read_object
-from jaxalign.reporting.folders import Probe, TrainingRun, model_documents, model_of_all, read_probes
+from jaxalign.reporting.folders import TrainingRun, model_documents, model_of_all, read_probes
 from jaxalign.reporting.text import notes
 from jaxalign.reporting.words import (
     Table,

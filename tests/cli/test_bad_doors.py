@@ -137,7 +137,7 @@ def indexed(content: Any) -> Spoil:
     [
         pytest.param(changed("config.json", num_hidden_layers=10**9), "from 1 to 1000, not 1000000000", id="layers"),
         pytest.param(changed("config.json", rope_theta=float("inf")), "rope_theta", id="an infinite base"),
-        pytest.param(indexed([]), "no weight_map", id="an index that is a list"),
+        pytest.param(indexed([]), "must be one JSON object", id="an index that is a list"),
         pytest.param(indexed({"weight_map": {"x": 3}}), "no weight_map", id="a number for a file"),
         pytest.param(indexed({"weight_map": {"x": "../model/model.safetensors"}}), "no weight_map", id="elsewhere"),
         pytest.param(indexed({"weight_map": {"x": "model-9.safetensors"}}), "model-9.safetensors", id="no such shard"),
@@ -159,7 +159,7 @@ def whole_numbers(folder: Path) -> None:
 
 PEFT = [
     (changed("adapter_config.json", r="8"), "r must be a whole number"),
-    (changed("adapter_config.json", r=10**9), "wrong shapes"),
+    (changed("adapter_config.json", r=10**9), "wrong tensors"),
     (changed("adapter_config.json", lora_alpha=float("inf")), "lora_alpha must be a positive number"),
     (changed("adapter_config.json", lora_alpha=None), "lora_alpha"),
     (changed("adapter_config.json", target_modules=["q_proj", {}]), "target_modules"),
@@ -167,7 +167,7 @@ PEFT = [
     (changed("adapter_config.json", rank_pattern={"q_proj": 4}), "rank_pattern"),
     (changed("adapter_config.json", peft_type={}), "peft_type"),
     (written("adapter_config.json", "[]"), "one JSON object"),
-    (whole_numbers, "no floating point"),
+    (whole_numbers, "is stored as I32, which is not supported"),
 ]
 
 

@@ -51,6 +51,7 @@ def test_wrong_settings(refused, model_folder, flag, named):
         ("--config.probes=foo", "'foo'"),
         ("--config.probes=", "probes"),
         ("--config.attribution_positions=0", "attribution_positions=0"),
+        ("--config.probes=attribution --config.attribution_positions=4000", "fewer than the 4000 positions"),
         ("--config.tasks=snli", "emotion"),
         ("--config.rows=0:1", "rows"),
         ("--config.batch_size=0", "batch_size"),
@@ -61,7 +62,7 @@ def test_wrong_settings(refused, model_folder, flag, named):
     ],
 )
 def test_wrong_probe_settings(refused, model_folder, flag, named):
-    assert named in refused(*PROBE, f"--config.model={model_folder}", flag)
+    assert named in refused(*PROBE, f"--config.model={model_folder}", *flag.split())
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_wrong_probe_settings(refused, model_folder, flag, named):
     [
         ("--config.capture.layers=0,3", "layer 3: the model has 0 (the embeddings) to 2"),
         ("--config.capture.position=5000", "no position 5000"),
-        ("--config.languages=de,zh", "compared with en"),
+        ("--config.languages=de,zh", "geometry compares with en"),
         ("--config.rows=0:2", "geometry: at least 3 rows"),
     ],
 )

@@ -46,10 +46,11 @@ def named(requirements: list[str]) -> list[str]:
 
 
 def test_extras_leave_the_back_end_of_jax_as_it_is() -> None:
-    """jax[tpu] where a TPU is meant, or its compiler; else jax alone, which is what a machine has already."""
+    """jax[cuda13] or jax[tpu] where a GPU or TPU is meant, or a TPU's compiler; else jax alone, which a machine has."""
     extras = PROJECT["optional-dependencies"]
     assert named(PROJECT["dependencies"]) == []
     assert {name: named(extra) for name, extra in extras.items() if named(extra)} == {
+        "gpu": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "plan": ["jax[tpu]"],
     }

@@ -9,6 +9,7 @@ import pytest
 
 from jaxalign.errors import InputError
 from jaxalign.files import read_json, read_npz, write_json
+from jaxalign.probe_files import Probe
 from jaxalign.probing.geometry import geometry_arrays, language_geometry
 from jaxalign.reporting.changes import (
     LEVEL,
@@ -24,7 +25,7 @@ from jaxalign.reporting.changes import (
     likeness_table,
     read_neurons,
 )
-from jaxalign.reporting.folders import Probe, read_probe
+from jaxalign.reporting.folders import read_probe
 from jaxalign.statistics import MEASURES, row_values
 from tests.reporting.folders import write_geometry, write_pca, write_selection
 

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from jaxalign.data.languages import LANGUAGES as ALL_LANGUAGES
+from jaxalign.probe_files import Probe
 from jaxalign.probing.attribution import SCRIPT_CLASSES, UNDECIDABLE
 from jaxalign.reporting import figures
-from jaxalign.reporting.folders import Probe
 
 RNG = np.random.default_rng(0)
 LANGUAGES = ("en", "de", "zh", "sw")

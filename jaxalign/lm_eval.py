@@ -1,52 +1,49 @@
-"""The decoder as lm-eval takes a model: its three types of request, answered as lm-eval's own `hf` model answers them.
+"""lm-eval, EleutherAI's evaluation harness, with one model more: `python -m jaxalign.lm_eval --model jaxalign ...`.
 
-Texts become tokens, are cut where they are too long, and are put together by lm-eval's own functions wherever it has
-one; the numbers come from evaluation/continuations.py and evaluation/generate_until.py.
+All its subcommands, flags and other models are as they are. Its three types of request are answered as its own `hf`
+model answers them: texts become tokens, are cut where they are too long, and are put together by lm-eval's functions
+wherever it has one; the numbers come from evaluation/score.py and evaluation/generate.py.
 """
 
-import difflib
+import sys
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
-
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
-from lm_eval.api.registry import register_model
-from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normalize_gen_kwargs, postprocess_generated_text
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from tqdm import tqdm
 
 from jaxalign import runtime
 from jaxalign.cli.configuration import config_with
 from jaxalign.cli.loading import Model, load_model, merged
-from jaxalign.data.batches import round_up
+from jaxalign.cli.main import complain, open_standard_streams
 from jaxalign.errors import InputError
-from jaxalign.evaluation.generate import UntilGenerator
-from jaxalign.evaluation.score import ContinuationScorer, Score
-from jaxalign.lm_eval.chat_templates import NotRendered, Renderer
+from jaxalign.evaluation.generate import Generator
+from jaxalign.evaluation.score import Score, Scorer
 from jaxalign.log import say
 from jaxalign.model.config import read_end_ids
 from jaxalign.runtime import alone
 
+try:
+    from lm_eval.__main__ import cli_evaluate
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.registry import register_model
+    from lm_eval.models import utils as of_lm_eval
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+    from tqdm import tqdm
+except ModuleNotFoundError:
+    if __name__ != "__main__":
+        raise
+    sys.exit(complain("lm-eval is not installed: pip install 'jaxalign[lm-eval]'", 2))
+
 ARGUMENTS = ("path", "adapter", "dtype", "param_dtype", "batch_tokens", "max_length")
 OF_HF = {"pretrained": "path", "peft": "adapter"}
 """Names by which lm-eval's `hf` model knows two of them: they are taken, too."""
-HINTS = {
-    "revision": "write path=ORG/NAME@REVISION",
-    "load_in_8bit": "write param_dtype=int8",
-    "load_in_4bit": "write param_dtype=nf4",
-}
-"""What stands here for other arguments of `hf`."""
 AUTO_BATCH_SIZE = 8
 """Answers decoded at once under --batch_size auto. Batches of scores do not depend on it."""
-FROM_LM_EVAL = ("batch_size", "max_batch_size", "device")
-"""What its command line hands to every model. jax has its devices already, and batches are not sized by trial."""
 NO_MAXIMUM = 2048
 """lm-eval's length for a model that names none."""
 NOTHING_BEFORE = "a context without a token, as of white space alone, is read as the token that begins a text"
 NOTHING_TO_SAY = "a continuation without a token is certain: log-likelihood 0, and as a choice it beats all others"
-SURE: tuple[float, bool] = (0.0, True)
 WITHOUT_EFFECT = {"do_sample", "temperature", "top_k", "top_p", "min_p"}
 """Settings of sampling, which greedy decoding passes over."""
 
@@ -83,26 +80,31 @@ class JaxalignLM(TemplateLM):
           InputError: no such model or adapter, or another argument.
         """
         super().__init__()
-        for name, given in (("pretrained", path), ("peft", adapter)):
-            if given and name in others:
-                raise InputError(f"model_args: {name} and {OF_HF[name]} are one argument; give one of them")
-        path, adapter = others.pop("pretrained", path), others.pop("peft", adapter)
+        given = {"path": path, "adapter": adapter}
+        for name, ours in OF_HF.items():
+            if given[ours] and name in others:
+                raise InputError(f"model_args: {name} and {ours} are one argument; give one of them")
+            given[ours] = others.pop(name, given[ours])
         if str(batch_size).split(":")[0] == "auto":
             batch_size = min(AUTO_BATCH_SIZE, max_batch_size or AUTO_BATCH_SIZE)
-        check_arguments(path, batch_tokens, batch_size, others)
+        for name in others:
+            raise InputError(f"model_args: {name}: no such argument; there are {', '.join(ARGUMENTS)}")
+        if not given["path"]:
+            raise InputError("model_args: path= is needed: a Hugging Face folder, a GGUF file or an id on the hub")
+        for name, number in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
+            if not str(number).isdecimal() or not int(number):
+                raise InputError(f"{name}={number}: set it to a number, 1 or more")
         runtime.start()
         alone("lm-eval")
         stored = {"dtype": dtype, "param_dtype": param_dtype, "batch_tokens": batch_tokens}
-        config = config_with({"model": str(path), "adapter": str(adapter or ""), **stored})
+        config = config_with({"model": str(given["path"]), "adapter": str(given["adapter"] or ""), **stored})
         self.model: Model = merged(load_model(config), config.param_dtype)
         self.tokenizer = self.model.tokenizer.backend
         self.max_length = checked_length(max_length, self.model.config.max_positions)
         self.end_ids = sorted({self.eot_token_id, *read_end_ids(self.model.path)})
         decoder, variables, mesh = self.model.decoder, self.model.variables, self.model.mesh
-        self.scorer = ContinuationScorer(decoder, variables, mesh, config.batch_tokens)
-        rows = round_up(int(batch_size), mesh.shape["data"] * mesh.shape["fsdp"])
-        self.generator = UntilGenerator(decoder, variables, mesh, rows)
-        self.rendered = Renderer()
+        self.scorer = Scorer(decoder, variables, mesh, config.batch_tokens)
+        self.generator = Generator(decoder, variables, mesh, int(batch_size))
 
     @classmethod
     def create_from_arg_obj(
@@ -138,16 +140,17 @@ class JaxalignLM(TemplateLM):
         if self.tokenizer.chat_template is None:
             raise InputError(f"{self.model.path}: the tokenizer has no chat template; leave out --apply_chat_template")
         try:
-            return self.rendered(
-                conversations=[chat_history],
-                chat_template=self.tokenizer.get_chat_template(),
+            text = self.tokenizer.apply_chat_template(
+                chat_history,
+                tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=not add_generation_prompt,
-                **self.tokenizer.special_tokens_map,
             )
-        except NotRendered as error:
+            return str(text)
+        except Exception as error:  # whatever a template raises
             roles = ", ".join(message["role"] for message in chat_history)
-            raise InputError(f"{self.model.path}: the chat template refuses messages of {roles} ({error})") from None
+            why = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"{self.model.path}: the chat template refuses messages of {roles} ({why})") from None
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """The ids of a text, behind those that the tokenizer opens with unless the text spells the first one out.
@@ -156,20 +159,9 @@ class JaxalignLM(TemplateLM):
         one text. Unlike there nothing is put behind it, not even by a tokenizer that ends every text with an EOS.
         """
         if add_special_tokens is None:
-            add_special_tokens = not has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
+            add_special_tokens = not of_lm_eval.has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
         opening = self.model.tokenizer.opening if add_special_tokens else []
         return [*opening, *self.model.tokenizer.template_ids(string)]
-
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """As lm-eval has it, which takes the first token of what follows an empty context; there may be none."""
-        has_tokens = [
-            bool(context or self.tok_encode(text, add_special_tokens=False))
-            for context, text in (request.args for request in requests)
-        ]
-        tell_of([request.args for request, has in zip(requests, has_tokens, strict=True) if not has], NOTHING_TO_SAY)
-        asked = [request for request, has in zip(requests, has_tokens, strict=True) if has]
-        answers = iter(super().loglikelihood(asked, disable_tqdm=disable_tqdm))
-        return [next(answers) if has else SURE for has in has_tokens]
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **_: Any
@@ -179,10 +171,6 @@ class JaxalignLM(TemplateLM):
         A context without a token, as of white space alone, is what begins a text. A continuation without one is as
         likely as can be.
         """
-
-        def tell(index: int, score: Score) -> None:
-            self.cache_hook.add_partial("loglikelihood", requests[asked[index]][0], plain(score))
-
         for texts, _context, continuation in requests:
             if len(continuation) > self.max_length:
                 raise InputError(
@@ -190,60 +178,61 @@ class JaxalignLM(TemplateLM):
                 )
         tell_of([texts for texts, context, _ in requests if not context], NOTHING_BEFORE)
         tell_of([texts for texts, _, continuation in requests if not continuation], NOTHING_TO_SAY)
+        answers = [(0.0, True)] * len(requests)
         asked = [index for index, (_, _, continuation) in enumerate(requests) if continuation]
+
+        def keep(place: int, score: Score) -> None:
+            answers[asked[place]] = score.log_probability, score.is_greedy
+            self.cache_hook.add_partial("loglikelihood", requests[asked[place]][0], answers[asked[place]])
+
         pairs = [(requests[index][1] or [self.prefix_token_id], requests[index][2]) for index in asked]
-        answers = [SURE] * len(requests)
-        for index, score in zip(asked, self.scores(pairs, disable_tqdm, tell), strict=True):
-            answers[index] = plain(score)
+        self.score(pairs, disable_tqdm, keep)
         return answers
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Of each text the log-likelihood, read through windows that say every token once."""
         texts = [request.args[0] for request in requests]
-        windows = [(index, window) for index, text in enumerate(texts) for window in self.windows(text)]
+        windows = [
+            (index, make_disjoint_window(window))
+            for index, text in enumerate(texts)
+            for window in get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, self.max_length, 1)
+        ]
         totals = [0.0] * len(texts)
         left = Counter(index for index, _ in windows)
 
-        def tell(number: int, score: Score) -> None:
+        def keep(number: int, score: Score) -> None:
             index = windows[number][0]
             totals[index] += score.log_probability
             left[index] -= 1
             if not left[index]:
                 self.cache_hook.add_partial("loglikelihood_rolling", (texts[index],), totals[index])
 
-        self.scores([window for _, window in windows], disable_tqdm, tell)
+        self.score([window for _, window in windows], disable_tqdm, keep)
         return totals
 
-    def windows(self, text: str) -> Iterator[tuple[list[int], list[int]]]:
-        """Context and continuation ids of each window."""
-        ids = self.tok_encode(text)
-        return map(make_disjoint_window, get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, 1))
-
-    def scores(
-        self,
-        pairs: Sequence[Sequence[list[int]]],
-        disable_tqdm: bool,
-        tell: Callable[[int, Score], object],
-    ) -> list[Score]:
-        """Scores of (context ids, continuation ids), contexts cut on the left; `tell` hears of each as it is done."""
-        kept = [fitted(context, continuation, self.max_length) for context, continuation in pairs]
+    def score(
+        self, pairs: Sequence[Sequence[list[int]]], disable_tqdm: bool, keep: Callable[[int, Score], object]
+    ) -> None:
+        """Hands `keep` the score of each (context ids, continuation ids) as it is done; contexts are cut on the left
+        where all but the last token of the two would be too many."""
         asked: dict[Any, list[int]] = {}
-        for index, pair in enumerate(kept):
+        for index, (context, continuation) in enumerate(pairs):
+            pair = tuple(context[len(continuation) - self.max_length - 1 :]), tuple(continuation)
             asked.setdefault(pair, []).append(index)
-        scores: dict[int, Score] = {}
         with tqdm(
             total=len(pairs), desc="Scoring continuations", unit="request", disable=disable_tqdm or None
         ) as progress:
-            for found in self.scorer.score(self.model.variables, kept):
+            for found in self.scorer.continuations(self.model.variables, list(asked)):
                 for pair, score in found.items():
                     for index in asked[pair]:
-                        scores[index] = score
-                        tell(index, score)
+                        keep(index, score)
                     progress.update(len(asked[pair]))
-        return [scores[index] for index in range(len(pairs))]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The greedy answer to each prompt, up to the first of its stop strings; long prompts first, batch by batch."""
+        """The greedy answer to each prompt, up to the first of its stop strings; long prompts first, batch by batch.
+
+        Of a prompt as many last tokens are read as leave room for the answer.
+        """
         prompts = [self.tok_encode(request.args[0]) for request in requests]
         tell_of([request.args[:1] for request, ids in zip(requests, prompts, strict=True) if not ids], NOTHING_BEFORE)
         prompts = [ids or [self.prefix_token_id] for ids in prompts]
@@ -251,30 +240,28 @@ class JaxalignLM(TemplateLM):
         for index in sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True):
             groups.setdefault(self.decoding(requests[index].args[1]), []).append(index)
         texts: dict[int, str] = {}
-        size = self.generator.batch_size
+        size = self.generator.runner.batch_size
         with tqdm(total=len(requests), desc="Generating", unit="request", disable=disable_tqdm or None) as progress:
-            for (max_tokens, until), members in groups.items():
+            for (most, until), members in groups.items():
+
+                def has_ended(ids: list[int], until: tuple[str, ...] = until) -> bool:
+                    return self.has_ended(ids, until)
+
                 for batch in (members[first : first + size] for first in range(0, len(members), size)):
-                    found = self.texts([prompts[index] for index in batch], max_tokens, until)
-                    for index, text in zip(batch, found, strict=True):
-                        texts[index] = text
-                        self.cache_hook.add_partial("generate_until", requests[index].args, text)
+                    read = [prompts[index][most - self.max_length :] for index in batch]
+                    found = self.generator(self.model.variables, read, self.end_ids, most, has_ended=has_ended)
+                    for index, answer in zip(batch, found, strict=True):
+                        texts[index] = self.text_until(answer.ids, until)
+                        self.cache_hook.add_partial("generate_until", requests[index].args, texts[index])
                     progress.update(len(batch))
         return [texts[index] for index in range(len(requests))]
 
-    def texts(self, prompts: Sequence[list[int]], max_tokens: int, until: Sequence[str]) -> list[str]:
-        """What follows each prompt, of which as many last tokens are read as leave room for the answer."""
-        read = [prompt[max_tokens - self.max_length :] for prompt in prompts]
-        answers = self.generator.until(
-            self.model.variables, read, self.end_ids, lambda ids: self.has_ended(ids, until), max_tokens
-        )
-        return [self.text_until(answer.ids, until) for answer in answers]
-
     def decoding(self, generation: dict[str, Any]) -> tuple[int, tuple[str, ...]]:
         """What a request's settings ask for: tokens at most, and the strings that end a text."""
-        settings: dict[str, Any] = dict(normalize_gen_kwargs(generation, self.max_gen_toks))
-        until = handle_stop_sequences(settings.pop("until"), eos=self.tokenizer.decode([self.eot_token_id]))
-        max_tokens = settings.pop("max_gen_toks")
+        settings: dict[str, Any] = dict(of_lm_eval.normalize_gen_kwargs(generation, self.max_gen_toks))
+        end = self.tokenizer.decode([self.eot_token_id])
+        until = of_lm_eval.handle_stop_sequences(settings.pop("until"), eos=end)
+        most = settings.pop("max_gen_toks")
         if settings.get("do_sample"):
             raise InputError(
                 f"generation_kwargs: do_sample={generation.get('do_sample')}, "
@@ -285,12 +272,11 @@ class JaxalignLM(TemplateLM):
             raise InputError(
                 f"generation_kwargs: {others[0]}={settings[others[0]]}: no such setting of --model jaxalign"
             )
-        if not 0 < max_tokens < self.max_length:
+        if not 0 < most < self.max_length:
             raise InputError(
-                f"generation_kwargs: max_gen_toks={max_tokens} and the model's length is {self.max_length}; "
-                "set it below, and to 1 or more"
+                f"generation_kwargs: max_gen_toks={most}: set it to 1 or more, below the model's {self.max_length}"
             )
-        return max_tokens, tuple(stop for stop in until if stop)  # lm-eval passes over an empty string, too
+        return most, tuple(stop for stop in until if stop)  # lm-eval passes over an empty string, too
 
     def has_ended(self, ids: list[int], until: Sequence[str]) -> bool:
         """Whether the text holds one of the strings; special tokens count as they are spelt."""
@@ -301,7 +287,7 @@ class JaxalignLM(TemplateLM):
         """The text to the token with which it first held one of the strings, less that string and what follows it."""
         end = bisect_left(range(len(ids)), True, key=lambda count: self.has_ended(ids[:count], until))
         text = self.tokenizer.decode(ids[:end], skip_special_tokens=True)
-        return postprocess_generated_text(text, list(until), None)
+        return of_lm_eval.postprocess_generated_text(text, list(until), None)
 
 
 def tell_of(requests: Sequence[Sequence[str]], what: str) -> None:
@@ -316,26 +302,6 @@ def named(texts: Sequence[str]) -> str:
     return " -> ".join([repr(context[-60:]), *(repr(text[:60]) for text in continuation)])
 
 
-def plain(score: Score) -> tuple[float, bool]:
-    """A score as lm-eval keeps it."""
-    return score.log_probability, score.is_greedy
-
-
-def check_arguments(path: str, batch_tokens: int, batch_size: int | str, others: dict[str, Any]) -> None:
-    """Refuses what would only fail once the model is loaded."""
-    for name in others:
-        near = difflib.get_close_matches(name, ARGUMENTS, n=1)
-        hint = f"{HINTS[name]}. " if name in HINTS else f"did you mean {near[0]}? " if near else ""
-        raise InputError(f"model_args: {name}: no such argument; {hint}There are {', '.join(ARGUMENTS)}")
-    if not path:
-        raise InputError(
-            "model_args: path= is needed: a Hugging Face folder, a GGUF file or an id on the hub (ORG/NAME)"
-        )
-    for name, number in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
-        if not str(number).isdecimal() or not int(number):
-            raise InputError(f"{name}={number}: set it to a number, 1 or more")
-
-
 def checked_length(given: int | None, positions: int) -> int:
     """The tokens that a prompt and its answer take together; `positions`: those of the model, 0 where it names none."""
     longest = positions or NO_MAXIMUM
@@ -346,6 +312,16 @@ def checked_length(given: int | None, positions: int) -> int:
     return given
 
 
-def fitted(context: list[int], continuation: list[int], max_length: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Both, the context without its first tokens where all but the last token of the two would be too many."""
-    return tuple(context[len(continuation) - max_length - 1 :]), tuple(continuation)
+def main() -> int:
+    """lm-eval's command; what our model refuses is one line on stderr and exit code 2."""
+    open_standard_streams()
+    try:
+        cli_evaluate()
+        sys.stdout.flush()
+    except (InputError, OSError) as error:
+        return complain(str(error), 2)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
