@@ -128,7 +128,7 @@ import sys
 from jaxalign.cli.main import attempt
 code = attempt(sys.argv[1:])
 heavy = sorted({name.partition(".")[0] for name in sys.modules} & {"jax", "jaxlib", "flax", "transformers", "torch"})
-sys.exit(code or " ".join(heavy))
+sys.exit(code or " ".join(heavy) or 0)
 """
 
 

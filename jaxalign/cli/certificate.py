@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from jaxalign.cli.independent import Independent, independent_run, is_installed
 from jaxalign.cli.loading import Model, load_model, merged, model_path, with_adapter
 from jaxalign.cli.provenance import versions
+from jaxalign.data.fields import read_object
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.tasks import TASKS, read_task_rows
 from jaxalign.data.tokenizer import Tokenizer
@@ -28,7 +29,6 @@ from jaxalign.model.hub import model_name
 from jaxalign.model.lora import LoraConfig
 from jaxalign.model.transformer import Decoder
 from jaxalign.model.weights import stored_types
-from jaxalign.reporting.fields import read_object
 
 NOT_CHECKED = "not checked"
 ROWS, POSITIONS = 4, 64

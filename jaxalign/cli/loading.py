@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from jaxalign import runtime
 from jaxalign.cli.packaged_model import packaged_gguf
+from jaxalign.data.fields import field, read_object
 from jaxalign.data.languages import language_of, parse_languages
 from jaxalign.data.pairs import Rendering
 from jaxalign.data.prompts import Exemplars, read_exemplars
@@ -32,7 +33,6 @@ from jaxalign.model.quantised import SCHEMES, is_projection, quantise_params, qu
 from jaxalign.model.sharding import put
 from jaxalign.model.transformer import Decoder
 from jaxalign.model.weights import Leaf, Place, load_params, place_on, weights_sha256
-from jaxalign.reporting.fields import field, read_object
 from jaxalign.reporting.folders import read_run_document
 from jaxalign.runtime import agree, processes
 from jaxalign.training.checkpoint import check_name, read_trained

@@ -11,6 +11,7 @@ from jaxalign.cli.data import gather_pairs
 from jaxalign.cli.loading import Model, chosen_languages, out_folder, rendering, split_list
 from jaxalign.cli.provenance import provenance
 from jaxalign.data.batches import fit_pairs, split_heldout
+from jaxalign.data.fields import array, field
 from jaxalign.data.math_problems import MATH_LANGUAGES, MATH_TASKS, read_problems
 from jaxalign.data.pairs import QuestionPair, read_pairs
 from jaxalign.data.tasks import parse_rows
@@ -21,7 +22,6 @@ from jaxalign.evaluation.grid import open_grid, run_grid
 from jaxalign.evaluation.open_cells import TRANSLATION, OpenCell, math_cell, translation_cells
 from jaxalign.files import AnyPath, data_folder, path_of
 from jaxalign.log import tell
-from jaxalign.reporting.fields import field, texts
 from jaxalign.reporting.folders import read_run_document
 from jaxalign.training.checkpoint import read_trained
 
@@ -143,7 +143,7 @@ def heldout_pairs(run: AnyPath, tokenizer: Tokenizer) -> list[QuestionPair]:
             "name files in --config.pairs"
         )
     config = recorded_config(field(document, "config", dict, where), f"{where}, config")
-    pairs = gather_pairs(config, texts(document, "files", where))
+    pairs = gather_pairs(config, array(document, "files", str, where))
     template = field(document, "template", str, where)
     fitted = fit_pairs(render_all(pairs, template, tokenizer), config.batch.length, config.batch.too_long)
     kept, heldout = split_heldout(len(fitted.pairs), config.heldout, config.seed)

@@ -25,6 +25,7 @@ from jaxalign.cli.loading import (
 )
 from jaxalign.cli.provenance import provenance
 from jaxalign.data.check import warn_of_exemplars
+from jaxalign.data.fields import field, read_object
 from jaxalign.data.tasks import TaskRow, parse_rows
 from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import CellKey, GridData, label_cell
@@ -59,7 +60,6 @@ from jaxalign.probing.neurons import (
     specific_neurons,
 )
 from jaxalign.probing.probe import TASK, ProbeRun, probe_texts
-from jaxalign.reporting.fields import field, read_object
 from jaxalign.reporting.figures import write_plots
 from jaxalign.reporting.folders import check_of_one_model
 from jaxalign.reporting.page import token_map_text

@@ -10,9 +10,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from jaxalign.data.fields import array, field
 from jaxalign.errors import InputError
 from jaxalign.files import published
-from jaxalign.reporting.fields import field, texts
 from jaxalign.reporting.folders import Results, TrainingRun
 from jaxalign.reporting.words import VARIANTS, code_block, code_span, markdown_text, percent
 
@@ -34,7 +34,7 @@ def check_recorded(run: TrainingRun) -> None:
     where = str(run.folder / "run.json")
     for name, kind in RECORDED.items():
         field(run.document, name, kind, where)
-    texts(run.document, "files", where)
+    array(run.document, "files", str, where)
     for key in (*HYPER_PARAMETERS, "data", "tasks", "build.control"):
         *sections, name = key.split(".")
         config, place = run.document["config"], f"{where}, config"

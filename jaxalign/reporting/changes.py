@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxalign.data.fields import array, field, read_object
 from jaxalign.errors import InputError
 from jaxalign.files import read_npz
 from jaxalign.probe_files import Probe
-from jaxalign.reporting.fields import field, languages, read_object, whole_numbers
+from jaxalign.reporting.folders import codes_of
 from jaxalign.reporting.words import ARROW, Table, interval_text, language_title, signed
 from jaxalign.statistics import (
     bootstrap_intervals,
@@ -271,7 +272,7 @@ def pair_groups(codes: Sequence[str]) -> dict[str, list[int]]:
     return lines
 
 
-class Numbers(NamedTuple):
+class Column(NamedTuple):
     """What one column of a table says of each language in one run."""
 
     values: np.ndarray
@@ -282,7 +283,7 @@ class Numbers(NamedTuple):
 
 def numbers_table(
     head: str,
-    runs: Sequence[Mapping[str, Numbers]],
+    runs: Sequence[Mapping[str, Column]],
     codes: Sequence[str],
     note: str,
     *,
@@ -317,9 +318,9 @@ def numbers_table(
     return Table([head, *columns], lines, note)
 
 
-def largest(values: np.ndarray) -> Numbers:
+def largest(values: np.ndarray) -> Column:
     """The largest value over the layers, and which layer has it; float64 [languages, layers]."""
-    return Numbers(values.max(axis=1), [f" (layer {peak + 1})" for peak in values.argmax(axis=1)])
+    return Column(values.max(axis=1), [f" (layer {peak + 1})" for peak in values.argmax(axis=1)])
 
 
 def lens_table(runs: Mapping[str, Probe], codes: Sequence[str]) -> Table:
@@ -335,8 +336,8 @@ def lens_table(runs: Mapping[str, Probe], codes: Sequence[str]) -> Table:
     numbers = [
         {
             "largest English mass": largest(mean(probe, "latent", shown)),
-            "in-language mass at the output": Numbers(np.where(is_english, np.nan, mean(probe, "out", shown)[:, -1])),
-            "entropy at the output, bits": Numbers(mean(probe, "entropy", shown)[:, -1]),
+            "in-language mass at the output": Column(np.where(is_english, np.nan, mean(probe, "out", shown)[:, -1])),
+            "entropy at the output, bits": Column(mean(probe, "entropy", shown)[:, -1]),
         }
         for probe in runs.values()
     ]
@@ -361,7 +362,7 @@ def attribution_table(runs: Mapping[str, Probe], codes: Sequence[str]) -> Table:
         {
             "largest mass on English": largest(np.stack([mass(probe, code, "en") for code in codes])),
             # Of English that is the same language.
-            "mass on its own language at the output": Numbers(
+            "mass on its own language at the output": Column(
                 np.array([mass(probe, code, code)[-1] if code != "en" else np.nan for code in codes])
             ),
         }
@@ -410,15 +411,15 @@ def effect_table(name: str, runs: Mapping[str, Probe], codes: Sequence[str]) -> 
         own, beyond = (change[kind].diagonal().T for kind in (0, 2))
         others = [np.delete(change[0, k, :, 0], k).mean() if len(codes) > 1 else np.nan for k in range(len(codes))]
         columns = {
-            "own neurons": Numbers(own[:, 0]),
-            "the same, on other languages": Numbers(np.array(others)),
-            "own less random neurons": Numbers(
+            "own neurons": Column(own[:, 0]),
+            "the same, on other languages": Column(np.array(others)),
+            "own less random neurons": Column(
                 beyond[:, 0], [f" ({interval_text(bounds, effect.decimals)})" for bounds in beyond[:, 1:]]
             ),
         }
         if name == "transplant":
             base, tuned = probe.arrays["perplexity"][:2, places].astype(float)
-            columns["the whole tuning"] = Numbers(np.log(tuned / base))
+            columns["the whole tuning"] = Column(np.log(tuned / base))
         numbers.append(columns)
     done, of_tuning = effect.done, ""
     if name == "transplant":
@@ -461,7 +462,7 @@ def read_neurons(folders: Mapping[str, Path]) -> Neurons:
                 f"{paths[0].parent} and {paths[-1].parent}: selection.json has {name} {first.get(name)!r} in one and "
                 f"{documents[-1].get(name)!r} in the other; select both alike"
             )
-    codes = languages(first, "language", str(paths[0]))
+    codes = codes_of(first, "language", str(paths[0]))
     if not codes:
         raise InputError(f"{paths[0]}: language is empty; run `jaxalign neurons` again")
     selections = [selection_of(path, document, codes) for path, document in zip(paths, documents, strict=True)]
@@ -506,7 +507,7 @@ def selection_of(
     size = [field(document, name, int, where) for name in ("layers", "neurons_per_layer")]
     classes = field(document, "classes_per_layer", dict, where)
     for name in classes:
-        if len(whole_numbers(classes, name, f"{where}, classes_per_layer")) != size[0]:
+        if len(array(classes, name, int, f"{where}, classes_per_layer")) != size[0]:
             raise InputError(f"{where}, classes_per_layer, {name}: {size[0]} whole numbers are needed; select again")
     arrays = read_npz(stored)
     for code in codes:

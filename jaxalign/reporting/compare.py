@@ -15,7 +15,7 @@ import numpy as np
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.errors import InputError
 from jaxalign.reporting.changes import LEVEL, PairedChange, correlation_change, geometry_change
-from jaxalign.reporting.folders import Cell, Failure, Key, Results, TrainingRun, find_run, read_results, read_run
+from jaxalign.reporting.folders import Failure, Key, Results, ScoredCell, TrainingRun, find_run, read_results, read_run
 from jaxalign.reporting.words import block_title, cells_text
 from jaxalign.statistics import (
     benjamini_hochberg,
@@ -49,7 +49,7 @@ class RunScore:
 
 
 @dataclass(frozen=True)
-class Score:
+class CellScore:
     """One cell under one scoring rule. Accuracies are shares, what is in points percentage points."""
 
     accuracy_before: float
@@ -82,7 +82,7 @@ class Score:
 
 @dataclass(frozen=True)
 class MeanScore:
-    """Plain means over the languages of a slice, and over runs, under one scoring rule; units as in Score."""
+    """Plain means over the languages of a slice, and over runs, under one scoring rule; units as in CellScore."""
 
     accuracy_before: float
     accuracy_after: float
@@ -100,13 +100,13 @@ class PairedCell:
     key: Key
     seen: bool | None
     """whether the language is a source or target of the tuning; None where that is not recorded"""
-    before: Cell
-    afters: Sequence[Cell]
+    before: ScoredCell
+    afters: Sequence[ScoredCell]
     """one for each run"""
     rows: Sequence[int]
     """numbers of the rows, ascending"""
-    corrected: Score
-    reference: Score
+    corrected: CellScore
+    reference: CellScore
 
     @property
     def language(self) -> str:
@@ -118,7 +118,7 @@ class PairedCell:
         return self.key.task, self.key.variant
 
     @property
-    def after(self) -> Cell:
+    def after(self) -> ScoredCell:
         """The first run's."""
         return self.afters[0]
 
@@ -297,13 +297,13 @@ def common_rows(results: Sequence[Results], key: Key) -> list[int]:
     return rows
 
 
-def right_answers(cells: Sequence[Cell], rows: Sequence[int], scoring: str) -> np.ndarray:
+def right_answers(cells: Sequence[ScoredCell], rows: Sequence[int], scoring: str) -> np.ndarray:
     """What was answered right on the given row numbers: bool [1 + runs, rows], BEFORE first."""
     name = SCORINGS[scoring]
     return np.array([[getattr(cell.predictions[row], name) for row in rows] for cell in cells], bool)
 
 
-def scores(answers: Sequence[np.ndarray]) -> list[Score]:
+def scores(answers: Sequence[np.ndarray]) -> list[CellScore]:
     """The scores of all cells, adjusted over them.
 
     Args:
@@ -329,12 +329,12 @@ def run_score(before: np.ndarray, after: np.ndarray) -> RunScore:
     return RunScore(right, wilson_interval(right, len(after), 1 - LEVEL), test.lost, test.won, test.p_value)
 
 
-def score(answers: np.ndarray, runs: Sequence[RunScore], p_value: float, p_holm: float, p_bh: float) -> Score:
+def score(answers: np.ndarray, runs: Sequence[RunScore], p_value: float, p_holm: float, p_bh: float) -> CellScore:
     count, right = answers.shape[1], int(answers[0].sum())
     changed = max(run.lost + run.won for run in runs) / count
     detectable = smallest_detectable_difference(count, changed, level=LEVEL, power=POWER)
     before, after = right / count, sum(run.correct for run in runs) / (len(runs) * count)
-    return Score(
+    return CellScore(
         accuracy_before=before,
         interval_before=wilson_interval(right, count, 1 - LEVEL),
         accuracy_after=after,

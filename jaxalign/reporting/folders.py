@@ -13,20 +13,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxalign.data.fields import array, field, read_object, value_of
 from jaxalign.data.languages import code_of, language_of
 from jaxalign.data.tasks import task_named
 from jaxalign.errors import InputError
 from jaxalign.files import AnyPath, read_json_lines, read_npz
 from jaxalign.log import whole_rows
 from jaxalign.probe_files import Probe
-from jaxalign.reporting.fields import field, languages, read_object, share, whole_numbers
 from jaxalign.reporting.words import VARIANTS
 from jaxalign.statistics import MEASURES
 
 RUN_FILES = ("run.json", "metrics.jsonl")
 BY_LANGUAGE = ["language", "layer"]
 BY_ROW, BY_BOUND = [*BY_LANGUAGE, "row"], [*BY_LANGUAGE, "bound"]
-ARRAYS: Mapping[str, Mapping[str, list[str]]] = {
+PROBE_ARRAYS: Mapping[str, Mapping[str, list[str]]] = {
     "logit_lens": {
         f"{way}{quantity}_{statistic}": BY_LANGUAGE
         for way in ("", "unshared_")
@@ -58,7 +58,7 @@ ARRAYS: Mapping[str, Mapping[str, list[str]]] = {
     },
 }
 """Probe -> the arrays that reports are made of, and their axes."""
-DOCUMENTS = (*ARRAYS, "neuron_counts", "selection")
+DOCUMENTS = (*PROBE_ARRAYS, "neuron_counts", "selection")
 """JSON files of probes that say what model they are of."""
 
 
@@ -82,7 +82,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Cell:
+class ScoredCell:
     """One task in one language and variant: its entry in `results.json` and its predictions by row number."""
 
     key: Key
@@ -131,7 +131,7 @@ class Results:
     """One evaluation, with the probes that lie beside it."""
 
     folder: Path
-    cells: Mapping[Key, Cell]
+    cells: Mapping[Key, ScoredCell]
     """in the order of `results.json`"""
     failures: Sequence[Failure]
     task_versions: Mapping[str, int]
@@ -201,9 +201,9 @@ def read_results(folder: Path) -> Results:
     if document["adapter"] is not None:
         field(document, "adapter", str, where)
     if document["tuned_on"] is not None:
-        document["tuned_on"] = languages(document, "tuned_on", where)
+        document["tuned_on"] = codes_of(document, "tuned_on", where)
     predictions = read_predictions(folder / "predictions.jsonl")
-    cells: dict[Key, Cell] = {}
+    cells: dict[Key, ScoredCell] = {}
     for index, entry in enumerate(field(document, "cells", list, where)):
         cell = read_cell(entry, predictions, f"{path}, cell {index}")
         if cell.key in cells:
@@ -228,6 +228,18 @@ def read_results(folder: Path) -> Results:
         timing=read_object(timing) if timing.is_file() else {},
         probes=probes,
     )
+
+
+def codes_of(document: Mapping[str, Any], name: str, where: str) -> list[str]:
+    """Codes of the languages in document[name], an array."""
+    return [language_of(language, f"{where}, {name}").code for language in array(document, name, str, where)]
+
+
+def share(value: Any, where: str) -> float:
+    """A number between 0 and 1, a rounding error above 1 allowed."""
+    if not 0 <= value_of(value, float, where) <= 1 + 1e-4:
+        raise InputError(f"{where}: a number between 0 and 1 is needed, found {value}")
+    return float(value)
 
 
 def read_key(entry: Any, where: str) -> Key:
@@ -272,11 +284,11 @@ def read_predictions(path: Path) -> dict[Key, dict[int, Prediction]]:
     return grid
 
 
-def read_cell(entry: Any, grid: Mapping[Key, Mapping[int, Prediction]], where: str) -> Cell:
+def read_cell(entry: Any, grid: Mapping[Key, Mapping[int, Prediction]], where: str) -> ScoredCell:
     """One entry of `results.json`, joined with its predictions, which must agree with it."""
     key = read_key(entry, where)
     whole_word = entry.get("accuracy_whole_word")
-    cell = Cell(
+    cell = ScoredCell(
         key=key,
         prompts=field(entry, "prompts", str, where),
         accuracy_whole_word=None if whole_word is None else share(whole_word, f"{where}, field 'accuracy_whole_word'"),
@@ -339,49 +351,49 @@ def read_run(folder: AnyPath) -> TrainingRun:
 def read_run_document(folder: AnyPath) -> dict[str, Any]:
     """`run.json` of a run, its languages checked."""
     path = folder / "run.json"
-    document = read_object(path)
+    document = dict(read_object(path))
     if "languages" in document:
         spoken = field(document, "languages", dict, str(path))
         for side in ("sources", "targets", *(["seen"] if spoken.get("seen") is not None else [])):
-            spoken[side] = languages(spoken, side, f"{path}, languages")
+            spoken[side] = codes_of(spoken, side, f"{path}, languages")
     return document
 
 
 def read_probes(folder: Path) -> dict[str, Probe]:
-    """Name -> what `probe` left in a folder, of those in ARRAYS; a damaged file raises InputError."""
-    probes = {name: read_probe(folder, name) for name in ARRAYS}
+    """Name -> what `probe` left in a folder, of those in PROBE_ARRAYS; a damaged file raises InputError."""
+    probes = {name: checked_probe(folder, name) for name in PROBE_ARRAYS}
     return {name: probe for name, probe in probes.items() if probe is not None}
 
 
-def read_probe(folder: Path, name: str) -> Probe | None:
-    """`name`.npz and `name`.json, or None where neither is; the document names the axes of every array in ARRAYS."""
+def checked_probe(folder: Path, name: str) -> Probe | None:
+    """`name`.npz and `name`.json, or None where neither is; the document names the axes of all in PROBE_ARRAYS."""
     described, stored = folder / f"{name}.json", folder / f"{name}.npz"
     if not described.is_file() and not stored.is_file():
         return None
-    document, where = read_object(described), str(described)
+    document, where = dict(read_object(described)), str(described)
     lengths = {"component": 2}
-    for axis in sorted({axis for axes in ARRAYS[name].values() for axis in axes} - {"component"}):
+    for axis in sorted({axis for axes in PROBE_ARRAYS[name].values() for axis in axes} - {"component"}):
         if axis in ("layer", "row"):
-            whole_numbers(document, axis, where)
+            array(document, axis, int, where)
         elif axis.endswith("language") and axis != "token_language":
-            document[axis] = languages(document, axis, where)
+            document[axis] = codes_of(document, axis, where)
         lengths[axis] = len(field(document, axis, list, where))
     read_facts(name, document, where)
     axes, arrays = field(document, "axes", dict, where), read_npz(stored)
-    for array, expected in ARRAYS[name].items():
-        if array not in arrays:
-            raise InputError(f"{stored}: no array {array!r}; probe again")
-        values, shape = arrays[array], tuple(lengths[axis] for axis in expected)
-        if axes.get(array) != expected or values.shape != shape:
-            raise InputError(f"{stored}: {array} is {values.shape}, {described.name} says {shape}; probe again")
+    for part, expected in PROBE_ARRAYS[name].items():
+        if part not in arrays:
+            raise InputError(f"{stored}: no array {part!r}; probe again")
+        values, shape = arrays[part], tuple(lengths[axis] for axis in expected)
+        if axes.get(part) != expected or values.shape != shape:
+            raise InputError(f"{stored}: {part} is {values.shape}, {described.name} says {shape}; probe again")
         if values.dtype.kind not in "fiu":
-            raise InputError(f"{stored}: {array} is {values.dtype}; numbers are needed: probe again")
+            raise InputError(f"{stored}: {part} is {values.dtype}; numbers are needed: probe again")
         if name == "logit_lens":  # a language without surviving rows has no means
-            counts = document["unshared_surviving_rows" if array.startswith("unshared_") else "surviving_rows"]
+            counts = document["unshared_surviving_rows" if part.startswith("unshared_") else "surviving_rows"]
             values = values[[index for index, code in enumerate(document["language"]) if counts[code]]]
         if wrong := int((~np.isfinite(values)).sum()):
-            raise InputError(f"{stored}: {wrong} of {values.size} values of {array} are not finite; probe again")
-    return Probe({array: arrays[array] for array in ARRAYS[name]}, document)
+            raise InputError(f"{stored}: {wrong} of {values.size} values of {part} are not finite; probe again")
+    return Probe({part: arrays[part] for part in PROBE_ARRAYS[name]}, document)
 
 
 def read_facts(name: str, document: dict[str, Any], where: str) -> None:

@@ -19,6 +19,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from jaxalign.data.fields import field, read_object
 from jaxalign.data.tasks import TASKS
 from jaxalign.errors import InputError
 from jaxalign.files import published, write_text
@@ -34,14 +35,13 @@ from jaxalign.reporting.changes import (
     read_neurons,
 )
 from jaxalign.reporting.compare import Comparison, PairedCell, compare
-from jaxalign.reporting.fields import field, read_object
 from jaxalign.reporting.folders import TrainingRun, model_documents, model_of_all, read_probes
 from jaxalign.reporting.text import notes
 from jaxalign.reporting.words import (
     Table,
     block_title,
     cells_text,
-    counted,
+    count_text,
     interval_text,
     language_title,
     number_text,
@@ -136,7 +136,7 @@ def page(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    formats = (percent, signed, language_title, cells_text, p_text, interval_text, number_text, counted, fact_text)
+    formats = (percent, signed, language_title, cells_text, p_text, interval_text, number_text, count_text, fact_text)
     environment.filters |= {format.__name__: format for format in formats}
     environment.filters["pretty"] = partial(json.dumps, ensure_ascii=False, indent=2)
     return environment.get_template(template).render(**values)

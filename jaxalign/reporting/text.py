@@ -19,7 +19,7 @@ from jaxalign.reporting.words import (
     block_title,
     cells_text,
     code_span,
-    counted,
+    count_text,
     interval_text,
     language_title,
     number_text,
@@ -222,7 +222,7 @@ def notes(comparison: Comparison) -> list[str]:
     texts = [
         "Accuracies in %, gains and deviations in percentage points, under corrected scoring; only rows that all "
         "folders scored.",
-        f"** significant at {level} after Holm's correction over the {counted(cells, 'cell')} of this comparison; "
+        f"** significant at {level} after Holm's correction over the {count_text(cells, 'cell')} of this comparison; "
         f"* only after Benjamini and Hochberg's (of all marks {level} are false on average at most).",
         "p: exact McNemar test, two-sided; Holm, B-H: p after correction; detectable: the smallest gain that one "
         f"uncorrected test of this cell finds with {100 * POWER:.0f} % power.",
@@ -239,8 +239,8 @@ def notes(comparison: Comparison) -> list[str]:
     for block, (of_block, means) in comparison.by_block.items():
         if any(len(cell.rows) > means[0].count for cell in of_block):
             texts.append(
-                f"Means of {block_title(*block)} are over the {counted(means[0].count, 'row')} that all its languages "
-                "have; the others were left out."
+                f"Means of {block_title(*block)} are over the {count_text(means[0].count, 'row')} that all its "
+                "languages have; the others were left out."
             )
     texts += [change.table().note for change in (comparison.geometry, comparison.correlations) if change]
     for side, keys in (("before", comparison.only_before), ("after", comparison.only_after)):

@@ -65,7 +65,7 @@ def cells_text(keys: Iterable[tuple[str, str, str]]) -> str:
     return ", ".join(f"{name} {' '.join(codes)}" for name, codes in blocks.items())
 
 
-def counted(number: int, noun: str) -> str:
+def count_text(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 

@@ -16,7 +16,7 @@ from jaxalign.probing.geometry import GEOMETRY_AXES, PCA_AXES, geometry_arrays, 
 from jaxalign.probing.logit_lens import LanguageLens, LensRows, lens_probe
 from jaxalign.probing.masking import EFFECTS
 from jaxalign.probing.neurons import ActivationCounts, selection_probes
-from jaxalign.reporting.folders import ARRAYS, Key
+from jaxalign.reporting.folders import PROBE_ARRAYS, Key
 from jaxalign.statistics import wilson_interval
 
 VERSIONS = {"jax": "0.10.2", "flax": "0.12.8", "jaxalign": "0.1.0"}
@@ -274,7 +274,7 @@ def write_transplant(folder: Path, languages: Sequence[str]) -> None:
         ["base", "tuned", *languages, *(f"random, as {code}" for code in languages)],
     )
     document = {
-        "axes": ARRAYS["transplant"],
+        "axes": PROBE_ARRAYS["transplant"],
         "language": list(languages),
         "transplanted_language": list(languages),
         "effect": list(EFFECTS),

@@ -25,7 +25,7 @@ from jaxalign.reporting.changes import (
     likeness_table,
     read_neurons,
 )
-from jaxalign.reporting.folders import read_probe
+from jaxalign.reporting.folders import checked_probe
 from jaxalign.statistics import MEASURES, row_values
 from tests.reporting.folders import write_geometry, write_pca, write_selection
 
@@ -94,7 +94,7 @@ def components(tmp_path: Path) -> tuple[Path, Path]:
 def paired(before: Path, after: Path) -> PairedChange | None:
     name = "pca" if (before / "pca.json").is_file() else "geometry"
     change = correlation_change if name == "pca" else geometry_change
-    return change(read_probe(before, name), read_probe(after, name))
+    return change(checked_probe(before, name), checked_probe(after, name))
 
 
 def test_geometry_changes_are_of_the_same_rows_and_languages(geometries: tuple[Path, Path]):
@@ -166,16 +166,16 @@ def test_other_rows_layers_or_states_are_not_paired(request: pytest.FixtureReque
 
 def test_one_side_or_other_languages_are_not_paired(geometries: tuple[Path, Path], components: tuple[Path, Path]):
     before, after = geometries
-    assert geometry_change(read_probe(before, "geometry"), None) is None
-    assert correlation_change(read_probe(before, "pca"), None) is None
+    assert geometry_change(checked_probe(before, "geometry"), None) is None
+    assert correlation_change(checked_probe(before, "pca"), None) is None
     write_geometry(after, ("th",), shared=1.0)
-    assert geometry_change(read_probe(before, "geometry"), read_probe(after, "geometry")) is None
+    assert geometry_change(checked_probe(before, "geometry"), checked_probe(after, "geometry")) is None
     write_pca(after, ["en", "de", "zh"], ["en"], layers=2)
     assert paired(before, after) is None
 
 
 def test_one_model_has_its_correlations_with_english(components: tuple[Path, Path]):
-    probe = read_probe(components[1], "pca")
+    probe = checked_probe(components[1], "pca")
     assert probe is not None
     table = likeness_table("pca", probe)
     assert table.head[0] == "correlation, layer 1" and [line[0] for line in table.lines] == ["sw Swahili", "de German"]

@@ -13,7 +13,7 @@ import pytest
 from jaxalign.errors import InputError
 from jaxalign.files import published, read_json, read_npz, write_json
 from jaxalign.reporting.compare import compare
-from jaxalign.reporting.folders import read_probe, read_probes
+from jaxalign.reporting.folders import checked_probe, read_probes
 from jaxalign.reporting.page import geometry_section, made_by, small_multiples, write_report
 from jaxalign.reporting.words import VARIANTS, interval_text, p_text, signed
 from tests.reporting.folders import (
@@ -381,7 +381,7 @@ def test_the_lens_without_shared_tokens_is_shown_where_it_differs(tmp_path: Path
     for languages, pages in ((["en", "de"], 2), (["en"], 1)):
         # No row of German survives the study's filter.
         write_lens(tmp_path, languages, layers=2, rows=3)
-        lens = read_probe(tmp_path, "logit_lens")
+        lens = checked_probe(tmp_path, "logit_lens")
         assert lens is not None and len(small_multiples(lens, "base")) == pages
 
 
