@@ -162,7 +162,7 @@ COUNTS = st.fixed_dictionaries(
     ids=["no array", "cut off", "a list as key", "keys of two types", "terabytes"],
 )
 def test_what_numpy_trips_over(tmp_path, content):
-    with pytest.raises(InputError, match=r"not a whole \.npz file of plain arrays"):
+    with pytest.raises(InputError, match=r"not a whole \.npz file of"):
         read_selection(written(tmp_path / "arrays.npz", zipped({"en": content})), ["en"])
 
 
