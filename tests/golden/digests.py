@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-PASSED_OVER = {"checkpoints", "cells", "timing.json", "tokenizer.json", "tokenizer_config.json"}
+PASSED_OVER = {"checkpoints", "cells", "timing.json", "open_timing.json", "tokenizer.json", "tokenizer_config.json"}
 """Names of files and folders whose content is another library's, only read back by a resumed run, or varies."""
 VARYING = {"command", "versions", "seconds", "watch_seconds", "compile_seconds"}
 PROSE = {"note", "notes", "units", "constants", "combined", "reason", "bound"}
