@@ -1,4 +1,4 @@
-"""What of a command's outputs must not change: digests of arrays, fields and tables, and how far two outputs differ."""
+"""What of a command's outputs must not change: digests of arrays, fields, tables and figures; how far two are apart."""
 
 import hashlib
 import json
@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-PASSED_OVER = {"checkpoints", "cells", "timing.json", "tokenizer.json", "tokenizer_config.json"}
+PASSED_OVER = {"checkpoints", "cells", "timing.json", "open_timing.json", "tokenizer.json", "tokenizer_config.json"}
 """Names of files and folders whose content is another library's, only read back by a resumed run, or varies."""
-DRAWN = (".svg", ".pdf")
-"""Figures: that they are there, not how they look."""
 VARYING = {"command", "versions", "seconds", "watch_seconds", "compile_seconds"}
 PROSE = {"note", "notes", "units", "constants", "combined", "reason", "bound"}
 OF_ANOTHER_PATH = {"independent", "largest_difference", "mean_difference", "largest_logit"}
@@ -40,8 +38,8 @@ def parts_of_file(file: Path, folder: Path) -> Parts:
     if file.suffix == ".safetensors":
         with safe_open(file, "torch") as tensors:
             return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-    if file.suffix in DRAWN:
-        return {"": "a figure"}
+    if file.suffix == ".pdf":
+        return {"": "a figure"}  # the SVG beside it tells its numbers
     text = file.read_text(encoding="utf-8").replace(str(folder.resolve().parent), "ROOT")
     if file.suffix == ".json":
         document = settled(json.loads(text))
@@ -54,7 +52,10 @@ def parts_of_file(file: Path, folder: Path) -> Parts:
         return {name: [row.get(name) for row in rows] for name in names}
     if file.suffix == ".html":
         tables = [cells for cells in Tables.of(text) if cells[0] != "package"]  # that of the versions
-        return {f"table {number}": cells for number, cells in enumerate(tables)}
+        drawn = {f"figure {number}": numbers for number, numbers in enumerate(figures_of(text))}
+        return {f"table {number}": cells for number, cells in enumerate(tables)} | drawn
+    if file.suffix == ".svg":
+        return {f"figure {number}": numbers for number, numbers in enumerate(figures_of(text))}
     if file.suffix == ".md":
         lines = re.sub(r"```.*?```|## (?:Check|Versions).*?(?=\n## |\Z)", "", text, flags=re.DOTALL).splitlines()
         return {
@@ -69,6 +70,11 @@ def settled(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: settled(item) for name, item in value.items() if name not in LEFT_OUT}
     return [settled(item) for item in value] if isinstance(value, list) else value
+
+
+def figures_of(text: str) -> list[Any]:
+    """The numbers of the figures in an SVG file or a page, as figures.py notes them."""
+    return [json.loads(numbers) for numbers in re.findall("<desc>(.*?)</desc>", text)]
 
 
 class Tables(HTMLParser):
@@ -161,7 +167,7 @@ def apart(before: Any, after: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
     elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         pairs = [(f"{path}[{i}]", one, two) for i, (one, two) in enumerate(zip(before, after, strict=True))]
     else:
-        if before != after:
+        if before != after and not (before != before and after != after):
             yield path, before, after
         return
     found = [leaf for place, one, two in pairs for leaf in apart(one, two, place)]

@@ -11,8 +11,11 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 import jaxalign as ja
 from jaxalign.cli.main import main
+from tests.golden.figures import save_numbers
 
 COMMANDS = [
     line
@@ -44,6 +47,7 @@ SHORT = {
 
 def run_all(verbs: Collection[str] = ()) -> None:
     """Runs every command, or those of the verbs named, and notes in made.json which files each has made."""
+    setattr(Figure, "savefig", save_numbers)  # noqa: B010
     note = Path("made.json")
     made = json.loads(note.read_text()) if note.is_file() else {}
     chosen = [line for line in (*COMMANDS, LIBRARY) if not verbs or verb_of(line) in verbs]

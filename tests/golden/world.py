@@ -39,8 +39,9 @@ def make_world(root: Path) -> None:
     save_model(root / "llama", transformers.LlamaForCausalLM(llama), byte_level)
     write_gguf(root / "llama.gguf", transformers.LlamaForCausalLM(llama), byte_level)
     layers = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
+    whole_blocks: dict[str, Any] = SIZES | {"hidden_size": 64, "intermediate_size": 128}  # of nf4
     gemma = transformers.Gemma3TextConfig(
-        **SIZES | {"hidden_size": 64, "intermediate_size": 128},  # whole blocks of nf4
+        **whole_blocks,
         vocab_size=len(pieces),
         num_hidden_layers=len(layers),
         layer_types=layers,
@@ -147,7 +148,7 @@ def write_gguf(path: Path, model: Any, tokenizer: transformers.PreTrainedTokeniz
     writer.add_token_types([3 if token in SPECIAL else 1 for token in tokens])
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     writer.add_token_merges([" ".join(pair) for pair in merges])
-    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_eos_token_id(vocabulary[SPECIAL[0]])
     names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
     parts = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
     parts |= {f"self_attn.{name}_proj": f"attn_{name}" for name in "qkv"} | {"self_attn.o_proj": "attn_output"}
