@@ -27,7 +27,6 @@ from workers import answer, exit_code, peak_mib, surroundings
 
 from jaxalign import files
 from jaxalign.cli.configuration import config_with
-from jaxalign.cli.loading import config_and_tokenizer
 from jaxalign.cli.train import plans
 from jaxalign.data import batches
 from jaxalign.data.batches import BatchPlan, TokenisedPairs, fit_pairs
@@ -38,6 +37,7 @@ from jaxalign.data.templates import edges, render_all
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.files import MINI
+from jaxalign.load import config_and_tokenizer
 
 WAYS = ("before", "after")
 LAYOUTS = {"pairs": {}, "rows": {"pairs_per_step": 0, "rows_per_step": 16}}

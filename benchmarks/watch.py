@@ -21,8 +21,8 @@ from workers import exit_code, surroundings
 import jaxalign as ja
 from jaxalign.cli.configuration import config_from_flags
 from jaxalign.cli.evaluate import chosen_cells, prompt_style
-from jaxalign.cli.loading import chosen_languages, evaluation_data
 from jaxalign.cli.probe import capture_of
+from jaxalign.cli.settings import chosen_languages, evaluation_data
 from jaxalign.cli.train import lora_config
 from jaxalign.cli.watch import watch_config, watch_names
 from jaxalign.data.batches import BatchPlan

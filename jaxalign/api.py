@@ -25,15 +25,16 @@ from jaxalign.cli.data import gather_pairs
 from jaxalign.cli.demo import demo as run_demo
 from jaxalign.cli.evaluate import check_settings, chosen_cells, evaluate_model
 from jaxalign.cli.export import export as export_run
-from jaxalign.cli.loading import Model, load_model, rendering, run_folder
 from jaxalign.cli.open_answers import open_tasks
 from jaxalign.cli.probe import check_probe_settings, probe_model, probes_of
 from jaxalign.cli.provenance import command
+from jaxalign.cli.settings import load_model, rendering, run_folder
 from jaxalign.cli.train import check_train_settings, train_model
 from jaxalign.cli.watch import check_watch_settings
 from jaxalign.data.pairs import QuestionPair, pair_of
 from jaxalign.errors import InputError, gather
 from jaxalign.files import AnyPath, check_bucket, local_path, path_of, read_json, read_npz
+from jaxalign.load import Model
 from jaxalign.reporting.gains import Gains, measure_gains
 from jaxalign.reporting.html import write_report
 from jaxalign.reporting.probe_files import Probe

@@ -319,7 +319,7 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         partial.chmod(mode)  # safetensors lets nobody else read what it writes
 
 
-MINI = Path(__file__).parent / "mini"
+MINI = Path(__file__).parent / "data" / "mini"
 
 
 def data_folder(name: str) -> Path:

@@ -21,6 +21,7 @@ ROWS = (
     ("data", "model"),
     ("training", "evaluation", "probing"),
     ("reporting", "planning"),
+    ("load",),
     ("cli",),
     ("api", "lm_eval", "__main__"),
 )

@@ -17,13 +17,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxalign.cli.independent import Independent, independent_run, is_installed
-from jaxalign.cli.loading import Model, load_model, merged, model_path, with_adapter
 from jaxalign.cli.provenance import versions
+from jaxalign.cli.settings import load_model
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.tasks import TASKS, read_task_rows
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.files import MINI, path_of, published, sha256_of
+from jaxalign.load import Model, merged, model_path, with_adapter
 from jaxalign.model.hub import model_name
 from jaxalign.model.lora import LoraConfig
 from jaxalign.model.transformer import Decoder

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from jaxalign.cli.loading import chosen_tasks, out_folder, rendering, split_list
+from jaxalign.cli.settings import chosen_tasks, out_folder, rendering, split_list
 from jaxalign.data.build import build_examples, write_pairs
 from jaxalign.data.pairs import QuestionPair, read_pairs
 from jaxalign.data.study import import_study

@@ -7,14 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxalign.cli.loading import (
-    chosen_languages,
-    chosen_tasks,
-    config_and_tokenizer,
-    model_path,
-    out_folder,
-    rendering,
-)
+from jaxalign.cli.settings import chosen_languages, chosen_tasks, out_folder, rendering
 from jaxalign.data.check import (
     control_characters,
     describe_labels,
@@ -32,6 +25,7 @@ from jaxalign.data.templates import resolve_template
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.files import data_folder, write_json
+from jaxalign.load import config_and_tokenizer, model_path
 from jaxalign.reporting.escaping import one_line
 
 

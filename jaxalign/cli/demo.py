@@ -10,12 +10,13 @@ from ml_collections import ConfigDict
 from jaxalign.cli.data import build_pairs
 from jaxalign.cli.evaluate import check_settings, evaluate_model
 from jaxalign.cli.export import export
-from jaxalign.cli.loading import load_model, refuse_paths, with_adapter
 from jaxalign.cli.probe import probe_model, probes_of
 from jaxalign.cli.report import report
+from jaxalign.cli.settings import load_model, refuse_paths
 from jaxalign.cli.train import check_train_settings, train_model
 from jaxalign.errors import InputError
 from jaxalign.files import check_writable, local_path
+from jaxalign.load import with_adapter
 from jaxalign.reporting.tables import compare, plain_text_table
 
 PROBED = "0:12"

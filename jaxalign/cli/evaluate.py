@@ -6,19 +6,17 @@ from typing import Any, get_args
 import jax
 from ml_collections import ConfigDict
 
-from jaxalign.cli.loading import (
-    Model,
+from jaxalign.cli.open_answers import OPEN_TASKS, check_open_answers, evaluate_open_answers, open_tasks
+from jaxalign.cli.provenance import provenance
+from jaxalign.cli.settings import (
     chosen_languages,
     chosen_tasks,
     evaluation_data,
     load_model,
-    merged,
     out_folder,
     refuse_paths,
     split_list,
 )
-from jaxalign.cli.open_answers import OPEN_TASKS, check_open_answers, evaluate_open_answers, open_tasks
-from jaxalign.cli.provenance import provenance
 from jaxalign.data.check import warn_of_exemplars
 from jaxalign.data.prompts import PromptStyle, Variant, differences_table
 from jaxalign.data.tasks import TASKS, parse_rows, read_task_rows
@@ -28,6 +26,7 @@ from jaxalign.evaluation.grid import evaluate_grid
 from jaxalign.evaluation.score import Scorer
 from jaxalign.files import write_text
 from jaxalign.holding import held
+from jaxalign.load import Model, merged
 from jaxalign.log import tell
 from jaxalign.model.hub import model_name
 from jaxalign.reporting.models import check_of_one_model

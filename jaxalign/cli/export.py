@@ -10,20 +10,12 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxalign.cli.certificate import certify
-from jaxalign.cli.loading import (
-    PARAM_DTYPES,
-    Model,
-    load_model,
-    merged,
-    model_path,
-    out_folder,
-    with_adapter,
-    with_stored_base,
-)
 from jaxalign.cli.provenance import command, versions
+from jaxalign.cli.settings import load_model, out_folder
 from jaxalign.cli.verify import refuse_faults, verdict
 from jaxalign.errors import InputError
 from jaxalign.files import AnyPath, path_of, read_json, whole_folder, write_json, write_text
+from jaxalign.load import PARAM_DTYPES, Model, merged, model_path, with_adapter, with_stored_base
 from jaxalign.log import say
 from jaxalign.model.config import decoder_name
 from jaxalign.model.hub import TOKENIZER_FILES, hub_id, model_name

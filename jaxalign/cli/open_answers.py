@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 
 from jaxalign.cli.configuration import check_type, leaves, load_config
 from jaxalign.cli.data import gather_pairs
-from jaxalign.cli.loading import Model, chosen_languages, out_folder, rendering, split_list
 from jaxalign.cli.provenance import provenance
+from jaxalign.cli.settings import chosen_languages, out_folder, rendering, split_list
 from jaxalign.data.batches import fit_pairs, round_up, split_heldout
 from jaxalign.data.math_problems import MATH_LANGUAGES, MATH_TASKS, read_problems
 from jaxalign.data.pairs import QuestionPair, read_pairs
@@ -21,6 +21,7 @@ from jaxalign.evaluation.generate import Generator
 from jaxalign.evaluation.open_answers import evaluate_open
 from jaxalign.evaluation.open_cells import TRANSLATION, OpenCell, math_cell, translation_cells
 from jaxalign.files import AnyPath, data_folder, path_of
+from jaxalign.load import Model
 from jaxalign.log import tell
 from jaxalign.reporting.fields import field, texts
 from jaxalign.reporting.runs import read_run_document

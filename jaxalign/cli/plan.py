@@ -7,12 +7,13 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxalign import files, runtime
-from jaxalign.cli.loading import DTYPES, PARAM_DTYPES, dtype_named, refuse_paths, split_list
+from jaxalign.cli.settings import refuse_paths, split_list
 from jaxalign.cli.stages import settings_of_stages
 from jaxalign.cli.train import check_train_settings, lora_config, step_configs
 from jaxalign.data.batches import BatchLayout, round_up
 from jaxalign.errors import InputError
 from jaxalign.evaluation.score import SHORTEST_ROW
+from jaxalign.load import DTYPES, PARAM_DTYPES, chosen
 from jaxalign.log import say
 from jaxalign.model import architectures
 from jaxalign.model.config import ModelConfig, declared_type, read_config
@@ -131,8 +132,8 @@ def job_of(config: ConfigDict, architecture: ModelConfig, topology: str, program
     if program not in PROGRAMS:
         raise InputError(f"--config.plan.programs={program}: choose among {', '.join(PROGRAMS)}")
     check_train_settings(config)
-    dtype_named("dtype", config.dtype, DTYPES)
-    dtype_named("param_dtype", config.param_dtype, dict.fromkeys(PARAM_DTYPES))
+    chosen("dtype", config.dtype, DTYPES)
+    chosen("param_dtype", config.param_dtype, dict.fromkeys(PARAM_DTYPES))
     optimizer, step, *_ = step_configs(config)
     sizes = runtime.mesh_sizes(**config.mesh, devices=parse_slice(topology).devices)
     rows, length = batch_shape(config, program, ways=sizes[0] * sizes[1])

@@ -10,25 +10,17 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxalign.cli.evaluate import check_settings, prompt_style, settings, unreadable
-from jaxalign.cli.loading import (
-    Model,
-    chosen_languages,
-    evaluation_data,
-    load_model,
-    merged,
-    out_folder,
-    refuse_paths,
-    split_list,
-)
 from jaxalign.cli.masked_accuracy import write_masked_accuracy
 from jaxalign.cli.neurons import check_selected_of, neurons_to_mask
 from jaxalign.cli.provenance import provenance
+from jaxalign.cli.settings import chosen_languages, evaluation_data, load_model, out_folder, refuse_paths, split_list
 from jaxalign.data.batches import round_up
 from jaxalign.data.tasks import parse_rows, read_task_rows
 from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import GridData, cell_keys
 from jaxalign.files import whole_file, write_text
 from jaxalign.holding import check_held, held
+from jaxalign.load import Model, merged
 from jaxalign.log import is_hidden, tell
 from jaxalign.model.quantised import SCHEMES
 from jaxalign.probing.attribution import write_attribution

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from jaxalign.cli.loading import run_folder, split_list
+from jaxalign.cli.settings import run_folder, split_list
 from jaxalign.errors import InputError
 
 

@@ -11,16 +11,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxalign.cli.data import gather_pairs
-from jaxalign.cli.loading import (
-    Model,
-    load_model,
-    merged,
-    run_folder,
-    split_list,
-    with_adapter,
-    with_stored_base,
-)
 from jaxalign.cli.provenance import provenance
+from jaxalign.cli.settings import load_model, run_folder, split_list
 from jaxalign.cli.stages import files_of_stages, stage_configs
 from jaxalign.cli.watch import check_watch_settings, watch_hooks
 from jaxalign.data.batches import (
@@ -38,6 +30,7 @@ from jaxalign.data.templates import edges, render_all, resolve_template
 from jaxalign.errors import InputError
 from jaxalign.files import check_bucket, path_of, recorded
 from jaxalign.holding import held
+from jaxalign.load import Model, merged, with_adapter, with_stored_base
 from jaxalign.log import CurvesConfig, say
 from jaxalign.model.config import decoder_name
 from jaxalign.model.hub import model_name

@@ -7,9 +7,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxalign.cli.certificate import NOT_CHECKED, certify
-from jaxalign.cli.loading import refuse_changed
 from jaxalign.errors import InputError
 from jaxalign.files import check_writable, local_path, write_json
+from jaxalign.load import refuse_changed
 
 
 def verify(config: ConfigDict, paths: Sequence[str]) -> None:

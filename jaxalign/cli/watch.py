@@ -10,10 +10,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxalign.cli.evaluate import chosen_cells, prompt_style, unreadable
-from jaxalign.cli.loading import Model, chosen_languages, evaluation_data, split_list
 from jaxalign.cli.neurons import check_selection_settings, selected_of
 from jaxalign.cli.open_answers import OPEN_TASKS, cells_of, check_open_answers, open_tasks
 from jaxalign.cli.probe import capture_of, check_enough_rows, compared_by
+from jaxalign.cli.settings import chosen_languages, evaluation_data, split_list
 from jaxalign.data.batches import round_up
 from jaxalign.data.tasks import TASKS, parse_rows, read_task_rows
 from jaxalign.errors import InputError
@@ -22,6 +22,7 @@ from jaxalign.evaluation.generate import Generator
 from jaxalign.evaluation.open_answers import texts_of
 from jaxalign.evaluation.open_cells import TRANSLATION
 from jaxalign.evaluation.score import Scorer
+from jaxalign.load import Model
 from jaxalign.model.transformer import Decoder
 from jaxalign.probing.attribution import AttributionProgram
 from jaxalign.probing.capture import prepared_capture

@@ -19,12 +19,13 @@ from tqdm import tqdm
 
 from jaxalign import runtime
 from jaxalign.cli.configuration import config_with
-from jaxalign.cli.loading import Model, load_model, merged
+from jaxalign.cli.settings import load_model
 from jaxalign.data.batches import round_up
 from jaxalign.errors import InputError
 from jaxalign.evaluation.generate import UntilGenerator
 from jaxalign.evaluation.score import ContinuationScorer, Score
 from jaxalign.lm_eval.chat_templates import NotRendered, Renderer
+from jaxalign.load import Model, merged
 from jaxalign.log import say
 from jaxalign.model.config import read_end_ids
 from jaxalign.runtime import alone

@@ -16,10 +16,11 @@ from transformers import AutoTokenizer
 
 from jaxalign.cli.configuration import config_from_flags
 from jaxalign.cli.export import name_from, save_tokenizer, token_ids
-from jaxalign.cli.loading import Model, load_model
+from jaxalign.cli.settings import load_model
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
 from jaxalign.errors import InputError
 from jaxalign.files import whole_folder
+from jaxalign.load import Model
 from jaxalign.model.peft import load_adapter
 from jaxalign.training.checkpoint import read_adapter
 from tests.cli.conftest import TRAIN

@@ -11,7 +11,7 @@ import transformers
 from peft import PeftModel
 
 from jaxalign.cli.configuration import config_from_flags
-from jaxalign.cli.loading import load_model
+from jaxalign.cli.settings import load_model
 from tests.cli.conftest import TRAIN
 
 CELLS = ("--config.languages=en,zh,th", "--config.rows=0:6")

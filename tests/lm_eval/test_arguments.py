@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from jaxalign.cli.certificate import logits_of
 from jaxalign.cli.configuration import config_with
-from jaxalign.cli.loading import load_model, merged
+from jaxalign.cli.settings import load_model
 from jaxalign.errors import InputError
 from jaxalign.lm_eval import language_model
 from jaxalign.lm_eval.language_model import ARGUMENTS, JaxalignLM
+from jaxalign.load import merged
 from jaxalign.model.lora import LoraConfig, lora_shapes
 from jaxalign.model.peft import save_adapter
 from tests.any_input import TEXTS, quick, value_or_one_line

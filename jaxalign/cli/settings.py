@@ -1,0 +1,83 @@
+"""What settings say, as values: the model, the tasks and languages, the place of results."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxalign.data.languages import language_of, parse_languages
+from jaxalign.data.pairs import Rendering
+from jaxalign.data.prompts import Exemplars, read_exemplars
+from jaxalign.data.tasks import TASKS, Task, task_named
+from jaxalign.errors import InputError
+from jaxalign.files import AnyPath, data_folder, exemplars_file, local_path, path_of
+from jaxalign.load import Model, load
+from jaxalign.training.checkpoint import check_name
+
+
+def load_model(config: ConfigDict, *, quantised: bool = False) -> Model:
+    """`load` of the model that the config names."""
+    return load(
+        config.model,
+        config.adapter,
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        mesh=config.mesh,
+        quantised=quantised,
+    )
+
+
+def split_list(text: str) -> list[str]:
+    """The words of a comma-separated setting."""
+    return [word.strip() for word in text.split(",")]
+
+
+def chosen_tasks(config: ConfigDict, besides: Collection[str] = ()) -> list[Task]:
+    """The tasks of `config.tasks`; names among `besides` may stand there too and are passed over."""
+    names = list(TASKS) if config.tasks == "all" else split_list(config.tasks)
+    if len(set(names)) < len(names):
+        raise InputError(f"--config.tasks={config.tasks}: a task is named more than once")
+    return [task_named(name) for name in names if name not in besides]
+
+
+def chosen_languages(config: ConfigDict) -> list[str]:
+    """The codes of `config.languages`."""
+    return parse_languages(config.languages)
+
+
+def evaluation_data(config: ConfigDict) -> tuple[Path, Exemplars]:
+    """The data folder of `config.data` and the few-shot exemplars that go with it."""
+    data = data_folder(config.data)
+    return data, read_exemplars(exemplars_file(data, config.exemplars))
+
+
+def out_folder(config: ConfigDict) -> Path:
+    """`config.out`, which must be set, as a place for results."""
+    return local_path(given_out(config))
+
+
+def run_folder(config: ConfigDict) -> AnyPath:
+    """`config.out`, which must be set, as the place of a training run."""
+    run = path_of(given_out(config))
+    check_name(run)
+    return run
+
+
+def given_out(config: ConfigDict) -> str:
+    """`config.out`, which must be set."""
+    if not config.out:
+        raise InputError("--config.out= is needed: where the results go")
+    return config.out
+
+
+def rendering(config: ConfigDict) -> Rendering:
+    """How `config.build` says that pairs are made of bare texts."""
+    keys = config.build
+    sources = parse_languages(keys.sources, "build.sources")
+    return Rendering(keys.instruction, tuple(sources), language_of(keys.target, "build.target").code)
+
+
+def refuse_paths(verb: str, paths: Sequence[str]) -> None:
+    """For verbs that take settings alone."""
+    if paths:
+        raise InputError(f"{paths[0]}: {verb} takes no arguments, only --config.key=value")
