@@ -19,12 +19,12 @@ from train import ON_A_CPU, real_plan
 from workers import exit_code, surroundings
 
 import jaxalign as ja
-from jaxalign.cli.configuration import config_from_flags
 from jaxalign.cli.evaluate import chosen_cells, prompt_style
 from jaxalign.cli.probe import capture_of
 from jaxalign.cli.settings import chosen_languages, evaluation_data
-from jaxalign.cli.train import lora_config
+from jaxalign.cli.train import tuning_of
 from jaxalign.cli.watch import watch_config, watch_names
+from jaxalign.configuration import config_from_flags
 from jaxalign.data.batches import BatchPlan
 from jaxalign.data.tasks import TASKS, parse_rows, read_task_rows
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
@@ -97,7 +97,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def step_flops(config: ConfigDict, model: ModelConfig, plan: BatchPlan) -> float:
     """What the mathematics of a step needs, mean of the plan's."""
-    needed = flops.tuning_needs(model, lora_config(config), plan.pairs.lengths.tolist(), plan.pairs.target_counts.sum())
+    needed = flops.tuning_needs(
+        model, tuning_of(config).lora, plan.pairs.lengths.tolist(), plan.pairs.target_counts.sum()
+    )
     return needed / len(plan.pairs) * config.batch.pairs_per_step
 
 

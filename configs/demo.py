@@ -7,7 +7,7 @@ after.
 
 from ml_collections import ConfigDict
 
-from jaxalign.cli.configuration import load_config
+from jaxalign.configuration import load_config
 
 
 def get_config() -> ConfigDict:

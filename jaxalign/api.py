@@ -20,20 +20,18 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxalign import runtime
-from jaxalign.cli.configuration import config_with
 from jaxalign.cli.data import gather_pairs
 from jaxalign.cli.demo import demo as run_demo
 from jaxalign.cli.evaluate import check_settings, chosen_cells, evaluate_model
 from jaxalign.cli.export import export as export_run
 from jaxalign.cli.open_answers import open_tasks
 from jaxalign.cli.probe import check_probe_settings, probe_model, probes_of
-from jaxalign.cli.provenance import command
-from jaxalign.cli.settings import load_model, rendering, run_folder
-from jaxalign.cli.train import check_train_settings, train_model
-from jaxalign.cli.watch import check_watch_settings
+from jaxalign.cli.settings import load_model, rendering
+from jaxalign.cli.train import ready_to_tune, train_model
+from jaxalign.configuration import command, config_with
 from jaxalign.data.pairs import QuestionPair, pair_of
 from jaxalign.errors import InputError, gather
-from jaxalign.files import AnyPath, check_bucket, local_path, path_of, read_json, read_npz
+from jaxalign.files import AnyPath, local_path, path_of, read_json, read_npz
 from jaxalign.load import Model
 from jaxalign.reporting.gains import Gains, measure_gains
 from jaxalign.reporting.html import write_report
@@ -106,10 +104,7 @@ def train(
     config = base.config(out, settings)
     if config.stages:
         raise InputError("stages: ja.train tunes once; call it for each, with the run before it as ja.load's adapter")
-    check_bucket(run_folder(config))
-    check_train_settings(config)
-    check_watch_settings(config)
-    pairs = several(pairs)
+    tuning, pairs = ready_to_tune(config), several(pairs)
     files = [str(item) for item in pairs if isinstance(item, PathLike)]
     records = gather(
         partial(
@@ -119,7 +114,7 @@ def train(
         if not isinstance(item, PathLike)
     )
     named = gather_pairs(config, files) if files else []
-    train_model(config, base.model, records + named, files, len(records))
+    train_model(tuning, base.model, records + named, files, len(records))
     return read_run(written(config.out))
 
 

@@ -1,4 +1,4 @@
-"""Models as they are applied: from a folder, a GGUF file or the hub; tuned by an adapter or a run; merged, quantised."""
+"""Models as they are applied: read from a folder, a GGUF file or the hub; with an adapter; merged; quantised."""
 
 import dataclasses
 import shutil
@@ -92,10 +92,10 @@ def load(
       mesh: sizes of the axes data, fsdp and tensor, as `runtime.make_mesh` takes them.
     """
     if not model:
-        raise InputError("model= is needed: a Hugging Face folder, a GGUF file or an id on the hub (ORG/NAME)")
+        raise InputError("config.model is needed: a Hugging Face folder, a GGUF file or an id on the hub (ORG/NAME)")
     path, arithmetic = model_path(model), chosen("dtype", dtype, DTYPES)
     wanted = chosen("param_dtype", param_dtype, {"auto": None, **DTYPES, **dict.fromkeys(SCHEMES, arithmetic)})
-    on_mesh = runtime.make_mesh(**mesh)
+    on_mesh = runtime.make_mesh(mesh["data"], mesh["fsdp"], mesh["tensor"])
     place_plain = place_on(on_mesh)
 
     def place(leaf: Leaf) -> jax.Array | Mapping[str, jax.Array]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from jaxalign.cli.provenance import command
+from jaxalign.configuration import command
 from jaxalign.errors import InputError
 from jaxalign.files import local_path
 from jaxalign.reporting.gain_files import plain_text, write_files

@@ -7,16 +7,15 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxalign.cli.open_answers import OPEN_TASKS, check_open_answers, evaluate_open_answers, open_tasks
-from jaxalign.cli.provenance import provenance
 from jaxalign.cli.settings import (
     chosen_languages,
     chosen_tasks,
     evaluation_data,
     load_model,
     out_folder,
-    refuse_paths,
     split_list,
 )
+from jaxalign.configuration import provenance
 from jaxalign.data.check import warn_of_exemplars
 from jaxalign.data.prompts import PromptStyle, Variant, differences_table
 from jaxalign.data.tasks import TASKS, parse_rows, read_task_rows
@@ -35,7 +34,6 @@ from jaxalign.runtime import agree
 
 def evaluate(config: ConfigDict, paths: Sequence[str]) -> None:
     """Scores every task in every language and writes the records to `config.out`."""
-    refuse_paths("evaluate", paths)
     check_settings(config)
     with held(out_folder(config)):
         evaluate_model(config, load_model(config))

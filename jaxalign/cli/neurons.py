@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxalign.cli.provenance import provenance
 from jaxalign.cli.settings import chosen_languages, out_folder
+from jaxalign.configuration import provenance
 from jaxalign.errors import InputError
 from jaxalign.files import recorded
 from jaxalign.probing.neurons import (

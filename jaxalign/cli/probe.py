@@ -12,8 +12,8 @@ from tqdm import tqdm
 from jaxalign.cli.evaluate import check_settings, prompt_style, settings, unreadable
 from jaxalign.cli.masked_accuracy import write_masked_accuracy
 from jaxalign.cli.neurons import check_selected_of, neurons_to_mask
-from jaxalign.cli.provenance import provenance
-from jaxalign.cli.settings import chosen_languages, evaluation_data, load_model, out_folder, refuse_paths, split_list
+from jaxalign.cli.settings import chosen_languages, evaluation_data, load_model, out_folder, split_list
+from jaxalign.configuration import changed, provenance
 from jaxalign.data.batches import round_up
 from jaxalign.data.tasks import parse_rows, read_task_rows
 from jaxalign.errors import InputError
@@ -51,7 +51,6 @@ SCATTERED = ("en", "de", "fr", "hi")
 
 def probe(config: ConfigDict, paths: Sequence[str]) -> None:
     """Runs the probes of `config.probes` on emotion's in-language prompts and writes them to `config.out`."""
-    refuse_paths("probe", paths)
     check_probe_settings(config)
     with held(out_folder(config)):
         probe_model(config, load_model(config))
@@ -176,9 +175,8 @@ def run_probes(config: ConfigDict, model: Model) -> None:
 
 def of_base(config: ConfigDict, run: ProbeRun) -> ProbeRun:
     """The run on the model as it was before its tuning, in the types that it has now."""
-    base = config.copy_and_resolve_references()
-    base.adapter = ""
-    variables = jax.tree.map(lambda own, tuned: own.astype(tuned.dtype), load_model(base).variables, run.variables)
+    base = load_model(changed(config, adapter=""))
+    variables = jax.tree.map(lambda own, tuned: own.astype(tuned.dtype), base.variables, run.variables)
     return replace(run, variables=variables)
 
 

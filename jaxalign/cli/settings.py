@@ -1,6 +1,6 @@
 """What settings say, as values: the model, the tasks and languages, the place of results."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -17,14 +17,8 @@ from jaxalign.training.checkpoint import check_name
 
 def load_model(config: ConfigDict, *, quantised: bool = False) -> Model:
     """`load` of the model that the config names."""
-    return load(
-        config.model,
-        config.adapter,
-        dtype=config.dtype,
-        param_dtype=config.param_dtype,
-        mesh=config.mesh,
-        quantised=quantised,
-    )
+    stored = {"dtype": config.dtype, "param_dtype": config.param_dtype}
+    return load(config.model, config.adapter, **stored, mesh=config.mesh, quantised=quantised)
 
 
 def split_list(text: str) -> list[str]:
@@ -36,7 +30,7 @@ def chosen_tasks(config: ConfigDict, besides: Collection[str] = ()) -> list[Task
     """The tasks of `config.tasks`; names among `besides` may stand there too and are passed over."""
     names = list(TASKS) if config.tasks == "all" else split_list(config.tasks)
     if len(set(names)) < len(names):
-        raise InputError(f"--config.tasks={config.tasks}: a task is named more than once")
+        raise InputError(f"tasks={config.tasks}: a task is named more than once")
     return [task_named(name) for name in names if name not in besides]
 
 
@@ -53,21 +47,18 @@ def evaluation_data(config: ConfigDict) -> tuple[Path, Exemplars]:
 
 def out_folder(config: ConfigDict) -> Path:
     """`config.out`, which must be set, as a place for results."""
-    return local_path(given_out(config))
+    if not config.out:
+        raise InputError("config.out is needed: where the results go")
+    return local_path(config.out)
 
 
 def run_folder(config: ConfigDict) -> AnyPath:
     """`config.out`, which must be set, as the place of a training run."""
-    run = path_of(given_out(config))
+    if not config.out:
+        raise InputError("config.out is needed: where the run goes")
+    run = path_of(config.out)
     check_name(run)
     return run
-
-
-def given_out(config: ConfigDict) -> str:
-    """`config.out`, which must be set."""
-    if not config.out:
-        raise InputError("--config.out= is needed: where the results go")
-    return config.out
 
 
 def rendering(config: ConfigDict) -> Rendering:
@@ -75,9 +66,3 @@ def rendering(config: ConfigDict) -> Rendering:
     keys = config.build
     sources = parse_languages(keys.sources, "build.sources")
     return Rendering(keys.instruction, tuple(sources), language_of(keys.target, "build.target").code)
-
-
-def refuse_paths(verb: str, paths: Sequence[str]) -> None:
-    """For verbs that take settings alone."""
-    if paths:
-        raise InputError(f"{paths[0]}: {verb} takes no arguments, only --config.key=value")

@@ -18,8 +18,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from jaxalign import runtime
-from jaxalign.cli.configuration import config_with
 from jaxalign.cli.settings import load_model
+from jaxalign.configuration import config_with
 from jaxalign.data.batches import round_up
 from jaxalign.errors import InputError
 from jaxalign.evaluation.generate import UntilGenerator

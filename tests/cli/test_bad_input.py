@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from jaxalign.cli.configuration import config_with
+from jaxalign.configuration import config_with
 from jaxalign.errors import InputError
 
 EVALUATE = ("evaluate", "--config.languages=en,de", "--config.rows=0:2")
@@ -159,7 +159,7 @@ def test_whole_numbers_have_a_range_at_every_door(refused, tmp_path, model_folde
     ):
         file = tmp_path / "mine.py"
         file.write_text(
-            "from jaxalign.cli.configuration import load_config\n\n\n"
+            "from jaxalign.configuration import load_config\n\n\n"
             f"def get_config():\n    c = load_config('base')\n    {lines}\n    return c\n"
         )
         said = refused(*TRAIN, f"--config.model={model_folder}", f"--config={file}")
@@ -246,7 +246,7 @@ def test_a_run_of_no_steps(refused, model_folder):
 )
 def test_wrong_config_files(refused, tmp_path, model_folder, source, named):
     file = tmp_path / "mine.py"
-    file.write_text(f"from jaxalign.cli.configuration import load_config\n\n\ndef get_config():\n    {source}\n")
+    file.write_text(f"from jaxalign.configuration import load_config\n\n\ndef get_config():\n    {source}\n")
     message = refused(*EVALUATE, f"--config.model={model_folder}", f"--config={file}")
     assert str(file) in message and named in message
 

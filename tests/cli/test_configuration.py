@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxalign.cli.configuration import config_from_flags, key_comments, leaves, load_config, shipped_configs
+from jaxalign.configuration import config_from_flags, key_comments, leaves, load_config, shipped_configs
 from jaxalign.errors import InputError
 
 SHIPPED = sorted(path.stem for path in shipped_configs().glob("*.py"))
@@ -30,7 +30,7 @@ def test_the_config_is_locked():
 def test_a_config_file_of_one_s_own(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
-        "from jaxalign.cli.configuration import load_config\n\n\n"
+        "from jaxalign.configuration import load_config\n\n\n"
         "def get_config():\n    config = load_config('base')\n    config.seed = 5\n    return config\n"
     )
     assert config_from_flags([f"--config={file}"], "base").seed == 5
@@ -51,7 +51,7 @@ def test_help_has_a_line_for_every_key():
 def a_config_with(stages, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
-        "from jaxalign.cli.configuration import load_config\n\n\n"
+        "from jaxalign.configuration import load_config\n\n\n"
         f"def get_config():\n    config = load_config('base')\n    config.stages = {stages}\n    return config\n"
     )
     return [f"--config={file}"]

@@ -14,9 +14,9 @@ import torch
 import transformers
 from transformers import AutoTokenizer
 
-from jaxalign.cli.configuration import config_from_flags
 from jaxalign.cli.export import name_from, save_tokenizer, token_ids
 from jaxalign.cli.settings import load_model
+from jaxalign.configuration import config_from_flags
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
 from jaxalign.errors import InputError
 from jaxalign.files import whole_folder

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import jaxalign as ja
-from jaxalign.cli.configuration import config_with
 from jaxalign.cli.open_answers import heldout_pairs
+from jaxalign.configuration import config_with
 from jaxalign.data.pairs import QuestionPair, read_pairs
 from jaxalign.errors import InputError
 from jaxalign.training import loop

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.cli.configuration import config_from_flags
 from jaxalign.cli.masked_accuracy import masked_params
 from jaxalign.cli.neurons import neurons_to_mask
+from jaxalign.configuration import config_from_flags
 from tests import tiny_world
 
 COUNTS = {

@@ -4,9 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxalign.cli.configuration import config_from_flags, config_with, leaves, load_config
 from jaxalign.cli.main import VERBS, attempt
-from jaxalign.cli.open_answers import recorded_config
+from jaxalign.configuration import config_from_flags, config_with, leaves, load_config, recorded_config
 from tests.any_input import TEXTS, VALUES, quick, spoilt_document, thorough, value_or_one_line
 
 pytestmark = pytest.mark.filterwarnings("error")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxalign.cli.provenance import command
+from jaxalign.configuration import command
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from jaxalign.cli.configuration import config_from_flags
 from jaxalign.cli.plan import stored_type
 from jaxalign.cli.settings import load_model
+from jaxalign.configuration import config_from_flags
 from jaxalign.load import merged
 from jaxalign.log import warn
 from jaxalign.model import architectures, weights

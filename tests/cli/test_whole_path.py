@@ -10,8 +10,8 @@ import torch
 import transformers
 from peft import PeftModel
 
-from jaxalign.cli.configuration import config_from_flags
 from jaxalign.cli.settings import load_model
+from jaxalign.configuration import config_from_flags
 from tests.cli.conftest import TRAIN
 
 CELLS = ("--config.languages=en,zh,th", "--config.rows=0:6")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from jaxalign.cli.certificate import logits_of
-from jaxalign.cli.configuration import config_with
+
 from jaxalign.cli.settings import load_model
+from jaxalign.configuration import config_with
 from jaxalign.errors import InputError
 from jaxalign.lm_eval import language_model
 from jaxalign.lm_eval.language_model import ARGUMENTS, JaxalignLM
