@@ -1,9 +1,7 @@
-"""A run's numbers for TensorBoard and Weights & Biases (W&B), beside `metrics.jsonl`. No TensorFlow.
+"""What a run reports while it goes on: `metrics.jsonl`, one object per line, the same numbers for TensorBoard and
+Weights & Biases (W&B), lines for the user and a progress bar. Process 0 only; no TensorFlow.
 
 A run that is continued continues its curves: same steps, no point twice.
-
-What a run reports while it goes on: `metrics.jsonl`, one object per line, curves for other services, and a progress
-bar. Process 0 only.
 """
 
 import io
@@ -20,17 +18,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
-import jax
 from tqdm import tqdm
 
 from jaxalign import files
 from jaxalign.errors import InputError
-from jaxalign.runtime import processes
 
 Row = Mapping[str, Any]
 """The step and what is known of it, as in metrics.jsonl."""
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that speaks and writes for all; jax is asked only where something uses it."""
+    jax = sys.modules.get("jax")
+    return jax is None or not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 @dataclass(frozen=True)
@@ -49,36 +51,6 @@ class CurvesConfig:
                 raise InputError(
                     f"log.{package}={wanted}: the package {package} is missing; pip install 'jaxalign[{package}]'"
                 )
-
-
-class Curves(Protocol):
-    """One service that rows go to."""
-
-    def write(self, row: Row) -> None: ...
-
-    def flush(self) -> None:
-        """From here on the rows so far outlast this process, where the service can promise it."""
-        ...
-
-    def close(self, failed: bool) -> None: ...
-
-
-def open_curves(
-    config: CurvesConfig, run: files.AnyPath, kept: Sequence[Row], keep_through: int, document: Mapping[str, Any]
-) -> list[Curves]:
-    """The services that the config names.
-
-    Args:
-      run: folder of the run.
-      kept: rows of an earlier call that stand; those of steps after `keep_through` are void. -1: the run begins.
-      document: what the service shows of the run.
-    """
-    curves: list[Curves] = []
-    if config.tensorboard:
-        curves.append(TensorBoard(run / "tensorboard", keep_through))
-    if config.wandb:
-        curves.append(WandB(config.wandb, run, kept, keep_through, document))
-    return curves
 
 
 class TensorBoard:
@@ -170,7 +142,7 @@ class WandB:
             self._run.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
 
     def flush(self) -> None:
-        """W&B has no such call."""
+        """W&B has no such call: what of the rows outlasts this process is its own affair."""
 
     def close(self, failed: bool) -> None:
         self._run.finish(exit_code=int(failed))
@@ -200,11 +172,14 @@ class MetricsLog:
         document: Mapping[str, Any] | None = None,
     ):
         self._path, self._file, self._uploaded_at = path, None, time.monotonic()
-        self._curves = []
-        if jax.process_index() == 0:
+        self._curves: list[TensorBoard | WandB] = []
+        if is_first_process():
             kept = [row for row in whole_rows(path) if row["step"] <= keep_through]
             files.write_json_lines(path, kept)
-            self._curves = open_curves(curves, path.parent, kept, keep_through, document or {})
+            if curves.tensorboard:
+                self._curves.append(TensorBoard(path.parent / "tensorboard", keep_through))
+            if curves.wandb:
+                self._curves.append(WandB(curves.wandb, path.parent, kept, keep_through, document or {}))
             if files.is_remote(path):
                 self._file = io.StringIO(files.read_text(path))
                 self._file.seek(0, io.SEEK_END)
@@ -258,7 +233,7 @@ def whole_rows(path: files.AnyPath) -> list[dict[str, Any]]:
 
 def say(message: str) -> None:
     """One line to the user on stderr, from process 0 only; a progress bar below it stays whole."""
-    if processes() == 1 or jax.process_index() == 0:
+    if is_first_process():
         tqdm.write(message, file=sys.stderr)
 
 
@@ -270,13 +245,13 @@ def warn(message: str) -> None:
 
 def tell(result: str) -> None:
     """One line of what the user asked for, on stdout, from process 0 only."""
-    if jax.process_index() == 0:
+    if is_first_process():
         tqdm.write(result)
 
 
 def is_hidden() -> bool | None:
     """Whether a progress bar is: tqdm's `disable`. None, in process 0: shown where stderr is a terminal."""
-    return None if jax.process_index() == 0 else True
+    return None if is_first_process() else True
 
 
 class Progress:

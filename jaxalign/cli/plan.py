@@ -19,13 +19,9 @@ from jaxalign.model.config import ModelConfig, declared_type, read_config
 from jaxalign.model.gguf import gguf_types, read_gguf_config
 from jaxalign.model.hub import CONFIG_FILES, local_model
 from jaxalign.model.weights import stored_types
-from jaxalign.planning.advice import advice
-from jaxalign.planning.chips import parse_slice
-from jaxalign.planning.compiler import facts_of, versions
-from jaxalign.planning.job import PROGRAMS, Job
-from jaxalign.planning.plan import lines, make_plan
-from jaxalign.planning.search import search
-from jaxalign.planning.table import smallest_that_fits, table
+from jaxalign.planning.chips import PROGRAMS, Job, parse_slice
+from jaxalign.planning.compile import facts_of, versions
+from jaxalign.planning.plan import advice, lines, make_plan, search, smallest_that_fits, table
 
 
 def plan(config: ConfigDict, paths: Sequence[str]) -> None:

@@ -11,8 +11,8 @@ from jaxalign.model import architectures
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.sharding import laid_out, param_shardings
 from jaxalign.planning.chips import CHIPS, GIB
+from jaxalign.planning.compile import bytes_per_device, stored_shapes
 from jaxalign.planning.plan import LARGEST_SHARE, gib
-from jaxalign.planning.programs import bytes_per_device, stored_shapes
 
 KINDS = {
     "TPU v5 lite": "v5e",

@@ -519,17 +519,14 @@ def test_text_that_nobody_sees_is_empty(tmp_path, text):
 
 def test_a_key_that_stands_twice_is_refused(tmp_path):
     twice = '{"source": "a", "target": "b", "source": "c", "source_language": "de", "target_language": "en"}'
-    for name, text, where in (
-        ("pairs.jsonl", f"{json.dumps(ROW)}\n{twice}\n", "row 1"),
-        ("pairs.json", f"[{json.dumps(ROW)}, {twice}]", "row 1"),
-        ("one.json", twice, "one.json"),
-        (
-            "turns.json",
-            '[{"messages": [{"role": "user", "source": "x", "source": ""}]}]',
-            "row 0, field 'messages', row 0",
-        ),
+    for name, text in (
+        ("pairs.jsonl, row 1", f"{json.dumps(ROW)}\n{twice}\n"),
+        ("pairs.json", f"[{json.dumps(ROW)}, {twice}]"),
+        ("one.json", twice),
+        ("turns.json", '[{"messages": [{"role": "user", "source": "x", "source": ""}]}]'),
     ):
-        assert f"{where}: the key 'source' stands there twice; keep one" in message_of(written(tmp_path / name, text))
+        file = written(tmp_path / name.partition(",")[0], text)
+        assert f"{name}: the key 'source' stands there twice; keep one" in message_of(file)
 
 
 @pytest.mark.parametrize(("source", "target"), [("zh-CN", "English"), ("zho_Hans", "eng_Latn"), ("Chinese", "EN")])

@@ -9,12 +9,9 @@ import pytest
 
 from jaxalign.errors import InputError
 from jaxalign.model import architectures
-from jaxalign.planning.advice import advice, changes
-from jaxalign.planning.chips import GIB
-from jaxalign.planning.costs import COLLECTIVES
-from jaxalign.planning.job import from_json
-from jaxalign.planning.plan import lines, make_plan, refused_peak
-from jaxalign.planning.table import smallest_that_fits, table
+from jaxalign.planning.chips import GIB, from_json
+from jaxalign.planning.hlo import COLLECTIVES
+from jaxalign.planning.plan import advice, changes, lines, make_plan, refused_peak, smallest_that_fits, table
 from jaxalign.training.step import StepConfig
 from tests.planning.toy import TOY, toy_job
 

@@ -7,7 +7,7 @@ import pytest
 
 from jaxalign.errors import InputError
 from jaxalign.planning import flops
-from jaxalign.planning.programs import PREFIX, bytes_per_device, lower
+from jaxalign.planning.compile import PREFIX, bytes_per_device, lower
 from jaxalign.training.step import StepConfig
 from tests.planning.toy import TOY, costs_on_cpu, toy_job
 from tests.training.tiny_runs import mesh_of

@@ -6,10 +6,8 @@ from typing import Any
 import pytest
 
 from jaxalign.model import architectures
-from jaxalign.planning.chips import GIB
-from jaxalign.planning.estimate import estimate
-from jaxalign.planning.job import Job
-from jaxalign.planning.search import COMPILATIONS, candidates, meshes, search
+from jaxalign.planning.chips import GIB, Job
+from jaxalign.planning.plan import COMPILATIONS, candidates, estimate, meshes, search
 from jaxalign.training.step import StepConfig
 from tests.planning.test_plan import facts_with
 from tests.planning.toy import toy_job

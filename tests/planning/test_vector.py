@@ -6,8 +6,8 @@ import pytest
 
 from jaxalign.model import architectures
 from jaxalign.model.nf4 import dequantise, quantise
+from jaxalign.planning.flops import counted, operations, operations_a_weight
 from jaxalign.planning.hlo import parse
-from jaxalign.planning.vector import counted, operations, operations_a_weight
 from jaxalign.training.step import StepConfig
 from tests.planning.toy import toy_job
 

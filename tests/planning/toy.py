@@ -5,10 +5,9 @@ from typing import Any
 
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.lora import LoraConfig
-from jaxalign.planning.costs import Costs, count
-from jaxalign.planning.hlo import parse
-from jaxalign.planning.job import Job
-from jaxalign.planning.programs import lower
+from jaxalign.planning.chips import Job
+from jaxalign.planning.compile import lower
+from jaxalign.planning.hlo import Costs, count, parse
 from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.training.step import StepConfig
 from tests.training.tiny_runs import mesh_of
