@@ -37,7 +37,7 @@ from jaxalign.data.templates import edges, render_all
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.files import MINI
-from jaxalign.load import config_and_tokenizer
+from jaxalign.loading import config_and_tokenizer
 
 WAYS = ("before", "after")
 LAYOUTS = {"pairs": {}, "rows": {"pairs_per_step": 0, "rows_per_step": 16}}

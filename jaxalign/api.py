@@ -32,7 +32,7 @@ from jaxalign.configuration import command, config_with
 from jaxalign.data.pairs import QuestionPair, pair_of
 from jaxalign.errors import InputError, gather
 from jaxalign.files import AnyPath, local_path, path_of, read_json, read_npz
-from jaxalign.load import Model
+from jaxalign.loading import Model
 from jaxalign.reporting.gains import Gains, measure_gains
 from jaxalign.reporting.html import write_report
 from jaxalign.reporting.probe_files import Probe

@@ -22,7 +22,7 @@ ROWS = (
     ("data", "model"),
     ("training", "evaluation", "probing"),
     ("reporting", "planning"),
-    ("load",),
+    ("loading",),
     ("cli",),
     ("api", "lm_eval", "__main__"),
 )

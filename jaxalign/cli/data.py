@@ -26,7 +26,7 @@ from jaxalign.data.tasks import TASKS, parse_rows, read_task_rows, task_file
 from jaxalign.data.templates import resolve_template
 from jaxalign.errors import InputError
 from jaxalign.files import data_folder, local_path, write_json
-from jaxalign.load import config_and_tokenizer, model_path
+from jaxalign.loading import config_and_tokenizer, model_path
 from jaxalign.reporting.escaping import one_line
 
 

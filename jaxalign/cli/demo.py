@@ -17,7 +17,7 @@ from jaxalign.cli.train import ready_to_tune, train_model
 from jaxalign.configuration import changed
 from jaxalign.errors import InputError
 from jaxalign.files import check_writable
-from jaxalign.load import with_adapter
+from jaxalign.loading import with_adapter
 from jaxalign.reporting.tables import compare, plain_text_table
 
 PROBED = "0:12"

@@ -25,7 +25,7 @@ from jaxalign.evaluation.grid import evaluate_grid
 from jaxalign.evaluation.score import Scorer
 from jaxalign.files import write_text
 from jaxalign.holding import held
-from jaxalign.load import Model, merged
+from jaxalign.loading import Model, merged
 from jaxalign.log import tell
 from jaxalign.model.hub import model_name
 from jaxalign.reporting.models import check_of_one_model

@@ -41,7 +41,7 @@ from jaxalign.files import (
     write_json,
     write_text,
 )
-from jaxalign.load import (
+from jaxalign.loading import (
     PARAM_DTYPES,
     Model,
     chosen,

@@ -20,7 +20,7 @@ from jaxalign.evaluation.generate import Generator
 from jaxalign.evaluation.open_answers import evaluate_open
 from jaxalign.evaluation.open_cells import TRANSLATION, OpenCell, math_cell, translation_cells
 from jaxalign.files import AnyPath, data_folder, path_of
-from jaxalign.load import Model
+from jaxalign.loading import Model
 from jaxalign.log import tell
 from jaxalign.reporting.fields import field, texts
 from jaxalign.reporting.runs import read_run_document

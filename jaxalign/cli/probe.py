@@ -20,7 +20,7 @@ from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import GridData, cell_keys
 from jaxalign.files import whole_file, write_text
 from jaxalign.holding import check_held, held
-from jaxalign.load import Model, merged
+from jaxalign.loading import Model, merged
 from jaxalign.log import is_hidden, tell
 from jaxalign.model.quantised import SCHEMES
 from jaxalign.probing.attribution import write_attribution

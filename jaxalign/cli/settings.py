@@ -11,7 +11,7 @@ from jaxalign.data.prompts import Exemplars, read_exemplars
 from jaxalign.data.tasks import TASKS, Task, task_named
 from jaxalign.errors import InputError
 from jaxalign.files import AnyPath, data_folder, exemplars_file, local_path, path_of
-from jaxalign.load import Model, load
+from jaxalign.loading import Model, load
 from jaxalign.training.checkpoint import check_name
 
 

@@ -28,7 +28,7 @@ from jaxalign.data.templates import edges, render_all, resolve_template
 from jaxalign.errors import InputError
 from jaxalign.files import check_bucket, path_of, recorded
 from jaxalign.holding import held
-from jaxalign.load import DTYPES, PARAM_DTYPES, Model, chosen, merged, with_adapter, with_stored_base
+from jaxalign.loading import DTYPES, PARAM_DTYPES, Model, chosen, merged, with_adapter, with_stored_base
 from jaxalign.log import CurvesConfig, say
 from jaxalign.model.config import decoder_name
 from jaxalign.model.hub import model_name

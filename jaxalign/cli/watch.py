@@ -22,7 +22,7 @@ from jaxalign.evaluation.generate import Generator
 from jaxalign.evaluation.open_answers import texts_of
 from jaxalign.evaluation.open_cells import TRANSLATION
 from jaxalign.evaluation.score import Scorer
-from jaxalign.load import Model
+from jaxalign.loading import Model
 from jaxalign.model.transformer import Decoder
 from jaxalign.probing.attribution import AttributionProgram
 from jaxalign.probing.capture import prepared_capture

@@ -25,7 +25,7 @@ from jaxalign.errors import InputError
 from jaxalign.evaluation.generate import UntilGenerator
 from jaxalign.evaluation.score import ContinuationScorer, Score
 from jaxalign.lm_eval.chat_templates import NotRendered, Renderer
-from jaxalign.load import Model, merged
+from jaxalign.loading import Model, merged
 from jaxalign.log import say
 from jaxalign.model.config import read_end_ids
 from jaxalign.runtime import alone

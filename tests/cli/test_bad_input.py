@@ -237,7 +237,6 @@ def test_a_run_of_no_steps(refused, model_folder):
         ("c = load_config('base')\n    c.lora.rnak = 4\n    return c", "lora.rank"),
         ("c = load_config('base')\n    c.seed = 'seven'\n    return c", "seed"),
         ("c = load_config('base')\n    c.lora = 8\n    return c", "lora"),
-        ("c = load_config('base')\n    del c.seed\n    return c", "seed"),
         ("c = load_config('base'", "SyntaxError"),
         ("c = load_config('bsae')\n    return c", "bsae"),
         ("return load_config('base').to_dict()", "ConfigDict"),
@@ -280,4 +279,4 @@ def test_wrong_arguments(refused, tmp_path):
 def test_out_is_needed(jaxalign, model_folder):
     for words in (EVALUATE, PROBE, TRAIN, ("data", "build"), ("demo", "--config.out=")):
         code, _, err = jaxalign(*words, f"--config.model={model_folder}")
-        assert code == 2 and "--config.out=" in err and err.count("\n") == 1
+        assert code == 2 and "config.out is needed" in err and err.count("\n") == 1

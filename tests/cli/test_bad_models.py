@@ -16,7 +16,7 @@ with_every_verb = pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
 
 @with_every_verb
 def test_no_model(refused, verb):
-    assert "--config.model=" in refused(*verb)
+    assert "config.model" in refused(*verb)
     assert "nowhere" in refused(*verb, "--config.model=nowhere")
 
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from jaxalign.data.pairs import QuestionPair
 from jaxalign.data.templates import render
 from jaxalign.errors import InputError
-from jaxalign.load import config_and_tokenizer
+from jaxalign.loading import config_and_tokenizer
 from tests.cli.conftest import save_model
 from tests.data.tiny_tokenizers import byte_level
 from tests.model.test_gguf import write_gguf

@@ -5,9 +5,9 @@ from importlib.metadata import PackageNotFoundError, PackagePath
 
 import pytest
 
-from jaxalign import load
+from jaxalign import loading
 from jaxalign.errors import InputError
-from jaxalign.load import PACKAGED, PACKAGED_PARTS, packaged_gguf
+from jaxalign.loading import PACKAGED, PACKAGED_PARTS, packaged_gguf
 
 WHOLE = b"GGUF, a model in four parts"
 CUTS = (0, 4, 11, 20, len(WHOLE))
@@ -42,7 +42,7 @@ def site(tmp_path, monkeypatch):
         return site.installed[name]
 
     monkeypatch.setattr("importlib.metadata.files", files)
-    monkeypatch.setattr(load, "PACKAGED_SHA256", hashlib.sha256(WHOLE).hexdigest())
+    monkeypatch.setattr(loading, "PACKAGED_SHA256", hashlib.sha256(WHOLE).hexdigest())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return site
 

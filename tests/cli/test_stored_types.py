@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from jaxalign.cli.plan import stored_type
 from jaxalign.cli.settings import load_model
 from jaxalign.configuration import config_from_flags
-from jaxalign.load import merged
+from jaxalign.loading import merged
 from jaxalign.log import warn
 from jaxalign.model import architectures, weights
 from tests.cli.conftest import TRAIN

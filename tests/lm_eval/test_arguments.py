@@ -16,7 +16,7 @@ from jaxalign.configuration import config_with
 from jaxalign.errors import InputError
 from jaxalign.lm_eval import language_model
 from jaxalign.lm_eval.language_model import ARGUMENTS, JaxalignLM
-from jaxalign.load import merged
+from jaxalign.loading import merged
 from jaxalign.model.lora import LoraConfig, lora_shapes
 from jaxalign.model.peft import save_adapter
 from tests.any_input import TEXTS, quick, value_or_one_line
