@@ -38,7 +38,7 @@ from jaxalign.model.transformer import REMAT_POLICIES
 from jaxalign.model.weights import weights_sha256
 from jaxalign.runtime import agree
 from jaxalign.training import loop
-from jaxalign.training.checkpoint import Kept
+from jaxalign.training.checkpoint import Retention
 from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.training.step import StepConfig
 
@@ -55,7 +55,7 @@ class Tuning:
     optimizer: OptimizerConfig
     step: StepConfig
     loop: loop.LoopConfig
-    kept: Kept
+    retention: Retention
     curves: CurvesConfig
 
 
@@ -88,7 +88,7 @@ def tuning_of(config: ConfigDict) -> Tuning:
             config.batch.rows_at_once,
         ),
         loop.LoopConfig(config.log_every, config.heldout_every, config.checkpoint_every, config.watch_every),
-        Kept(config.keep_last, config.keep_best),
+        Retention(config.keep_last, config.keep_best),
         CurvesConfig(**config.log),
     )
 
@@ -211,7 +211,7 @@ def train_model(
             optimizer_config=tuning.optimizer,
             step_config=tuning.step,
             loop_config=tuning.loop,
-            kept=tuning.kept,
+            retention=tuning.retention,
             seed=config.seed,
             document=document,
             curves=tuning.curves,
