@@ -16,8 +16,7 @@ from jaxalign.reporting.escaping import one_line
 
 
 class Verb(NamedTuple):
-    """What a verb calls, a module of jaxalign.cli and its function; its arguments and how many at least; a line of
-    help."""
+    """A module of jaxalign.cli and its function; the verb's arguments, and how many at least; a line of help."""
 
     call: str
     arguments: str
@@ -27,61 +26,24 @@ class Verb(NamedTuple):
 
 VERBS = {
     "demo": Verb(
-        "demo.demo",
-        "",
-        0,
-        "the whole path on the shipped question set: evaluate, tune, evaluate, probe, report, export",
+        "demo.demo", "", 0, "the whole path on the shipped set: evaluate, tune, evaluate, probe, report, export"
     ),
-    "data build": Verb(
-        "data.build", "", 0, "write translation examples made from a task's parallel rows to --config.out"
-    ),
-    "data validate": Verb(
-        "data.validate", "FILE...", 1, "every error of files of pairs, task files, data sets and data folders"
-    ),
-    "data describe": Verb(
-        "data.describe",
-        "FILE...",
-        1,
-        "counts, lengths, scripts, doubles, test rows and label words of question pairs, also to --config.out",
-    ),
+    "data build": Verb("data.build", "", 0, "write translation examples made from a task's parallel rows"),
+    "data validate": Verb("data.validate", "FILE...", 1, "every error of files of pairs, task files and data folders"),
+    "data describe": Verb("data.describe", "FILE...", 1, "lengths, scripts, doubles and test rows of question pairs"),
     "data import": Verb("data.import_clone", "CLONE OUT", 2, "take the study's data from a clone of its repository"),
-    "train": Verb(
-        "train.train", "[PAIRS ...]", 0, "tune on question pairs (files, or built from --config.data) into --config.out"
-    ),
-    "evaluate": Verb("evaluate.evaluate", "", 0, "score labels on the tasks' test rows into --config.out"),
-    "probe": Verb("probe.probe", "", 0, "logit lens, PCA, neurons on the emotion task's test rows into --config.out"),
-    "neurons": Verb(
-        "neurons.neurons",
-        "FILE",
-        1,
-        "language neurons from counts (of `probe --config.probes=neurons`) into --config.out",
-    ),
-    "compare": Verb(
-        "compare.compare",
-        "BEFORE AFTER...",
-        2,
-        "gains with tests and intervals from result folders, as tables into --config.out (or AFTER)",
-    ),
+    "train": Verb("train.train", "[PAIRS ...]", 0, "tune on question pairs, of files or built from --config.data"),
+    "evaluate": Verb("evaluate.evaluate", "", 0, "score labels on the tasks' test rows"),
+    "probe": Verb("probe.probe", "", 0, "logit lens, PCA, neurons and more on the emotion task's test rows"),
+    "neurons": Verb("neurons.neurons", "FILE", 1, "language neurons from the counts of --config.probes=neurons"),
+    "compare": Verb("compare.compare", "BEFORE AFTER...", 2, "gains with tests and intervals, from result folders"),
     "report": Verb(
-        "report.report",
-        "FOLDER | BEFORE AFTER...",
-        1,
-        "one HTML file, of a probed folder or of results before and after, at --config.out (or in it, or AFTER)",
+        "report.report", "FOLDER | BEFORE AFTER...", 1, "one HTML file of results before and after, of probes"
     ),
-    "plan": Verb(
-        "plan.plan", "", 0, "whether a step fits the TPU slices of --config.topology, compiled without a chip"
-    ),
-    "export": Verb(
-        "export.export",
-        "RUN [RESULTS ...]",
-        1,
-        "write a run's adapter, or the model tuned by it, to --config.out, with a certificate and a model card",
-    ),
-    "verify": Verb(
-        "export.verify", "PATH", 1, "compare an exported folder with transformers and peft: PATH/certificate.json"
-    ),
+    "plan": Verb("plan.plan", "", 0, "whether a step fits the TPU slices of --config.topology, without a chip"),
+    "export": Verb("export.export", "RUN [RESULTS ...]", 1, "an adapter or tuned model, with certificate and card"),
+    "verify": Verb("export.verify", "PATH", 1, "compare an exported folder with transformers and peft"),
 }
-
 TOGETHER = ("train", "evaluate", "probe")
 """The verbs that several processes do together, one a host."""
 
@@ -95,6 +57,7 @@ def usage() -> str:
         "usage: jaxalign VERB [files and runs] [--config=NAME_OR_FILE] [--config.key=value ...]\n\n"
         f"{lines}\n\n"
         "Files and runs are positional, settings are config keys; `jaxalign VERB --help` lists them with values.\n"
+        "Results go to --config.out; those of compare and report, where it is not set, to AFTER.\n"
         "--debug shows the traceback of an error, --version which jaxalign this is."
     )
 
