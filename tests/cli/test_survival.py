@@ -53,7 +53,7 @@ def test_another_data_file_is_refused_by_name(jaxalign, ok, model_folder, tmp_pa
 
 
 def test_another_tokenizer_is_refused_by_name(jaxalign, run, model_folder, tmp_path):
-    """And one that is written otherwise, all ids being the same, as after an upgrade of tokenizers, continues the run."""
+    """One that is written otherwise, its ids being the same, as after an upgrade of tokenizers, continues the run."""
     other = shutil.copytree(model_folder, tmp_path / "model")
     command = (*TRAIN, f"--config.model={other}", f"--config.out={run}")
     tokenizer = json.loads((other / "tokenizer.json").read_text())
