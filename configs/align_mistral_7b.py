@@ -21,8 +21,6 @@ def get_config() -> ConfigDict:
     config.template = "mistral"
     config.remat = "full"
     config.loss.chunk = 1024  # a matrix unit wants many rows
-    config.epochs = 3
-    config.mesh.fsdp = -1
     config.batch_tokens = 16384
     config.batch_size = 32
     return config

@@ -23,7 +23,6 @@ def get_config() -> ConfigDict:
     config.param_dtype = "float32"  # so that no rounding comes between the stages
     config.template = "alpaca"
     config.heldout = 0.0
-    config.epochs = 3
     config.batch.pairs_per_step = 128
     config.batch.length = 512
     config.batch.too_long = "cut"
