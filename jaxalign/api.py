@@ -42,7 +42,7 @@ from jaxalign.reporting.tables import compare as pair
 from jaxalign.runtime import alone, wait_for_all
 
 PathLike = str | Path
-Record = QuestionPair | Mapping[str, Any]
+PairLike = QuestionPair | Mapping[str, Any]
 """A pair, or a row with the fields that a row of a file may have."""
 FILE_OF = {"neurons": "neuron_counts"}
 """The files of a probe that are not called as it is."""
@@ -98,13 +98,13 @@ def load(model: PathLike, adapter: PathLike = "", **settings: Any) -> LoadedMode
 
 
 def train(
-    base: LoadedModel, pairs: Iterable[PathLike | Record] | PathLike | Record, out: PathLike, **settings: Any
+    base: LoadedModel, pairs: Iterable[PathLike | PairLike] | PathLike | PairLike, out: PathLike, **settings: Any
 ) -> TrainingRun:
     """Tunes on pairs, given as files or as records, into the run `out`; the same call again continues it."""
     config = base.config(out, settings)
     if config.stages:
         raise InputError("stages: ja.train tunes once; call it for each, with the run before it as ja.load's adapter")
-    tuning, pairs = ready_to_tune(config), several(pairs)
+    tuning, pairs = ready_to_tune(config), as_list(pairs)
     files = [str(item) for item in pairs if isinstance(item, PathLike)]
     records = gather(
         partial(
@@ -115,7 +115,7 @@ def train(
     )
     named = gather_pairs(config, files) if files else []
     train_model(tuning, base.model, records + named, files, len(records))
-    return read_run(written(config.out))
+    return read_run(finished(config.out))
 
 
 def evaluate(model: LoadedModel, out: PathLike, **settings: Any) -> Evaluation:
@@ -123,7 +123,7 @@ def evaluate(model: LoadedModel, out: PathLike, **settings: Any) -> Evaluation:
     config = model.config(out, settings)
     check_settings(config)
     evaluate_model(config, model.model)
-    folder = Path(written(out))
+    folder = Path(finished(out))
     return Evaluation(
         read_results(folder) if chosen_cells(config) else None,
         read_json(folder / "open_results.json") if open_tasks(config) else None,
@@ -135,16 +135,16 @@ def probe(model: LoadedModel, out: PathLike, **settings: Any) -> dict[str, Probe
     config = model.config(out, settings)
     check_probe_settings(config)
     probe_model(config, model.model)
-    folder = Path(written(out))
+    folder = Path(finished(out))
     return {name: written_probe(folder, FILE_OF.get(name, name)) for name in probes_of(config)}
 
 
-def several(items: Any) -> list[Any]:
+def as_list(items: Any) -> list[Any]:
     """The items of a list or of what else can be iterated over; one path or record alone is a list of one."""
     return [items] if isinstance(items, str | Path | QuestionPair | Mapping) else list(items)
 
 
-def written(folder: PathLike) -> AnyPath:
+def finished(folder: PathLike) -> AnyPath:
     """The folder, once process 0 is done with it."""
     wait_for_all()
     return path_of(str(folder))
@@ -177,5 +177,5 @@ def export(run: PathLike, out: PathLike, evaluations: Iterable[PathLike] | PathL
     """
     runtime.start()
     alone("ja.export")
-    export_run(config_with({**settings, "out": str(out)}), [str(run), *map(str, several(evaluations))])
+    export_run(config_with({**settings, "out": str(out)}), [str(run), *map(str, as_list(evaluations))])
     return Path(out)

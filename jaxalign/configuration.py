@@ -27,7 +27,7 @@ SAME_IN_ALL_STAGES = ("model", "adapter", "dtype", "param_dtype", "mesh", "tune"
 """What is chosen when the model is loaded, and where the stages lie."""
 LARGEST, LARGEST_FLOAT = 2**31 - 1, float(np.finfo(np.float32).max)
 """Counts become int32 in arrays, other numbers float32."""
-RANGES: dict[str, tuple[int, int]] = {
+WHOLE_NUMBERS: dict[str, tuple[int, int]] = {
     "seed": (0, 2**63 - 1),
     "batch_tokens": (1, LARGEST),
     "batch_size": (1, LARGEST),
@@ -125,7 +125,7 @@ def change(config: ConfigDict, settings: Mapping[Any, Any], where: str) -> Confi
             raise InputError(f"{where}{key} = {value!r}: {type(keys[key]).__name__} is needed")
         if isinstance(value, float) and not abs(value) <= LARGEST_FLOAT:
             raise InputError(f"{where}{key}={value}: a finite number is needed, {LARGEST_FLOAT:.1e} at most")
-        lowest, highest = RANGES.get(key, (-LARGEST, LARGEST))
+        lowest, highest = WHOLE_NUMBERS.get(key, (-LARGEST, LARGEST))
         if type(value) is int and not lowest <= value <= highest:
             bound = f"{lowest} or more" if value < lowest else f"{highest} or less"
             raise InputError(f"{where}{key}={value}: set it to {bound}")
@@ -181,7 +181,7 @@ def command() -> str:
     return shlex.join(recorded([name, *sys.argv[1:]]))
 
 
-def versions() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
     """Package versions, Python's, and the kind of device."""
     import jax  # what reads config files needs no devices
 
@@ -191,4 +191,4 @@ def versions() -> dict[str, str]:
 
 def provenance(config: ConfigDict) -> dict[str, Any]:
     """What results.json and run.json say of their making: the config, the command and the versions."""
-    return {"config": recorded(config.to_dict()), "command": command(), "versions": versions()}
+    return {"config": recorded(config.to_dict()), "command": command(), "versions": installed_versions()}

@@ -95,7 +95,7 @@ def validate(config: ConfigDict, paths: Sequence[str]) -> None:
 def describe(config: ConfigDict, paths: Sequence[str]) -> None:
     """Prints what the pairs of the files hold, and with `config.out` writes it to describe.json there."""
     document = describe_files(config, paths)
-    for line in lines_of(document):
+    for line in described_lines(document):
         print(line)
     if config.out:
         write_json(out_folder(config) / "describe.json", document)
@@ -151,7 +151,7 @@ def test_rows(config: ConfigDict, pairs: Sequence[QuestionPair]) -> list[dict[st
     return records
 
 
-def lines_of(document: Mapping[str, Any]) -> Iterator[str]:
+def described_lines(document: Mapping[str, Any]) -> Iterator[str]:
     """The document for the terminal."""
     directions = ", ".join(f"{name} {count:,}" for name, count in document["directions"].items())
     yield f"{sum(document['pairs'].values()):,} pairs ({directions})"

@@ -23,7 +23,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxalign.cli.settings import load_model, out_folder
-from jaxalign.configuration import changed, command, versions
+from jaxalign.configuration import changed, command, installed_versions
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.tasks import TASKS, read_task_rows
 from jaxalign.data.tokenizer import Tokenizer
@@ -115,11 +115,11 @@ def export(config: ConfigDict, paths: Sequence[str]) -> None:
             base=named,
             is_adapter=is_adapter,
             licence=base_licence(place) if place else None,
-            check=verdict(certificate),
+            check=outcome(certificate),
             command=command(),
         )
         write_text(folder / "README.md", card)
-    print(f"{'adapter' if is_adapter else 'model'}: {out}\n{verdict(certificate)}")
+    print(f"{'adapter' if is_adapter else 'model'}: {out}\n{outcome(certificate)}")
     if is_adapter and not on_hub(named):
         say(
             f"the adapter names its base {named}, a place that others do not have; --config.model=ORG/NAME names it on "
@@ -137,7 +137,7 @@ def base_model(config: ConfigDict, record: TrainingRun) -> str:
     if tuned.lora is None:
         return name  # all weights are the run's own
     stored, device = settings["param_dtype"], record.document["versions"].get("device")
-    if stored in SCHEMES and device != versions()["device"]:
+    if stored in SCHEMES and device != installed_versions()["device"]:
         say(
             f"model={name}: not compared with {recorded}, whose {stored} weights were made on another device ({device})"
         )
@@ -226,11 +226,11 @@ def verify(config: ConfigDict, paths: Sequence[str]) -> None:
     check_writable(written.parent)
     certificate = certify(folder, config)
     if certificate["holds"] == NOT_CHECKED and written.is_file():
-        print(f"{verdict(certificate)}; {written} stays as it is")
+        print(f"{outcome(certificate)}; {written} stays as it is")
         return
     write_json(written, certificate)
     refuse_faults(certificate, folder, f"see {written}")
-    print(f"{verdict(certificate)}\ncertificate: {written}")
+    print(f"{outcome(certificate)}\ncertificate: {written}")
 
 
 def refuse_faults(certificate: Mapping[str, Any], folder: Path, advice: str) -> None:
@@ -239,7 +239,7 @@ def refuse_faults(certificate: Mapping[str, Any], folder: Path, advice: str) -> 
         raise InputError(f"{folder}: does not hold: {'; '.join(certificate['faults'])}; {advice}")
 
 
-def verdict(certificate: Mapping[str, Any]) -> str:
+def outcome(certificate: Mapping[str, Any]) -> str:
     """A certificate in one line."""
     if certificate["holds"] == NOT_CHECKED:
         return f"{NOT_CHECKED}: {certificate['reason']}"
@@ -265,7 +265,7 @@ def certify(folder: Path, config: ConfigDict) -> dict[str, Any]:
     document: dict[str, Any] = {
         "kind": "adapter" if is_adapter else "model",
         "files": hashes,
-        "versions": versions(),
+        "versions": installed_versions(),
     }
     if is_adapter:
         lora, base = recorded_adapter(folder)
@@ -287,7 +287,7 @@ def recorded_adapter(folder: Path) -> tuple[dict[str, Any], str]:
     try:
         rslora, dora = (bool(document.get(key)) for key in ("use_rslora", "use_dora"))
         lora = LoraConfig(document["r"], document["lora_alpha"], document["target_modules"], rslora, dora)
-        facts = facts_of(lora)
+        facts = adapter_facts(lora)
     except (KeyError, TypeError):
         raise InputError(f"{where}: no LoRA adapter (r, lora_alpha, target_modules)") from None
     name, revision = document.get("base_model_name_or_path") or "", document.get("revision")
@@ -298,7 +298,7 @@ def recorded_adapter(folder: Path) -> tuple[dict[str, Any], str]:
     return facts, f"{name}@{revision}" if revision else name
 
 
-def facts_of(lora: LoraConfig) -> dict[str, Any]:
+def adapter_facts(lora: LoraConfig) -> dict[str, Any]:
     """Rank, alpha, scale and kind."""
     return asdict(lora) | {"scale": lora.scale}
 
@@ -327,7 +327,7 @@ def compared_adapter(folder: Path, config: ConfigDict) -> dict[str, Any]:
     logits = logits_of(exported, tokens)
     assert exported.adapter is not None
     document = {
-        "adapter": facts_of(exported.adapter.lora),
+        "adapter": adapter_facts(exported.adapter.lora),
         "base_model": published(model_name(base.path)),
         "effect_of_the_adapter": difference(logits_of(base, tokens), logits),
         "merged_against_adapter": difference(logits_of(merged(exported, "float32"), tokens), logits, "float32"),
