@@ -35,8 +35,6 @@ MASKED = ("specific", "related", "general")
 
 def neurons(config: ConfigDict, paths: Sequence[str]) -> None:
     """Selects the neurons into `config.out`: selection.npz and selection.json, and those of all languages beside."""
-    if len(paths) != 1:
-        raise InputError("neurons takes one argument: the .npz file of counts")
     check_selection_settings(config)
     out, form, rate = out_folder(config), config.neurons.score, config.neurons.top_rate
     counts = read_counts(Path(paths[0]))
