@@ -33,8 +33,7 @@ from jaxalign.data.batches import BatchPlan, TokenisedPairs, fit_pairs
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.pairs import QuestionPair, read_pairs
 from jaxalign.data.tasks import TASKS, read_task_rows
-from jaxalign.data.templates import edges, render_all
-from jaxalign.data.tokenizer import Tokenizer
+from jaxalign.data.tokenizer import Tokenizer, edges, render_all
 from jaxalign.errors import InputError
 from jaxalign.files import MINI
 from jaxalign.loading import config_and_tokenizer

@@ -54,7 +54,8 @@ def write_checkpoint(folder: Path, config: Any) -> int:
     from safetensors.numpy import save_file
 
     from jaxalign.files import write_json
-    from jaxalign.model.weights import config_to_hf, weight_table
+    from jaxalign.model.config import config_to_hf
+    from jaxalign.model.weights import weight_table
 
     bits = np.random.default_rng(0)
 

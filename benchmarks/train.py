@@ -30,8 +30,7 @@ from jaxalign.cli.train import plans, tuning_of
 from jaxalign.configuration import config_from_flags
 from jaxalign.data.batches import BatchPlan, fit_pairs
 from jaxalign.data.pairs import read_pairs
-from jaxalign.data.templates import render_all, resolve_template
-from jaxalign.data.tokenizer import load_tokenizer
+from jaxalign.data.tokenizer import load_tokenizer, render_all, resolve_template
 from jaxalign.files import write_json
 from jaxalign.model.config import ModelConfig, read_config
 from jaxalign.model.lora import lora_shapes

@@ -45,7 +45,7 @@ def ours(folder: Path, work: dict[str, Any], start: dict[str, np.ndarray]) -> Ru
     ids = [ids for pairs in work["steps"] for ids, _ in pairs]
     prompts = [prompt for pairs in work["steps"] for _, prompt in pairs]
     pairs = TokenisedPairs(np.concatenate(ids), np.cumsum([0, *map(len, ids)]), np.array(prompts))
-    plan = BatchPlan(pairs, work["rows"], work["length"], work["targets_per_row"], {})
+    plan = BatchPlan(pairs, work["rows"], work["length"], {})
 
     optimizer_config, step_config = OptimizerConfig(**work["optimizer"]), StepConfig(**work["step"])
     schedule = cosine_schedule(optimizer_config, plan.steps)

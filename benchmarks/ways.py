@@ -122,8 +122,8 @@ def main(way: str, folder: Path, work_file: Path, threads: int, batch_size: int)
     ready = {"loaded_mib": loaded, "warm_up_seconds": time.perf_counter() - begun}
     if scorer:
         ready |= {
-            "compile_seconds": sum(scorer.compile_seconds.values()),
-            "compilations": sum(scorer.compilations.values()),
+            "compile_seconds": sum(scorer.runner.compile_seconds.values()),
+            "compilations": scorer.runner.compilations.total(),
         }
     answer({"ready": ready})
     for line in sys.stdin:

@@ -25,27 +25,24 @@ from jaxalign.cli.demo import demo as run_demo
 from jaxalign.cli.evaluate import check_settings, chosen_cells, evaluate_model
 from jaxalign.cli.export import export as export_run
 from jaxalign.cli.open_answers import open_tasks
-from jaxalign.cli.probe import check_probe_settings, probe_model, probes_of
-from jaxalign.cli.settings import load_model, rendering
+from jaxalign.cli.probe import FILE_OF, probe_model, probe_settings
+from jaxalign.cli.settings import EvaluationData, load_model, rendering
 from jaxalign.cli.train import ready_to_tune, train_model
 from jaxalign.configuration import command, config_with
 from jaxalign.data.pairs import QuestionPair, pair_of
 from jaxalign.errors import InputError, gather
-from jaxalign.files import AnyPath, local_path, path_of, read_json, read_npz
+from jaxalign.files import AnyPath, local_path, path_of, read_json
 from jaxalign.loading import Model
-from jaxalign.reporting.gains import Gains, measure_gains
-from jaxalign.reporting.html import write_report
-from jaxalign.reporting.probe_files import Probe
-from jaxalign.reporting.results import Results, read_results
-from jaxalign.reporting.runs import TrainingRun, read_run
-from jaxalign.reporting.tables import compare as pair
+from jaxalign.probe_files import Probe, read_probe
+from jaxalign.reporting.compare import Comparison
+from jaxalign.reporting.compare import compare as compared
+from jaxalign.reporting.folders import Results, TrainingRun, read_results, read_run
+from jaxalign.reporting.page import write_report
 from jaxalign.runtime import alone, wait_for_all
 
 PathLike = str | Path
 PairLike = QuestionPair | Mapping[str, Any]
 """A pair, or a row with the fields that a row of a file may have."""
-FILE_OF = {"neurons": "neuron_counts"}
-"""The files of a probe that are not called as it is."""
 LOADED_WITH = ("model", "adapter", "dtype", "param_dtype", "mesh")
 """Settings of `load`; the model that it returns keeps them."""
 
@@ -121,8 +118,9 @@ def train(
 def evaluate(model: LoadedModel, out: PathLike, **settings: Any) -> Evaluation:
     """Label scores of the tasks' test rows, and open answers, into the folder `out`."""
     config = model.config(out, settings)
-    check_settings(config)
-    evaluate_model(config, model.model)
+    data = EvaluationData(config)
+    check_settings(config, data)
+    evaluate_model(config, model.model, data)
     folder = Path(finished(out))
     return Evaluation(
         read_results(folder) if chosen_cells(config) else None,
@@ -133,10 +131,10 @@ def evaluate(model: LoadedModel, out: PathLike, **settings: Any) -> Evaluation:
 def probe(model: LoadedModel, out: PathLike, **settings: Any) -> dict[str, Probe]:
     """The probes of the setting `probes` into the folder `out`: by name, their arrays and what these mean."""
     config = model.config(out, settings)
-    check_probe_settings(config)
-    probe_model(config, model.model)
+    chosen = probe_settings(config, EvaluationData(config))
+    probe_model(chosen, model.model)
     folder = Path(finished(out))
-    return {name: written_probe(folder, FILE_OF.get(name, name)) for name in probes_of(config)}
+    return {name: read_probe(folder, FILE_OF[name]) for name in chosen.names}
 
 
 def as_list(items: Any) -> list[Any]:
@@ -150,16 +148,11 @@ def finished(folder: PathLike) -> AnyPath:
     return path_of(str(folder))
 
 
-def written_probe(folder: Path, name: str) -> Probe:
-    """What a probe has just written."""
-    return Probe(read_npz(folder / f"{name}.npz"), read_json(folder / f"{name}.json"))
-
-
-def compare(before: PathLike, *afters: PathLike) -> Gains:
+def compare(before: PathLike, *afters: PathLike) -> Comparison:
     """Gains of one or more evaluations over another, with tests and intervals."""
     if not afters:
         raise InputError("ja.compare takes two folders or more")
-    return measure_gains(pair(Path(before), *map(Path, afters)))
+    return compared(Path(before), *map(Path, afters))
 
 
 def report(before: PathLike, *afters: PathLike, out: PathLike) -> Path:

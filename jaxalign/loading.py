@@ -23,13 +23,12 @@ from jaxalign.model.gguf import load_gguf_params, read_gguf_config, read_gguf_to
 from jaxalign.model.hub import ADAPTER_FILES, local_adapter, local_model, model_name
 from jaxalign.model.lora import LoraConfig, check_adapter, merge_lora
 from jaxalign.model.peft import load_adapter
-from jaxalign.model.product import widest
-from jaxalign.model.quantised import SCHEMES, is_projection, quantise_params, quantise_stacked
-from jaxalign.model.sharding import spread
+from jaxalign.model.quantised import SCHEMES, is_projection, quantise_params, quantise_stacked, widest
+from jaxalign.model.sharding import put
 from jaxalign.model.transformer import Decoder
 from jaxalign.model.weights import Leaf, load_params, place_on, weights_sha256
 from jaxalign.reporting.fields import field, read_object
-from jaxalign.reporting.runs import read_run_document
+from jaxalign.reporting.folders import read_run_document
 from jaxalign.training.checkpoint import read_trained
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
@@ -232,7 +231,7 @@ def tuned_params(model: Model, params: Any, path: AnyPath) -> Any:
     dtype = model.decoder.dtype
 
     def placed(own: Any, tuned: Any) -> jax.Array:
-        return spread(tuned.astype(widest({own.dtype, dtype})), own.sharding)
+        return put(tuned.astype(widest({own.dtype, dtype})), own.sharding)
 
     return jax.tree.map(placed, model.params, params)
 

@@ -1,15 +1,14 @@
-"""Intervals, paired tests and multiplicity of a report (NumPy and SciPy, no jax).
+"""Intervals, paired tests, multiplicity, and mean gains over crossed tables: languages by rows (by runs). No jax.
 
 One rule for input that leaves nothing to measure, kept here and by every probe. What does not vary has nothing in
 common with anything, itself included: its correlation, CKA, cosine and share of variance are 0, its coordinates and
 energy too, its bootstrap interval is a point and its p-value 1. Of no rows there is no mean: NaN, which is not drawn.
 Nothing else makes a NaN of finite numbers, and NumPy has nothing to warn of. A NaN that was there stays, or is refused,
 and makes no mean significant.
-
-Mean gains over a crossed table, languages by rows (by runs), with intervals (NumPy and SciPy, no jax).
 """
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 from itertools import combinations
 from typing import NamedTuple
@@ -18,8 +17,18 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import bdtr, ndtri, stdtrit
 
+MEASURES = ("cka", "retrieval", "reciprocal_rank", "retrieval_centred", "reciprocal_rank_centred")
+"""Of how alike two languages' states of the same rows are. retrieval: whether a row's translation is nearest;
+*_centred: each language's mean taken off first."""
 NOISE = 1e-12
 """Relative to the largest number beside it, what is no larger came of rounding."""
+
+
+def row_values(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """measure -> what each row adds to its mean, [languages, layers, n], from `cka_rows` and the two ranks."""
+    rank, rank_centred = arrays["rank"], arrays["rank_centred"]
+    values = (arrays["cka_rows"], rank == 1, 1 / rank, rank_centred == 1, 1 / rank_centred)
+    return dict(zip(MEASURES, values, strict=True))
 
 
 def centred(values: np.ndarray) -> np.ndarray:
@@ -47,16 +56,7 @@ def correlations(series: np.ndarray) -> np.ndarray:
 
 
 def wilson_interval(correct: int, count: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a proportion (Wilson 1927), without continuity correction.
-
-    Args:
-      correct: successes, 0 <= correct <= count.
-      count: trials, at least 1.
-      level: coverage, 0 < level < 1.
-
-    Returns:
-      (low, high), both within [0, 1].
-    """
+    """Wilson score interval (low, high) of a proportion (Wilson 1927), without continuity correction; count >= 1."""
     if not 0 <= correct <= count or count == 0:
         raise ValueError(f"{correct} successes in {count} trials")
     z = float(ndtri(0.5 + level / 2))
@@ -83,35 +83,12 @@ def mean_and_half_width(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, 1.96 * deviation / math.sqrt(count)
 
 
-def bootstrap_interval(
-    values: np.ndarray, *, resamples: int = 2000, seed: int = 0, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of independent values (Efron 1979).
-
-    Percentile and not BCa: on shares of right answers of 0.3 to 0.95 in 60 rows or more both cover within two points
-    of what they promise or more, and BCa is undefined where all values are equal. There the interval is a point; for
-    right and wrong answers prefer `wilson_interval`, above all with fewer rows.
-
-    Args:
-      values: bool or float [n], n >= 1.
-
-    Returns:
-      (low, high).
-    """
-    if values.ndim != 1:
-        raise ValueError(f"values of shape {values.shape}")
-    low, high = bootstrap_intervals(values, resamples=resamples, seed=seed, level=level).tolist()
-    return low, high
-
-
 def bootstrap_intervals(values: np.ndarray, *, resamples: int = 2000, seed: int = 0, level: float = 0.95) -> np.ndarray:
-    """`bootstrap_interval` of many means over the same rows, which are drawn together.
+    """Percentile bootstrap intervals of means of independent values (Efron 1979): float64 [..., 2] of [..., n], n >= 1.
 
-    Args:
-      values: bool or float [..., n], n >= 1.
-
-    Returns:
-      float64 [..., 2], low and high.
+    All means are over the same rows, which are drawn together. Percentile and not BCa: on shares of right answers of
+    0.3 to 0.95 in 60 rows or more both cover within two points of what they promise or more, and BCa is undefined where
+    all values are equal. There the interval is a point; for right and wrong answers prefer `wilson_interval`.
     """
     if values.size == 0:
         raise ValueError(f"values of shape {values.shape}")
@@ -188,11 +165,7 @@ def mcnemar_exact(before: np.ndarray, after: np.ndarray) -> McNemar:
     """Were as many rows lost as won? The exact binomial test on the rows whose answers differ (McNemar 1947).
 
     Args:
-      before: bool [n], what was right in one run.
-      after: bool [n], in the other, on the same rows in the same order.
-
-    Returns:
-      lost, won and the p-value, which is 1 where no row differs.
+      before, after: bool [n], what was right in each run, on the same rows in the same order.
     """
     if before.ndim != 1 or before.shape != after.shape or before.dtype != bool or after.dtype != bool:
         raise ValueError(f"{before.dtype} {before.shape} before, {after.dtype} {after.shape} after")
@@ -238,63 +211,37 @@ def smallest_detectable_difference(count: int, discordant: float, *, level: floa
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
-    """p-values adjusted so that marking those <= a has a chance of at most a of one false mark (Holm 1979).
+    """p-values [m] adjusted so that marking those <= a has a chance of at most a of one false mark (Holm 1979).
 
     Holds under any dependence of the tests.
-
-    Args:
-      p_values: float [m], each 0 to 1.
-
-    Returns:
-      float64 [m].
     """
-    order, ascending = sorted_p_values(p_values)
-    steps = np.maximum.accumulate(ascending * np.arange(len(ascending), 0, -1))
-    return in_order(np.minimum(steps, 1), order)
+    order = order_of(p_values)
+    steps = np.maximum.accumulate(p_values[order].astype(np.float64) * np.arange(len(order), 0, -1))
+    return np.minimum(steps, 1)[np.argsort(order)]
 
 
 def benjamini_hochberg(p_values: np.ndarray) -> np.ndarray:
-    """p-values adjusted so that of the marks at <= a an expected share of at most a is false.
+    """p-values [m] adjusted so that of the marks at <= a an expected share of at most a is false.
 
     Benjamini and Hochberg 1995. Holds for independent and for positively dependent tests, such as those of the same
     items in several languages.
-
-    Args:
-      p_values: float [m], each 0 to 1.
-
-    Returns:
-      float64 [m].
     """
-    order, ascending = sorted_p_values(p_values)
-    shares = ascending * len(ascending) / np.arange(1, len(ascending) + 1)
-    return in_order(np.minimum.accumulate(shares[::-1])[::-1], order)
+    order = order_of(p_values)
+    shares = p_values[order].astype(np.float64) * len(order) / np.arange(1, len(order) + 1)
+    return np.minimum.accumulate(shares[::-1])[::-1][np.argsort(order)]
 
 
-def sorted_p_values(p_values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The indices that sort p-values, and the sorted p-values in float64."""
+def order_of(p_values: np.ndarray) -> np.ndarray:
+    """The indices that sort p-values [m], each 0 to 1."""
     if p_values.ndim != 1 or not ((p_values >= 0) & (p_values <= 1)).all():
         raise ValueError(f"p-values {p_values}")
-    order = np.argsort(p_values)
-    return order, p_values[order].astype(np.float64)
-
-
-def in_order(ascending: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Undoes a sort by `order`."""
-    values = np.empty_like(ascending)
-    values[order] = ascending
-    return values
+    return np.argsort(p_values)
 
 
 def seed_deviation(accuracies: np.ndarray) -> np.ndarray:
     """Sample standard deviation over runs that differ in their seed alone, with runs - 1 degrees of freedom.
 
-    All runs answer the same rows, so the rows' own sampling error is no part of it.
-
-    Args:
-      accuracies: float [runs, ...] of cells or of means over cells, at least two runs.
-
-    Returns:
-      float64 [...], in the accuracies' unit.
+    All runs answer the same rows, so the rows' own sampling error is no part of it: float64 [...] of float [runs, ...].
     """
     if len(accuracies) < 2:
         raise ValueError(f"{len(accuracies)} run: a deviation from seed to seed takes two")

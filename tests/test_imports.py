@@ -1,6 +1,8 @@
 """Which part of the package may import which, read from the source; and what none of them may import."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from importlib.util import resolve_name
@@ -15,6 +17,7 @@ from jaxalign.training.checkpoint import Retention
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.training.step import StepConfig
+from tests.reporting.folders import write_evaluation
 
 PACKAGE = Path(jaxalign.__file__).parent
 CONFIGS = PACKAGE.parent / "configs"
@@ -24,7 +27,7 @@ ROWS = (
     ("errors",),
     ("files", "runtime", "sentence_piece", "statistics"),
     ("configuration",),
-    ("log",),
+    ("log", "probe_files"),
     ("holding",),
     ("data", "model"),
     ("training", "evaluation", "probing"),
@@ -157,3 +160,19 @@ def test_every_part_has_its_row():
 def test_configs_import_the_config_loader_alone(file):
     ours = [name for name in imports(file.read_text(encoding="utf-8"), "") if part_of(name)]
     assert ours in ([], ["jaxalign.configuration.load_config"])
+
+
+FROM_FILES = """
+import sys
+from jaxalign.cli.main import attempt
+code = attempt(sys.argv[1:])
+heavy = sorted({name.partition(".")[0] for name in sys.modules} & {"jax", "jaxlib", "flax", "transformers", "torch"})
+sys.exit(code or " ".join(heavy))
+"""
+
+
+@pytest.mark.parametrize("verb", ["compare", "report"])
+def test_what_is_made_from_files_imports_no_jax(tmp_path, verb):
+    before, after = (str(write_evaluation(tmp_path / name, {("emotion", "en"): 0.6}, rows=range(9))) for name in "ab")
+    done = subprocess.run([sys.executable, "-c", FROM_FILES, verb, before, after], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

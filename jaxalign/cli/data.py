@@ -23,11 +23,11 @@ from jaxalign.data.check import (
 from jaxalign.data.pairs import QuestionPair, read_pairs
 from jaxalign.data.study import import_study
 from jaxalign.data.tasks import TASKS, parse_rows, read_task_rows, task_file
-from jaxalign.data.templates import resolve_template
+from jaxalign.data.tokenizer import resolve_template
 from jaxalign.errors import InputError
 from jaxalign.files import data_folder, local_path, write_json
 from jaxalign.loading import config_and_tokenizer, model_path
-from jaxalign.reporting.escaping import one_line
+from jaxalign.reporting.words import one_line
 
 
 def build(config: ConfigDict, paths: Sequence[str]) -> None:

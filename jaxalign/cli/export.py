@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from huggingface_hub import metadata_load
 from ml_collections import ConfigDict
 
 from jaxalign.cli.settings import load_model, out_folder
@@ -53,16 +54,16 @@ from jaxalign.loading import (
 )
 from jaxalign.log import say
 from jaxalign.model.config import decoder_name
-from jaxalign.model.hub import TOKENIZER_FILES, hub_id, model_name
+from jaxalign.model.gguf import open_gguf
+from jaxalign.model.hub import TOKENIZER_FILES, HubId, hub_id, model_name
 from jaxalign.model.lora import LoraConfig
 from jaxalign.model.peft import save_adapter
 from jaxalign.model.quantised import SCHEMES
 from jaxalign.model.transformer import Decoder
 from jaxalign.model.weights import save_params, stored_types, weights_sha256
+from jaxalign.reporting.card import check_recorded, model_card
 from jaxalign.reporting.fields import read_object
-from jaxalign.reporting.model_card import base_licence, check_recorded, model_card
-from jaxalign.reporting.results import read_results
-from jaxalign.reporting.runs import TrainingRun, read_run
+from jaxalign.reporting.folders import TrainingRun, read_results, read_run
 from jaxalign.training.checkpoint import read_adapter, read_trained
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -108,13 +109,15 @@ def export(config: ConfigDict, paths: Sequence[str]) -> None:
         certificate = certify(folder, changed(config, adapter=paths[0]))
         refuse_faults(certificate, out, "nothing was written")
         write_json(folder / "certificate.json", certificate)
+        hub = hub_id(named) or HubId(named, None)
         card = model_card(
             out.name,
             record,
             results,
-            base=named,
+            hub.repo,
+            hub.revision,
             is_adapter=is_adapter,
-            licence=base_licence(place) if place else None,
+            licence=stated_licence(place) if place else None,
             check=outcome(certificate),
             command=command(),
         )
@@ -175,6 +178,23 @@ def place_here(model: str) -> Path | None:
     except InputError:
         return None
     return path if path.exists() else None
+
+
+def stated_licence(model: Path) -> str | None:
+    """The licence that a model states: a folder in its card's front matter or by a LICENSE file, a GGUF file in its
+    metadata. None if it states none."""
+    if model.is_file():
+        stated = open_gguf(model).metadata.get("general.license")
+        return stated if isinstance(stated, str) else None
+    if (model / "README.md").is_file():
+        try:
+            facts = metadata_load(model / "README.md") or {}
+        except Exception:  # whatever YAML makes of a card that others wrote
+            facts = {}
+        if isinstance(stated := facts.get("license"), str):
+            return stated
+    files = sorted(file.name for file in model.glob("LICEN[SC]E*") if file.is_file())
+    return f"other ({files[0]})" if files else None
 
 
 def export_model(config: ConfigDict, run: AnyPath, folder: Path) -> None:

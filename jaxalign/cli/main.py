@@ -12,7 +12,7 @@ from importlib import metadata
 from typing import Any, NamedTuple
 
 from jaxalign.errors import InputError, Preempted
-from jaxalign.reporting.escaping import one_line
+from jaxalign.reporting.words import one_line
 
 
 class Verb(NamedTuple):
@@ -35,7 +35,7 @@ VERBS = {
     "train": Verb("train.train", "[PAIRS ...]", 0, "tune on question pairs, of files or built from --config.data"),
     "evaluate": Verb("evaluate.evaluate", "", 0, "score labels on the tasks' test rows"),
     "probe": Verb("probe.probe", "", 0, "logit lens, PCA, neurons and more on the emotion task's test rows"),
-    "neurons": Verb("neurons.neurons", "FILE", 1, "language neurons from the counts of --config.probes=neurons"),
+    "neurons": Verb("probe.neurons", "FILE", 1, "language neurons from the counts of --config.probes=neurons"),
     "compare": Verb("compare.compare", "BEFORE AFTER...", 2, "gains with tests and intervals, from result folders"),
     "report": Verb(
         "report.report", "FOLDER | BEFORE AFTER...", 1, "one HTML file of results before and after, of probes"
@@ -44,6 +44,8 @@ VERBS = {
     "export": Verb("export.export", "RUN [RESULTS ...]", 1, "an adapter or tuned model, with certificate and card"),
     "verify": Verb("export.verify", "PATH", 1, "compare an exported folder with transformers and peft"),
 }
+FROM_FILES = ("compare", "report")
+"""The verbs that compute nothing with jax, whose import takes a second."""
 TOGETHER = ("train", "evaluate", "probe")
 """The verbs that several processes do together, one a host."""
 
@@ -104,6 +106,11 @@ def run(arguments: Sequence[str]) -> None:
         raise InputError(
             f"{' '.join(paths) or name}: {name} takes {verb.arguments or 'no arguments'}, and --config.key=value"
         )
+    module, function = verb.call.split(".")
+    paths = [os.path.expanduser(path) for path in paths]  # as records name them
+    if name in FROM_FILES:
+        getattr(importlib.import_module(f"jaxalign.cli.{module}"), function)(config, paths)
+        return
     from jaxalign import runtime
 
     if "--debug" not in arguments:
@@ -115,8 +122,6 @@ def run(arguments: Sequence[str]) -> None:
     runtime.start(waits_for_notice=name == "train")
     if name not in TOGETHER:
         runtime.alone(f"jaxalign {name}")
-    module, function = verb.call.split(".")
-    paths = [os.path.expanduser(path) for path in paths]  # as records name them
     getattr(importlib.import_module(f"jaxalign.cli.{module}"), function)(config, paths)
     runtime.wait_for_all()
 

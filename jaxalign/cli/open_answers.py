@@ -9,21 +9,20 @@ from ml_collections import ConfigDict
 from jaxalign.cli.data import gather_pairs
 from jaxalign.cli.settings import chosen_languages, out_folder, rendering, split_list
 from jaxalign.configuration import provenance, recorded_config
-from jaxalign.data.batches import fit_pairs, round_up, split_heldout
+from jaxalign.data.batches import fit_pairs, split_heldout
 from jaxalign.data.math_problems import MATH_LANGUAGES, MATH_TASKS, read_problems
 from jaxalign.data.pairs import QuestionPair, read_pairs
 from jaxalign.data.tasks import parse_rows
-from jaxalign.data.templates import render_all, resolve_template
-from jaxalign.data.tokenizer import Tokenizer
+from jaxalign.data.tokenizer import Tokenizer, render_all, resolve_template
 from jaxalign.errors import InputError
 from jaxalign.evaluation.generate import Generator
-from jaxalign.evaluation.open_answers import evaluate_open
+from jaxalign.evaluation.grid import open_grid, run_grid
 from jaxalign.evaluation.open_cells import TRANSLATION, OpenCell, math_cell, translation_cells
 from jaxalign.files import AnyPath, data_folder, path_of
 from jaxalign.loading import Model
 from jaxalign.log import tell
 from jaxalign.reporting.fields import field, texts
-from jaxalign.reporting.runs import read_run_document
+from jaxalign.reporting.folders import read_run_document
 from jaxalign.training.checkpoint import read_trained
 
 OPEN_TASKS = (*MATH_TASKS, TRANSLATION)
@@ -57,13 +56,11 @@ def evaluate_open_answers(config: ConfigDict, model: Model, settings: Mapping[st
       The content of `open_results.json`; its "failures" lists the cells that could not be decoded.
     """
     cells = [cell for task in open_tasks(config) for cell in cells_of(config, task, model)]
-    rows = round_up(config.generate.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
-    results = evaluate_open(
-        out_folder(config),
-        Generator(model.decoder, model.variables, model.mesh, rows),
-        model.variables,
-        model.tokenizer,
+    results = run_grid(
+        open_grid(out_folder(config)),
         cells,
+        Generator(model.decoder, model.variables, model.mesh, config.generate.batch_size),
+        model.variables,
         settings=settings,
         description={**settings, "tuned_on": model.tuned_on, "bos": model.tokenizer.bos, **provenance(config)},
     )

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from jaxalign.configuration import command
 from jaxalign.files import local_path
-from jaxalign.reporting.html import write_report
+from jaxalign.reporting.page import write_report
 
 
 def report(config: ConfigDict, paths: Sequence[str]) -> None:

@@ -1,6 +1,8 @@
 """What settings say, as values: the model, the tasks and languages, the place of results."""
 
 from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -8,7 +10,7 @@ from ml_collections import ConfigDict
 from jaxalign.data.languages import language_of, parse_languages
 from jaxalign.data.pairs import Rendering
 from jaxalign.data.prompts import Exemplars, read_exemplars
-from jaxalign.data.tasks import TASKS, Task, task_named
+from jaxalign.data.tasks import TASKS, Task, TaskData, task_named
 from jaxalign.errors import InputError
 from jaxalign.files import AnyPath, data_folder, exemplars_file, local_path, path_of
 from jaxalign.loading import Model, load
@@ -39,10 +41,21 @@ def chosen_languages(config: ConfigDict) -> list[str]:
     return parse_languages(config.languages)
 
 
-def evaluation_data(config: ConfigDict) -> tuple[Path, Exemplars]:
-    """The data folder of `config.data` and the few-shot exemplars that go with it."""
-    data = data_folder(config.data)
-    return data, read_exemplars(exemplars_file(data, config.exemplars))
+@dataclass(frozen=True)
+class EvaluationData:
+    """What a config names to evaluate on: made once a command and passed on, as each file is read once."""
+
+    config: ConfigDict
+
+    @cached_property
+    def tasks(self) -> TaskData:
+        """The task files of `config.data`."""
+        return TaskData(data_folder(self.config.data))
+
+    @cached_property
+    def exemplars(self) -> Exemplars:
+        """The few-shot exemplars that go with them."""
+        return read_exemplars(exemplars_file(self.tasks.folder, self.config.exemplars))
 
 
 def out_folder(config: ConfigDict) -> Path:

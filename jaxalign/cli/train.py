@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxalign.cli.data import gather_pairs
 from jaxalign.cli.settings import load_model, run_folder, split_list
-from jaxalign.cli.watch import check_watch_settings, watch_hooks
+from jaxalign.cli.watch import Watch, watch_settings
 from jaxalign.configuration import provenance
 from jaxalign.data.batches import (
     BatchLayout,
@@ -24,7 +24,7 @@ from jaxalign.data.batches import (
     training_plan,
 )
 from jaxalign.data.pairs import QuestionPair, languages_of
-from jaxalign.data.templates import edges, render_all, resolve_template
+from jaxalign.data.tokenizer import edges, render_all, resolve_template
 from jaxalign.errors import InputError
 from jaxalign.files import check_bucket, path_of, recorded
 from jaxalign.holding import held
@@ -57,6 +57,8 @@ class Tuning:
     loop: loop.LoopConfig
     retention: Retention
     curves: CurvesConfig
+    watch: Watch | None = None
+    """None where nothing is tuned, as in a plan."""
 
 
 def tuning_of(config: ConfigDict) -> Tuning:
@@ -96,8 +98,7 @@ def tuning_of(config: ConfigDict) -> Tuning:
 def ready_to_tune(config: ConfigDict) -> Tuning:
     """`tuning_of` a run that has its place; what would only fail once the model is loaded is refused."""
     check_bucket(run_folder(config))
-    check_watch_settings(config)
-    return tuning_of(config)
+    return replace(tuning_of(config), watch=watch_settings(config))
 
 
 def train(config: ConfigDict, paths: Sequence[str]) -> None:
@@ -226,7 +227,7 @@ def train_model(
             },
             resume=path_of(config.resume) if config.resume else None,
             initial_adapter=adapter.tree if adapter else None,
-            hooks=watch_hooks(config, model, decoder, shapes),
+            hooks=tuning.watch.hooks(model, decoder, shapes) if tuning.watch else (),
         )
 
 

@@ -1,6 +1,6 @@
-"""What a set of question pairs holds: counts, lengths, scripts, doubles, and test rows among them.
+"""What is wrong with files of data, and what a set of question pairs holds.
 
-Every error of files of data, found by the readers that tuning and evaluation use, and what to be warned of.
+Errors are those of the readers that tuning and evaluation use: all of them, where these stop at the first file.
 """
 
 import re
@@ -25,25 +25,100 @@ from jaxalign.data.prompts import (
     read_exemplars,
     variants_of,
 )
-from jaxalign.data.tasks import (
-    TASKS,
-    Task,
-    TaskFile,
-    TaskRow,
-    is_paws_x,
-    paws_x_folder,
-    read_objects,
-    read_task_rows,
-    task_file_named,
-)
-from jaxalign.data.templates import AT_ONCE, render_all
-from jaxalign.data.tokenizer import Tokenizer
+from jaxalign.data.tasks import TASKS, Task, TaskData, TaskRow, is_paws_x, read_task_file, task_file_named
+from jaxalign.data.tokenizer import AT_ONCE, Tokenizer, render_all
 from jaxalign.errors import InputError, messages_of
 from jaxalign.log import warn
 
-SCRIPTS = {"Japanese": {"Han", "Hiragana", "Katakana"}}
-"""A language's script -> the scripts of its letters, where that is not the one of the same name."""
-_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+
+
+def errors_of(path: Path, rendering: Rendering) -> dict[str, list[str]]:
+    """File -> its errors, none where it is good. What another file is to blame for is told once.
+
+    path: a task's file (told by its name), a file or data set or folder of pairs, or a whole data folder.
+    """
+    errors: dict[str, list[str]] = {}
+    told: set[str] = set()
+    try:
+        is_data = any((path / name).is_dir() for name in (*(task.folder for task in TASKS.values()), "paws_x_wiki"))
+        reads = _data_folder_reads(path, rendering) if is_data else _reads(path, rendering)
+    except InputError as error:
+        return {str(path): messages_of(error)}
+    for file, read in reads.items():
+        found = []
+        try:
+            read()
+        except InputError as error:
+            found = [message for message in messages_of(error) if message not in told]
+        errors[str(file)] = found
+        told.update(found)
+    return errors
+
+
+Reads = dict[Path, Callable[[], Any]]
+
+
+def _reads(path: Path, rendering: Rendering, data: TaskData | None = None) -> Reads:
+    """data: the folder that a task's file lies in, where it is known."""
+    named, folder = task_file_named(path), path.resolve().parent
+    if named is None:
+        return {file: partial(read_pair_file, file, rendering) for file in pair_files(path)}
+    if folder.name != named.task.folder:
+        return {path: partial(read_task_file, path, *named)}
+    data = data or TaskData(folder.parent)
+    return {path: partial(data.rows, named.task, named.language, split=named.split)}
+
+
+def _data_folder_reads(folder: Path, rendering: Rendering) -> Reads:
+    """Of its task files, files of pairs beside them, PAWS-X and exemplars."""
+    data, reads = TaskData(folder.resolve()), {}
+    for task in TASKS.values():
+        for file in sorted((folder / task.folder).glob("*.json")):
+            reads |= _reads(file, rendering, data)
+    if is_paws_x(folder):
+        for version in sorted((folder / "paws_x_wiki").iterdir()):
+            if (language := known_language(version.name)) is not None:
+                reads[version] = partial(data.rows, TASKS["paws"], language.code)
+    if (folder / "exemplars.json").is_file():
+        reads[folder / "exemplars.json"] = partial(_read_and_warn, folder / "exemplars.json", data)
+    return reads
+
+
+def _read_and_warn(file: Path, data: TaskData) -> None:
+    exemplars, cells = read_exemplars(file), []
+    for task, language in exemplars.cells:
+        with suppress(InputError):  # of a task's file, which is told of by itself
+            cells.append(data.rows(TASKS[task], language))
+    warn_of_exemplars(exemplars, cells)
+
+
+def warn_of_exemplars(exemplars: Exemplars, cells: Iterable[Sequence[TaskRow]]) -> None:
+    """Warnings of exemplars that show one class alone, and of test rows that are an exemplar of their own prompt.
+
+    Both are counted over the cells, each the rows of one task in one language, compared as `normal` writes them.
+    """
+    one_class, shown, count = [], [], 0
+    for rows in cells:
+        name = f"{rows[0].task} {rows[0].language}"
+        cell = exemplars.of(rows[0].task, rows[0].language)
+        if len({exemplar.label for exemplar in cell}) == 1:
+            one_class.append(f"{name} ({cell[0].label})")
+        texts = {tuple(map(normal, exemplar.fields)) for exemplar in cell}
+        shown += [f"{name} row {row.row}" for row in rows if tuple(map(normal, row.fields)) in texts]
+        count += len(rows)
+    if one_class:
+        warn(f"{exemplars.file}: all exemplars are of one class in {len(one_class)} cells, first {one_class[0]}")
+    if shown:
+        warn(
+            f"{exemplars.file}: {len(shown)} of {count} test rows are an exemplar of their own prompt, which shows "
+            f"their answer; first {', '.join(shown[:2])}"
+        )
+
+
+def normal(text: str) -> str:
+    """NFKC, without case, with single spaces."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def describe_languages(pairs: Sequence[QuestionPair], length: Callable[[str], int]) -> dict[str, dict[str, Any]]:
@@ -61,14 +136,16 @@ def describe_languages(pairs: Sequence[QuestionPair], length: Callable[[str], in
         responses[pair.target_language].append(pair.response)
     described = {}
     for code in languages_of(pairs):
-        texts = prompts[code] + responses[code]
-        own = SCRIPTS.get(LANGUAGES[code].script, {LANGUAGES[code].script})
+        texts, script = prompts[code] + responses[code], LANGUAGES[code].script
+        own = ("Han", "Hiragana", "Katakana") if script == "Japanese" else (script,)
+        shares = [script_shares([text]) for text in texts]
         described[code] = {
             "prompts": len(prompts[code]),
             "responses": len(responses[code]),
             "length": summary([length(text) for text in texts]),
             "scripts": script_shares(texts),
-            "in_other_scripts": sum(_share_of(own, script_shares([text])) < 0.5 for text in texts),
+            # Text of digits alone is in no other script.
+            "in_other_scripts": sum(bool(each) and sum(each.get(name, 0.0) for name in own) < 0.5 for each in shares),
         }
     return described
 
@@ -79,11 +156,6 @@ def summary(lengths: Sequence[int]) -> dict[str, float]:
     return {"mean": float(np.mean(lengths)), "median": float(median), "p95": float(p95), "max": int(max(lengths))}
 
 
-def _share_of(own: Iterable[str], shares: Mapping[str, float]) -> float:
-    """Of the letters, if there are any: text of digits alone is in no other script."""
-    return sum(shares.get(script, 0.0) for script in own) if shares else 1.0
-
-
 def script_shares(texts: Iterable[str]) -> dict[str, float]:
     """Script -> share of the letters, the largest first; of text without letters, nothing."""
     letters: Counter[str] = Counter()
@@ -91,8 +163,7 @@ def script_shares(texts: Iterable[str]) -> dict[str, float]:
         for character, count in Counter(text).items():
             if character.isalpha():
                 letters[script_of(character)] += count
-    total = letters.total()
-    return {script: count / total for script, count in letters.most_common()}
+    return {script: count / letters.total() for script, count in letters.most_common()}
 
 
 @cache
@@ -130,8 +201,7 @@ def control_characters(pairs: Sequence[QuestionPair]) -> dict[str, int]:
     """ "U+000D" -> how many such characters stand in prompts and responses; line ends (U+000A) are not counted."""
     counts: Counter[str] = Counter()
     for pair in pairs:
-        counts.update(_CONTROL.findall(pair.prompt))
-        counts.update(_CONTROL.findall(pair.response))
+        counts.update(_CONTROL_CHARACTER.findall(pair.prompt) + _CONTROL_CHARACTER.findall(pair.response))
     return {f"U+{ord(character):04X}": count for character, count in sorted(counts.items())}
 
 
@@ -142,36 +212,22 @@ def rows_among(pairs: Sequence[QuestionPair], task: Task, rows: Sequence[TaskRow
     after a cue. Compared are NFKC forms without case and with single spaces.
     """
     (language,) = {row.language for row in rows}
-    whole, by_unit = set(), defaultdict(set)
-    for index, text in enumerate(_texts_in(pairs, language)):
-        whole.add(normal(text))
-        for unit in _units(text, task.cues[language]):
-            by_unit[unit].add(index)
+    cues = [cue for cue in task.cues[language].values() if cue]
+    texts = [without_instruction(pair.prompt) for pair in pairs if pair.source_language == language]
+    texts += [pair.response for pair in pairs if pair.target_language == language]
+    by_unit: Mapping[str, set[int]] = defaultdict(set)
+    for index, text in enumerate(texts):
+        lines = text.split("\n")
+        after_cues = [line.removeprefix(cue) for line in lines for cue in cues if line.startswith(cue)]
+        for unit in (text, *lines, *after_cues):
+            by_unit[normal(unit)].add(index)
+    whole = set(map(normal, texts))
     return [
         index
         for index, row in enumerate(rows)
         if normal(question(task, language, row.fields)) in whole
         or set.intersection(*(by_unit.get(normal(field), set()) for field in row.fields))
     ]
-
-
-def _texts_in(pairs: Sequence[QuestionPair], language: str) -> Iterable[str]:
-    for pair in pairs:
-        if pair.source_language == language:
-            yield without_instruction(pair.prompt)
-        if pair.target_language == language:
-            yield pair.response
-
-
-def _units(text: str, cues: Mapping[str, str]) -> set[str]:
-    lines = text.split("\n")
-    after_cues = [line.removeprefix(cue) for line in lines for cue in cues.values() if cue and line.startswith(cue)]
-    return {normal(unit) for unit in (text, *lines, *after_cues)}
-
-
-def normal(text: str) -> str:
-    """NFKC, without case, with single spaces."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def describe_labels(tasks: Sequence[Task], languages: Sequence[str], tokenizer: Tokenizer) -> list[dict[str, Any]]:
@@ -196,102 +252,3 @@ def describe_labels(tasks: Sequence[Task], languages: Sequence[str], tokenizer: 
                     place = {"task": task.name, "variant": variant, "language": language}
                     records.append({**place, "shared": shared, "without_tokens": missing})
     return records
-
-
-ALL_ROWS = slice(None)
-Check = Callable[[], Any]
-
-
-def errors_of(path: Path, rendering: Rendering) -> dict[str, list[str]]:
-    """File -> its errors, none where it is good. What another file is to blame for is told once.
-
-    path: a task's file (told by its name), a file or data set or folder of pairs, or a whole data folder.
-    """
-    try:
-        checks = _data_folder_checks(path, rendering) if _is_data_folder(path) else _checks(path, rendering)
-    except InputError as error:
-        return {str(path): messages_of(error)}
-    told: set[str] = set()
-    errors = {}
-    for file, check in checks.items():
-        errors[str(file)] = [message for message in _errors(check) if message not in told]
-        told.update(errors[str(file)])
-    return errors
-
-
-def _errors(check: Check) -> list[str]:
-    try:
-        check()
-    except InputError as error:
-        return messages_of(error)
-    return []
-
-
-def _is_data_folder(path: Path) -> bool:
-    return any((path / folder).is_dir() for folder in (*(task.folder for task in TASKS.values()), "paws_x_wiki"))
-
-
-def _checks(path: Path, rendering: Rendering) -> dict[Path, Check]:
-    named = task_file_named(path)
-    if named is not None:
-        return {path: partial(_check_task_file, path, named)}
-    return {file: partial(read_pair_file, file, rendering) for file in pair_files(path)}
-
-
-def _data_folder_checks(data: Path, rendering: Rendering) -> dict[Path, Check]:
-    """Of its task files, files of pairs beside them, PAWS-X and exemplars."""
-    checks: dict[Path, Check] = {}
-    for task in TASKS.values():
-        for file in sorted((data / task.folder).glob("*.json")):
-            checks |= _checks(file, rendering)
-    if is_paws_x(data):
-        for folder in sorted((data / "paws_x_wiki").iterdir()):
-            if (language := known_language(folder.name)) is not None:
-                checks[folder] = partial(_check_paws_x, data, language.code)
-    if (data / "exemplars.json").is_file():
-        checks[data / "exemplars.json"] = partial(_check_exemplars, data)
-    return checks
-
-
-def warn_of_exemplars(exemplars: Exemplars, cells: Iterable[Sequence[TaskRow]]) -> None:
-    """Warnings of exemplars that show one class alone, and of test rows that are an exemplar of their own prompt.
-
-    Both are counted over the cells, each the rows of one task in one language, compared as `normal` writes them.
-    """
-    one_class, shown, count = [], [], 0
-    for rows in cells:
-        name = f"{rows[0].task} {rows[0].language}"
-        cell = exemplars.of(rows[0].task, rows[0].language)
-        if len({exemplar.label for exemplar in cell}) == 1:
-            one_class.append(f"{name} ({cell[0].label})")
-        texts = {tuple(map(normal, exemplar.fields)) for exemplar in cell}
-        found = [row.row for row in rows if tuple(map(normal, row.fields)) in texts]
-        shown += [f"{name} row {row}" for row in found]
-        count += len(rows)
-    if one_class:
-        warn(f"{exemplars.file}: all exemplars are of one class in {len(one_class)} cells, first {one_class[0]}")
-    if shown:
-        warn(
-            f"{exemplars.file}: {len(shown)} of {count} test rows are an exemplar of their own prompt, which shows "
-            f"their answer; first {', '.join(shown[:2])}"
-        )
-
-
-def _check_exemplars(data: Path) -> None:
-    exemplars, cells = read_exemplars(data / "exemplars.json"), []
-    for task, language in exemplars.cells:
-        with suppress(InputError):  # of a task's file, which is told of by itself
-            cells.append(read_task_rows(data, TASKS[task], language, "test", ALL_ROWS))
-    warn_of_exemplars(exemplars, cells)
-
-
-def _check_task_file(file: Path, named: TaskFile) -> None:
-    """Its rows and, where it lies in a data folder, that they go with the English ones."""
-    read_objects(file, *named)
-    if file.resolve().parent.name == named.task.folder:
-        read_task_rows(file.resolve().parent.parent, named.task, named.language, named.split, ALL_ROWS)
-
-
-def _check_paws_x(data: Path, language: str) -> None:
-    paws_x_folder(data, language)
-    read_task_rows(data, TASKS["paws"], language, "test", ALL_ROWS)

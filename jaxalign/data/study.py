@@ -7,7 +7,6 @@ the cues and labels of this package, to exactly the prompt prefix that the scrip
 
 import ast
 import hashlib
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -16,37 +15,25 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.data.languages import LANGUAGES
-from jaxalign.data.prompts import Exemplar, question
-from jaxalign.data.tasks import TASKS, Task, read_task_rows
+from jaxalign.data.prompts import Exemplar, Exemplars, Variant, few_shot_prefix, label_words, question
+from jaxalign.data.tasks import TASKS, Task, TaskData
 from jaxalign.errors import InputError
-from jaxalign.files import partial_name, read_text, write_json
+from jaxalign.files import read_text, whole_folder, write_json
 
-# task -> variant -> script. "english_answer" is the one whose prefixes the exemplars are taken from.
-_SCRIPTS = {
-    "emotion": {
-        "english_answer": "emotion_eval_2shot_enout.py",
-        "in_language": "emotion_eval_2shot.py",
-        "irrelevant": "emotion_eval_2shot_irrelative.py",
-    },
-    "snli": {"english_answer": "snli_eval_6shot_enout.py"},
-    "paws": {"english_answer": "paws_eval_4shot_enout.py"},
+# task -> (variant, script); exemplars are taken from the first.
+_SCRIPTS: dict[str, list[tuple[Variant, str]]] = {
+    "emotion": [
+        ("english", "emotion_eval_2shot_enout.py"),
+        ("in_language", "emotion_eval_2shot.py"),
+        ("irrelevant", "emotion_eval_2shot_irrelative.py"),
+    ],
+    "snli": [("english", "snli_eval_6shot_enout.py")],
+    "paws": [("english", "paws_eval_4shot_enout.py")],
 }
-_LENS_SCRIPT = "zsm_emotion_2shot.py"
-
-# task -> class -> the script's variable that holds the class's words.
-_WORDS = {
-    "emotion": {"positive": "positive_answers", "negative": "negative_answers"},
-    "snli": {"entailment": "positive_answers", "neutral": "neutral_answers", "contradiction": "negative_answers"},
-    "paws": {"same": "positive_answers", "different": "negative_answers"},
-}
-_IRRELEVANT_WORDS = {"positive": "positive_answers_irrelative", "negative": "negative_answers_irrelative"}
-
 _FORMAT = {
     "exemplars": "in prompt order: the task's fields, label (a class), and the scripts' slips, kept in prompts: "
     "overrides (cues that differ from keywords) and trailing (text after the closing quote)",
     "keywords": "the cue before each field and before the answer",
-    "labels": "class -> in-language word of the script; null where the script has none",
-    "test_file_labels": "class -> word of the test file, found row by row against English",
     "prefix_sha256": "variant -> sha256 of the rendered exemplars in UTF-8, without the newline before the query",
     "source": "github.com/Shimao-Zhang/LLM-Multilingual-Learner, evaluation scripts",
 }
@@ -54,31 +41,14 @@ _FORMAT = {
 
 @dataclass(frozen=True)
 class Script:
-    """What one evaluation script says, by variable name or language."""
+    """What one evaluation script says, by language.
+
+    prefixes: the exemplars. queries: the text that follows them, with a NUL for each field's value.
+    """
 
     path: Path
-    tables: Mapping[str, Mapping[str, str]]
-    """variable -> language -> text, for every variable that is assigned a plain dictionary"""
+    prefixes: Mapping[str, str]
     queries: Mapping[str, str]
-    """language -> the text that follows the exemplars, with a NUL for each field's value"""
-
-    def table(self, name: str) -> Mapping[str, str]:
-        if name not in self.tables:
-            raise InputError(f"{self.path}: no dictionary {name!r} there; is it another version of the script?")
-        return self.tables[name]
-
-    def english(self, variables: Mapping[str, str]) -> dict[str, str]:
-        """class -> English word, from class -> variable."""
-        missing = [variable for variable in variables.values() if "en" not in self.table(variable)]
-        if missing:
-            raise InputError(f"{self.path}: no English word in {', '.join(missing)}")
-        return {name: self.table(variable)["en"] for name, variable in variables.items()}
-
-    def prefix(self, language: str) -> str:
-        prefixes = self.table("prompt_prefix")
-        if language not in prefixes:
-            raise InputError(f"{self.path}: prompt_prefix has no {language!r}")
-        return prefixes[language]
 
 
 def import_study(clone: Path, out: Path) -> None:
@@ -87,64 +57,52 @@ def import_study(clone: Path, out: Path) -> None:
     Data files are copied byte for byte, those that the clone has. A folder that is no such clone, a test file that
     is missing or an `out` that exists with something in it raise InputError, and `out` is not made.
     """
-    names = [name for scripts in _SCRIPTS.values() for name in scripts.values()] + [_LENS_SCRIPT]
-    for name in names:
+    for name in (name for scripts in _SCRIPTS.values() for _, name in scripts):
         if not (clone / name).is_file():
             raise InputError(
                 f"{clone}: no {name}; a clone of github.com/Shimao-Zhang/LLM-Multilingual-Learner is needed"
             )
-    out = out.absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: already there; name a new folder or empty this one")
-    partial = out.with_name(partial_name(out))
-    try:
-        partial.mkdir(parents=True)
+    with whole_folder(out) as partial:
         for task in TASKS.values():
             (partial / task.folder).mkdir()
             for file in sorted((clone / "data" / task.folder).glob("*.json")):
                 shutil.copyfile(file, partial / task.folder / file.name)
         write_json(partial / "exemplars.json", study_exemplars(clone))
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def study_exemplars(clone: Path) -> dict[str, Any]:
     """The document of exemplars.json: task -> language -> entry, and a note "_format" on what an entry holds."""
     document: dict[str, Any] = {"_format": _FORMAT}
-    lens_languages = read_script(clone / _LENS_SCRIPT).table("prompt_prefix").keys()
+    data = TaskData(clone / "data")
     for task in TASKS.values():
-        scripts = {variant: read_script(clone / name) for variant, name in _SCRIPTS[task.name].items()}
+        scripts: dict[Variant, Script] = {variant: read_script(clone / name) for variant, name in _SCRIPTS[task.name]}
         document[task.name] = {}
         for language in LANGUAGES:
-            entry = _entry(task, language, scripts)
-            entry["test_file_labels"] = _file_labels(clone / "data", task, language)
-            if task.name == "emotion":
-                entry["logit_lens_supported_by_reference"] = language in lens_languages
-            else:
-                entry["label_mismatch"] = _mismatch(entry["labels"], entry["test_file_labels"])
-            document[task.name][language] = entry
+            data.rows(task, language)  # they are all there, and can be read
+            document[task.name][language] = _entry(task, language, scripts)
     return document
 
 
 def read_script(path: Path) -> Script:
-    """The dictionaries and query templates of a script; one that is no Python raises InputError."""
+    """The prefixes and query templates of a script; one that is no Python, or has none, raises InputError."""
     try:
         tree = ast.parse(read_text(path))
     except SyntaxError as error:
         raise InputError(f"{path}, line {error.lineno}: not Python ({error.msg})") from None
-    tables, queries = {}, {}
+    prefixes, queries = {}, {}
     for node in ast.walk(tree):
         match node:
-            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Dict() as value):
+            case ast.Assign(targets=[ast.Name(id="prompt_prefix")], value=ast.Dict() as value):
                 if all(isinstance(part, ast.Constant) for part in [*value.keys, *value.values]):
-                    tables[name] = ast.literal_eval(value)
+                    prefixes = ast.literal_eval(value)
             case ast.If(
                 test=ast.Compare(left=ast.Name(id="target_lang"), comparators=[ast.Constant(value=str(language))]),
                 body=[ast.Assign(targets=[ast.Name(id="input")], value=ast.ListComp(elt=prompt)), *_],
             ):
                 queries[language] = _query(prompt)
-    return Script(path, tables, queries)
+    if missing := [language for language in LANGUAGES if language not in prefixes]:
+        raise InputError(f"{path}: no prompt_prefix for {' '.join(missing)}; is it another version of the script?")
+    return Script(path, prefixes, queries)
 
 
 def _query(prompt: ast.expr) -> str:
@@ -160,50 +118,41 @@ def _query(prompt: ast.expr) -> str:
             return "\0"
 
 
-def _entry(task: Task, language: str, scripts: Mapping[str, Script]) -> dict[str, Any]:
-    """A language's exemplars with their cues, labels and prefix hashes."""
-    main = scripts["english_answer"]
-    _check_query(main, task, language)
-    exemplars = _parse_prefix(main, task, language)
-    words: dict[str, Mapping[str, str | None]] = {"english_answer": main.english(_WORDS[task.name])}
-    labels = {name: main.table(variable).get(language) or None for name, variable in _WORDS[task.name].items()}
-    names = dict(zip(task.fields, task.exemplar_fields, strict=True))
-    entry: dict[str, Any] = {
-        "exemplars": [_as_json(exemplar, names) for exemplar in exemplars],
-        "keywords": {names.get(name, name): cue for name, cue in task.cues[language].items()},
-        # PAWS has English words alone: an empty text, or none, for every other language.
-        "labels": labels if all(labels.values()) else None,
-        "english_labels": words["english_answer"],
-        "exemplar_count": len(exemplars),
-        "field_order": list(task.exemplar_fields),
-    }
-    if task.name == "emotion":
-        irrelevant = scripts["irrelevant"]
-        words |= {"in_language": labels, "irrelevant": irrelevant.english(_IRRELEVANT_WORDS)}
-        tables = {name: irrelevant.table(variable) for name, variable in _IRRELEVANT_WORDS.items()}
-        own = {name: table[language] for name, table in tables.items() if language in table}
-        entry |= {"irrelevant_labels": words["irrelevant"], "irrelevant_labels_in_language": own or None}
-    entry["prefix_sha256"] = {
-        variant: _checked_hash(script, task, language, exemplars, words[variant]) for variant, script in scripts.items()
-    }
-    return entry
-
-
-def _check_query(script: Script, task: Task, language: str) -> None:
-    """The script's query must have the cues of the task's own table, since prompts are rendered with those."""
-    expected = "\n" + question(task, language, ("\0",) * len(task.fields))
-    found = script.queries.get(language)
-    if found != expected:
+def _entry(task: Task, language: str, scripts: Mapping[Variant, Script]) -> dict[str, Any]:
+    """A language's exemplars with their cues and prefix hashes."""
+    main = scripts["english"]
+    expected = "\n" + question(task, language, ("\0",) * len(task.fields))  # prompts are rendered with the task's cues
+    if (found := main.queries.get(language)) != expected:
         raise InputError(
-            f"{script.path}: the query for {language!r} is {found!r}, not {expected!r}; is it another version?"
+            f"{main.path}: the query for {language!r} is {found!r}, not {expected!r}; is it another version?"
         )
+    shown = _parse_prefix(main, task, language)
+    exemplars, prefixes = Exemplars(main.path, {(task.name, language): tuple(shown)}), {}
+    for variant, script in scripts.items():
+        rendered = few_shot_prefix(task, language, exemplars, variant)
+        if rendered != script.prefixes[language]:
+            raise InputError(f"{script.path}: prompt_prefix[{language!r}] is not what its exemplars render to")
+        prefixes["english_answer" if variant == "english" else variant] = rendered
+    names = dict(zip((*task.fields, "answer"), (*task.exemplar_fields, "answer"), strict=True))
+    items = []
+    for exemplar in shown:
+        item: dict[str, Any] = dict(zip(task.exemplar_fields, exemplar.fields, strict=True)) | {"label": exemplar.label}
+        if exemplar.overrides:
+            item["overrides"] = {names[name]: cue for name, cue in exemplar.overrides.items()}
+        if exemplar.trailing:
+            item["trailing"] = exemplar.trailing
+        items.append(item)
+    return {
+        "exemplars": items,
+        "keywords": {names[name]: cue for name, cue in task.cues[language].items()},
+        "prefix_sha256": {name: hashlib.sha256(text.encode("utf-8")).hexdigest() for name, text in prefixes.items()},
+    }
 
 
 def _parse_prefix(script: Script, task: Task, language: str) -> list[Exemplar]:
     """The exemplars of a prefix with English labels, cues that differ from the task's kept as overrides."""
-    cues = task.cues[language]
-    classes = {word: name for name, word in script.english(_WORDS[task.name]).items()}
-    lines = script.prefix(language).split("\n")
+    cues, classes = task.cues[language], label_words(task, language, "english")
+    lines = script.prefixes[language].split("\n")
     size = len(task.fields) + 1
     exemplars = []
     for start in range(0, len(lines), size):
@@ -211,65 +160,12 @@ def _parse_prefix(script: Script, task: Task, language: str) -> list[Exemplar]:
         answer = re.fullmatch(r'([^"]*)"([^"]+)"( *)', answer_line)
         if len(field_lines) != len(task.fields) or not answer or answer[2] not in classes:
             raise InputError(f"{script.path}: prompt_prefix[{language!r}], line {start}: no exemplar of {task.name}")
-        parts = [_split(line, cues[name]) for name, line in zip(task.fields, field_lines, strict=True)]
-        found = dict(zip((*task.fields, "answer"), (*(cue for cue, _ in parts), answer[1]), strict=True))
-        exemplars.append(
-            Exemplar(
-                fields=tuple(text for _, text in parts),
-                label=classes[answer[2]],
-                overrides={name: cue for name, cue in found.items() if cue != cues[name]},
-                trailing=answer[3],
-            )
-        )
+        found = {"answer": answer[1]}
+        for name, line in zip(task.fields, field_lines, strict=True):
+            # The usual cue, or else whatever ends with the line's first colon.
+            slip = re.match(r"[^:：]*(?:: |：)", line)
+            found[name] = cues[name] if line.startswith(cues[name]) else slip[0] if slip else ""
+        texts = [line.removeprefix(found[name]) for name, line in zip(task.fields, field_lines, strict=True)]
+        overrides = {name: found[name] for name in (*task.fields, "answer") if found[name] != cues[name]}
+        exemplars.append(Exemplar(tuple(texts), answer[2], overrides, trailing=answer[3]))
     return exemplars
-
-
-def _split(line: str, cue: str) -> tuple[str, str]:
-    """(cue, text) of a field line: the usual cue, or else whatever ends with the line's first colon."""
-    if not line.startswith(cue):
-        slip = re.match(r"[^:：]*(?:: |：)", line)
-        cue = slip[0] if slip else ""
-    return cue, line.removeprefix(cue)
-
-
-def _as_json(exemplar: Exemplar, names: Mapping[str, str]) -> dict[str, Any]:
-    item: dict[str, Any] = dict(zip(names.values(), exemplar.fields, strict=True)) | {"label": exemplar.label}
-    if exemplar.overrides:
-        item["overrides"] = {names.get(name, name): cue for name, cue in exemplar.overrides.items()}
-    if exemplar.trailing:
-        item["trailing"] = exemplar.trailing
-    return item
-
-
-def _checked_hash(
-    script: Script, task: Task, language: str, exemplars: list[Exemplar], words: Mapping[str, str | None]
-) -> str:
-    """sha256 of the rendered prefix, after comparing it with the script's own text."""
-    rendered = "\n".join(
-        f'{question(task, language, item.fields, item.overrides)}{words[item.label]}"{item.trailing}'
-        for item in exemplars
-    )
-    if rendered != script.prefix(language):
-        raise InputError(f"{script.path}: prompt_prefix[{language!r}] is not what its exemplars render to")
-    return hashlib.sha256(rendered.encode("utf-8")).hexdigest()
-
-
-def _file_labels(data: Path, task: Task, language: str) -> dict[str, str]:
-    """class -> the one word of the test file in all rows where English has the class."""
-    words: dict[str, set[str]] = {name: set() for name in task.classes}
-    for row in read_task_rows(data, task, language, "test", slice(None)):
-        words[row.gold_class].add(row.answer)
-    for name, found in words.items():
-        if len(found) != 1:
-            raise InputError(
-                f"{data}: {task.name} in {language}, class {name}: one word is needed, not {sorted(found)}"
-            )
-    return {name: found.pop() for name, found in words.items()}
-
-
-def _mismatch(labels: Mapping[str, str] | None, found: Mapping[str, str]) -> dict[str, dict[str, str]] | None:
-    """class -> both words, where script and test file differ; None where they agree or the script has no words."""
-    different = {
-        name: {"script": word, "test_file": found[name]} for name, word in (labels or {}).items() if word != found[name]
-    }
-    return different or None

@@ -1,50 +1,36 @@
-"""What follows the common prefix of a cell's prompts, packed into rows of fixed length.
+"""Log-probabilities behind prompts: of labels in a cell's prompts, and of texts each after a context of its own.
 
-Two queries behind a prefix of P tokens; the first goes on with the label words x y" and z" (tokens `x y "` and `z "`),
-whose closing quotes are predicted but never fed:
+    prompts ──► shared prefix ──► prefill ──► keys and values ─┐
+            └─► what follows ───► packed rows ──────────────► body ──► states that are read ──► head ──► scores
+
+What prompts begin with together runs once, a context that several continuations follow as well; and only states whose
+next token is asked for meet the head. Two queries behind a prefix of P tokens; the first goes on with the words x y"
+and z" (tokens `x y "` and `z "`), whose closing quotes are predicted but never fed:
 
     tokens       a b c x y z d e . .       segment_ids  1 1 1 1 1 1 2 2 0 0
     positions  P+0 1 2 3 4 3 0 1 . .       branch_ids   0 0 0 1 1 2 0 0 . .
 
 The state at c says the masses, and scores x and z; the states at x, y and z score y and the two quotes.
-Axis letters: B rows, T positions, C labels, D width, S keys.
-
-Label scores of a cell's prompts: the next token's mass on each label, and the log-probability of each whole word.
-
-    prompts ──► shared prefix ──► prefill ──► keys and values ─┐
-            └─► what follows ───► packed rows ──────────────► body ──► states that are read ──► head ──► scores
-
-The few-shot text that all prompts begin with runs once; only states whose next token is asked for meet the head.
-Axis letters: B rows, T positions, P prefix positions, D width, R states that are read, C labels.
-
-Log-probabilities of texts, each after a context of its own.
-
-    (context, continuation) ... ──► contexts that begin alike ──► shared prefix ──► prefill ─┐
-                                                └─► contexts' rest, a branch for each ─────► body ──► states ──► head
-
-A context that several continuations follow is computed once, and what several contexts begin with as well, where that
-saves more than it costs. Only states that say a continuation's token meet the head.
-Axis letters: R states that are read, D width, V vocabulary, C continuations of one query.
+Axis letters: B rows, T positions, P prefix positions, R states that are read, C labels or continuations, D width.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from jaxalign.data.batches import best_fit_bins
-from jaxalign.data.prompts import Continuation, LabelQuery, common_length
+from jaxalign.data.prompts import Continuation, LabelQuery
 from jaxalign.errors import InputError
 from jaxalign.model.attention import Prefix
-from jaxalign.model.ragged import Program, check_lengths, prefill, prefix_bucket, shared_length
-from jaxalign.model.readout import LabelSets, label_masses, log_probabilities, pad_label_sets
-from jaxalign.model.sharding import batch_spec, cache_shardings, param_shardings
+from jaxalign.model.ragged import OnRows, Runner, check_lengths, shared_length
+from jaxalign.model.readout import LabelSets, label_masses, pad_label_sets
 from jaxalign.model.transformer import Decoder
 
 
@@ -69,26 +55,13 @@ class Item(NamedTuple):
     reads: list[Read]
 
 
-class Rows(NamedTuple):
-    """Packed rows, int32 [B, T] each, and the reads in them."""
-
-    tokens: np.ndarray
-    positions: np.ndarray
-    segment_ids: np.ndarray
-    branch_ids: np.ndarray
-    reads: list[Read]
-
-
 def shared_prefix_length(queries: Sequence[LabelQuery]) -> int:
     """How many first tokens all prompts share, each keeping at least one, and with it every token that is read.
 
     Compared as tokens, not as text: a tokenizer may merge characters over the seam of the few-shot text.
     """
-    first, shared = queries[0].prompt, len(queries[0].prompt)
-    for query in queries:
-        common = common_length(first[:shared], query.prompt)
-        shared = min(common, len(query.prompt) - 1, *(word.scored_from - 1 for word in query.words))
-    return max(shared, 0)
+    starts = [word.scored_from - 1 for query in queries for word in query.words]
+    return max(0, min([shared_length([query.prompt for query in queries]), *starts]))
 
 
 def query_items(index: int, query: LabelQuery, prefix: int) -> list[Item]:
@@ -97,31 +70,25 @@ def query_items(index: int, query: LabelQuery, prefix: int) -> list[Item]:
     A word that begins where the prompt ends is a branch of it. Where the tokenizer merged the two, or the prompt was
     made longer than its text, the word's tokens part from the prompt's earlier: they are an item of their own.
     """
-    trunk, end = query.prompt[prefix:], len(query.prompt)
-    tokens, positions, branches = list(trunk), list(range(prefix, end)), [0] * len(trunk)
-    last: dict[int, int] = {}
-    reads, apart = [Read(index, len(trunk) - 1, last, has_masses=True)], []
+    end = len(query.prompt)
+    first: dict[int, int] = {}
+    trunk = Item(list(query.prompt[prefix:]), list(range(prefix, end)), [0] * (end - prefix), [])
+    trunk.reads.append(Read(index, end - prefix - 1, first, has_masses=True))
+    items = [trunk]
     for label, word in enumerate(query.words):
-        scored = word.ids[word.scored_from :]
-        if word.scored_from != end:
-            apart.append(word_item(index, label, word.ids[prefix:], word.scored_from - prefix, prefix))
-            continue
-        last[label] = scored[0]
-        for step, target in enumerate(scored[1:]):
-            reads.append(Read(index, len(tokens), {label: target}, has_masses=False))
-            tokens.append(scored[step])
-            positions.append(end + step)
-            branches.append(label + 1)
-    return [Item(tokens, positions, branches, reads), *apart]
-
-
-def word_item(index: int, label: int, ids: Sequence[int], scored_from: int, prefix: int) -> Item:
-    """A prompt's remaining tokens together with one word's; `ids[scored_from:]` are scored."""
-    reads = [
-        Read(index, slot, {label: ids[slot + 1]}, has_masses=False) for slot in range(scored_from - 1, len(ids) - 1)
-    ]
-    tokens = list(ids[:-1])
-    return Item(tokens, list(range(prefix, prefix + len(tokens))), [0] * len(tokens), reads)
+        item, branch, fed = trunk, label + 1, end
+        if word.scored_from == end:
+            first[label] = word.ids[end]
+        else:
+            item, branch, fed = Item([], [], [], []), 0, prefix
+            items.append(item)
+        for at in range(fed, len(word.ids) - 1):
+            if at + 1 >= word.scored_from:
+                item.reads.append(Read(index, len(item.tokens), {label: word.ids[at + 1]}, has_masses=False))
+            item.tokens.append(word.ids[at])
+            item.positions.append(at)
+            item.branches.append(branch)
+    return items
 
 
 def pack(items: Sequence[Item], prefix: int, width: int, shortest: int) -> tuple[int, list[list[Item]]]:
@@ -163,22 +130,21 @@ def batch_sizes(rows: int, unit: int, most: int) -> list[int]:
     return sizes
 
 
-def fill(rows: Sequence[Sequence[Item]], count: int, length: int) -> Rows:
-    """Arrays of `count` rows, those behind the given ones empty."""
-    arrays = np.zeros((4, count, length), np.int32)
-    reads = []
+def fill(rows: Sequence[Sequence[Item]], count: int, length: int) -> tuple[np.ndarray, list[Read]]:
+    """Tokens, positions, segment_ids and branch_ids of `count` rows, int32 [4, B, T], and the reads in them.
+
+    Rows behind the given ones are empty.
+    """
+    arrays, reads = np.zeros((4, count, length), np.int32), []
     for row, items in enumerate(rows):
         start = 0
         for segment, item in enumerate(items, start=1):
-            part = slice(start, start + len(item.tokens))
-            for array, values in zip(
-                arrays[:, row], (item.tokens, item.positions, segment, item.branches), strict=True
-            ):
-                array[part] = values
+            end = start + len(item.tokens)
+            segments = [segment] * len(item.tokens)
+            arrays[:, row, start:end] = item.tokens, item.positions, segments, item.branches
             reads += [read._replace(slot=row * length + start + read.slot) for read in item.reads]
-            start = part.stop
-    tokens, positions, segment_ids, branch_ids = arrays
-    return Rows(tokens, positions, segment_ids, branch_ids, reads)
+            start = end
+    return arrays, reads
 
 
 SHORTEST_ROW = 128
@@ -194,191 +160,6 @@ class LabelScores(NamedTuple):
     """float32 [n,C]: probability that the next token is one of the label's candidates"""
     whole_word: np.ndarray
     """float64 [n,C]: log-probability of the label's word with its closing quote, NaN for queries without words"""
-
-
-@dataclass
-class ScoreCounts:
-    """What a scorer has done so far."""
-
-    prompts: int = 0
-    prompt_tokens_asked: int = 0
-    """of all prompts, as one at a time would compute them"""
-    prompt_tokens_computed: int = 0
-    word_tokens_computed: int = 0
-    positions_computed: int = 0
-    """with padding"""
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("prefill", "body", "head"), 0.0))
-    """compilation included; what the device does is waited for where it is needed, a prefill by its first rows"""
-
-
-class Scorer:
-    """Scores queries with one decoder: one program a shape, shared by all parameters of one structure."""
-
-    def __init__(self, decoder: Decoder, variables: Any, mesh: Mesh, batch_tokens: int = 1024):
-        """
-        Args:
-          variables: {"params": base} or {"params": base, "lora": adapters}; only shapes and types are read.
-          mesh: axes "data", "fsdp", "tensor"; rows are spread over the first two, the prefix's heads over the third.
-          batch_tokens: positions computed at once, at least one row for each device that takes its own.
-        """
-        self.counts = ScoreCounts()
-        self.config, self.batch_tokens = decoder.config, batch_tokens
-        self.row_multiple = mesh.shape["data"] * mesh.shape["fsdp"]
-        whole = NamedSharding(mesh, PartitionSpec())
-        by_row = NamedSharding(mesh, batch_spec())
-        self.variable_shardings = param_shardings(variables, mesh)
-        prefix = cache_shardings({"prefix": prefix_shape(decoder)}, mesh)["prefix"]
-
-        def run_prefix(variables: Any, tokens: jax.Array, length: jax.Array) -> Prefix:
-            return prefill(decoder, variables, tokens, length)
-
-        def run_rows(variables: Any, prefix: Prefix, *rows: jax.Array) -> jax.Array:
-            tokens, positions, segment_ids, branch_ids = rows
-            return decoder.apply(variables, tokens, positions, segment_ids, prefix=prefix, branch_ids=branch_ids).hidden
-
-        def read(variables: Any, states: jax.Array, labels: LabelSets, targets: jax.Array) -> tuple[jax.Array, ...]:
-            logits = decoder.apply(variables, states, method="logits")
-            finite = jnp.isfinite(jax.nn.logsumexp(logits, axis=-1))
-            return label_masses(logits, labels), log_probabilities(logits, targets), finite
-
-        given = self.variable_shardings
-        self.programs = {
-            "prefill": Program(run_prefix, mesh, (given, whole, whole), prefix),
-            "body": Program(run_rows, mesh, (given, prefix, *[by_row] * 4), whole),
-            "head": Program(read, mesh, (given, whole, whole, whole), whole),
-        }
-
-    def place(self, variables: Any) -> Any:
-        """The variables as the mesh holds them: placed once, they are not moved again for every call."""
-        return jax.device_put(variables, self.variable_shardings)
-
-    def score(
-        self,
-        variables: Any,
-        queries: Sequence[LabelQuery],
-        label_sets: Sequence[Sequence[int]],
-        on_rows: Callable[[int], object] = lambda rows: None,
-    ) -> LabelScores:
-        """The scores of every label in every query.
-
-        Args:
-          variables: of the structure given at the start; the values may change between calls.
-          queries: of one cell; the more tokens they begin with together, the fewer are computed.
-          label_sets: candidate ids of each label.
-          on_rows: told after each batch how many prompts ended in it.
-
-        Returns:
-          Scores that do not depend on batches, order or padding beyond 1e-5.
-
-        Raises:
-          InputError: a prompt is empty or too long, or the model's logits are not finite.
-        """
-        fed = [max([len(query.prompt), *(len(word.ids) - 1 for word in query.words)]) for query in queries]
-        check_lengths(fed, self.config.max_positions)
-        variables = self.place(variables)
-        shared = shared_prefix_length(queries)
-        prefix = self.run_prefix(variables, queries[0].prompt[:shared])
-        items = [item for index, query in enumerate(queries) for item in query_items(index, query, shared)]
-        states, reads = self.run_rows(variables, prefix, items, on_rows)
-        scores = self.read(variables, queries, label_sets, states, reads)
-        self.counts.prompts += len(queries)
-        self.counts.prompt_tokens_asked += sum(len(query.prompt) for query in queries)
-        trunks = sum(len(query.prompt) - shared for query in queries)
-        self.counts.prompt_tokens_computed += shared + trunks
-        self.counts.word_tokens_computed += sum(len(item.tokens) for item in items) - trunks
-        return scores
-
-    def run_prefix(self, variables: Any, tokens: Sequence[int]) -> Prefix:
-        """The keys and values of the shared tokens, of which there may be none."""
-        start = time.perf_counter()
-        padded = np.zeros(prefix_bucket(len(tokens)), np.int32)
-        padded[: len(tokens)] = tokens
-        prefix = self.programs["prefill"](variables, padded, np.array(len(tokens), np.int32))
-        self.counts.seconds["prefill"] += time.perf_counter() - start
-        self.counts.positions_computed += len(padded)
-        return prefix
-
-    def run_rows(
-        self, variables: Any, prefix: Prefix, items: Sequence[Item], on_rows: Callable[[int], object]
-    ) -> tuple[np.ndarray, list[Read]]:
-        """The states [R,D] that are read, and what is read from each."""
-        start = time.perf_counter()
-        length, rows = pack(items, prefix.k.shape[1], self.config.width, SHORTEST_ROW)
-        states, reads = [], []
-
-        def collect(hidden: jax.Array, asked: Sequence[Read]) -> None:
-            states.append(np.asarray(hidden).reshape(-1, hidden.shape[-1])[[read.slot for read in asked]])
-            reads.extend(asked)
-            on_rows(sum(read.has_masses for read in asked))
-
-        running: list[tuple[jax.Array, list[Read]]] = []
-        for size in batch_sizes(len(rows), self.row_multiple, self.batch_tokens // length):
-            batch = fill(rows[:size], size, length)
-            rows = rows[size:]
-            hidden = self.programs["body"](variables, prefix, *batch[:4])
-            self.counts.positions_computed += batch.tokens.size
-            # The device computes this batch while the one before is fetched.
-            running.append((hidden, batch.reads))
-            if len(running) > 1:
-                collect(*running.pop(0))
-        collect(*running.pop())
-        self.counts.seconds["body"] += time.perf_counter() - start
-        return np.concatenate(states), reads
-
-    def read(
-        self,
-        variables: Any,
-        queries: Sequence[LabelQuery],
-        label_sets: Sequence[Sequence[int]],
-        states: np.ndarray,
-        reads: Sequence[Read],
-    ) -> LabelScores:
-        """The queries' scores from the next-token distributions at the states [R,D]."""
-        start = time.perf_counter()
-        labels, classes = pad_label_sets(label_sets), len(label_sets)
-        masses = np.zeros((len(queries), classes), np.float32)
-        words = np.array([[0.0 if query.words else np.nan] * classes for query in queries])
-        for first in range(0, len(reads), READS):
-            some = reads[first : first + READS]
-            padded = np.zeros((-(-len(some) // 64) * 64, states.shape[1]), states.dtype)
-            padded[: len(some)] = states[first : first + READS]
-            targets = np.zeros((len(padded), len(labels.ids)), np.int32)
-            for row, read in enumerate(some):
-                for label, target in read.targets.items():
-                    targets[row, label] = target
-            results = jax.device_get(self.programs["head"](variables, padded, labels, targets))
-            for read, mass, log_probability, finite in zip(some, *results, strict=False):
-                if not finite:
-                    raise InputError(
-                        f"prompt {read.query}: the model's logits are not finite; "
-                        "check the weights, or compute in float32"
-                    )
-                if read.has_masses:
-                    masses[read.query] = mass[:classes]
-                for label in read.targets:
-                    words[read.query, label] += log_probability[label]
-        self.counts.seconds["head"] += time.perf_counter() - start
-        return LabelScores(masses, words)
-
-    @property
-    def compilations(self) -> dict[str, int]:
-        """Programs compiled so far, by name."""
-        return {name: len(program.compiled) for name, program in self.programs.items()}
-
-    @property
-    def compile_seconds(self) -> dict[str, float]:
-        return {name: program.compile_seconds for name, program in self.programs.items()}
-
-
-def prefix_shape(decoder: Decoder) -> Prefix:
-    """The shapes of a prefix of one token: its layout on a mesh does not depend on the length."""
-    config = decoder.config
-
-    def one_token() -> Prefix:
-        keys = jnp.zeros((config.layers, 1, config.kv_heads, config.head_dim), decoder.dtype)
-        return Prefix(keys, keys, jnp.zeros((), jnp.int32))
-
-    return jax.eval_shape(one_token)
 
 
 BRANCHES = 32
@@ -399,23 +180,75 @@ class Score(NamedTuple):
     """whether each of them is the likeliest after what stands before it"""
 
 
-class ContinuationScorer:
-    """Scores continuations with one decoder: one program a shape."""
+def body(decoder: Decoder, variables: Any, prefix: Prefix, *rows: jax.Array) -> jax.Array:
+    """The states [B,T,D] of packed rows: tokens, positions, segment_ids and branch_ids, int32 [B,T] each."""
+    tokens, positions, segment_ids, branch_ids = rows
+    return decoder.apply(variables, tokens, positions, segment_ids, prefix=prefix, branch_ids=branch_ids).hidden
 
-    def __init__(self, decoder: Decoder, variables: Any, mesh: Mesh, batch_tokens: int):
-        """The arguments are those of `Scorer`, which runs prefixes and rows here too."""
-        self.rows, self.batch_tokens = Scorer(decoder, variables, mesh, batch_tokens), batch_tokens
-        self.max_positions = decoder.config.max_positions
-        whole = NamedSharding(mesh, PartitionSpec())
 
-        def read(variables: Any, states: jax.Array, targets: jax.Array) -> tuple[jax.Array, ...]:
-            logits = decoder.apply(variables, states, method="logits")
-            finite = jnp.isfinite(jax.nn.logsumexp(logits, axis=-1))
-            return log_probabilities(logits, targets), jnp.argmax(logits, axis=-1), finite
+def head(
+    decoder: Decoder, variables: Any, states: jax.Array, targets: jax.Array, labels: LabelSets | None
+) -> tuple[jax.Array, ...]:
+    """What the next-token distributions at the states [R,D] say.
 
-        self.head = Program(read, mesh, (self.rows.variable_shardings, whole, whole), whole)
+    Returns:
+      The targets' (int32 [R,C]) log-probabilities, float32 [R,C]; the labels' masses, float32 [R,C], or without labels
+      the likeliest ids [R]; and whether the logits are finite [R].
+    """
+    logits = decoder.apply(variables, states, method="logits")
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    found = jnp.take_along_axis(logits, targets, axis=-1) - normaliser[:, None]
+    said = jnp.argmax(logits, axis=-1) if labels is None else label_masses(logits, labels)
+    return found, said, jnp.isfinite(normaliser)
 
-    def score(self, variables: Any, pairs: Sequence[Pair]) -> Iterator[dict[Pair, Score]]:
+
+class Scorer:
+    """Scores queries with one decoder: one program a shape, shared by all parameters of one structure."""
+
+    def __init__(self, decoder: Decoder, variables: Any, mesh: Mesh, batch_tokens: int = 1024):
+        """
+        Args:
+          variables: {"params": base} or {"params": base, "lora": adapters}; only shapes and types are read.
+          mesh: axes "data", "fsdp", "tensor"; rows are spread over the first two, the prefix's heads over the third.
+          batch_tokens: positions computed at once, at least one row for each device that takes its own.
+        """
+        self.runner, self.batch_tokens = Runner(decoder, variables, mesh), batch_tokens
+        self.config = decoder.config
+        self.counts: Counter[str] = Counter()
+        """what was done so far, by the names of `timing`"""
+        self.seconds = dict.fromkeys(("prefill", "body", "head"), 0.0)
+        """compilation included; what the device does is waited for where it is needed, a prefill by its first rows"""
+
+    def score(
+        self,
+        variables: Any,
+        queries: Sequence[LabelQuery],
+        label_sets: Sequence[Sequence[int]],
+        on_rows: OnRows = lambda rows: None,
+    ) -> LabelScores:
+        """The scores of every label in every query; they do not depend on batches, order or padding beyond 1e-5.
+
+        Args:
+          variables: of the structure given at the start; the values may change between calls.
+          queries: of one cell; the more tokens they begin with together, the fewer are computed.
+          label_sets: candidate ids of each label.
+
+        Raises:
+          InputError: a prompt is empty or too long, or the model's logits are not finite.
+        """
+        fed = [max([len(query.prompt), *(len(word.ids) - 1 for word in query.words)]) for query in queries]
+        check_lengths(fed, self.config.max_positions)
+        labels, classes = pad_label_sets(label_sets), len(label_sets)
+        masses = np.zeros((len(queries), classes), np.float32)
+        words = np.array([[0.0 if query.words else np.nan] * classes for query in queries])
+        for read, found, mass in self.read(variables, queries, len(labels.ids), labels, on_rows):
+            if read.has_masses:
+                masses[read.query] = mass[:classes]
+            for label in read.targets:
+                words[read.query, label] += found[label]
+        return LabelScores(masses, words)
+
+    def continuations(self, variables: Any, pairs: Sequence[Pair]) -> Iterator[dict[Pair, Score]]:
         """The scores of all pairs, each distinct one computed once; so many at a time, in no particular order.
 
         Raises:
@@ -425,50 +258,108 @@ class ContinuationScorer:
         if not pairs:
             return
         check_lengths([len(context) for context, _ in pairs], 0)
-        check_lengths([len(context) + len(continuation) - 1 for context, continuation in pairs], self.max_positions)
-        variables = self.rows.place(variables)
+        check_lengths(
+            [len(context) + len(continuation) - 1 for context, continuation in pairs], self.config.max_positions
+        )
         queries = queries_of(pairs)
         for group in prefix_groups([query.prompt for query in queries], self.batch_tokens):
             for some in cut([queries[index] for index in group], BATCHES * self.batch_tokens):
-                yield self.score_together(variables, some)
+                totals = np.zeros((len(some), BRANCHES))
+                greedy = np.ones((len(some), BRANCHES), bool)
+                for read, found, best in self.read(variables, some, BRANCHES):
+                    for word, target in read.targets.items():
+                        totals[read.query, word] += found[word]
+                        greedy[read.query, word] &= best == target
+                yield {
+                    (tuple(query.prompt), tuple(word.ids[word.scored_from :])): Score(
+                        float(totals[index, place]), bool(greedy[index, place])
+                    )
+                    for index, query in enumerate(some)
+                    for place, word in enumerate(query.words)
+                }
 
-    def score_together(self, variables: Any, queries: Sequence[LabelQuery]) -> dict[Pair, Score]:
-        """The scores of the queries' words, behind the prefix that the queries share."""
-        shared = shared_prefix_length(queries)
-        prefix = self.rows.run_prefix(variables, queries[0].prompt[:shared])
-        items = [item for index, query in enumerate(queries) for item in query_items(index, query, shared)]
-        states, reads = self.rows.run_rows(variables, prefix, items, lambda rows: None)
-        log_probability = np.zeros((len(queries), BRANCHES))
-        greedy = np.ones((len(queries), BRANCHES), bool)
-        for first in range(0, len(reads), READS):
-            some = reads[first : first + READS]
-            for read, found, best in zip(some, *self.read(variables, states[first : first + READS], some), strict=True):
-                for word, target in read.targets.items():
-                    log_probability[read.query, word] += found[word]
-                    greedy[read.query, word] &= best == target
+    def timing(self, scored: int, seconds: float) -> dict[str, Any]:
+        """What varies from run to run: `scored` examples in so many seconds; padding is a share of positions.
+
+        "seconds" of the phases hold no compilation; "examples_per_second" neither.
+        """
+        counts, runner = self.counts, self.runner
+        compile_seconds = {phase: runner.compile_seconds[phase] for phase in self.seconds}
+        running = sum(self.seconds.values()) - sum(compile_seconds.values())
+        names = ("prompt_tokens_asked", "prompt_tokens_computed", "word_tokens_computed", "positions_computed")
+        computed, positions = counts["prompt_tokens_computed"] + counts["word_tokens_computed"], counts[names[-1]]
         return {
-            (tuple(query.prompt), tuple(word.ids[word.scored_from :])): Score(
-                float(log_probability[index, place]), bool(greedy[index, place])
-            )
-            for index, query in enumerate(queries)
-            for place, word in enumerate(query.words)
+            **{name: counts[name] for name in names},
+            "padding_share": 1 - computed / positions if positions else 0.0,
+            "compilations": {phase: runner.compilations[phase] for phase in self.seconds},
+            "compile_seconds": compile_seconds,
+            "seconds": {phase: spent - compile_seconds[phase] for phase, spent in self.seconds.items()},
+            "seconds_in_all": seconds,
+            "examples_per_second": scored / running if running else 0.0,
         }
 
-    def read(self, variables: Any, states: np.ndarray, reads: Sequence[Read]) -> tuple[np.ndarray, np.ndarray]:
-        """At the states [R,D] that are read: the targets' log-probabilities, float32 [R,C], and the likeliest ids [R].
+    def read(
+        self,
+        variables: Any,
+        queries: Sequence[LabelQuery],
+        width: int,
+        labels: LabelSets | None = None,
+        on_rows: OnRows = lambda rows: None,
+    ) -> Iterator[tuple[Read, np.ndarray, np.ndarray]]:
+        """All that the queries read behind the prefix that they share, and of each what `head` says; C is `width`."""
+        variables = self.runner.place(variables)
+        states, reads = self.run(variables, queries, on_rows)
+        start = time.perf_counter()
+        for first in range(0, len(reads), READS):
+            some = reads[first : first + READS]
+            # Rounded up, so that most calls share a program.
+            padded = np.zeros((-(-len(some) // 64) * 64, states.shape[1]), states.dtype)
+            padded[: len(some)] = states[first : first + READS]
+            targets = np.zeros((len(padded), width), np.int32)
+            for row, read in enumerate(some):
+                for label, target in read.targets.items():
+                    targets[row, label] = target
+            found, said, finite = jax.device_get(self.runner.call(head, variables, padded, targets, labels))
+            if not finite[: len(some)].all():
+                raise InputError("the model's logits are not finite; check the weights, or compute in float32")
+            yield from zip(some, found, said, strict=False)
+        self.seconds["head"] += time.perf_counter() - start
 
-        R is padded to a multiple of 64, so that most calls share a program.
-        """
-        padded = np.zeros((-(-len(reads) // 64) * 64, states.shape[1]), states.dtype)
-        padded[: len(reads)] = states
-        targets = np.zeros((len(padded), BRANCHES), np.int32)
-        for row, read in enumerate(reads):
-            for word, target in read.targets.items():
-                targets[row, word] = target
-        found, best, finite = (array[: len(reads)] for array in jax.device_get(self.head(variables, padded, targets)))
-        if not finite.all():
-            raise InputError("the model's logits are not finite; check the weights, or compute in float32")
-        return found, best
+    def run(self, variables: Any, queries: Sequence[LabelQuery], on_rows: OnRows) -> tuple[np.ndarray, list[Read]]:
+        """The states [R,D] that are read, and what is read from each."""
+        start, runner, counts = time.perf_counter(), self.runner, self.counts
+        shared = shared_prefix_length(queries)
+        prefix = runner.run_prefix(variables, queries[0].prompt[:shared])
+        prefilled = time.perf_counter()
+        self.seconds["prefill"] += prefilled - start
+        counts["positions_computed"] += prefix.k.shape[1]
+        items = [item for index, query in enumerate(queries) for item in query_items(index, query, shared)]
+        length, rows = pack(items, prefix.k.shape[1], self.config.width, SHORTEST_ROW)
+        states, reads = [], []
+
+        def collect(hidden: jax.Array, asked: Sequence[Read]) -> None:
+            states.append(np.asarray(hidden).reshape(-1, hidden.shape[-1])[[read.slot for read in asked]])
+            reads.extend(asked)
+            on_rows(sum(read.has_masses for read in asked))
+
+        running: list[tuple[jax.Array, list[Read]]] = []
+        for size in batch_sizes(len(rows), runner.row_multiple, self.batch_tokens // length):
+            arrays, asked = fill(rows[:size], size, length)
+            rows = rows[size:]
+            batch = runner.put(list(arrays), runner.by_row)
+            running.append((runner.call(body, variables, prefix, *batch), asked))
+            counts["positions_computed"] += size * length
+            # The device computes this batch while the one before is fetched.
+            if len(running) > 1:
+                collect(*running.pop(0))
+        collect(*running.pop())
+        self.seconds["body"] += time.perf_counter() - prefilled
+        prompt_tokens = sum(len(query.prompt) for query in queries)
+        trunks = prompt_tokens - shared * len(queries)
+        counts["prompt_tokens_asked"] += prompt_tokens
+        counts["prompt_tokens_computed"] += shared + trunks
+        counts["word_tokens_computed"] += sum(len(item.tokens) for item in items) - trunks
+        return np.concatenate(states), reads
 
 
 def queries_of(pairs: Sequence[Pair]) -> list[LabelQuery]:

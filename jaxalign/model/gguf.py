@@ -1,15 +1,11 @@
-"""GGUF models (llama.cpp): architecture and weights, dequantised into the same parameter tree as a model folder.
+"""GGUF models (llama.cpp): architecture, weights and tokenizer of one file, or of all parts of a split one.
 
 llama.cpp's converter renames the weights, permutes the rows of Llama's queries and keys, and stores Gemma's norms with
-their offset of 1 added (convert_hf_to_gguf.py); each is undone here.
-
-The GGUF container: metadata and a table of tensors, read from a memory map; values through the gguf package.
+their offset of 1 added (convert_hf_to_gguf.py); each is undone here, so that the parameter tree is a model folder's.
 
 Layout (github.com/ggml-org/ggml, docs/gguf.md), little-endian: magic, version, number of tensors, number of metadata
 entries; the entries; the tensor table; then, aligned, the tensors. The gguf package's own reader makes several NumPy
 arrays for each of a vocabulary's 260 000 strings, ten seconds where this takes well under one.
-
-The tokenizer inside a GGUF file, rebuilt with the tokenizers library: the same ids as the model folder's own.
 
 llama.cpp stores a vocabulary, token types and either merges or scores; the normaliser and the pre-tokenizer it only
 names (`tokenizer.ggml.model`, `tokenizer.ggml.pre`; src/llama-vocab.cpp lists what the names mean). Where transformers'
@@ -22,75 +18,49 @@ import mmap
 import re
 import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+from gguf.constants import GGML_QUANT_SIZES, MODEL_ARCH, GGMLQuantizationType, GGUFValueType
 from gguf.quants import dequantize
+from gguf.tensor_mapping import get_tensor_name_map
 from jax.typing import DTypeLike
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
-from jaxalign.errors import InputError, listed
-from jaxalign.model.config import (
-    MOST_LAYERS,
-    Family,
-    Keys,
-    ModelConfig,
-    RopeScaling,
-    extended_positions,
-    yarn_attention,
+from jaxalign.errors import InputError
+from jaxalign.model.attention import rotary_frequencies
+from jaxalign.model.config import MOST_LAYERS, Family, Keys, ModelConfig, RopeScaling, make_config, yarn_attention
+from jaxalign.model.weights import (
+    Index,
+    Place,
+    StoredTensor,
+    Weight,
+    find_tensors,
+    names_of,
+    place_whole,
+    read_tensors,
+    type_counts,
+    weight_table,
 )
-from jaxalign.model.product import widest
-from jaxalign.model.weights import Index, Place, Weight, assemble, place_whole, weight_table
 from jaxalign.sentence_piece import CONTROL, NORMAL, SPACE, is_marker, mark_tokens, sentence_piece
 
-_VERSIONS = (2, 3)
-_SCALARS = {
-    GGUFValueType.UINT8: "B",
-    GGUFValueType.INT8: "b",
-    GGUFValueType.UINT16: "H",
-    GGUFValueType.INT16: "h",
-    GGUFValueType.UINT32: "I",
-    GGUFValueType.INT32: "i",
-    GGUFValueType.FLOAT32: "f",
-    GGUFValueType.BOOL: "?",
-    GGUFValueType.UINT64: "Q",
-    GGUFValueType.INT64: "q",
-    GGUFValueType.FLOAT64: "d",
-}
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
-
-_TYPES = {GGMLQuantizationType.F16: jnp.float16, GGMLQuantizationType.BF16: jnp.bfloat16}
-_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+_SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
+"""The numbers of GGUFValueType that hold one value, and what `struct` calls them."""
+_STORED_TYPES = {GGMLQuantizationType.F16: jnp.float16, GGMLQuantizationType.BF16: jnp.bfloat16}
+_SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 """What llama.cpp calls the parts of a split file (gguf-split)."""
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor lies in a file and how it is stored."""
-
-    shape: tuple[int, ...]
-    """Slowest axis first, as NumPy and Hugging Face count: [out, in] for a projection."""
-    kind: GGMLQuantizationType
-    start: int
-    size: int
-    """In bytes."""
-    blob: np.ndarray
-    """The bytes of its file."""
-
-    @property
-    def dtype(self) -> np.dtype:
-        """The type of the numbers; float32 of those that are quantised."""
-        return jnp.dtype(_TYPES.get(self.kind, jnp.float32))
-
-
-@dataclass(frozen=True)
-class GgufFile:
+class GgufFile(NamedTuple):
     """A GGUF file, or all parts of a split one: its metadata in memory, its tensors on disk."""
 
     path: Path
@@ -99,14 +69,8 @@ class GgufFile:
 
     def array(self, name: str) -> np.ndarray:
         """One tensor, dequantised to float32."""
-        tensor = self.tensors[name]
-        elements, size = GGML_QUANT_SIZES[tensor.kind]
-        raw = tensor.blob[tensor.start : tensor.start + tensor.size]
-        rows = raw.reshape(*tensor.shape[:-1], tensor.shape[-1] // elements * size)
-        try:
-            return np.asarray(dequantize(rows, tensor.kind)).reshape(tensor.shape)
-        except NotImplementedError:
-            raise InputError(f"{self.path}: {name} is stored as {tensor.kind.name}, which is not supported") from None
+        (array,) = self.tensors[name].read((slice(None),) * len(self.tensors[name].shape))
+        return array
 
 
 def open_gguf(path: Path) -> GgufFile:
@@ -118,7 +82,7 @@ def open_gguf(path: Path) -> GgufFile:
     count = file.metadata.get("split.count", 1)
     if not isinstance(count, int) or count < 2:
         return file
-    match = _PART.fullmatch(path.name)
+    match = _SPLIT_NAME.fullmatch(path.name)
     if match is None or int(match[3]) != count:
         raise InputError(f"{path}: one of {count} parts of a model; name the parts ...-00001-of-{count:05}.gguf")
     paths = [path.with_name(f"{match[1]}-{number:05}-of-{match[3]}.gguf") for number in range(1, count + 1)]
@@ -133,7 +97,7 @@ def open_gguf(path: Path) -> GgufFile:
             f"{paths[0]}: its {count} parts are numbered {numbers} and hold {held} tensors, where {expected} belong to "
             "the model; are they parts of one model?"
         )
-    return replace(parts[0], path=path, tensors=tensors)
+    return GgufFile(path, parts[0].metadata, tensors)
 
 
 def _open_part(path: Path) -> GgufFile:
@@ -143,15 +107,10 @@ def _open_part(path: Path) -> GgufFile:
         if file.read(4) != b"GGUF":
             raise InputError(f"{path}: not a GGUF file (it does not start with the letters GGUF)")
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    blob = np.frombuffer(mapped, np.uint8)
     try:
-        metadata, tensors = _read_tables(_Cursor(memoryview(mapped)), path, blob)
+        return _read_tables(_Cursor(memoryview(mapped)), path)
     except (struct.error, EOFError, UnicodeDecodeError, RecursionError):
         raise InputError(f"{path}: the GGUF file is cut off or broken") from None
-    for name, tensor in tensors.items():
-        if tensor.start + tensor.size > blob.size:
-            raise InputError(f"{path}: the GGUF file is cut off: {name} ends beyond its {blob.size} bytes")
-    return GgufFile(path, metadata, tensors)
 
 
 class _Cursor:
@@ -185,19 +144,19 @@ class _Cursor:
             return [self.value(item_kind) for _ in range(count)]
         if kind not in _SCALARS:
             raise EOFError
-        return self.unpack(_SCALARS[GGUFValueType(kind)])[0]
+        return self.unpack(_SCALARS[kind])[0]
 
 
-def _read_tables(cursor: _Cursor, path: Path, blob: np.ndarray) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
+def _read_tables(cursor: _Cursor, path: Path) -> GgufFile:
     _, version, tensor_count, entry_count = cursor.unpack("4sIQQ")
-    if version not in _VERSIONS:
+    if version not in (2, 3):
         raise InputError(f"{path}: GGUF version {version} (or big-endian) is not supported, only versions 2 and 3")
     metadata = {}
     for _ in range(entry_count):
         key = cursor.text()
         metadata[key] = cursor.value(*cursor.unpack("I"))
 
-    tensors = {}
+    table = {}
     for _ in range(tensor_count):
         name = cursor.text()
         (axes,) = cursor.unpack("I")
@@ -208,18 +167,175 @@ def _read_tables(cursor: _Cursor, path: Path, blob: np.ndarray) -> tuple[dict[st
         elements, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
         if not shape or 0 in shape or shape[-1] % elements:
             raise InputError(f"{path}: {name} has shape {list(shape)}, which does not go with blocks of {elements}")
-        size = math.prod(shape) // elements * size
-        tensors[name] = StoredTensor(shape, GGMLQuantizationType(kind), offset, size, blob)
+        table[name] = (shape, GGMLQuantizationType(kind), offset, math.prod(shape) // elements * size)
 
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1:
         raise InputError(f"{path}: general.alignment {alignment} is no number of bytes")
     data = -(-cursor.position // alignment) * alignment
-    return metadata, {name: replace(tensor, start=data + tensor.start) for name, tensor in tensors.items()}
+    blob = np.frombuffer(cursor.blob, np.uint8)
+    tensors = {}
+    for name, (shape, kind, offset, size) in table.items():
+        start = data + offset
+        if start + size > blob.size:
+            raise InputError(f"{path}: the GGUF file is cut off: {name} ends beyond its {blob.size} bytes")
+        dtype = jnp.dtype(_STORED_TYPES.get(kind, jnp.float32))
+        read = partial(_dequantised, blob[start : start + size], shape, kind, f"{path}: {name}")
+        tensors[name] = StoredTensor(path, name, shape, kind.name, dtype, read)
+    return GgufFile(path, metadata, tensors)
 
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+def _dequantised(
+    raw: np.ndarray, shape: tuple[int, ...], kind: GGMLQuantizationType, where: str, index: Index
+) -> Iterator[np.ndarray]:
+    """The part of a tensor that an index names, of the whole tensor in float32."""
+    elements, size = GGML_QUANT_SIZES[kind]
+    rows = raw.reshape(*shape[:-1], shape[-1] // elements * size)
+    try:
+        yield np.asarray(dequantize(rows, kind)).reshape(shape)[index]
+    except NotImplementedError:
+        raise InputError(f"{where} is stored as {kind.name}, which is not supported") from None
+
+
+_FAMILIES: dict[str, Family] = {"llama": "llama", "qwen2": "qwen2", "gemma3": "gemma3_text"}
+_ROPE_FACTORS = "rope_freqs.weight"
+
+
+def read_gguf_config(path: Path) -> ModelConfig:
+    """The architecture that a GGUF file's metadata describes.
+
+    Numbers are the file's: a norm epsilon kept as float32 is 9.99e-06 where a config.json says 1e-05.
+    InputError: not a GGUF file, or one whose architecture is not one of ours in every particular.
+    """
+    file = open_gguf(path)
+    architecture = file.metadata.get("general.architecture")
+    if not isinstance(architecture, str) or architecture not in _FAMILIES:
+        raise InputError(f"{path}: architecture {architecture} is not supported, only {', '.join(_FAMILIES)}")
+    for name in ("token_embd.weight", "output_norm.weight"):
+        if name not in file.tensors:
+            raise InputError(f"{path}: has no {name}; is it a language model?")
+    prefix = f"{architecture}."
+    document = {key.removeprefix(prefix): value for key, value in file.metadata.items() if key.startswith(prefix)}
+    keys = Keys(document, {}, f"{path}: {architecture} metadata")
+    gemma = architecture == "gemma3"
+    layers, heads = keys.whole("block_count", most=MOST_LAYERS), keys.whole("attention.head_count")
+    width = keys.whole("embedding_length")
+    head_dim = keys.whole("attention.key_length", width // heads)
+    for key in ("rope.dimension_count", "attention.value_length"):
+        if keys.whole(key, head_dim) != head_dim:
+            raise InputError(f"{keys.where}: {key} differs from the head width {head_dim}, which is not supported")
+    window, local_layers = _gemma_window(keys, layers) if gemma else (None, ())
+    # The 27B model alone divides by width / heads: it is the one with 62 layers (llama.cpp's src/llama-model.cpp,
+    # LLM_ARCH_GEMMA3, where the base on local layers stands, too, that a file need not say).
+    query_width = width / heads if gemma and layers == 62 else head_dim
+    rope_base = keys.real("rope.freq_base", 1e6 if gemma else 1e4)
+    fields: dict[str, Any] = dict(
+        vocab_size=file.tensors["token_embd.weight"].shape[0],
+        width=width,
+        layers=layers,
+        heads=heads,
+        kv_heads=keys.whole("attention.head_count_kv", heads),
+        head_dim=head_dim,
+        mlp_dim=keys.whole("feed_forward_length"),
+        norm_eps=keys.real("attention.layer_norm_rms_epsilon"),
+        query_scale=query_width**-0.5,
+        rope_base=rope_base,
+        local_rope_base=keys.real("rope.freq_base_swa", 1e4) if gemma else None,
+        tied_head="output.weight" not in file.tensors,
+        activation="gelu_tanh" if gemma else "silu",
+        window=window,
+        local_layers=local_layers,
+        qkv_bias="blk.0.attn_q.bias" in file.tensors,
+        output_bias="blk.0.attn_output.bias" in file.tensors,
+        mlp_bias="blk.0.ffn_gate.bias" in file.tensors,
+        max_positions=keys.whole("context_length"),
+    )
+    scaling = _read_rope_scaling(keys, file, rope_base)
+    config = make_config(_FAMILIES[architecture], keys.where, **fields, rope_scaling=scaling)
+    if scaling is not None and scaling.kind == "llama3":
+        # The file's divisors are float32; those of another scaling differ by far more than a thousandth.
+        divisors = file.array(_ROPE_FACTORS)
+        with np.errstate(all="ignore"):
+            expected = rotary_frequencies(replace(config, rope_scaling=None), False) / rotary_frequencies(config, False)
+        if divisors.shape != expected.shape or not np.allclose(divisors, expected, 1e-3):
+            raise InputError(f"{path}: {_ROPE_FACTORS} is not Llama 3's rope scaling, which is the only one supported")
+    keys.refuse_the_rest(harmless=("vocab_size", "rope.scaling.finetuned"), fixed={"expert_count": (0,)})
+    return config
+
+
+def _gemma_window(keys: Keys, layers: int) -> tuple[int | None, tuple[bool, ...]]:
+    """Gemma 3's window and local layers: five local, one global, unless the file says otherwise."""
+    window = keys.whole("attention.sliding_window")
+    pattern = keys.take("attention.sliding_window_pattern")
+    if isinstance(pattern, list):
+        if len(pattern) != layers:
+            raise InputError(f"{keys.where}: attention.sliding_window_pattern has {len(pattern)} of {layers} layers")
+        local = tuple(map(bool, pattern))
+    else:
+        period = keys.whole("attention.sliding_window_pattern", 6)
+        local = tuple((layer + 1) % period != 0 for layer in range(layers))
+    return (window, local) if any(local) else (None, ())
+
+
+def _read_rope_scaling(keys: Keys, file: GgufFile, base: float) -> RopeScaling | None:
+    kind = keys.take("rope.scaling.type", "none")
+    original = keys.whole("rope.scaling.original_context_length", 8192)
+    if kind == "linear":
+        return RopeScaling("linear", keys.real("rope.scaling.factor"))
+    if kind == "yarn":
+        if base <= 1:
+            raise InputError(f"{keys.where}: yarn needs a rope.freq_base above 1, not {base}")
+        factor = keys.real("rope.scaling.factor")
+        original = keys.whole("rope.scaling.original_context_length", keys.whole("context_length"))
+        return RopeScaling("yarn", factor, original_max_positions=original, attention_factor=yarn_attention(factor))
+    if kind != "none":
+        raise InputError(f"{keys.where}: rope.scaling.type {kind} is not supported, only none, linear and yarn")
+    if _ROPE_FACTORS not in file.tensors:
+        return None
+    # Llama 3's scaling reaches the file as what each frequency is divided by; low and high are those of every release.
+    return RopeScaling("llama3", float(file.array(_ROPE_FACTORS).max()), 1.0, 4.0, original)
+
+
+def gguf_types(path: Path) -> Counter[str]:
+    """How many numbers a GGUF file stores in which type; what is quantised counts as float32."""
+    return type_counts(open_gguf(path).tensors)
+
+
+def load_gguf_params(
+    path: Path, config: ModelConfig, param_dtype: DTypeLike | None, place: Place = place_whole
+) -> dict[str, Any]:
+    """The parameters of a GGUF file, dequantised tensor by tensor; `place` as in `weights.assemble`.
+
+    `param_dtype` None: each weight in the type that it is stored in (the widest of its layers'), float32 where it is
+    quantised.
+    """
+    architecture = {family: MODEL_ARCH[name.upper()] for name, family in _FAMILIES.items()}[config.family]
+    llama_cpp = get_tensor_name_map(architecture, config.layers)
+
+    def name(weight: Weight, layer: int) -> str:
+        """What llama.cpp calls it: `blk.3.attn_q.weight`."""
+        module, _, leaf = weight.name(layer).rpartition(".")
+        return f"{llama_cpp.get_name(module if module == 'lm_head' else f'model.{module}')}.{leaf}"
+
+    def as_released(weight: Weight, tensor: StoredTensor, index: Index) -> Iterator[np.ndarray]:
+        """The part of a tensor that an index names, once what llama.cpp's converter did to it is undone."""
+        (array,) = tensor.read((slice(None),) * len(tensor.shape))
+        heads = {"q_proj": config.heads, "k_proj": config.kv_heads}.get(weight.path.split("/")[-2])
+        if config.family == "llama" and heads is not None:
+            # Each head's two halves, not pairs of rows, are rotated.
+            pairs = array.reshape(heads, array.shape[0] // heads // 2, 2, *array.shape[1:])
+            array = pairs.swapaxes(1, 2).reshape(array.shape)
+        if config.norm_offset and weight.path.endswith("/scale"):
+            array = array - np.float32(1.0)
+        yield array[index]
+
+    names = names_of(weight_table(config), config.layers, name)
+    found = find_tensors(open_gguf(path).tensors, names, f"{path}: for this {config.family} model", {_ROPE_FACTORS})
+    released = {
+        (weight, layer): replace(tensor, read=partial(as_released, weight, tensor))
+        for (weight, layer), tensor in found.items()
+    }
+    return read_tensors(released, config.layers, param_dtype, place)
 
 
 @dataclass(frozen=True)
@@ -237,8 +353,6 @@ class _ByteLevelRules:
     """Where the file does not say."""
 
 
-_GPT2 = _ByteLevelRules(None)
-_DIGITS = _ByteLevelRules(None, digits_apart=True)
 _LLAMA3 = _ByteLevelRules(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -251,8 +365,8 @@ _QWEN2 = _ByteLevelRules(
     compose=True,
 )
 _BYTE_LEVEL = {
-    "gpt-2": _GPT2,
-    "smollm": _DIGITS,
+    "gpt-2": _ByteLevelRules(None),
+    "smollm": _ByteLevelRules(None, digits_apart=True),
     "llama-bpe": _LLAMA3,
     "llama3": _LLAMA3,
     "llama-v3": _LLAMA3,
@@ -359,219 +473,3 @@ def _wrapped(
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=chat_template, **roles)
-
-
-__all__ = ["load_gguf_params", "read_gguf_config", "read_gguf_tokenizer"]
-
-_FAMILIES: dict[str, Family] = {"llama": "llama", "qwen2": "qwen2", "gemma3": "gemma3_text"}
-_MODULES = {
-    "embed_tokens": "token_embd",
-    "norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "self_attn/q_proj": "attn_q",
-    "self_attn/k_proj": "attn_k",
-    "self_attn/v_proj": "attn_v",
-    "self_attn/o_proj": "attn_output",
-    "self_attn/q_norm": "attn_q_norm",
-    "self_attn/k_norm": "attn_k_norm",
-    "mlp/gate_proj": "ffn_gate",
-    "mlp/up_proj": "ffn_up",
-    "mlp/down_proj": "ffn_down",
-}
-# In Gemma 3 a norm follows attention before the sum; elsewhere the norm of that name precedes the MLP.
-_PRE_NORM_MODULES = {"post_attention_layernorm": "ffn_norm"}
-_POST_NORM_MODULES = {
-    "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
-}
-_ROPE_FACTORS = "rope_freqs.weight"
-# Llama 3.1 and 3.2: the factor is read from the file, these are the same in every release.
-_LLAMA3_LOW, _LLAMA3_HIGH, _LLAMA3_POSITIONS = 1.0, 4.0, 8192
-
-
-def read_gguf_config(path: Path) -> ModelConfig:
-    """The architecture that a GGUF file's metadata describes.
-
-    Numbers are the file's: a norm epsilon kept as float32 is 9.99e-06 where a config.json says 1e-05.
-    InputError: not a GGUF file, or one whose architecture is not one of ours in every particular.
-    """
-    return _read_config(open_gguf(path))
-
-
-def gguf_types(path: Path) -> Counter[str]:
-    """How many numbers a GGUF file stores in which type; what is quantised counts as float32."""
-    counts: Counter[str] = Counter()
-    for tensor in open_gguf(path).tensors.values():
-        counts[tensor.dtype.name] += math.prod(tensor.shape)
-    return counts
-
-
-def load_gguf_params(
-    path: Path, config: ModelConfig, param_dtype: DTypeLike | None, place: Place = place_whole
-) -> dict[str, Any]:
-    """The parameters of a GGUF file, dequantised tensor by tensor; `place` as in `weights.assemble`.
-
-    `param_dtype` None: each weight in the type that it is stored in (the widest of its layers'), float32 where it is
-    quantised.
-    """
-    file = open_gguf(path)
-    _check_tensors(file, config)
-
-    def stored_type(weight: Weight) -> DTypeLike:
-        names = {_name(weight, layer, config) for layer in range(config.layers if weight.stacked else 1)}
-        return widest({file.tensors[name].dtype for name in names})
-
-    def read(weight: Weight, layer: int, index: Index, out: np.ndarray) -> None:
-        array = file.array(_name(weight, layer, config))
-        if config.family == "llama" and "q_proj" in weight.path:
-            array = _unpermuted(array, config.heads)
-        if config.family == "llama" and "k_proj" in weight.path:
-            array = _unpermuted(array, config.kv_heads)
-        if config.norm_offset and weight.path.endswith("/scale"):
-            array = array - np.float32(1.0)
-        out[...] = (array.T if weight.transposed else array)[index]
-
-    return assemble(config, stored_type if param_dtype is None else lambda weight: param_dtype, read, place)
-
-
-def _read_config(file: GgufFile) -> ModelConfig:
-    architecture = file.metadata.get("general.architecture")
-    if not isinstance(architecture, str) or architecture not in _FAMILIES:
-        raise InputError(f"{file.path}: architecture {architecture} is not supported, only {', '.join(_FAMILIES)}")
-    for name in ("token_embd.weight", "output_norm.weight"):
-        if name not in file.tensors:
-            raise InputError(f"{file.path}: has no {name}; is it a language model?")
-    prefix = f"{architecture}."
-    document = {key.removeprefix(prefix): value for key, value in file.metadata.items() if key.startswith(prefix)}
-    keys = Keys(document, {}, f"{file.path}: {architecture} metadata")
-    gemma = architecture == "gemma3"
-
-    layers = keys.whole("block_count", most=MOST_LAYERS)
-    width, heads = keys.whole("embedding_length"), keys.whole("attention.head_count")
-    kv_heads = keys.whole("attention.head_count_kv", heads)
-    head_dim = keys.whole("attention.key_length", width // heads)
-    if heads % kv_heads or head_dim % 2:
-        raise InputError(f"{keys.where}: {heads} heads over {kv_heads}, {head_dim} wide: no multiple, or an odd width")
-    for key in ("rope.dimension_count", "attention.value_length"):
-        if keys.whole(key, head_dim) != head_dim:
-            raise InputError(f"{keys.where}: {key} differs from the head width {head_dim}, which is not supported")
-    window, local_layers = _read_window(keys, layers) if gemma else (None, ())
-    rope_base = keys.real("rope.freq_base", 1e6 if gemma else 1e4)
-    # llama.cpp's base on local layers, where the file does not say (src/llama-model.cpp, LLM_ARCH_GEMMA3).
-    local_rope_base = keys.real("rope.freq_base_swa", 1e4) if gemma else None
-    # The 27B model alone divides by width / heads (same place): it is the one with 62 layers.
-    query_width = width / heads if gemma and layers == 62 else head_dim
-
-    rope_scaling = _read_rope_scaling(keys, file, rope_base, head_dim)
-    config = ModelConfig(
-        family=_FAMILIES[architecture],
-        vocab_size=file.tensors["token_embd.weight"].shape[0],
-        width=width,
-        layers=layers,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        mlp_dim=keys.whole("feed_forward_length"),
-        norm_eps=keys.real("attention.layer_norm_rms_epsilon"),
-        query_scale=query_width**-0.5,
-        rope_base=rope_base,
-        tied_head="output.weight" not in file.tensors,
-        activation="gelu_tanh" if gemma else "silu",
-        rope_scaling=rope_scaling,
-        local_rope_base=local_rope_base if local_layers else None,
-        window=window,
-        local_layers=local_layers,
-        qkv_bias="blk.0.attn_q.bias" in file.tensors,
-        output_bias="blk.0.attn_output.bias" in file.tensors,
-        mlp_bias="blk.0.ffn_gate.bias" in file.tensors,
-        qk_norm=gemma,
-        norm_offset=gemma,
-        post_norms=gemma,
-        embedding_scale=width**0.5 if gemma else None,
-        max_positions=extended_positions(keys.whole("context_length"), rope_scaling),
-    )
-    keys.refuse_the_rest(harmless=("vocab_size", "rope.scaling.finetuned"), fixed={"expert_count": (0,)})
-    return config
-
-
-def _read_window(keys: Keys, layers: int) -> tuple[int | None, tuple[bool, ...]]:
-    """Gemma 3's window and local layers: five local, one global, unless the file says otherwise."""
-    window = keys.whole("attention.sliding_window")
-    pattern = keys.take("attention.sliding_window_pattern")
-    if isinstance(pattern, list):
-        if len(pattern) != layers:
-            raise InputError(f"{keys.where}: attention.sliding_window_pattern has {len(pattern)} of {layers} layers")
-        local = tuple(map(bool, pattern))
-    else:
-        period = keys.whole("attention.sliding_window_pattern", 6)
-        local = tuple((layer + 1) % period != 0 for layer in range(layers))
-    return (window, local) if any(local) else (None, ())
-
-
-def _read_rope_scaling(keys: Keys, file: GgufFile, base: float, head_dim: int) -> RopeScaling | None:
-    kind = keys.take("rope.scaling.type", "none")
-    original = keys.whole("rope.scaling.original_context_length", _LLAMA3_POSITIONS)
-    if kind == "linear":
-        return RopeScaling("linear", keys.real("rope.scaling.factor"))
-    if kind == "yarn":
-        if base <= 1:
-            raise InputError(f"{keys.where}: yarn needs a rope.freq_base above 1, not {base}")
-        factor = keys.real("rope.scaling.factor")
-        original = keys.whole("rope.scaling.original_context_length", keys.whole("context_length"))
-        return RopeScaling("yarn", factor, original_max_positions=original, attention_factor=yarn_attention(factor))
-    if kind != "none":
-        raise InputError(f"{keys.where}: rope.scaling.type {kind} is not supported, only none, linear and yarn")
-    if _ROPE_FACTORS not in file.tensors:
-        return None
-    # Llama 3's scaling reaches the file as what each frequency is divided by.
-    divisors = file.array(_ROPE_FACTORS)
-    scaling = RopeScaling("llama3", float(divisors.max()), _LLAMA3_LOW, _LLAMA3_HIGH, original)
-    usable = divisors.shape == (head_dim // 2,) and np.isfinite(divisors).all() and divisors.min() > 0
-    # The file's divisors are float32; those of another scaling differ by far more than a thousandth.
-    if not usable or not np.allclose(divisors, _llama3_divisors(scaling, base, head_dim), 1e-3):
-        raise InputError(f"{file.path}: {_ROPE_FACTORS} is not Llama 3's rope scaling, which is the only one supported")
-    return scaling
-
-
-def _llama3_divisors(scaling: RopeScaling, base: float, head_dim: int) -> np.ndarray:
-    """What Llama 3 divides each of the head_dim/2 rotary frequencies by (as in transformers' modeling_rope_utils)."""
-    wavelengths = 2 * math.pi * base ** (np.arange(0, head_dim, 2) / head_dim)
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    smooth = (scaling.original_max_positions / wavelengths - low) / (high - low)
-    smooth = np.clip(smooth, 0.0, 1.0)
-    return 1.0 / ((1 - smooth) / scaling.factor + smooth)
-
-
-def _name(weight: Weight, layer: int, config: ModelConfig) -> str:
-    """What llama.cpp calls a weight: `blk.3.attn_q.weight`."""
-    module, leaf = weight.path.removeprefix("layers/").rsplit("/", 1)
-    modules = _MODULES | (_POST_NORM_MODULES if config.post_norms else _PRE_NORM_MODULES)
-    prefix = f"blk.{layer}." if weight.stacked else ""
-    return f"{prefix}{modules[module]}.{'bias' if leaf == 'bias' else 'weight'}"
-
-
-def _check_tensors(file: GgufFile, config: ModelConfig) -> None:
-    """InputError unless the file holds exactly the model's tensors, in their shapes."""
-    expected = {
-        _name(weight, layer, config): weight.stored_shape
-        for weight in weight_table(config)
-        for layer in range(config.layers if weight.stacked else 1)
-    }
-    missing = [name for name in expected if name not in file.tensors]
-    extra = sorted(set(file.tensors) - set(expected) - {_ROPE_FACTORS})
-    wrong = [
-        f"{name} is {list(file.tensors[name].shape)}, not {list(shape)}"
-        for name, shape in expected.items()
-        if name in file.tensors and file.tensors[name].shape != shape
-    ]
-    for found, what in ((missing, "missing tensors"), (extra, "unexpected tensors"), (wrong, "wrong shapes")):
-        if found:
-            raise InputError(f"{file.path}: {what} for this {config.family} model: {listed(found)}")
-
-
-def _unpermuted(array: np.ndarray, heads: int) -> np.ndarray:
-    """Rows [out, ...] of queries or keys in Hugging Face's order: each head's two halves, not pairs, are rotated."""
-    pairs = array.reshape(heads, array.shape[0] // heads // 2, 2, *array.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(array.shape)

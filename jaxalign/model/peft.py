@@ -9,25 +9,22 @@ of matching, so that peft would do to the model what is done here.
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import regex
-from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from flax.traverse_util import flatten_dict
 
 from jaxalign import files
 from jaxalign.errors import InputError, listed
 from jaxalign.log import say
-from jaxalign.model.config import Keys, ModelConfig
+from jaxalign.model.config import Keys, ModelConfig, json_object
 from jaxalign.model.hub import HubId, hub_id
 from jaxalign.model.lora import LoraConfig, lora_shapes, projection_sizes
-
-_FACTORS = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
+from jaxalign.model.weights import StoredTensor, Weight, find_tensors, names_of, read_headers, read_tensors
 
 # What stands before `layers.` in the classes of these decoders: with a head, in a Gemma 3 with vision (now, and before
 # transformers 4.52), and both without a head.
@@ -39,30 +36,14 @@ _VOCABULARY = re.compile(r".*\.(embed_tokens|lm_head)\..*")
 # initialisation (init_lora_weights says which), of peft's choice of classes (fan_in_fan_out, which it sets back for
 # these models). All others must be unset: there are more ways to vary LoRA every year (use_qalora, layer_replication,
 # ...), and each of them changes the model.
-_HARMLESS = frozenset(
-    {
-        "auto_mapping",
-        "base_model_name_or_path",
-        "corda_config",
-        "ensure_weight_tying",
-        "eva_config",
-        "fan_in_fan_out",
-        "inference_mode",
-        "loftq_config",
-        "lora_dropout",
-        "lora_dtype",
-        "lora_ga_config",
-        "lorap_emb_lr",
-        "lorap_lr_ratio",
-        "megatron_core",
-        "peft_version",
-        "qalora_group_size",
-        "revision",
-        "runtime_config",
-        "task_type",
-        "unsloth_version",
-    }
-)
+# fmt: off
+_HARMLESS_OF_ADAPTERS = frozenset({
+    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "fan_in_fan_out",
+    "inference_mode", "loftq_config", "lora_dropout", "lora_dtype", "lora_ga_config", "lorap_emb_lr",
+    "lorap_lr_ratio", "megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config", "task_type",
+    "unsloth_version",
+})
+# fmt: on
 _UNSET = (None, False, [], {}, "")
 # Initialisations that leave the base weights alone; PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA change them.
 _PLAIN_INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
@@ -72,19 +53,28 @@ _PATTERNS = {"rank_pattern": "r", "alpha_pattern": "lora_alpha"}
 """Keys by which single modules differ, and in what."""
 
 
+def adapter_names(config: ModelConfig, lora: LoraConfig, decoder: str) -> dict[tuple[Weight, int], str]:
+    """PEFT's name of every factor: `base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight`."""
+    leaves: dict[str, Any] = flatten_dict(lora_shapes(config, lora), sep="/")
+    table = [Weight(path, leaf.shape[1:]) for path, leaf in leaves.items()]
+    return names_of(table, config.layers, lambda weight, layer: f"base_model.model.{decoder}{weight.name(layer)}")
+
+
 def save_adapter(
     folder: Path, lora_tree: Mapping[str, Any], lora: LoraConfig, base_model_name: str, decoder: str = "model"
 ) -> None:
     """Writes a PEFT folder, float32.
 
     `base_model_name` is the model that the adapter belongs to: its folder, or ORG/NAME@COMMIT on the hub. `decoder` is
-    what its class calls the decoder (`hf_config.decoder_name`).
+    what its class calls the decoder (`config.decoder_name`).
     """
     base = hub_id(base_model_name) or HubId(base_model_name, None)
+    leaves: dict[str, Any] = flatten_dict(lora_tree, sep="/")
     tensors = {}
-    for (*module, factor), leaf in flatten_dict(lora_tree["layers"]).items():
-        for layer, matrix in enumerate(np.asarray(leaf, np.float32)):
-            tensors[_name(f"{decoder}.", layer, module, factor)] = np.ascontiguousarray(matrix.T)
+    for path, leaf in leaves.items():
+        weight, array = Weight(path, leaf.shape[1:]), np.asarray(leaf, np.float32)
+        for layer in range(len(array)):
+            tensors[f"base_model.model.{decoder}.{weight.name(layer)}"] = weight.stored(array, layer)
     targets = sorted(lora.targets)
     # A vision tower has projections of the same names. One group at the end is what vLLM looks for in an expression.
     beside_vision = rf"{re.escape(decoder)}\.layers\..*\.({'|'.join(targets)})"
@@ -118,77 +108,44 @@ def load_adapter(folder: Path, config: ModelConfig) -> tuple[LoraConfig, dict[st
     InputError names the field, where the adapter is of another kind or not on all layers, or the tensors, where it does
     not belong to a model of this `config`.
     """
-    document = _read_document(folder)
-    path = folder / "adapter_model.safetensors"
-    if not path.is_file():
-        reason = "pickled adapters are not read" if (folder / "adapter_model.bin").is_file() else "no such file"
-        raise InputError(f"{path}: {reason}; save the adapter as safetensors")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise InputError(f"{path}: not a whole safetensors file ({error}); is it cut off?") from None
-    tensors = _without_vision(tensors, path)
-    _refuse_own_vocabulary(tensors, config, path)
-    decoder = next((name for name in _DECODERS if any(_is_of(name, tensor) for tensor in tensors)), _DECODERS[0])
-    lora = _lora_config(document, folder / "adapter_config.json", config, decoder, tensors)
-    shapes = flatten_dict(lora_shapes(config, lora)["layers"])
-    _check_tensors(tensors, shapes, decoder, path)
-
-    tree = {}
-    for *module, factor in shapes:
-        layers = [tensors[_name(decoder, layer, module, factor)].T for layer in range(config.layers)]
-        tree["layers", *module, factor] = jnp.asarray(np.stack(layers).astype(np.float32))
-    return lora, unflatten_dict(tree)
-
-
-def _name(decoder: str, layer: int, module: Sequence[str], factor: str) -> str:
-    """PEFT's name of one factor: `base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight`."""
-    return f"base_model.model.{decoder}layers.{layer}.{'.'.join(module)}.{_FACTORS[factor]}"
-
-
-def _is_of(decoder: str, tensor: str) -> bool:
-    return tensor.startswith(f"base_model.model.{decoder}layers.")
-
-
-def _read_document(folder: Path) -> dict[str, Any]:
-    """`adapter_config.json`; where it is missing, the folders within that have one are named."""
     path = folder / "adapter_config.json"
     if not path.is_file() and (within := sorted(file.parent.name for file in folder.glob(f"*/{path.name}"))):
         raise InputError(f"{path}: no such file; adapters lie in {listed(within)}: name {folder / within[-1]}, say")
-    document = files.read_json(path)
-    if not isinstance(document, dict):
-        raise InputError(f"{path}: must be one JSON object")
-    return document
+    document = json_object(path)
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        reason = "pickled adapters are not read" if (folder / "adapter_model.bin").is_file() else "no such file"
+        raise InputError(f"{weights}: {reason}; save the adapter as safetensors")
+    stored = read_headers([weights])
+    tensors = {name: tensor for name, tensor in stored.items() if not _VISION.fullmatch(name)}
+    if passed_over := len(stored) - len(tensors):
+        say(f"{weights}: {passed_over} tensors adapt the vision tower, which texts do not pass: they are not used")
+    _refuse_own_vocabulary(tensors, config, weights)
+    heads = {name: f"base_model.model.{name}layers." for name in _DECODERS}
+    decoder = next((name for name in _DECODERS if any(each.startswith(heads[name]) for each in tensors)), "model.")
+    lora = _lora_config(document, path, config, decoder, tensors)
+    names = adapter_names(config, lora, decoder)
+    found = find_tensors(tensors, names, f"{weights}: not an adapter of this model")
+    return lora, read_tensors(found, config.layers, jnp.float32)
 
 
-def _without_vision(tensors: Mapping[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
-    """The tensors but for a vision tower's factors, which do nothing to texts."""
-    kept = {name: tensor for name, tensor in tensors.items() if not _VISION.fullmatch(name)}
-    if passed_over := len(tensors) - len(kept):
-        say(f"{path}: {passed_over} tensors adapt the vision tower, which texts do not pass: they are not used")
-    return kept
-
-
-def _refuse_own_vocabulary(tensors: Mapping[str, np.ndarray], config: ModelConfig, path: Path) -> None:
+def _refuse_own_vocabulary(tensors: Mapping[str, StoredTensor], config: ModelConfig, path: Path) -> None:
     """InputError where an embedding or a head comes with the adapter."""
-    own = [f"{name} {list(tensor.shape)}" for name, tensor in tensors.items() if _VOCABULARY.fullmatch(name)]
+    own = {name: tensor.shape for name, tensor in tensors.items() if _VOCABULARY.fullmatch(name)}
     if not own:
         return
-    rows = {len(tensor) for name, tensor in tensors.items() if _VOCABULARY.fullmatch(name) and name.endswith(".weight")}
-    resized = "lora_" not in "".join(own) and rows and rows != {config.vocab_size}
-    what = (
-        f"the vocabulary was resized to {max(rows)} rows, the model's has {config.vocab_size}"
-        if resized
-        else "embedding or head were tuned, too"
-    )
+    rows = {shape[0] for name, shape in own.items() if shape and name.endswith(".weight") and "lora_" not in name}
+    what = "embedding or head were tuned, too"
+    if rows and rows != {config.vocab_size}:
+        what = f"the vocabulary was resized to {max(rows)} rows, the model's has {config.vocab_size}"
     raise InputError(
-        f"{path}: {what} ({listed(own)}); merge the adapter into its base (peft: merge_and_unload, then "
-        "save_pretrained) and name that folder as the model"
+        f"{path}: {what} ({listed([f'{name} {list(shape)}' for name, shape in own.items()])}); merge the adapter into "
+        "its base (peft: merge_and_unload, then save_pretrained) and name that folder as the model"
     )
 
 
 def _lora_config(
-    document: Mapping[str, Any], path: Path, config: ModelConfig, decoder: str, tensors: Iterable[str]
+    document: Mapping[str, Any], path: Path, config: ModelConfig, decoder: str, tensors: Collection[str]
 ) -> LoraConfig:
     """The adapter's config, after checking that it says what the tensors say."""
     keys = Keys(document, {}, str(path))
@@ -203,44 +160,42 @@ def _lora_config(
             "to plain LoRA (peft: save_pretrained with path_initial_model_for_weight_conversion)"
         )
     rslora, dora = keys.flag("use_rslora"), keys.flag("use_dora")
-    keys.refuse_the_rest(_HARMLESS, fixed={key: _UNSET for key in document})
+    keys.refuse_the_rest(_HARMLESS_OF_ADAPTERS, fixed={key: _UNSET for key in document})
     targets = _targets(document, path, config, decoder, tensors)
-    names = [
-        f"{decoder}layers.{layer}.{module}.{target}"
-        for target, module in targets.items()
-        for layer in range(config.layers)
-    ]
     # What patterns leave the same for all is the rank or alpha of all.
+    names = [name for of_target in targets.values() for name in of_target]
     of_all = {key: _value_of_all(document, pattern, key, names, path) for pattern, key in _PATTERNS.items()}
     keys = Keys(of_all, {}, str(path))
     return LoraConfig(keys.whole("r"), keys.real("lora_alpha"), tuple(targets), rslora=rslora, dora=dora)
 
 
 def _targets(
-    document: Mapping[str, Any], path: Path, config: ModelConfig, decoder: str, tensors: Iterable[str]
-) -> dict[str, str]:
-    """The projections that carry an adapter in every layer, and their modules.
+    document: Mapping[str, Any], path: Path, config: ModelConfig, decoder: str, tensors: Collection[str]
+) -> dict[str, list[str]]:
+    """The projections that carry an adapter in every layer, and their modules' names.
 
     InputError where the config puts it on some layers only, or spares one that has factors; factors that are missing
-    are `_check_tensors`'s to name.
+    are `find_tensors`'s to name.
     """
-    held = {tuple(name.split(".")[-4:-2]) for name in tensors if _is_of(decoder, name)}
-    targets, spared = {}, []
     said = ", ".join(
         f"{key} {json.dumps(document[key])[:80]}" for key in _WHERE_IT_IS if document.get(key) not in (None, [], "")
     )
+    targets, spared, bare = {}, [], []
     for target, (module, _) in projection_sizes(config).items():
-        layers = [layer for layer in range(config.layers) if _carries(document, path, decoder, layer, module, target)]
+        names = [f"{decoder}layers.{layer}.{module}.{target}" for layer in range(config.layers)]
+        layers = [layer for layer, name in enumerate(names) if _carries(document, path, layer, name)]
         if 0 < len(layers) < config.layers:
             raise InputError(
                 f"{path}: {said}: {target} has an adapter in {len(layers)} of {config.layers} layers "
                 f"({listed(list(map(str, layers)))}); only adapters on all layers are supported"
             )
+        has_factors = any(f".{module}.{target}." in name for name in tensors)
         if layers:
-            targets[target] = module
-        elif (module, target) in held:
+            targets[target] = names
+            bare += [] if has_factors else [target]
+        elif has_factors:
             spared.append(target)
-    if not targets or (spared and all((module, target) in held for target, module in targets.items())):
+    if not targets or (spared and not bare):
         what = (
             f"no match for {', '.join(spared)}, which has factors" if spared else "no projection of the model matches"
         )
@@ -248,29 +203,27 @@ def _targets(
     return targets
 
 
-def _carries(document: Mapping[str, Any], path: Path, decoder: str, layer: int, module: str, target: str) -> bool:
-    """Whether peft puts the adapter on a projection."""
+def _carries(document: Mapping[str, Any], path: Path, layer: int, name: str) -> bool:
+    """Whether peft puts the adapter on a projection: an expression matches the whole name, a listed one its end."""
     wanted, spared, layers, above = (document.get(key) for key in _WHERE_IT_IS)
-    name = f"{decoder}layers.{layer}.{module}.{target}"
     if wanted is None:
         wanted = ["q_proj", "v_proj"]  # peft's for each of the families
     if isinstance(wanted, str) and wanted.lower() == "all-linear":
-        wanted = [target]
-    if not _matches(wanted, name, path, "target_modules") or _matches(spared, name, path, "exclude_modules"):
+        wanted = [name]
+
+    def matches(rule: Any, key: str) -> bool:
+        if isinstance(rule, str):
+            return rule != "" and _fits(rule, name, path, key)
+        if rule is not None and not (isinstance(rule, list) and all(isinstance(each, str) for each in rule)):
+            raise InputError(f"{path}: {key} must be names or an expression, not {json.dumps(rule)[:80]}")
+        return any(f".{name}".endswith(f".{each}") for each in rule or ())
+
+    if not matches(wanted, "target_modules") or matches(spared, "exclude_modules"):
         return False
     if isinstance(wanted, str) or layers in (None, []):
         return True
     is_below = above in (None, [], "") or "layers" in (above if isinstance(above, list) else [above])
     return is_below and layer in (layers if isinstance(layers, list) else [layers])
-
-
-def _matches(rule: Any, name: str, path: Path, key: str) -> bool:
-    """peft's way: an expression matches the whole name of a module, a listed name its end."""
-    if isinstance(rule, str):
-        return rule != "" and _fits(rule, name, path, key)
-    if rule is not None and not (isinstance(rule, list) and all(isinstance(each, str) for each in rule)):
-        raise InputError(f"{path}: {key} must be names or an expression, not {json.dumps(rule)[:80]}")
-    return any(f".{name}".endswith(f".{each}") for each in rule or ())
 
 
 def _fits(expression: str, name: str, path: Path, key: str) -> bool:
@@ -298,29 +251,3 @@ def _value_of_all(document: Mapping[str, Any], pattern: str, key: str, names: Se
                 f"{key} for all modules are supported"
             )
     return values[0]
-
-
-def _check_tensors(
-    tensors: Mapping[str, np.ndarray], shapes: Mapping[tuple[str, ...], Any], decoder: str, path: Path
-) -> None:
-    """InputError unless the file holds exactly the factors of every target in every layer, in their shapes.
-
-    `shapes`: (module, target, factor) -> the stacked leaf [L, ...].
-    """
-    expected = {
-        _name(decoder, layer, module, factor): leaf.shape[:0:-1]
-        for (*module, factor), leaf in shapes.items()
-        for layer in range(leaf.shape[0])
-    }
-    not_numbers = [name for name, tensor in tensors.items() if not jnp.issubdtype(tensor.dtype, jnp.floating)]
-    missing = [name for name in expected if name not in tensors]
-    extra = sorted(set(tensors) - set(expected))
-    wrong = [
-        f"{name} is {list(tensors[name].shape)}, not {list(shape)}"
-        for name, shape in expected.items()
-        if name in tensors and tensors[name].shape != shape
-    ]
-    kinds = ((missing, "missing"), (extra, "unexpected"), (wrong, "wrong shapes"), (not_numbers, "no floating point"))
-    for found, what in kinds:
-        if found:
-            raise InputError(f"{path}: not an adapter of this model; {what}: {listed(found)}")

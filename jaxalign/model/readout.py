@@ -1,10 +1,8 @@
-"""What the next-token distribution says: the mass on label words, and its entropy.
+"""What a next-token distribution says: the mass on label words, its entropy, and sums over the whole vocabulary.
 
-Axis letters: C labels, M candidate ids of the label that has most, V vocabulary.
-
-The head read a part of the vocabulary at a time: sums over all tokens whose logits never exist at once.
-
-Axis letters: D width, V vocabulary, G groups of tokens, M groups that each token belongs to.
+The head is read a part of the vocabulary at a time where the logits of all tokens are never to exist at once.
+Axis letters: C labels, M candidate ids of a label (of groups, how many each token belongs to), D width, V vocabulary,
+G groups of tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,19 +49,6 @@ def label_masses(logits: jax.Array, labels: LabelSets) -> jax.Array:
     normaliser = jax.nn.logsumexp(logits, axis=-1)[..., None, None]
     candidates = jnp.exp(logits[..., labels.ids] - normaliser)
     return jnp.where(jnp.broadcast_to(labels.mask, candidates.shape), candidates, 0.0).sum(-1)
-
-
-def log_probabilities(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Log-probability that the next token is each of the targets.
-
-    Args:
-      logits: float32 [..., V].
-      targets: int32 [..., C].
-
-    Returns:
-      float32 [..., C].
-    """
-    return jnp.take_along_axis(logits, targets, axis=-1) - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
 
 
 def entropy_bits(logits: jax.Array) -> jax.Array:

@@ -33,19 +33,19 @@ import jaxalign
 from jaxalign import files, runtime
 from jaxalign.data.batches import Batch
 from jaxalign.errors import InputError
-from jaxalign.evaluation.score import Scorer
+from jaxalign.evaluation.score import body
 from jaxalign.model.attention import Prefix
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.lora import lora_shapes
 from jaxalign.model.quantised import SCHEMES, is_projection
-from jaxalign.model.ragged import PromptRunner
+from jaxalign.model.ragged import Runner
 from jaxalign.model.readout import LabelSets
-from jaxalign.model.sharding import laid_out, param_shardings
+from jaxalign.model.sharding import param_shardings, with_shardings
 from jaxalign.model.transformer import Decoder
-from jaxalign.model.weights import Leaf, assemble
+from jaxalign.model.weights import Leaf, assemble, weight_table
 from jaxalign.planning.chips import Job, from_json, parse_slice
 from jaxalign.planning.hlo import count, parse
-from jaxalign.probing.logit_lens import LensInputs, lens_function
+from jaxalign.probing.logit_lens import lens_batch
 from jaxalign.training.optimizer import cosine_schedule, make_optimizer
 from jaxalign.training.step import make_loss_sums, make_shardings, make_train_step, new_state
 
@@ -84,8 +84,8 @@ def lower_train(job: Job, mesh: Mesh) -> Program:
     schedule = cosine_schedule(job.optimizer, STEPS)
     optimizer = make_optimizer(job.optimizer, schedule)
     shardings = make_shardings(trainable, frozen, optimizer, mesh)
-    state = laid_out(jax.eval_shape(partial(new_state, optimizer=optimizer), trainable), shardings.state)
-    frozen = laid_out(frozen, shardings.frozen)
+    state = with_shardings(jax.eval_shape(partial(new_state, optimizer=optimizer), trainable), shardings.state)
+    frozen = with_shardings(frozen, shardings.frozen)
     ids = jax.ShapeDtypeStruct((job.rows, job.length), jnp.int32, sharding=shardings.batch)
     batch = Batch(ids, ids, ids, ids, ids.update(dtype=jnp.bool))
     loss_sums = make_loss_sums(decoder, job.length, job.step.loss_chunk)
@@ -102,27 +102,25 @@ def lower_train(job: Job, mesh: Mesh) -> Program:
 def lower_score(job: Job, mesh: Mesh) -> Program:
     """The scorer's largest program: rows of continuations behind a shared prefix."""
     decoder = Decoder(job.architecture, dtype=jnp.dtype(job.dtype))
-    scorer = Scorer(decoder, {"params": base_shapes(job)}, mesh, batch_tokens=job.tokens)
-    variables = laid_out({"params": base_shapes(job)}, scorer.variable_shardings)
-    prefix = prefix_shapes(decoder)
-    rows = [jax.ShapeDtypeStruct((job.rows, job.length), jnp.int32)] * 4
-    with jax.set_mesh(mesh):
-        lowered = scorer.programs["body"].jitted.lower(variables, prefix, *rows)
-    return Program(lowered, {"parameters": variables, "batch": (prefix, rows)})
+    runner = Runner(decoder, {"params": base_shapes(job)}, mesh)
+    variables = with_shardings({"params": base_shapes(job)}, runner.variable_shardings)
+    prefix = with_shardings(prefix_shapes(decoder), runner.layout(prefix_shapes(decoder)))
+    rows = [jax.ShapeDtypeStruct((job.rows, job.length), jnp.int32, sharding=runner.by_row)] * 4
+    return Program(runner.lower(body, variables, prefix, *rows), {"parameters": variables, "batch": (prefix, rows)})
 
 
 def lower_lens(job: Job, mesh: Mesh) -> Program:
     """The logit lens on a batch of what prompts hold behind a shared prefix."""
     decoder = Decoder(job.architecture, dtype=jnp.dtype(job.dtype))
     shapes = {"params": base_shapes(job)}
-    runner = PromptRunner(lens_function(decoder), shapes, mesh, job.rows)
-    variables = laid_out(shapes, runner.variable_shardings)
+    runner = Runner(decoder, shapes, mesh, job.rows)
+    variables = with_shardings(shapes, runner.variable_shardings)
     tokens = jax.ShapeDtypeStruct((job.rows, job.length), jnp.int32, sharding=runner.by_row)
     lengths = jax.ShapeDtypeStruct((job.rows,), jnp.int32, sharding=runner.by_row)
     gram = jax.ShapeDtypeStruct((job.architecture.width,) * 2, jnp.float32)
-    with jax.set_mesh(mesh):
-        inputs = LensInputs(LABELS, gram, prefix_shapes(decoder))
-        lowered = runner.step.lower(variables, tokens, lengths, inputs)
+    inputs = prefix_shapes(decoder), LABELS, gram
+    inputs = with_shardings(inputs, runner.layout(inputs))
+    lowered = runner.lower(lens_batch, variables, tokens, lengths, *inputs)
     return Program(lowered, {"parameters": variables, "batch": (tokens, lengths)})
 
 
@@ -150,7 +148,8 @@ def stored_shapes(architecture: ModelConfig, dtype: str, param_dtype: str) -> di
             return jax.eval_shape(SCHEMES[param_dtype].quantise, shape)
         return shape
 
-    return assemble(architecture, lambda weight: stored, nothing_to_read, place)
+    table = weight_table(architecture)
+    return assemble(table, architecture.layers, lambda weight: stored, nothing_to_read, place)
 
 
 def nothing_to_read(*_: Any) -> None:

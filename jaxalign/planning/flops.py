@@ -17,8 +17,7 @@ import jax.numpy as jnp
 
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.lora import LoraConfig, projection_sizes
-from jaxalign.model.product import kernel_of
-from jaxalign.model.quantised import SCHEMES
+from jaxalign.model.quantised import SCHEMES, kernel_of
 from jaxalign.planning.chips import Job
 
 

@@ -27,7 +27,7 @@ from jaxalign import runtime
 from jaxalign.errors import InputError
 from jaxalign.model.lora import lora_shapes
 from jaxalign.model.quantised import SCHEMES
-from jaxalign.model.sharding import laid_out, param_shardings
+from jaxalign.model.sharding import param_shardings, with_shardings
 from jaxalign.planning import flops
 from jaxalign.planning.chips import GIB, Job, Slice, parse_slice
 from jaxalign.planning.compile import base_shapes, bytes_per_device, facts_of
@@ -244,7 +244,7 @@ def argument_bytes(job: Job, sizes: tuple[int, int, int]) -> tuple[int, int]:
     state = jax.eval_shape(partial(new_state, optimizer=optimizer), trainable)
 
     def size(tree: Any) -> int:
-        return bytes_per_device(laid_out(tree, param_shardings(tree, mesh)))
+        return bytes_per_device(with_shardings(tree, param_shardings(tree, mesh)))
 
     return size(state), size(base)
 

@@ -1,31 +1,37 @@
-"""How alike languages lie in each layer: their states of parallel prompts against the English ones.
+"""How alike languages lie in each layer, and where: measures of their states of parallel prompts.
 
-How alike two languages' states of the same rows are: linear CKA, and finding a row's translation by cosine.
+`geometry` compares each language with English row by row: linear CKA, and finding a row's translation by cosine. Every
+measure is the mean of a value that each row has, so that means over drawn rows give intervals, and differences of the
+same rows before and after a tuning give paired ones. `pca` puts all languages on joint axes and correlates them.
 
-Every measure is the mean of a value that each row has, so that means over drawn rows give intervals, and differences
-of the same rows before and after a tuning give paired ones. Axis letters: n rows, K layers, D width.
-
-Where languages lie in each layer: mean states of parallel prompts, joint PCA, correlations along its first axis.
-
-Layers are counted as in `capture`, 0 to L. Axis letters: L layers, D width.
+Layers are counted as in `capture`, 0 to L. Axis letters: n rows, K or L layers, D width.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
 
-from jaxalign.errors import InputError
+from jaxalign.probe_files import Probe
 from jaxalign.probing.capture import Capture, capture_languages, captured_layers
-from jaxalign.probing.probe import TASK, VARIANT, ProbeRun, write_probe
-from jaxalign.statistics import bootstrap_intervals, centred, correlations, percentile_interval, resampled_correlations
+from jaxalign.probing.probe import TASK, VARIANT, ProbeRun
+from jaxalign.statistics import (
+    MEASURES,
+    bootstrap_intervals,
+    centred,
+    correlations,
+    percentile_interval,
+    resampled_correlations,
+    row_values,
+)
 
+ENGLISH = "en"
 TIE = 1e-12
 """Cosines (float64) this near to each other are equal."""
+LEAST_ROWS = 3
+"""CKA without one row still needs two, and a correlation of fewer rows says nothing."""
 
-MEASURES = ("cka", "retrieval", "reciprocal_rank", "retrieval_centred", "reciprocal_rank_centred")
-"""retrieval: whether a row's English translation is nearest; *_centred: each language's mean taken off first."""
 BY_ROW = ["language", "layer", "row"]
 GEOMETRY_AXES = {
     "cka_rows": BY_ROW,
@@ -38,16 +44,7 @@ GEOMETRY_AXES = {
 """The arrays of `geometry.npz`. English, which the others are compared with, is not on the language axis."""
 
 
-class Cka(NamedTuple):
-    """Linear CKA of two sets of states."""
-
-    rows: np.ndarray
-    """float64 [n], whose mean is the CKA"""
-    chance: float
-    """its mean over all orders of one set's rows; well above 0 where rows are not many more than dimensions"""
-
-
-def linear_cka(first: np.ndarray, second: np.ndarray) -> Cka:
+def linear_cka(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, float]:
     """Linear centred kernel alignment (Kornblith et al. 2019, arXiv 1905.00414, section 3) and each row's part in it.
 
     With the columns of X and Y centred, CKA = |Y^T X|_F^2 / (|X^T X|_F |Y^T Y|_F), between 0 and 1. Computed from the
@@ -58,6 +55,10 @@ def linear_cka(first: np.ndarray, second: np.ndarray) -> Cka:
     Args:
       first, second: float [n, D] of the same n >= 3 rows; widths may differ. Where one does not vary over the rows
         they have nothing in common: 0.
+
+    Returns:
+      float64 [n], whose mean is the CKA; and its mean over all orders of one set's rows, well above 0 where rows are
+      not many more than dimensions.
     """
     grams = [states @ states.T for states in map(centred, (first, second))]
     count = len(first)
@@ -76,7 +77,7 @@ def linear_cka(first: np.ndarray, second: np.ndarray) -> Cka:
     rows = cka + (count - 1) * (without.mean() - without)
     # Over all orders, an entry off B's diagonal is -trace(B) / (n (n - 1)) on average, as B's rows sum to 0.
     chance = np.trace(grams[0]) * np.trace(grams[1]) / (count - 1) / norms[0] if norms[0] else 0.0
-    return Cka(rows, float(chance))
+    return rows, float(chance)
 
 
 def ranks(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
@@ -96,11 +97,11 @@ def ranks(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
 
 
 class LayerGeometry(NamedTuple):
-    """One language against English in some layers."""
+    """One language against English in some layers; the names are those of `geometry.npz`."""
 
-    cka: np.ndarray
-    """float64 [K, n], see `Cka.rows`"""
-    chance: np.ndarray
+    cka_rows: np.ndarray
+    """float64 [K, n], see `linear_cka`"""
+    cka_chance: np.ndarray
     """float64 [K]"""
     rank: np.ndarray
     """int32 [K, n], of the row's English states among all English rows"""
@@ -110,21 +111,11 @@ class LayerGeometry(NamedTuple):
 
 def language_geometry(states: np.ndarray, english: np.ndarray) -> LayerGeometry:
     """Compares states float [n, K, D] with English ones of the same rows, layer by layer."""
-    layers = [(states[:, k], english[:, k]) for k in range(states.shape[1])]
-    cka = [linear_cka(*pair) for pair in layers]
-    return LayerGeometry(
-        cka=np.stack([each.rows for each in cka]),
-        chance=np.array([each.chance for each in cka]),
-        rank=np.stack([ranks(*pair) for pair in layers]),
-        rank_centred=np.stack([ranks(*map(centred, pair)) for pair in layers]),
-    )
-
-
-def row_values(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """measure -> what each row adds to its mean, [languages, K, n], from `cka_rows` and the two ranks."""
-    rank, rank_centred = arrays["rank"], arrays["rank_centred"]
-    values = (arrays["cka_rows"], rank == 1, 1 / rank, rank_centred == 1, 1 / rank_centred)
-    return dict(zip(MEASURES, values, strict=True))
+    layers = [
+        (*linear_cka(*pair), ranks(*pair), ranks(*map(centred, pair)))
+        for pair in ((states[:, k], english[:, k]) for k in range(states.shape[1]))
+    ]
+    return LayerGeometry(*map(np.stack, zip(*layers, strict=True)))
 
 
 def geometry_arrays(languages: Sequence[LayerGeometry]) -> dict[str, np.ndarray]:
@@ -134,60 +125,34 @@ def geometry_arrays(languages: Sequence[LayerGeometry]) -> dict[str, np.ndarray]
     among stay the same. That of CKA is of its linearisation, and so rather too wide than too narrow (Efron and Stein
     1981): rows drawn twice would raise CKA itself.
     """
-    cka, chance, rank, rank_centred = map(np.stack, zip(*languages, strict=True))
-    ranks_of_rows = {"rank": rank, "rank_centred": rank_centred}
-    arrays = {"cka_rows": cka, "cka_chance": chance}
-    for measure, values in row_values({"cka_rows": cka, **ranks_of_rows}).items():
+    stacked = LayerGeometry(*map(np.stack, zip(*languages, strict=True)))._asdict()
+    arrays = {"cka_rows": stacked["cka_rows"], "cka_chance": stacked["cka_chance"]}
+    for measure, values in row_values(stacked).items():
         bounds = np.clip(bootstrap_intervals(values), 0, 1)
         arrays |= {measure: values.mean(axis=-1), f"{measure}_interval": bounds}
-    return {name: array.astype(np.float32) for name, array in arrays.items()} | ranks_of_rows
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    return arrays | {name: stacked[name] for name in ("rank", "rank_centred")}
 
 
-ENGLISH = "en"
-LEAST_ROWS = 3
-"""CKA without one of them still needs two."""
-
-
-def check_languages(languages: Sequence[str]) -> None:
-    """Refuses languages that hold no pair to compare."""
-    if ENGLISH not in languages or len(languages) < 2:
-        raise InputError(
-            f"geometry: languages {','.join(languages)}: others are compared with {ENGLISH}; name it and one more"
-        )
-
-
-def write_geometry(run: ProbeRun, capture: Capture) -> dict[str, Any]:
-    """Compares every language with English; writes `geometry.npz` and, naming its axes, `geometry.json`, to `run.out`.
-
-    Args:
-      run: its languages are English and at least one other.
-      capture: which layers, and which states of a prompt.
-
-    Returns:
-      The content of the JSON file.
-    """
-    check_languages(run.languages)
+def geometry(run: ProbeRun, capture: Capture) -> Probe:
+    """Compares every language with English, one of the run's, by the states that `capture` says."""
     others = [language for language in run.languages if language != ENGLISH]
     # English first: of the others, one at a time is held.
     captured = capture_languages(run, capture, [ENGLISH, *others])
-    english = next(captured)
-    if len(english.rows) < LEAST_ROWS:
-        raise InputError(f"geometry: {len(english.rows)} rows of each language are too few; take at least {LEAST_ROWS}")
-    arrays = geometry_arrays([language_geometry(each.states, english.states) for each in captured])
+    _, english = next(captured)
+    arrays = geometry_arrays([language_geometry(states, english) for _, states in captured])
     document = {
         "axes": GEOMETRY_AXES,
-        "layer": list(captured_layers(capture, run.decoder.config.layers)),
+        "layer": list(captured_layers(capture, run.config.layers)),
         "language": others,
-        "row": english.rows,
+        "row": run.texts[ENGLISH].numbers,
         "bound": ["low", "high"],
         "position": str(capture.position),
         "compared_with": ENGLISH,
         "task": TASK.name,
         "variant": VARIANT,
-        **run.description,
     }
-    write_probe(run.out, "geometry", arrays, document)
-    return document
+    return Probe(arrays, document)
 
 
 WHOLE_PROMPTS = Capture(layers=None, position="prompt_mean")
@@ -204,14 +169,7 @@ PCA_AXES = {
 languages alone, the others of a fit of one component to all languages."""
 
 
-class Projection(NamedTuple):
-    """Coordinates [n, components] on the axes of largest variance, and each axis's share of the variance."""
-
-    coordinates: np.ndarray
-    explained: np.ndarray
-
-
-def joint_pca(states: np.ndarray, components: int) -> Projection:
+def joint_pca(states: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray]:
     """Exact principal components of all rows together, in float64.
 
     Eigenvectors of the smaller of the two Gram matrices of the centred states: the singular vectors, without the cost
@@ -225,6 +183,9 @@ def joint_pca(states: np.ndarray, components: int) -> Projection:
     Args:
       states: float [n, D].
       components: at most min(n, D).
+
+    Returns:
+      Coordinates [n, components] on the axes of largest variance, and each axis's share of the variance.
     """
     offsets = centred(states)
     rows_are_fewer = len(offsets) < offsets.shape[1]
@@ -234,27 +195,13 @@ def joint_pca(states: np.ndarray, components: int) -> Projection:
     values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
     coordinates = vectors * np.sqrt(values) if rows_are_fewer else offsets @ vectors
     coordinates *= np.sign(coordinates[np.abs(coordinates).argmax(axis=0), range(components)])
-    return Projection(coordinates, values / (np.trace(gram) or 1.0))
+    return coordinates, values / (np.trace(gram) or 1.0)
 
 
 def first_component(states: np.ndarray) -> np.ndarray:
     """The coordinate on the first joint component: float64 [languages, rows] of states [languages, rows, D]."""
     languages, rows, width = states.shape
-    return joint_pca(states.reshape(-1, width), 1).coordinates.reshape(languages, rows)
-
-
-def language_correlations(states: np.ndarray) -> np.ndarray:
-    """Pearson r between languages, over the same rows, of the coordinate on the first joint component.
-
-    0 for a language in which it does not vary, with itself too.
-
-    Args:
-      states: float [languages, rows, D], row i the same item in every language.
-
-    Returns:
-      float64 [languages, languages].
-    """
-    return correlations(first_component(states))
+    return joint_pca(states.reshape(-1, width), 1)[0].reshape(languages, rows)
 
 
 def correlation_intervals(first: np.ndarray) -> np.ndarray:
@@ -274,17 +221,19 @@ def correlation_intervals(first: np.ndarray) -> np.ndarray:
 def pca_arrays(states: np.ndarray, scatter: Sequence[int]) -> dict[str, np.ndarray]:
     """All that `pca.npz` holds, float32.
 
+    `correlations` are Pearson's r between languages, over the same rows, of the coordinate on the first joint
+    component; 0 for a language in which it does not vary, with itself too.
+
     Args:
-      states: float [languages, rows, L + 1, D].
+      states: float [languages, rows, L + 1, D], row i the same item in every language.
       scatter: indices of the languages that the two-component fit is made on.
     """
     layers = range(states.shape[2])
     fits = [joint_pca(states[list(scatter), :, k].reshape(-1, states.shape[3]), 2) for k in layers]
-    points = np.stack([fit.coordinates.reshape(len(scatter), -1, 2) for fit in fits])
     firsts = [first_component(states[:, :, k]) for k in layers]
     arrays = {
-        "points": points,
-        "explained_variance_ratio": np.stack([fit.explained for fit in fits]),
+        "points": np.stack([points.reshape(len(scatter), -1, 2) for points, _ in fits]),
+        "explained_variance_ratio": np.stack([explained for _, explained in fits]),
         "first_component": np.stack(firsts),
         "correlations": np.stack(list(map(correlations, firsts))),
         "correlations_interval": np.stack(list(map(correlation_intervals, firsts))),
@@ -292,37 +241,22 @@ def pca_arrays(states: np.ndarray, scatter: Sequence[int]) -> dict[str, np.ndarr
     return {name: array.astype(np.float32) for name, array in arrays.items()}
 
 
-def write_representation(run: ProbeRun, scatter_languages: Sequence[str]) -> dict[str, Any]:
-    """Mean states of every language, and their PCA: writes `pca.npz` and, naming its axes, `pca.json`, to `run.out`.
-
-    All of `run.languages` are correlated with each other in one joint fit per layer.
+def pca(run: ProbeRun, scattered: Sequence[str]) -> Probe:
+    """Correlates the mean states of all languages with each other, in one joint fit per layer.
 
     Args:
-      scatter_languages: some of them, fitted together in two components per layer (the study: en, de, fr, hi).
-
-    Returns:
-      The content of the JSON file.
+      scattered: some of them, fitted together in two components per layer (the study: en, de, fr, hi).
     """
     languages = run.languages
-    missing = [language for language in scatter_languages if language not in languages]
-    if missing or not scatter_languages:
-        raise InputError(f"pca: scatter languages {', '.join(missing) or '(none)'} are not among the probed")
-    probed = list(capture_languages(run, WHOLE_PROMPTS, languages))
-    rows = probed[0].rows
-    if len(rows) < 3:
-        raise InputError(f"pca: {len(rows)} rows of each language are too few to correlate; take at least 3")
-    states = np.stack([each.states for each in probed])
-    arrays = pca_arrays(states, [list(languages).index(language) for language in scatter_languages])
+    states = np.stack([states for _, states in capture_languages(run, WHOLE_PROMPTS, languages)])
     document = {
         "axes": PCA_AXES,
         "layer": list(range(states.shape[2])),
-        "language": list(languages),
-        "scatter_language": list(scatter_languages),
-        "row": rows,
+        "language": languages,
+        "scatter_language": list(scattered),
+        "row": run.texts[languages[0]].numbers,
         "bound": ["low", "high"],
         "task": TASK.name,
         "variant": VARIANT,
-        **run.description,
     }
-    write_probe(run.out, "pca", arrays, document)
-    return document
+    return Probe(pca_arrays(states, [languages.index(language) for language in scattered]), document)

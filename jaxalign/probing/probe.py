@@ -1,25 +1,21 @@
-"""The prompts that probes run on: the study's in-language 2-shot emotion prompts.
+"""What every probe is given: a model on its mesh, and the study's in-language 2-shot emotion prompts.
 
-What every probe is given: a model on its mesh, prompts, and where the results go.
-
-What a probe leaves behind: named arrays, and a JSON file that names their axes.
+A probe is a function of a `ProbeRun` whose result is a `Probe`: named arrays, and what they mean.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from jaxalign.data.prompts import Exemplars, few_shot_prefix, few_shot_prompt
-from jaxalign.data.tasks import TASKS, TaskRow, read_task_rows
+from jaxalign.data.tasks import TASKS, TaskRow
 from jaxalign.data.tokenizer import Tokenizer
-from jaxalign.files import whole_file, write_json
-from jaxalign.model.ragged import PromptFunction, PromptRunner
-from jaxalign.model.transformer import Decoder
+from jaxalign.errors import InputError
+from jaxalign.model.config import ModelConfig
+from jaxalign.model.ragged import Runner, check_lengths
 
 TASK = TASKS["emotion"]
 VARIANT = "in_language"
@@ -27,65 +23,99 @@ VARIANT = "in_language"
 
 
 @dataclass(frozen=True)
-class ProbeData:
-    """Where the prompts come from, and which rows of each language."""
+class ProbeTexts:
+    """One language's rows, and the token ids of what probes read of them; tokenised once, when asked for."""
 
-    folder: Path
+    rows: Sequence[TaskRow]
     exemplars: Exemplars
     tokenizer: Tokenizer
-    rows: slice
+
+    @property
+    def language(self) -> str:
+        return self.rows[0].language
+
+    @property
+    def numbers(self) -> list[int]:
+        """The rows' own; the same row is the same item in every language."""
+        return [row.row for row in self.rows]
+
+    @cached_property
+    def prompts(self) -> list[list[int]]:
+        """Few-shot examples and query of each row."""
+        return [self.tokenizer.prompt_ids(few_shot_prompt(row, self.exemplars, VARIANT)) for row in self.rows]
+
+    @cached_property
+    def texts(self) -> list[list[int]]:
+        """The texts of each row alone: no examples, no cue words."""
+        return [self.tokenizer.prompt_ids("\n".join(row.fields)) for row in self.rows]
+
+    @cached_property
+    def examples(self) -> list[int]:
+        """What all prompts begin with, up to the newline before the query.
+
+        Where the tokenizer merges that newline with the query, a prompt shares all but the last of them.
+        """
+        return self.tokenizer.prompt_ids(few_shot_prefix(TASK, self.language, self.exemplars, VARIANT) + "\n")
 
 
-def probe_prompts(data: ProbeData, language: str) -> tuple[list[TaskRow], list[list[int]]]:
-    """The chosen rows of one language and the token ids of their prompts."""
-    rows = read_task_rows(data.folder, TASK, language, "test", data.rows)
-    return rows, [data.tokenizer.prompt_ids(few_shot_prompt(row, data.exemplars, VARIANT)) for row in rows]
-
-
-def probe_texts(data: ProbeData, language: str) -> tuple[list[TaskRow], list[list[int]]]:
-    """The chosen rows of one language and the token ids of their texts alone: no examples, no cue words."""
-    rows = read_task_rows(data.folder, TASK, language, "test", data.rows)
-    return rows, [data.tokenizer.prompt_ids("\n".join(row.fields)) for row in rows]
-
-
-def probe_prefix(data: ProbeData, language: str) -> list[int]:
-    """The token ids of what all prompts of a language begin with, up to the newline before the query.
-
-    Where the tokenizer merges that newline with the query, a prompt shares all but the last of them.
-    """
-    return data.tokenizer.prompt_ids(few_shot_prefix(TASK, language, data.exemplars, VARIANT) + "\n")
+def probe_texts(rows: Iterable[Sequence[TaskRow]], exemplars: Exemplars, tokenizer: Tokenizer) -> dict[str, ProbeTexts]:
+    """Language -> its texts, of the rows of one language after the other."""
+    return {each[0].language: ProbeTexts(each, exemplars, tokenizer) for each in rows}
 
 
 @dataclass(frozen=True)
 class ProbeRun:
     """One model, probed on one set of prompts.
 
-    variables: the decoder's collections.
-    languages: codes, in the order of every result's language axis.
-    batch_size: prompts that run at once, a multiple of the mesh's data * fsdp.
-    description: what the JSON files say besides: model, adapter, config, versions.
+    runner: of the decoder on its mesh.
+    variables: the decoder's collections; another model of their structure is `dataclasses.replace(run, variables=...)`,
+      which runs what is compiled already.
+    texts: by language, in the order of every result's language axis.
     on_rows: told after each batch how many prompts it held.
     """
 
-    out: Path
-    decoder: Decoder
+    runner: Runner
     variables: Any
-    mesh: Mesh
-    data: ProbeData
-    languages: Sequence[str]
-    batch_size: int
-    description: Mapping[str, Any]
+    texts: Mapping[str, ProbeTexts]
     on_rows: Callable[[int], object] = lambda rows: None
 
-    def runner(self, function: PromptFunction) -> PromptRunner:
-        """Runs `function` on prompts of this model and mesh."""
-        return PromptRunner(function, self.variables, self.mesh, self.batch_size, self.decoder.config.max_positions)
+    @property
+    def languages(self) -> list[str]:
+        return list(self.texts)
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.runner.decoder.config
+
+    @cached_property
+    def placed(self) -> Any:
+        """The variables as the mesh holds them."""
+        return self.runner.place(self.variables)
+
+    def ask(
+        self,
+        function: Callable[..., Any],
+        prompts: Sequence[Sequence[int]],
+        shared: int,
+        *extra: Any,
+        of_prefix: Callable[..., Any] | None = None,
+        **static: Any,
+    ) -> Any:
+        """What `function` finds in each prompt, arrays [prompts, ...]; their first `shared` tokens run once.
+
+        What `of_prefix` makes of those is the first of the function's arguments behind tokens and lengths.
+        """
+        check_lengths(list(map(len, prompts)), self.config.max_positions)
+        prefix = self.runner.run_prefix(self.placed, prompts[0][:shared], of_prefix)
+        rests = [prompt[shared:] for prompt in prompts]
+        return self.runner(function, self.placed, rests, prefix, *extra, on_rows=self.on_rows, **static)
 
 
-def write_probe(out: Path, name: str, arrays: Mapping[str, np.ndarray], document: Mapping[str, Any]) -> None:
-    """Writes `out/{name}.npz` and `out/{name}.json`, each whole or not at all; only process 0 does."""
-    if jax.process_index() > 0:
-        return
-    with whole_file(out / f"{name}.npz") as partial, partial.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-    write_json(out / f"{name}.json", document)
+def check_finite(texts: ProbeTexts, values: np.ndarray) -> None:
+    """InputError that names the first of the rows whose values [rows, ...] are not all finite."""
+    finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    if not finite.all():
+        raise InputError(
+            f"{texts.language}, row {texts.rows[int(np.argmin(finite))].row}: hidden states or logits are not finite; "
+            "check the weights, or compute in float32"
+        )

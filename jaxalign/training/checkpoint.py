@@ -32,7 +32,7 @@ from jaxalign.errors import InputError
 from jaxalign.files import AnyPath
 from jaxalign.log import say
 from jaxalign.model.lora import LoraConfig
-from jaxalign.model.sharding import spread
+from jaxalign.model.sharding import put
 from jaxalign.model.weights import weights_sha256
 from jaxalign.runtime import agree
 from jaxalign.training.step import TrainState
@@ -397,7 +397,7 @@ def read_state(
         shapes_of(folder / item)
     trainable = arrays.restore(folder / "trainable", args=ocp.args.StandardRestore(like.trainable))
     opt_state = arrays.restore(folder / "optimizer", args=ocp.args.StandardRestore(like.opt_state))
-    done, skipped = (spread(np.array(n, np.int32), like.step.sharding) for n in (step, saved["skipped"]))
+    done, skipped = (put(np.array(n, np.int32), like.step.sharding) for n in (step, saved["skipped"]))
     return Start(step, TrainState(done, skipped, trainable, opt_state), saved["evaluated"]), sha256
 
 

@@ -26,7 +26,7 @@ from jaxalign.errors import InputError, Preempted
 from jaxalign.holding import check_held
 from jaxalign.log import CurvesConfig, MetricsLog, Progress, say
 from jaxalign.model.lora import check_adapter, init_lora
-from jaxalign.model.sharding import laid_out
+from jaxalign.model.sharding import with_shardings
 from jaxalign.model.transformer import Decoder
 from jaxalign.runtime import agree
 from jaxalign.training import checkpoint
@@ -166,7 +166,7 @@ def train(
     shardings = make_shardings(trainable, frozen, optimizer, mesh)
     frozen = jax.device_put(frozen, shardings.frozen)
     initial = partial(init_state, trainable, optimizer, shardings)
-    like = laid_out(jax.eval_shape(initial), shardings.state)
+    like = with_shardings(jax.eval_shape(initial), shardings.state)
 
     # The start: own run, named run, initial adapter, fresh adapter
     fingerprint = {

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxalign.data.batches import Batch
 from jaxalign.errors import InputError
 from jaxalign.model.losses import next_token_loss
-from jaxalign.model.sharding import BATCH, batch_spec, param_shardings, ways
+from jaxalign.model.sharding import BATCH, axis_size, batch_spec, param_shardings
 from jaxalign.model.transformer import Decoder
 from jaxalign.runtime import compiler_options
 
@@ -171,7 +171,7 @@ def make_train_step(
 
     def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Metrics]:
         rows = batch.tokens.shape[0] // config.accumulation
-        at_once = config.rows_at_once * ways(BATCH, mesh) or rows
+        at_once = config.rows_at_once * axis_size(BATCH, mesh) or rows
         blocks = jax.tree.map(lambda x: x.reshape(config.accumulation, -1, at_once, x.shape[-1]), batch)
         # Each block is spread over all devices, whichever of its rows they were given.
         blocks = jax.lax.with_sharding_constraint(blocks, block_sharding)

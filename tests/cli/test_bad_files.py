@@ -315,7 +315,7 @@ MODELS = [
         "model.norm.weight",
         id="a missing tensor",
     ),
-    pytest.param(indexed([]), "no weight_map", id="an index that is a list"),
+    pytest.param(indexed([]), "must be one JSON object", id="an index that is a list"),
     pytest.param(indexed({"weight_map": {"x": "../model/model.safetensors"}}), "no weight_map", id="elsewhere"),
     pytest.param(indexed({"weight_map": {"x": "model-9.safetensors"}}), "model-9.safetensors", id="no such shard"),
 ]
@@ -351,7 +351,7 @@ def test_what_is_no_adapter_or_another_model_s(refused, tmp_path, model_folder, 
     ("spoil", "named"),
     [
         (changed("adapter_config.json", r="8"), "r must be a whole number"),
-        (changed("adapter_config.json", r=10**9), "wrong shapes"),
+        (changed("adapter_config.json", r=10**9), "wrong tensors"),
         (changed("adapter_config.json", lora_alpha=float("inf")), "lora_alpha must be a positive number"),
         (changed("adapter_config.json", target_modules=["q_proj", {}]), "target_modules"),
         (
@@ -363,7 +363,7 @@ def test_what_is_no_adapter_or_another_model_s(refused, tmp_path, model_folder, 
         (written("adapter_config.json", "[]"), "one JSON object"),
         (
             with_tensors("adapter_model.safetensors", lambda held: {k: v.astype(np.int32) for k, v in held.items()}),
-            "no floating point",
+            "is stored as I32, which is not supported",
         ),
     ],
 )

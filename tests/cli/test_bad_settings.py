@@ -41,6 +41,7 @@ OF_PROBE = [
     ("attribution_positions=0", "attribution_positions=0"),
     ("tasks=snli", "emotion"),
     ("rows=0:1", "rows"),
+    ("probes=attribution --config.attribution_positions=4000", "fewer than the 4000 positions"),
     ("probes=masking", "neurons.selection"),
     ("probes=transplant", "neurons.selection"),
     ("capture.position=first", "query_mean"),
@@ -49,7 +50,7 @@ OF_PROBE = [
 OF_GEOMETRY = [
     ("capture.layers=0,3", "layer 3: the model has 0 (the embeddings) to 2"),
     ("capture.position=5000", "no position 5000"),
-    ("languages=de,zh", "compared with en"),
+    ("languages=de,zh", "geometry compares with en"),
     ("rows=0:2", "geometry: at least 3 rows"),
 ]
 # Of each key a value; of the numbers those below, above, and that are none.
@@ -89,7 +90,7 @@ OF_THE_PAIRS = [
 )
 def test_wrong_settings(refused, model_folder, command, setting, named):
     steps = ("--config.steps=0",) if setting.startswith("epochs") else ()
-    assert named in refused(*command, f"--config.model={model_folder}", *steps, f"--config.{setting}")
+    assert named in refused(*command, f"--config.model={model_folder}", *steps, *f"--config.{setting}".split())
 
 
 def test_whole_numbers_have_a_range_at_every_door(refused, config_file, model_folder):

@@ -82,16 +82,16 @@ def test_rows_per_step_shows_every_pair_once_an_epoch():
     plan = training_plan(pairs, layout, epochs=2, steps=0, seed=3)
     seen = [pair for step in range(plan.steps) for pair in pairs_in(plan.rows_at(step))]
     assert sorted(seen) == sorted(2 * all_pairs(pairs))
+    held = heldout_plan(pairs, base_layout(pairs_per_step=8, row_multiple=2))
+    assert sorted(pair for step in range(held.steps) for pair in pairs_in(held.rows_at(step))) == sorted(
+        all_pairs(pairs)
+    )
     assert plan.rows_at(0).tokens.shape == (4, 64)
 
 
-def test_steps_set_the_length_of_the_run():
-    pairs = random_pairs(20)
-    for layout in (base_layout(pairs_per_step=8), base_layout(pairs_per_step=0, rows_per_step=2, length=64)):
-        assert training_plan(pairs, layout, epochs=1, steps=17, seed=0).steps == 17
-
-
 def test_fewer_pairs_than_a_step_still_make_a_run():
+    for layout in (base_layout(pairs_per_step=8), base_layout(pairs_per_step=0, rows_per_step=2, length=64)):
+        assert training_plan(random_pairs(20), layout, epochs=1, steps=17, seed=0).steps == 17
     plan = training_plan(random_pairs(5), base_layout(pairs_per_step=16), epochs=2, steps=0, seed=0)
     assert plan.steps == 1
     assert len(pairs_in(plan.rows_at(0))) == 10
@@ -136,12 +136,6 @@ def test_pairs_take_little_more_memory_than_their_ids():
     assert peak < 2 * pairs.ids.nbytes
 
 
-def test_lengths_are_counted_once():
-    """Counting them for every pair anew made the plan of four times the pairs take twelve times as long."""
-    pairs = random_pairs(20)
-    assert pairs.lengths is pairs.lengths and pairs.target_counts is pairs.target_counts
-
-
 def test_a_process_builds_the_rows_it_holds():
     plan = training_plan(random_pairs(64), base_layout(pairs_per_step=16, row_multiple=4), epochs=1, steps=0, seed=0)
     whole, part = plan.rows_at(2), plan.rows_at(2, held=[1, 3])
@@ -180,14 +174,6 @@ def test_rows_computed_at_once_are_as_short_as_the_longest_pair():
     assert all(sum(len(row) for row in step) == 16 for step in plan.rows)
 
 
-def test_heldout_plan_shows_every_pair_once():
-    pairs = random_pairs(21)
-    plan = heldout_plan(pairs, base_layout(pairs_per_step=8, row_multiple=2))
-    assert sorted(pair for step in range(plan.steps) for pair in pairs_in(plan.rows_at(step))) == sorted(
-        all_pairs(pairs)
-    )
-
-
 def test_too_long_pairs_are_dropped_or_cut_and_counted():
     rendered = [([1, 2], [3]), (list(range(20)), list(range(10)))]
     dropped = fit_pairs(rendered, 15, "drop")
@@ -199,15 +185,6 @@ def test_too_long_pairs_are_dropped_or_cut_and_counted():
         fit_pairs(rendered[1:], 15, "drop")
     with pytest.raises(InputError, match="too_long"):
         fit_pairs(rendered, 15, "keep")
-
-
-def test_bins_hold_every_item_and_never_overflow():
-    lengths = np.random.default_rng(0).integers(1, 60, 500)
-    bins = best_fit_bins(lengths, 100)
-    assert sorted(item for row in bins for item in row) == list(range(500))
-    assert max(int(lengths[row].sum()) for row in bins) <= 100
-    # Best-fit decreasing uses at most 11/9 of the optimum plus one bin (Johnson 1974).
-    assert len(bins) <= 11 / 9 * np.ceil(lengths.sum() / 100) + 1
 
 
 def test_bins_are_the_fullest_that_still_hold():

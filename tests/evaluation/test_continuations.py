@@ -9,7 +9,7 @@ import torch
 
 from jaxalign.errors import InputError
 from jaxalign.evaluation import score as scoring
-from jaxalign.evaluation.score import ContinuationScorer, Pair, Score, prefix_groups, queries_of
+from jaxalign.evaluation.score import Pair, Score, Scorer, prefix_groups, queries_of
 from jaxalign.model.ragged import shared_length
 from jaxalign.model.transformer import Decoder
 from tests.model.tiny_models import VOCABULARY, TinyModel, tiny_case, tiny_model
@@ -56,9 +56,9 @@ def scored(
     tiny: TinyModel, pairs: Sequence[Pair], sizes: tuple[int, ...] = (), batch_tokens: int = 64
 ) -> dict[Pair, Score]:
     variables = {"params": tiny.params}
-    scorer = ContinuationScorer(Decoder(tiny.config), variables, mesh_of(*sizes), batch_tokens)
+    scorer = Scorer(Decoder(tiny.config), variables, mesh_of(*sizes), batch_tokens)
     together: dict[Pair, Score] = {}
-    for some in scorer.score(variables, pairs):
+    for some in scorer.continuations(variables, pairs):
         assert not together.keys() & some.keys()
         together |= some
     return together

@@ -239,7 +239,12 @@ def test_turn_markers_are_control_tokens_whatever_their_type(tmp_path):
     for token in [*markers, *SPECIAL[:2]]:
         assert backend(f"a{token}", add_special_tokens=False)["input_ids"][-1] == vocabulary[token]
         assert tokenizer.control_ids.isdisjoint(tokenizer.ids(f"a{token}"))
-    assert tokenizer.ids_between("<|im_start|>user\n", "a<|im_end|>", "<|im_end|>").count(vocabulary["<|im_end|>"]) == 1
+    assert (
+        tokenizer.batch_ids_between("<|im_start|>user\n", ["a<|im_end|>"], "<|im_end|>")[0].count(
+            vocabulary["<|im_end|>"]
+        )
+        == 1
+    )
 
 
 def test_prompts_do_not_end_as_the_file_asks(tmp_path):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxalign.model import architectures
-from jaxalign.model.nf4 import dequantise, quantise
+from jaxalign.model.quantised import SCHEMES
 from jaxalign.planning.flops import counted, operations, operations_a_weight
 from jaxalign.planning.hlo import parse
 from tests.defaults import base_step
@@ -37,7 +37,9 @@ def test_what_only_lays_out_is_not_counted():
 def test_the_compiler_leaves_as_many():
     """Of NF4: choices and comparisons in the compiled program, an element each."""
     kernel = jax.ShapeDtypeStruct((128, 128), jnp.float32)
-    text = jax.jit(lambda stored: dequantise(**stored)).lower(jax.eval_shape(quantise, kernel)).compile().as_text()
+    nf4 = SCHEMES["nf4"]
+    codes = jax.eval_shape(nf4.quantise, kernel)
+    text = jax.jit(lambda stored: nf4.dequantise(**stored)).lower(codes).compile().as_text()
     assert text is not None
     every = [one for computation in parse(text).computations.values() for one in computation.instructions.values()]
     for opcode, count in {"select": 15, "compare": 4}.items():

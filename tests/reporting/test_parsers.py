@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 
 from jaxalign.errors import InputError
 from jaxalign.probing.neurons import check_fits, read_counts, read_selection, specific_neurons
-from jaxalign.reporting.probe_files import read_probes
-from jaxalign.reporting.results import read_results
-from jaxalign.reporting.runs import read_run
+from jaxalign.reporting.folders import read_probes, read_results, read_run
 from tests.any_input import VALUES, quick, spoilt_bytes, spoilt_document, thorough, value_or_one_line, written
 from tests.reporting.folders import (
     write_attribution,
