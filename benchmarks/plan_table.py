@@ -17,8 +17,8 @@ from typing import Any
 from tqdm import tqdm
 
 from jaxalign import files
-from jaxalign.cli.configuration import config_from_flags
 from jaxalign.cli.plan import architecture_named, job_of, planned_job
+from jaxalign.configuration import config_from_flags
 from jaxalign.model import architectures
 from jaxalign.planning.chips import GIB
 from jaxalign.planning.plan import estimate

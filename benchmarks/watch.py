@@ -19,11 +19,11 @@ from train import ON_A_CPU, real_plan
 from workers import exit_code, surroundings
 
 import jaxalign as ja
-from jaxalign.cli.configuration import config_from_flags
 from jaxalign.cli.evaluate import chosen_cells, prompt_style
 from jaxalign.cli.probe import probe_settings
 from jaxalign.cli.train import lora_config
 from jaxalign.cli.watch import watch_settings
+from jaxalign.configuration import config_from_flags
 from jaxalign.data.batches import BatchPlan
 from jaxalign.data.tasks import parse_rows
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer

@@ -6,7 +6,7 @@ Hardware: 2 CPU cores. Measured: 82 s, 3.0 GB, nothing compiled before, beside o
 
 from ml_collections import ConfigDict
 
-from jaxalign.cli.configuration import load_config
+from jaxalign.configuration import load_config
 
 
 def get_config() -> ConfigDict:

@@ -20,20 +20,19 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxalign import runtime
-from jaxalign.cli.configuration import config_with
 from jaxalign.cli.data import gather_pairs
 from jaxalign.cli.demo import demo as run_demo
 from jaxalign.cli.evaluate import check_settings, chosen_cells, evaluate_model
 from jaxalign.cli.export import export as export_run
-from jaxalign.cli.loading import EvaluationData, Model, load_model, rendering, run_folder
 from jaxalign.cli.open_answers import open_tasks
 from jaxalign.cli.probe import FILE_OF, probe_model, probe_settings
-from jaxalign.cli.provenance import command
-from jaxalign.cli.train import check_train_settings, train_model
-from jaxalign.cli.watch import watch_settings
+from jaxalign.cli.settings import EvaluationData, load_model, rendering
+from jaxalign.cli.train import ready_to_tune, train_model
+from jaxalign.configuration import command, config_with
 from jaxalign.data.pairs import QuestionPair, pair_of
 from jaxalign.errors import InputError, gather
-from jaxalign.files import AnyPath, check_bucket, local_path, path_of, read_json
+from jaxalign.files import AnyPath, local_path, path_of, read_json
+from jaxalign.loading import Model
 from jaxalign.probe_files import Probe, read_probe
 from jaxalign.reporting.compare import Comparison
 from jaxalign.reporting.compare import compare as compared
@@ -42,7 +41,7 @@ from jaxalign.reporting.page import write_report
 from jaxalign.runtime import alone, wait_for_all
 
 PathLike = str | Path
-Record = QuestionPair | Mapping[str, Any]
+PairLike = QuestionPair | Mapping[str, Any]
 """A pair, or a row with the fields that a row of a file may have."""
 LOADED_WITH = ("model", "adapter", "dtype", "param_dtype", "mesh")
 """Settings of `load`; the model that it returns keeps them."""
@@ -96,16 +95,13 @@ def load(model: PathLike, adapter: PathLike = "", **settings: Any) -> LoadedMode
 
 
 def train(
-    base: LoadedModel, pairs: Iterable[PathLike | Record] | PathLike | Record, out: PathLike, **settings: Any
+    base: LoadedModel, pairs: Iterable[PathLike | PairLike] | PathLike | PairLike, out: PathLike, **settings: Any
 ) -> TrainingRun:
     """Tunes on pairs, given as files or as records, into the run `out`; the same call again continues it."""
     config = base.config(out, settings)
     if config.stages:
         raise InputError("stages: ja.train tunes once; call it for each, with the run before it as ja.load's adapter")
-    check_bucket(run_folder(config))
-    check_train_settings(config)
-    watch_settings(config)
-    pairs = several(pairs)
+    tuning, pairs = ready_to_tune(config), as_list(pairs)
     files = [str(item) for item in pairs if isinstance(item, PathLike)]
     records = gather(
         partial(
@@ -115,8 +111,8 @@ def train(
         if not isinstance(item, PathLike)
     )
     named = gather_pairs(config, files) if files else []
-    train_model(config, base.model, records + named, files, len(records))
-    return read_run(written(config.out))
+    train_model(tuning, base.model, records + named, files, len(records))
+    return read_run(finished(config.out))
 
 
 def evaluate(model: LoadedModel, out: PathLike, **settings: Any) -> Evaluation:
@@ -125,7 +121,7 @@ def evaluate(model: LoadedModel, out: PathLike, **settings: Any) -> Evaluation:
     data = EvaluationData(config)
     check_settings(config, data)
     evaluate_model(config, model.model, data)
-    folder = Path(written(out))
+    folder = Path(finished(out))
     return Evaluation(
         read_results(folder) if chosen_cells(config) else None,
         read_json(folder / "open_results.json") if open_tasks(config) else None,
@@ -137,16 +133,16 @@ def probe(model: LoadedModel, out: PathLike, **settings: Any) -> dict[str, Probe
     config = model.config(out, settings)
     chosen = probe_settings(config, EvaluationData(config))
     probe_model(chosen, model.model)
-    folder = Path(written(out))
+    folder = Path(finished(out))
     return {name: read_probe(folder, FILE_OF[name]) for name in chosen.names}
 
 
-def several(items: Any) -> list[Any]:
+def as_list(items: Any) -> list[Any]:
     """The items of a list or of what else can be iterated over; one path or record alone is a list of one."""
     return [items] if isinstance(items, str | Path | QuestionPair | Mapping) else list(items)
 
 
-def written(folder: PathLike) -> AnyPath:
+def finished(folder: PathLike) -> AnyPath:
     """The folder, once process 0 is done with it."""
     wait_for_all()
     return path_of(str(folder))
@@ -174,5 +170,5 @@ def export(run: PathLike, out: PathLike, evaluations: Iterable[PathLike] | PathL
     """
     runtime.start()
     alone("ja.export")
-    export_run(config_with({**settings, "out": str(out)}), [str(run), *map(str, several(evaluations))])
+    export_run(config_with({**settings, "out": str(out)}), [str(run), *map(str, as_list(evaluations))])
     return Path(out)

@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxalign import runtime
-from jaxalign.cli.configuration import config_with
-from jaxalign.cli.loading import Model, load_model, merged
 from jaxalign.cli.main import complain, open_standard_streams
+from jaxalign.cli.settings import load_model
+from jaxalign.configuration import config_with
 from jaxalign.errors import InputError
 from jaxalign.evaluation.generate import Generator
 from jaxalign.evaluation.score import ContinuationScore, Scorer
+from jaxalign.loading import Model, merged
 from jaxalign.log import say
 from jaxalign.model.config import read_end_ids
 from jaxalign.runtime import alone

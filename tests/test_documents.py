@@ -12,7 +12,7 @@ import pytest
 
 import jaxalign as ja
 from jaxalign.cli import main
-from jaxalign.cli.configuration import config_from_flags, leaves, load_config, shipped_configs
+from jaxalign.configuration import config_from_flags, leaves, load_config, shipped_configs
 from tests.cli.conftest import save_model
 
 ROOT = Path(__file__).parents[1]

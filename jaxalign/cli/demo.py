@@ -11,12 +11,14 @@ from ml_collections import ConfigDict
 from jaxalign.cli.data import build_pairs
 from jaxalign.cli.evaluate import check_settings, evaluate_model
 from jaxalign.cli.export import export
-from jaxalign.cli.loading import EvaluationData, load_model, refuse_paths, split_list, with_adapter
 from jaxalign.cli.probe import probe_model, probe_settings
 from jaxalign.cli.report import report
-from jaxalign.cli.train import check_train_settings, train_model
+from jaxalign.cli.settings import EvaluationData, load_model, out_folder, split_list
+from jaxalign.cli.train import ready_to_tune, train_model
+from jaxalign.configuration import changed
 from jaxalign.errors import InputError
-from jaxalign.files import check_writable, local_path
+from jaxalign.files import check_writable
+from jaxalign.loading import with_adapter
 from jaxalign.reporting.compare import compare
 from jaxalign.reporting.text import accuracy_tables
 
@@ -26,11 +28,10 @@ PROBED = "0:12"
 
 def demo(config: ConfigDict, paths: Sequence[str]) -> None:
     """Evaluates, tunes, evaluates again, probes, reports and exports, in the folder `config.out`."""
-    refuse_paths("demo", paths)
     if config.stages:
         raise InputError("config.stages: demo tunes once; train runs several stages")
     started = time.monotonic()
-    out = local_path(config.out)
+    out = out_folder(config)
     before, run, after, adapter = (str(out / name) for name in ("before", "run", "after", "adapter"))
 
     def title(text: str) -> None:
@@ -39,7 +40,7 @@ def demo(config: ConfigDict, paths: Sequence[str]) -> None:
     data = EvaluationData(config)
     check_settings(config, data)
     probes = probe_settings(changed(config, out=before, rows=PROBED), data, split_list(config.probes))
-    check_train_settings(config)
+    tuning = ready_to_tune(changed(config, out=run))
     pairs = build_pairs(config)
     check_writable(out)
     title(f"Loading the model: {config.model}")
@@ -50,7 +51,7 @@ def demo(config: ConfigDict, paths: Sequence[str]) -> None:
     title(
         f"Tuning on questions translated from {config.build.sources} into {config.build.target}; no answers are shown"
     )
-    train_model(changed(config, out=run), base, pairs, [])
+    train_model(tuning, base, pairs, [])
     title("After: the same rows again")
     tuned = with_adapter(base, Path(run))
     evaluate_model(changed(config, out=after, adapter=run), tuned, data)
@@ -62,10 +63,3 @@ def demo(config: ConfigDict, paths: Sequence[str]) -> None:
     title("Done. Accuracy before and after:")
     print(accuracy_tables(compare(Path(before), Path(after))))
     print(f"\nopen {out / 'report.html'}")
-
-
-def changed(config: ConfigDict, **values: str) -> ConfigDict:
-    """A copy of the config with other values."""
-    copy = config.copy_and_resolve_references()
-    copy.update(values)
-    return copy.lock()

@@ -6,19 +6,9 @@ from typing import Any, get_args
 import jax
 from ml_collections import ConfigDict
 
-from jaxalign.cli.loading import (
-    EvaluationData,
-    Model,
-    chosen_languages,
-    chosen_tasks,
-    load_model,
-    merged,
-    out_folder,
-    refuse_paths,
-    split_list,
-)
 from jaxalign.cli.open_answers import OPEN_TASKS, check_open_answers, evaluate_open_answers, open_tasks
-from jaxalign.cli.provenance import provenance
+from jaxalign.cli.settings import EvaluationData, chosen_languages, chosen_tasks, load_model, out_folder, split_list
+from jaxalign.configuration import provenance
 from jaxalign.data.check import warn_of_exemplars
 from jaxalign.data.prompts import PromptStyle, Variant, differences_table
 from jaxalign.data.tasks import TASKS, parse_rows
@@ -28,6 +18,7 @@ from jaxalign.evaluation.grid import Grid, run_grid
 from jaxalign.evaluation.score import Scorer
 from jaxalign.files import write_text
 from jaxalign.holding import held
+from jaxalign.loading import Model, merged
 from jaxalign.log import tell
 from jaxalign.model.hub import model_name
 from jaxalign.reporting.folders import check_of_one_model
@@ -36,7 +27,6 @@ from jaxalign.runtime import agree
 
 def evaluate(config: ConfigDict, paths: Sequence[str]) -> None:
     """Scores every task in every language and writes the records to `config.out`."""
-    refuse_paths("evaluate", paths)
     data = EvaluationData(config)
     check_settings(config, data)
     with held(out_folder(config)):

@@ -6,10 +6,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxalign.cli.configuration import check_type, leaves, load_config
 from jaxalign.cli.data import gather_pairs
-from jaxalign.cli.loading import Model, chosen_languages, out_folder, rendering, split_list
-from jaxalign.cli.provenance import provenance
+from jaxalign.cli.settings import chosen_languages, out_folder, rendering, split_list
+from jaxalign.configuration import provenance, recorded_config
 from jaxalign.data.batches import fit_pairs, split_heldout
 from jaxalign.data.fields import array, field
 from jaxalign.data.math_problems import MATH_LANGUAGES, MATH_TASKS, read_problems
@@ -21,6 +20,7 @@ from jaxalign.evaluation.generate import Generator
 from jaxalign.evaluation.grid import open_grid, run_grid
 from jaxalign.evaluation.open_cells import TRANSLATION, OpenCell, math_cell, translation_cells
 from jaxalign.files import AnyPath, data_folder, path_of
+from jaxalign.loading import Model
 from jaxalign.log import tell
 from jaxalign.reporting.folders import read_run_document
 from jaxalign.training.checkpoint import read_trained
@@ -155,18 +155,3 @@ def heldout_pairs(run: AnyPath, tokenizer: Tokenizer) -> list[QuestionPair]:
     if not len(heldout):
         raise InputError(f"{run}: it held no pair out (heldout=0); name files in --config.pairs")
     return [pairs[fitted.kept[index]] for index in heldout]
-
-
-def recorded_config(recorded: Mapping[str, Any], where: str) -> ConfigDict:
-    """The base config with what a run recorded of its own: a run of an older version may lack keys, or have others."""
-    config = load_config("base")
-    try:
-        own = dict(leaves(ConfigDict(recorded)))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{where}: {error}; is it what train wrote?") from None
-    # Stages are recorded as one run each.
-    known = {key: value for key, value in leaves(config) if key in own and key != "stages"}
-    for key, value in known.items():
-        check_type(key, own[key], value, where)
-    config.update_from_flattened_dict({key: own[key] for key in known})
-    return config

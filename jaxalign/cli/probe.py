@@ -13,17 +13,8 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxalign.cli.evaluate import grid_data, prompt_style, settings
-from jaxalign.cli.loading import (
-    EvaluationData,
-    Model,
-    chosen_languages,
-    load_model,
-    merged,
-    out_folder,
-    refuse_paths,
-    split_list,
-)
-from jaxalign.cli.provenance import provenance
+from jaxalign.cli.settings import EvaluationData, chosen_languages, load_model, out_folder, split_list
+from jaxalign.configuration import provenance
 from jaxalign.data.check import warn_of_exemplars
 from jaxalign.data.fields import field, read_object
 from jaxalign.data.tasks import TaskRow, parse_rows
@@ -32,6 +23,7 @@ from jaxalign.evaluation.cells import CellKey, GridData, label_cell
 from jaxalign.evaluation.score import Scorer
 from jaxalign.files import recorded
 from jaxalign.holding import check_held, held
+from jaxalign.loading import Model, merged
 from jaxalign.log import is_hidden, tell
 from jaxalign.model.quantised import SCHEMES
 from jaxalign.model.ragged import Runner
@@ -173,7 +165,6 @@ def probe_settings(
 
 def probe(config: ConfigDict, paths: Sequence[str]) -> None:
     """Runs the probes of `config.probes` on emotion's in-language prompts and writes them to `config.out`."""
-    refuse_paths("probe", paths)
     out, chosen = out_folder(config), probe_settings(config, EvaluationData(config))
     with held(out):
         probe_model(chosen, load_model(config))

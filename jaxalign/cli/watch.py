@@ -13,14 +13,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxalign.cli.evaluate import chosen_cells, grid_data, unreadable
-from jaxalign.cli.loading import EvaluationData, Model, chosen_languages, split_list
 from jaxalign.cli.open_answers import OPEN_TASKS, cells_of, check_open_answers, open_tasks
 from jaxalign.cli.probe import ProbeSettings, probe_settings, selection_rule
+from jaxalign.cli.settings import EvaluationData, chosen_languages, split_list
 from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import label_cell
 from jaxalign.evaluation.generate import Generator
 from jaxalign.evaluation.open_cells import TRANSLATION
 from jaxalign.evaluation.score import Scorer
+from jaxalign.loading import Model
 from jaxalign.model.transformer import Decoder
 from jaxalign.probe_files import Probe
 from jaxalign.probing.geometry import ENGLISH

@@ -170,13 +170,13 @@ class BatchLayout:
     has no cost from empty ones beyond them; rows are then no longer than the longest pair, for the cost of attention.
     """
 
-    pairs_per_step: int = 16
-    rows_per_step: int = 0
-    length: int = 2048
-    packed: bool = True
-    accumulation: int = 1
+    pairs_per_step: int
+    rows_per_step: int
+    length: int
+    packed: bool
+    accumulation: int
+    rows_at_once: int
     row_multiple: int = 1
-    rows_at_once: int = 0
 
     def __post_init__(self) -> None:
         for key in ("length", "accumulation", "row_multiple"):

@@ -99,12 +99,12 @@ class Trained(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Kept:
+class Retention:
     """Which checkpoints stay: the newest `last`, and the `best` of least held-out loss (among those saved right after
     it was measured)."""
 
-    last: int = 2
-    best: int = 0
+    last: int
+    best: int
 
     def __post_init__(self) -> None:
         if self.last < 1 or self.best < 0:
@@ -127,26 +127,26 @@ class Checkpoints(ocp.CheckpointManager):
         return False
 
 
-def open_checkpoints(run: AnyPath, *, create: bool, kept: Kept | None = None) -> Checkpoints:
-    """The run's checkpoints. With `create`, left-overs of interrupted saves are removed."""
-    kept = kept or Kept()
-    folder = run / "checkpoints"
-    if create:
+def open_checkpoints(run: AnyPath, retention: Retention | None = None) -> Checkpoints:
+    """The run's checkpoints: to be read or, with `retention`, to be added to. Left-overs of interrupted saves are then
+    removed."""
+    folder, policy = run / "checkpoints", None
+    if retention is not None:
         check_name(run)
-    best = ocp.checkpoint_managers.BestN(
-        get_metric_fn=heldout_loss_of, reverse=True, n=kept.best, keep_checkpoints_without_metrics=False
-    )
+        best = ocp.checkpoint_managers.BestN(
+            get_metric_fn=heldout_loss_of, reverse=True, n=retention.best, keep_checkpoints_without_metrics=False
+        )
+        newest = ocp.checkpoint_managers.LatestN(retention.last)
+        policy = ocp.checkpoint_managers.AnyPreservationPolicy([newest, best])
     check_dates(folder)
     return Checkpoints(
         folder if files.is_remote(folder) else folder.absolute(),
         options=ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(
-                [ocp.checkpoint_managers.LatestN(kept.last), best]
-            ),
+            preservation_policy=policy,
             best_fn=heldout_loss_of,
             best_mode="min",
-            create=create,
-            cleanup_tmp_directories=create,
+            create=retention is not None,
+            cleanup_tmp_directories=retention is not None,
         ),
         item_handlers={
             "trainable": ocp.StandardCheckpointHandler(),
@@ -246,7 +246,7 @@ def open_newest(run: AnyPath) -> Iterator[tuple[Checkpoints, int]]:
     """The checkpoints of a run and its newest step; InputError if it has none."""
     if not (run / "checkpoints").is_dir():
         raise InputError(f"{run}: not a run folder (no checkpoints/ in it); name a folder that train wrote")
-    with open_checkpoints(run, create=False) as checkpoints:
+    with open_checkpoints(run) as checkpoints:
         if (step := newest_step(checkpoints)) is None:
             raise InputError(f"{run}: no checkpoint yet; start the run again and let it reach its first one")
         yield checkpoints, step

@@ -97,10 +97,10 @@ collections' buffers: a hook keeps none of them."""
 class LoopConfig:
     """How often the loop reports, evaluates and saves, in steps. Start and end are evaluated, the end is saved."""
 
-    log_every: int = 10
-    heldout_every: int = 50
-    checkpoint_every: int = 100
-    watch_every: int = 50
+    log_every: int
+    heldout_every: int
+    checkpoint_every: int
+    watch_every: int
     """between calls of the hooks"""
 
     def __post_init__(self) -> None:
@@ -120,7 +120,7 @@ def train(
     optimizer_config: OptimizerConfig,
     step_config: StepConfig,
     loop_config: LoopConfig,
-    kept: checkpoint.Kept,
+    retention: checkpoint.Retention,
     seed: int,
     document: Mapping[str, Any],
     fingerprint: checkpoint.Fingerprint,
@@ -182,7 +182,7 @@ def train(
     record = checkpoint.Record(document["config"], fingerprint, decoder.lora)
     with (
         files.full_disk_told(run),
-        checkpoint.open_checkpoints(run, create=True, kept=kept) as checkpoints,
+        checkpoint.open_checkpoints(run, retention) as checkpoints,
         preemption_notice() as preempted,
     ):
         first, state, evaluated = start(checkpoints, resume, like, initial, fingerprint)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import jaxalign as ja
-from jaxalign.cli.configuration import config_with
 from jaxalign.cli.open_answers import heldout_pairs
-from jaxalign.data.pairs import QuestionPair, read_pairs
+from jaxalign.configuration import config_with
+from jaxalign.data.pairs import QuestionPair
 from jaxalign.errors import InputError
 from jaxalign.training import loop
 from tests.cli.conftest import save_model
@@ -60,7 +60,7 @@ def test_the_demo_returns_its_report(model_folder, tmp_path):
 
 
 def test_the_demo_starts_from_its_own_config(tmp_path):
-    with pytest.raises(InputError, match="lenguages: no such setting"):
+    with pytest.raises(InputError, match="lenguages: no such key"):
         ja.demo(tmp_path / "out", lenguages="en")
     assert config_with({"steps": 5}, "demo").build.sources == "zh,de" and config_with({}).epochs == 3
 
@@ -139,21 +139,11 @@ def test_probes_come_back_as_arrays(base, tmp_path):
     assert "variance on two components" in ja.report(tmp_path, out=tmp_path / "page.html").read_text()
 
 
-def test_files_are_read_as_pairs_are(tmp_path, base, folder):
-    languages = {"source_language": "de", "target_language": "en"}
-    rows = [{"source": pair.prompt, "target": pair.response, **languages} for pair in PAIRS]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert len(read_pairs([tmp_path / "pairs.jsonl"])) == len(PAIRS)
-    run = ja.train(base, [tmp_path / "pairs.jsonl"], tmp_path / "run", steps=1, batch={"length": 128})
-    assert run.document["pairs"] > 0
-
-
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"lenguages": "en"}, "lenguages: no such setting; did you mean config.languages"),
+        ({"lenguages": "en"}, "lenguages: no such key; did you mean config.languages"),
         ({"batch": {"length": "long"}}, "batch.length = 'long': int is needed"),
-        ({"batch.length": 64}, "settings: .* groups of them as dicts"),
         ({"dtype": "bfloat16"}, "dtype is a setting of ja.load"),
     ],
 )
@@ -182,9 +172,12 @@ def test_several_tunings_in_one_call_are_refused(base, tmp_path):
 
 
 def test_open_answers_come_back_too(base, tmp_path):
+    """Of pairs that training read, too."""
     languages = {"source_language": "de", "target_language": "en"}
     rows = [{"source": pair.prompt, "target": pair.response, **languages} for pair in PAIRS]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = ja.train(base, [tmp_path / "pairs.jsonl"], tmp_path / "run", steps=1, batch={"length": 128})
+    assert run.document["pairs"] > 0
     chosen: dict[str, Any] = {"tasks": "translation", "pairs": str(tmp_path / "pairs.jsonl"), "languages": "de"}
     found = ja.evaluate(base, tmp_path / "out", **chosen, rows="0:2", generate={"max_tokens": 2})
     assert found.labels is None and found.open_answers is not None

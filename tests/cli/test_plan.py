@@ -62,7 +62,7 @@ def test_every_stage_is_planned_and_full_tuning_keeps_the_model(ok, toy, tmp_pat
     """With a compiler that is played; of three stages two are one job."""
     config = tmp_path / "staged.py"
     config.write_text(
-        "from jaxalign.cli.configuration import load_config\n\n\ndef get_config():\n    config = load_config('base')\n"
+        "from jaxalign.configuration import load_config\n\n\ndef get_config():\n    config = load_config('base')\n"
         "    config.stages = ({'batch.length': 64}, {}, {'epochs': 1})\n    config.tune = 'all'\n    return config\n"
     )
 

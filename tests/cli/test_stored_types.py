@@ -11,9 +11,10 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from jaxalign.cli.configuration import config_from_flags
-from jaxalign.cli.loading import load_model, merged
 from jaxalign.cli.plan import stored_type
+from jaxalign.cli.settings import load_model
+from jaxalign.configuration import config_from_flags
+from jaxalign.loading import merged
 from jaxalign.log import warn
 from jaxalign.model import architectures, weights
 from tests.cli.conftest import TRAIN

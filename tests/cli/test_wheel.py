@@ -18,7 +18,7 @@ ACCELERATOR = re.compile(r"jax(lib)?\[|libtpu|jax-cuda|jax-rocm|jax-metal|cuda|n
 """Extras of jax and packages that bring it a back end of their own."""
 
 LOOK = """
-from jaxalign.cli.configuration import load_config, shipped_configs
+from jaxalign.configuration import load_config, shipped_configs
 from jaxalign.files import MINI
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.tasks import TASKS, read_task_rows

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxalign.cli.certificate import logits_of
-from jaxalign.cli.configuration import config_with
-from jaxalign.cli.loading import load_model, merged
+from jaxalign.cli.export import logits_of
+from jaxalign.cli.settings import load_model
+from jaxalign.configuration import config_with
 from jaxalign.lm_eval import ARGUMENTS, JaxalignLM
+from jaxalign.loading import merged
 from jaxalign.model.lora import LoraConfig, lora_shapes
 from jaxalign.model.peft import save_adapter
 from tests.any_input import TEXTS, quick, value_or_one_line

@@ -17,8 +17,9 @@ from jaxalign.model.quantised import quantise_params
 from jaxalign.model.sharding import axis_size, cache_shardings, param_specs
 from jaxalign.model.transformer import Decoder
 from jaxalign.runtime import MESH_AXES
-from jaxalign.training.optimizer import OptimizerConfig, cosine_schedule, make_optimizer
+from jaxalign.training.optimizer import cosine_schedule, make_optimizer
 from jaxalign.training.step import new_state
+from tests.defaults import base_optimizer
 from tests.model.test_hf_config import EXPECTED, NAMES
 from tests.training.tiny_runs import mesh_of
 
@@ -55,7 +56,7 @@ def base_shapes(name: str) -> Any:
 
 def state_shapes(trainable: Any) -> Any:
     """The train state around a collection."""
-    settings = OptimizerConfig()
+    settings = base_optimizer()
     optimizer = make_optimizer(settings, cosine_schedule(settings, 100))
     return jax.eval_shape(partial(new_state, optimizer=optimizer), trainable)
 

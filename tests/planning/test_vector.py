@@ -8,7 +8,7 @@ from jaxalign.model import architectures
 from jaxalign.model.quantised import SCHEMES
 from jaxalign.planning.flops import counted, operations, operations_a_weight
 from jaxalign.planning.hlo import parse
-from jaxalign.training.step import StepConfig
+from tests.defaults import base_step
 from tests.planning.toy import toy_job
 
 
@@ -53,7 +53,7 @@ def test_a_step_of_a_7b_model_by_hand():
     job = toy_job(architecture=mistral, mesh=(1, 4, 2), rows=16, dtype="bfloat16", param_dtype="nf4")
     assert operations(job) == 2 * 25 * weights / 2
     in_blocks = toy_job(architecture=mistral, mesh=(1, 8, 1), rows=16, dtype="bfloat16", param_dtype="nf4")
-    in_blocks = toy_job(**vars(in_blocks) | {"step": StepConfig(rows_at_once=1)})
+    in_blocks = toy_job(**vars(in_blocks) | {"step": base_step(rows_at_once=1, loss_chunk=256)})
     assert operations(in_blocks) == 2 * 2 * 25 * weights
     scored = toy_job(**vars(in_blocks) | {"program": "score"})
     assert operations(scored) == 25 * weights

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxalign.data.batches import BatchLayout, fit_pairs, training_plan
+from jaxalign.data.batches import fit_pairs, training_plan
 from jaxalign.data.build import build_examples, write_pairs
 from jaxalign.data.check import warn_of_exemplars
 from jaxalign.data.languages import LANGUAGES
@@ -27,6 +27,7 @@ from jaxalign.data.study import import_study
 from jaxalign.data.tasks import TASKS, TaskRow, correct_by_class, correct_by_reference, read_task_rows, task_file
 from jaxalign.data.tokenizer import load_tokenizer
 from tests.data.tiny_tokenizers import render
+from tests.defaults import base_layout
 
 ALL = slice(None)
 
@@ -172,7 +173,7 @@ def test_packing_the_snli_questions_wastes_little(shared, models, name, language
     file = shared / f"data/snli/snli_{language}10k_train_question.json"
     pairs = read_pairs([file])
     fitted = fit_pairs([render(pair, "none", tokenizer) for pair in pairs], 512, "drop")
-    layout = BatchLayout(pairs_per_step=0, rows_per_step=16, length=512)
+    layout = base_layout(pairs_per_step=0, rows_per_step=16, length=512)
     assert len(fitted.pairs) > 9900
     assert training_plan(fitted.pairs, layout, epochs=1, steps=0, seed=0).padding <= 0.05
 
