@@ -266,16 +266,16 @@ def _rope_scaling(keys: Keys, file: GgufFile) -> dict[str, Any] | None:
     kind = keys.take("rope.scaling.type", "none")
     if kind not in ("none", "linear", "yarn"):
         raise InputError(f"{keys.where}: rope.scaling.type {kind} is not supported, only none, linear and yarn")
-    original = keys.take("rope.scaling.original_context_length")
+    before = keys.whole("context_length") if kind == "yarn" else 8192
+    original = {"original_max_position_embeddings": keys.whole("rope.scaling.original_context_length", before)}
     if kind != "none":
         section = {"rope_type": kind, "factor": keys.real("rope.scaling.factor")}
-        return section if kind == "linear" else section | {"original_max_position_embeddings": original}
+        return section if kind == "linear" else section | original
     if _ROPE_FACTORS not in file.tensors:
         return None
     # Llama 3's scaling reaches the file as what each frequency is divided by; low and high are those of every release.
     factor = float(file.array(_ROPE_FACTORS).max())
-    frequencies = {"factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    return {"rope_type": "llama3", "original_max_position_embeddings": original or 8192, **frequencies}
+    return {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0, **original}
 
 
 def gguf_types(path: Path) -> Counter[str]:
