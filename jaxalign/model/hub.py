@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxalign.errors import InputError, listed
 from jaxalign.files import recorded
@@ -94,7 +94,10 @@ def _fetched(model: HubId, files: Sequence[str], key: str) -> Path:
     if not sys.stderr.isatty():
         disable_progress_bars()
     within = f"{model.folder}/" if model.folder else ""
-    patterns = {"allow_patterns": [within + file for file in files], "ignore_patterns": [f"{within}*/*"]}
+    patterns: dict[str, Any] = {
+        "allow_patterns": [within + file for file in files],
+        "ignore_patterns": [f"{within}*/*"],
+    }
     try:
         snapshot = Path(snapshot_download(model.repo, revision=model.revision, **patterns))
     except Exception as error:  # whatever a connection makes of the HTTP library and the hub's own
