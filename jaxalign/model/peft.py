@@ -69,7 +69,9 @@ def save_adapter(
     what its class calls the decoder (`config.decoder_name`).
     """
     base = hub_id(base_model_name) or HubId(base_model_name, None)
-    leaves = {path: np.asarray(leaf, np.float32) for path, leaf in flatten_dict(lora_tree, sep="/").items()}
+    leaves: dict[str, Any] = {
+        path: np.asarray(leaf, np.float32) for path, leaf in flatten_dict(lora_tree, sep="/").items()
+    }
     names = factor_names(lora_tree, len(next(iter(leaves.values()))), f"{decoder}.")
     tensors = {name: weight.stored(leaves[weight.path], layer) for (weight, layer), name in names.items()}
     targets = sorted(lora.targets)

@@ -323,10 +323,11 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """
     index = folder / INDEX
     weight_map = (json_object(index).get("weight_map") or None) if index.is_file() else {}
-    names = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
-    if not all(isinstance(name, str) and name not in ("", "..") and Path(name).name == name for name in names):
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(name, str) and name not in ("", "..") and Path(name).name == name for name in weight_map.values()
+    ):
         raise InputError(f"{index}: has no weight_map from tensor names to files of its folder")
-    shards = sorted({folder / name for name in names})
+    shards = sorted({folder / name for name in weight_map.values()})
     if not shards:
         totals = {int(match[1]) for path in folder.glob("model-*") if (match := _SHARD.fullmatch(path.name))}
         shards = [
