@@ -235,7 +235,7 @@ _SIZES = {
     "heads": "num_attention_heads",
     "max_positions": "max_position_embeddings",
 }
-_ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+_ACTIVATIONS: dict[str, Literal["silu", "gelu_tanh"]] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 _LAYER_TYPES = {"full_attention": False, "sliding_attention": True}
 """Whether layers of a type are local."""
 _ORIGINAL = "original_max_position_embeddings"

@@ -409,7 +409,7 @@ def save_params(
     be addressable from this process.
     """
     # Only this needs it.
-    from huggingface_hub.serialization import split_state_dict_into_shards_factory
+    from huggingface_hub import split_state_dict_into_shards_factory
 
     leaves: dict[str, Any] = flatten_dict(params, sep="/")
     table = weight_table(config)
