@@ -18,16 +18,13 @@ import numpy as np
 from ways import WAYS
 from workers import Worker, exit_code, surroundings, take_turns
 
-from jaxalign.data.folders import data_folder, exemplars_file
-from jaxalign.data.label_queries import label_queries, scored_candidates
 from jaxalign.data.languages import parse_languages
-from jaxalign.data.prompts import read_exemplars
+from jaxalign.data.prompts import label_queries, read_exemplars, scored_candidates
 from jaxalign.data.tasks import parse_rows, read_task_rows, task_named
 from jaxalign.data.tokenizer import load_tokenizer
-from jaxalign.evaluation.packed_queries import shared_prefix_length
-from jaxalign.files import write_json
-from jaxalign.model.config import ModelConfig
-from jaxalign.model.hf_config import read_config
+from jaxalign.evaluation.score import shared_prefix_length
+from jaxalign.files import data_folder, exemplars_file, write_json
+from jaxalign.model.config import ModelConfig, read_config
 
 
 def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:

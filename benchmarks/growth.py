@@ -26,19 +26,17 @@ import numpy as np
 from workers import answer, exit_code, peak_mib, surroundings
 
 from jaxalign import files
-from jaxalign.cli.configuration import config_with
-from jaxalign.cli.loading import config_and_tokenizer
-from jaxalign.cli.train import plans
+from jaxalign.cli.train import plans, tuning_of
+from jaxalign.configuration import config_with
 from jaxalign.data import batches
 from jaxalign.data.batches import BatchPlan, TokenisedPairs, fit_pairs
-from jaxalign.data.folders import MINI
 from jaxalign.data.languages import LANGUAGES
-from jaxalign.data.pair_files import read_pairs
-from jaxalign.data.pairs import QuestionPair
+from jaxalign.data.pairs import QuestionPair, read_pairs
 from jaxalign.data.tasks import TASKS, read_task_rows
-from jaxalign.data.templates import edges, render_all
-from jaxalign.data.tokenizer import Tokenizer
+from jaxalign.data.tokenizer import Tokenizer, edges, render_all
 from jaxalign.errors import InputError
+from jaxalign.files import MINI
+from jaxalign.loading import config_and_tokenizer
 
 WAYS = ("before", "after")
 LAYOUTS = {"pairs": {}, "rows": {"pairs_per_step": 0, "rows_per_step": 16}}
@@ -85,7 +83,7 @@ def measured(way: str, model: Path, file: Path) -> dict[str, Any]:
 
     def planned(settings: dict[str, int]) -> BatchPlan:
         config = config_with({"model": "-", "out": "-", "batch": settings})
-        plan, _ = plans(config, fitted.pairs, row_multiple=1)
+        plan, _ = plans(tuning_of(config), fitted.pairs, row_multiple=1)
         assert 0 <= plan.padding < 1  # which counts every pair's length, as a run does
         return plan
 

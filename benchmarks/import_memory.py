@@ -54,7 +54,7 @@ def write_checkpoint(folder: Path, config: Any) -> int:
     from safetensors.numpy import save_file
 
     from jaxalign.files import write_json
-    from jaxalign.model.hf_weights import config_to_hf
+    from jaxalign.model.config import config_to_hf
     from jaxalign.model.weights import weight_table
 
     bits = np.random.default_rng(0)
@@ -93,9 +93,8 @@ def import_checkpoint(folder: Path) -> dict[str, int]:
 
     jax.devices()
     after_jax = peak_resident_bytes()
-    from jaxalign.model.hf_config import read_config
-    from jaxalign.model.hf_weights import load_params
-    from jaxalign.model.weights import place_on
+    from jaxalign.model.config import read_config
+    from jaxalign.model.weights import load_params, place_on
     from jaxalign.runtime import make_mesh
 
     before = peak_resident_bytes()

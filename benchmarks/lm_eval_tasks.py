@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any, get_args
 
-from jaxalign.data.folders import data_folder
 from jaxalign.data.tasks import TASKS, Split, task_file
-from jaxalign.files import read_json, write_json
+from jaxalign.files import data_folder, read_json, write_json
 
 LANGUAGES = {"en": "English", "de": "German"}
 ACCURACY = [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")]

@@ -20,7 +20,7 @@ WAYS = ("hf", "hf, batched", "jaxalign")
 def language_model(way: str, folder: Path, threads: int, batch_size: int) -> LM:
     """The model of a way, in float32."""
     if way == "jaxalign":
-        from jaxalign.lm_eval.language_model import JaxalignLM
+        from jaxalign.lm_eval import JaxalignLM
 
         return JaxalignLM(path=str(folder), param_dtype="float32", batch_size=batch_size)
     import torch

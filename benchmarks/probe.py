@@ -19,14 +19,13 @@ import numpy as np
 from probe_ways import PROBES, WAYS
 from workers import Worker, exit_code, surroundings, take_turns
 
-from jaxalign.data.folders import data_folder, exemplars_file
 from jaxalign.data.languages import parse_languages
 from jaxalign.data.prompts import read_exemplars
-from jaxalign.data.tasks import parse_rows
+from jaxalign.data.tasks import TaskData, parse_rows
 from jaxalign.data.tokenizer import load_tokenizer
-from jaxalign.files import write_json
+from jaxalign.files import data_folder, exemplars_file, write_json
 from jaxalign.probing.logit_lens import word_sets
-from jaxalign.probing.prompts import ProbeData, probe_prompts
+from jaxalign.probing.probe import TASK, probe_texts
 
 
 def parsed(words: list[str] | None = None) -> argparse.Namespace:
@@ -46,10 +45,12 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
 def gather_work(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Of each language: token ids of its prompts, and the candidate ids of all label words."""
     folder, tokenizer = data_folder(options.data), load_tokenizer(Path(options.model))
-    data = ProbeData(folder, read_exemplars(exemplars_file(folder, "")), tokenizer, parse_rows(options.rows))
+    files, chosen = TaskData(folder), parse_rows(options.rows)
+    rows = [files.rows(TASK, code, chosen) for code in parse_languages(options.languages)]
+    texts = probe_texts(rows, read_exemplars(exemplars_file(folder, "")), tokenizer)
     return [
-        {"language": code, "prompts": probe_prompts(data, code)[1], "label_sets": word_sets(data, code).all()}
-        for code in parse_languages(options.languages)
+        {"language": code, "prompts": each.prompts, "label_sets": word_sets(tokenizer, code).all()}
+        for code, each in texts.items()
     ]
 
 

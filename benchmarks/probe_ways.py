@@ -135,48 +135,44 @@ def ours(folder: Path, probe: str, size: int) -> Way:
     import jax.numpy as jnp
 
     from jaxalign import runtime
-    from jaxalign.model.hf_config import read_config
-    from jaxalign.model.hf_weights import load_params
-    from jaxalign.model.next_token import pad_label_sets
-    from jaxalign.model.prefix_cache import PrefixRunner, prefill, shared_length
-    from jaxalign.model.prompt_batches import EmptyFillerRunner, PromptRunner
+    from jaxalign.model.config import read_config
+    from jaxalign.model.ragged import Runner, shared_length
+    from jaxalign.model.readout import head_gram, pad_label_sets
     from jaxalign.model.transformer import Decoder
-    from jaxalign.model.vocabulary import head_gram
-    from jaxalign.model.weights import place_on
-    from jaxalign.probing.activation_counts import count_function
-    from jaxalign.probing.capture import CaptureInputs, capture_function, run_shared_text
-    from jaxalign.probing.logit_lens import LensInputs, lens_function
+    from jaxalign.model.weights import load_params, place_on
+    from jaxalign.probing.capture import capture_batch, run_shared_text
+    from jaxalign.probing.logit_lens import lens_batch
+    from jaxalign.probing.neurons import count_batch
 
     runtime.start()
     config, mesh = read_config(folder), runtime.make_mesh(1, -1, 1)
     variables = {"params": load_params(folder, config, jnp.float32, place_on(mesh))}
     decoder = Decoder(config)
+    runner = Runner(decoder, variables, mesh, size)
     if probe == "states":
-        capture = capture_function(decoder, range(config.layers + 1), "prompt_mean")
-        states = PromptRunner(capture, variables, mesh, size)
-        run_shared = PrefixRunner(partial(run_shared_text, decoder), variables, mesh)
+        wanted = {"layers": tuple(range(config.layers + 1)), "position": "prompt_mean"}
 
         def run_states(cell: Cell) -> np.ndarray:
             prompts = cell["prompts"]
             shared = shared_length(prompts)
-            inputs = CaptureInputs(np.zeros(0, np.int32), run_shared(variables, prompts[0][:shared]))
-            return states(variables, [prompt[shared:] for prompt in prompts], inputs)
+            text = runner.run_prefix(variables, prompts[0][:shared], run_shared_text)
+            rests = [prompt[shared:] for prompt in prompts]
+            return runner(capture_batch, variables, rests, text, np.zeros(0, np.int32), **wanted)
 
         return run_states
     if probe == "neurons":
-        counts = EmptyFillerRunner(count_function(decoder), variables, mesh, size)
-        return lambda cell: np.sum([active for _, (active, _) in counts.outputs(variables, cell["prompts"])], axis=0)
-    lens = PromptRunner(lens_function(decoder), variables, mesh, size)
-    run_prefix = PrefixRunner(partial(prefill, decoder), variables, mesh)
+        return lambda cell: np.sum(
+            [active for _, (active, _) in runner.batches(count_batch, variables, cell["prompts"])], axis=0
+        )
     # As the probe does, once for all languages; and not before memory is measured.
     gram = cache(partial(head_gram, decoder, variables))
 
     def run(cell: Cell) -> np.ndarray:
         prompts = cell["prompts"]
         shared = shared_length(prompts)
-        prefix = run_prefix(variables, prompts[0][:shared])
-        inputs = LensInputs(pad_label_sets(cell["label_sets"]), gram(), prefix)
-        masses, entropy, *_ = lens(variables, [prompt[shared:] for prompt in prompts], inputs)
+        prefix = runner.run_prefix(variables, prompts[0][:shared])
+        rests, labels = [prompt[shared:] for prompt in prompts], pad_label_sets(cell["label_sets"])
+        masses, entropy, *_ = runner(lens_batch, variables, rests, prefix, labels, gram())
         return np.concatenate([masses[:, :, : len(cell["label_sets"])], entropy[:, :, None]], axis=2)
 
     return run

@@ -13,8 +13,8 @@ import matplotlib.pyplot as plt
 from tqdm import tqdm
 
 from jaxalign import files
-from jaxalign.cli.configuration import config_from_flags
 from jaxalign.cli.plan import architecture_named, job_of, planned_job
+from jaxalign.configuration import config_from_flags
 from jaxalign.planning.chips import parse_slice
 
 SLICES = {

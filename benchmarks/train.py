@@ -26,15 +26,13 @@ from train_peer import SETTINGS
 from train_ways import OURS
 from workers import Worker, exit_code, surroundings, take_turns
 
-from jaxalign.cli.configuration import config_from_flags
-from jaxalign.cli.train import lora_config, plans, step_configs
+from jaxalign.cli.train import plans, tuning_of
+from jaxalign.configuration import config_from_flags
 from jaxalign.data.batches import BatchPlan, fit_pairs
-from jaxalign.data.pair_files import read_pairs
-from jaxalign.data.templates import render_all, resolve_template
-from jaxalign.data.tokenizer import load_tokenizer
+from jaxalign.data.pairs import read_pairs
+from jaxalign.data.tokenizer import load_tokenizer, render_all, resolve_template
 from jaxalign.files import write_json
-from jaxalign.model.config import ModelConfig
-from jaxalign.model.hf_config import read_config
+from jaxalign.model.config import ModelConfig, read_config
 from jaxalign.model.lora import lora_shapes
 
 ON_A_CPU = ("--config.batch.rows_at_once=1",)
@@ -58,7 +56,8 @@ def real_plan(model: Path, config: ConfigDict, files: Sequence[str]) -> BatchPla
     """The plan that `jaxalign train` makes of the files."""
     tokenizer, template = load_tokenizer(model), resolve_template(config.template, read_config(model).family)
     rendered = render_all(read_pairs([Path(file) for file in files]), template, tokenizer)
-    return plans(config, fit_pairs(rendered, config.batch.length, config.batch.too_long).pairs, row_multiple=1)[0]
+    pairs = fit_pairs(rendered, config.batch.length, config.batch.too_long).pairs
+    return plans(tuning_of(config), pairs, row_multiple=1)[0]
 
 
 def gather_work(config: ConfigDict, plan: BatchPlan, steps: int) -> dict[str, Any]:
@@ -73,16 +72,16 @@ def gather_work(config: ConfigDict, plan: BatchPlan, steps: int) -> dict[str, An
         )
         rows.append([[placed + members.index(pair) for pair in row] for row in step])
         placed += len(members)
-    optimizer, step_config, *_ = step_configs(config)
+    tuning = tuning_of(config)
     return {
         "steps": of_steps,
         "rows": rows,
         "length": plan.length,
         "targets_per_row": plan.targets_per_row,
-        "lora": asdict(lora_config(config)),
-        "optimizer": asdict(optimizer),
-        "warmup_steps": int(optimizer.warmup_fraction * steps + 0.5),
-        "step": asdict(step_config),
+        "lora": asdict(tuning.lora),
+        "optimizer": asdict(tuning.optimizer),
+        "warmup_steps": int(tuning.optimizer.warmup_fraction * steps + 0.5),
+        "step": asdict(tuning.step),
     }
 
 
@@ -91,7 +90,7 @@ def random_adapter(model: ModelConfig, config: ConfigDict) -> dict[str, np.ndarr
     rng = np.random.default_rng(0)
     return {
         f"{module}/{target}/{name}": rng.normal(0.0, 0.02, shape.shape).astype(np.float32)
-        for module, targets in lora_shapes(model, lora_config(config))["layers"].items()
+        for module, targets in lora_shapes(model, tuning_of(config).lora)["layers"].items()
         for target, factors in targets.items()
         for name, shape in factors.items()
     }
@@ -137,7 +136,7 @@ def compared(
     runs: dict[str, list[dict[str, Any]]],
 ) -> dict[str, Any]:
     """The figures of each way."""
-    lora, pairs = lora_config(config), [pair for step in work["steps"] for pair in step]
+    lora, pairs = tuning_of(config).lora, [pair for step in work["steps"] for pair in step]
     lengths = [len(ids) - 1 for ids, _ in pairs]
     targets = sum(len(ids) - prompt for ids, prompt in pairs)
     needed = flops.tuning_needs(model, lora, lengths, targets)

@@ -25,11 +25,10 @@ def ours(folder: Path, work: dict[str, Any], start: dict[str, np.ndarray]) -> Ru
 
     from jaxalign import runtime
     from jaxalign.data.batches import BatchPlan, TokenisedPairs, prefetch
-    from jaxalign.model.hf_config import read_config
-    from jaxalign.model.hf_weights import load_params
+    from jaxalign.model.config import read_config
     from jaxalign.model.lora import LoraConfig
     from jaxalign.model.transformer import Decoder
-    from jaxalign.model.weights import place_on
+    from jaxalign.model.weights import load_params, place_on
     from jaxalign.training.optimizer import OptimizerConfig, cosine_schedule, make_optimizer
     from jaxalign.training.step import (
         StepConfig,
@@ -46,7 +45,7 @@ def ours(folder: Path, work: dict[str, Any], start: dict[str, np.ndarray]) -> Ru
     ids = [ids for pairs in work["steps"] for ids, _ in pairs]
     prompts = [prompt for pairs in work["steps"] for _, prompt in pairs]
     pairs = TokenisedPairs(np.concatenate(ids), np.cumsum([0, *map(len, ids)]), np.array(prompts))
-    plan = BatchPlan(pairs, work["rows"], work["length"], work["targets_per_row"], {})
+    plan = BatchPlan(pairs, work["rows"], work["length"], {})
 
     optimizer_config, step_config = OptimizerConfig(**work["optimizer"]), StepConfig(**work["step"])
     schedule = cosine_schedule(optimizer_config, plan.steps)

@@ -19,24 +19,22 @@ from train import ON_A_CPU, real_plan
 from workers import exit_code, surroundings
 
 import jaxalign as ja
-from jaxalign.cli.configuration import config_from_flags
 from jaxalign.cli.evaluate import chosen_cells, prompt_style
-from jaxalign.cli.loading import chosen_languages, evaluation_data
-from jaxalign.cli.probe import capture_of
+from jaxalign.cli.probe import probe_settings
 from jaxalign.cli.train import lora_config
-from jaxalign.cli.watch import watch_config, watch_names
+from jaxalign.cli.watch import watch_settings
+from jaxalign.configuration import config_from_flags
 from jaxalign.data.batches import BatchPlan
-from jaxalign.data.tasks import TASKS, parse_rows, read_task_rows
+from jaxalign.data.tasks import parse_rows
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
 from jaxalign.errors import InputError
-from jaxalign.evaluation.cells import GridData, render_cell
-from jaxalign.evaluation.packed_queries import shared_prefix_length
+from jaxalign.evaluation.cells import GridData, label_cell
+from jaxalign.evaluation.score import shared_prefix_length
 from jaxalign.files import read_json_lines, write_json
-from jaxalign.model.config import ModelConfig
-from jaxalign.model.hf_config import read_config
-from jaxalign.model.prefix_cache import shared_length
+from jaxalign.model.config import ModelConfig, read_config
+from jaxalign.model.ragged import shared_length
 from jaxalign.probing.capture import shared_tokens
-from jaxalign.probing.prompts import ProbeData, probe_prefix, probe_prompts
+from jaxalign.probing.probe import probe_texts
 
 
 def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -104,38 +102,39 @@ def step_flops(config: ConfigDict, model: ModelConfig, plan: BatchPlan) -> float
 
 def look_flops(config: ConfigDict, model: ModelConfig, tokenizer: Tokenizer) -> int:
     """Forward passes of everything that is watched: a text that prompts share once, the head where it is read."""
-    watched = watch_config(config)
-    folder, exemplars = evaluation_data(watched)
-    rows, languages = parse_rows(watched.rows), chosen_languages(watched)
-    data = ProbeData(folder, exemplars, tokenizer, rows)
-    prompts = {language: probe_prompts(data, language)[1] for language in languages}
+    watch = watch_settings(config)
+    watched, read, rows = watch.config, watch.data, parse_rows(watch.config.rows)
+    settings = probe_settings(watched, read, [], "watch_")
+    texts = probe_texts(settings.rows, read.exemplars, tokenizer).values()
 
     def accuracy() -> int:
-        grid, total = GridData(folder, exemplars, tokenizer, rows, prompt_style(watched), watched.seed), 0
+        style, total = prompt_style(watched), 0
+        grid = GridData(read.tasks, read.exemplars, tokenizer, rows, style, watched.seed)
         for key in chosen_cells(watched):
-            cell = render_cell(grid, key, read_task_rows(folder, TASKS[key.task], key.language, "test", rows))
-            lengths = [len(query.prompt) for query in cell.queries]
-            total += flops.behind_a_prefix(model, shared_prefix_length(cell.queries), lengths)
+            queries = label_cell(grid, key).queries()
+            lengths = [len(query.prompt) for query in queries]
+            total += flops.behind_a_prefix(model, shared_prefix_length(queries), lengths)
         return total
 
     def logit_lens() -> int:
         return sum(
-            flops.behind_a_prefix(model, shared_length(each), list(map(len, each)))
-            + flops.head(model, len(each) * (model.layers - 1))
-            for each in prompts.values()
+            flops.behind_a_prefix(model, shared_length(each.prompts), list(map(len, each.prompts)))
+            + flops.head(model, len(each.prompts) * (model.layers - 1))
+            for each in texts
         )
 
     def geometry() -> int:
-        position, total = capture_of(watched).position, 0
-        for language, each in prompts.items():
-            shared = shared_tokens(position, each, probe_prefix(data, language))
-            total += flops.behind_a_prefix(model, shared, list(map(len, each))) - flops.head(model, len(each))
+        total = 0
+        for each in texts:
+            shared = shared_tokens(settings.capture.position, each.prompts, each.examples)
+            lengths = list(map(len, each.prompts))
+            total += flops.behind_a_prefix(model, shared, lengths) - flops.head(model, len(lengths))
         return total
 
     counts: dict[str, Callable[[], int]] = {"accuracy": accuracy, "logit_lens": logit_lens, "geometry": geometry}
-    if unknown := [name for name in watch_names(config) if name not in counts]:
+    if unknown := [name for name in watch.names if name not in counts]:
         raise InputError(f"--watch={config.watch}: the operations of {unknown[0]} are not counted here")
-    return sum(counts[name]() for name in watch_names(config))
+    return sum(counts[name]() for name in watch.names)
 
 
 def table(measured: dict[str, Any]) -> str:

@@ -81,12 +81,11 @@ def ours(folder: Path, words: bool) -> tuple[Way, Any]:
     """jaxalign's scorer, and the way."""
     import jax.numpy as jnp
 
-    from jaxalign.data.label_queries import Continuation, LabelQuery
-    from jaxalign.evaluation.score_labels import Scorer
-    from jaxalign.model.hf_config import read_config
-    from jaxalign.model.hf_weights import load_params
+    from jaxalign.data.prompts import Continuation, LabelQuery
+    from jaxalign.evaluation.score import Scorer
+    from jaxalign.model.config import read_config
     from jaxalign.model.transformer import Decoder
-    from jaxalign.model.weights import place_on
+    from jaxalign.model.weights import load_params, place_on
     from jaxalign.runtime import make_mesh
 
     config, mesh = read_config(folder), make_mesh(1, -1, 1)
@@ -123,8 +122,8 @@ def main(way: str, folder: Path, work_file: Path, threads: int, batch_size: int)
     ready = {"loaded_mib": loaded, "warm_up_seconds": time.perf_counter() - begun}
     if scorer:
         ready |= {
-            "compile_seconds": sum(scorer.compile_seconds.values()),
-            "compilations": sum(scorer.compilations.values()),
+            "compile_seconds": sum(scorer.runner.compile_seconds.values()),
+            "compilations": scorer.runner.compilations.total(),
         }
     answer({"ready": ready})
     for line in sys.stdin:

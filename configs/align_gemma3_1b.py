@@ -9,7 +9,7 @@ fits, 9.53 of 15.75 GiB a device for 16 rows of 2,048 positions; at peak rates a
 
 from ml_collections import ConfigDict
 
-from jaxalign.cli.configuration import load_config
+from jaxalign.configuration import load_config
 
 
 def get_config() -> ConfigDict:

@@ -11,7 +11,7 @@ fits, 6.71 of 15.75 GiB a device for 16 rows of 2,048 positions; at peak rates a
 
 from ml_collections import ConfigDict
 
-from jaxalign.cli.configuration import load_config
+from jaxalign.configuration import load_config
 
 
 def get_config() -> ConfigDict:
@@ -21,8 +21,6 @@ def get_config() -> ConfigDict:
     config.template = "mistral"
     config.remat = "full"
     config.loss.chunk = 1024  # a matrix unit wants many rows
-    config.epochs = 3
-    config.mesh.fsdp = -1
     config.batch_tokens = 16384
     config.batch_size = 32
     return config

@@ -11,7 +11,7 @@ fits, 8.04 of 15.75 GiB a device for 16 rows of 2,048 positions, 4 at once; at p
 
 from ml_collections import ConfigDict
 
-from jaxalign.cli.configuration import load_config
+from jaxalign.configuration import load_config
 
 
 def get_config() -> ConfigDict:

@@ -11,7 +11,7 @@ fits, 10.13 of 15.75 GiB a device for 16 rows of 2,048 positions; at peak rates 
 
 from ml_collections import ConfigDict
 
-from jaxalign.cli.configuration import load_config
+from jaxalign.configuration import load_config
 
 
 def get_config() -> ConfigDict:

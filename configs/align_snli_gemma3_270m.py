@@ -8,7 +8,7 @@ accuracy over eight languages, 100 rows each, 57.1 before and 60.1 after; before
 
 from ml_collections import ConfigDict
 
-from jaxalign.cli.configuration import load_config
+from jaxalign.configuration import load_config
 
 
 def get_config() -> ConfigDict:

@@ -7,17 +7,14 @@ after.
 
 from ml_collections import ConfigDict
 
-from jaxalign.cli.configuration import load_config
+from jaxalign.configuration import load_config
 
 
 def get_config() -> ConfigDict:
     config = load_config("base")
     config.model = "packaged"  # what the `demo` extra installs
     config.out = "jaxalign-demo"
-    config.tasks = "emotion"
     config.languages = "en,zh,de,fr,ru,hi,th,sw"
-    config.build.sources = "zh,de"
-    config.epochs = 3
     config.batch.rows_at_once = 1
     config.optimizer.learning_rate = 2e-4
     config.log_every = 1

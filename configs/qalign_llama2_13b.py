@@ -11,7 +11,7 @@ fits, 8.16 of 15.75 GiB a device for 128 rows of 512 positions; at peak rates at
 
 from ml_collections import ConfigDict
 
-from jaxalign.cli.configuration import load_config
+from jaxalign.configuration import load_config
 
 
 def get_config() -> ConfigDict:

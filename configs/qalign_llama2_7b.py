@@ -12,7 +12,7 @@ fits, 6.63 of 15.75 GiB a device for 128 rows of 512 positions; at peak rates at
 
 from ml_collections import ConfigDict
 
-from jaxalign.cli.configuration import load_config
+from jaxalign.configuration import load_config
 
 
 def get_config() -> ConfigDict:
@@ -23,7 +23,6 @@ def get_config() -> ConfigDict:
     config.param_dtype = "float32"  # so that no rounding comes between the stages
     config.template = "alpaca"
     config.heldout = 0.0
-    config.epochs = 3
     config.batch.pairs_per_step = 128
     config.batch.length = 512
     config.batch.too_long = "cut"

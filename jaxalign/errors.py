@@ -47,7 +47,7 @@ def gather(reads: Iterable[Callable[[], T]]) -> list[T]:
         except InputError as error:  # of a call, or of finding the next one: that ends an iterator
             messages += messages_of(error)
     if messages:
-        raise InputErrors(messages)
+        raise InputErrors(list(dict.fromkeys(messages)))
     return values
 
 

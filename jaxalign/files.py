@@ -115,40 +115,29 @@ def read_json(path: AnyPath) -> Any:
 def parse_json(text: str, where: str) -> Any:
     """The JSON document in a text; JSONDecodeError where it is none, InputError where Python's reader gives up.
 
-    A key that stands twice in one object raises InputErrors with the place of each: Python's reader keeps the last.
+    A key that stands twice in one object raises InputErrors, one for each: Python's reader keeps the last.
     """
-    repeated: list[tuple[Any, str]] = []
+    repeated: list[str] = []
 
     def object_of(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)
         if len(found) < len(items):
-            repeated.append((found, Counter(name for name, _ in items).most_common(1)[0][0]))
+            name = Counter(name for name, _ in items).most_common(1)[0][0]
+            begin = json.dumps(found, ensure_ascii=False)[:60]
+            repeated.append(f"{where}: the key {name!r} stands there twice; keep one (in {begin} ...)")
         return found
 
     try:
         document = json.loads(text, object_pairs_hook=object_of)
-        places = list(_places(document, {id(found): name for found, name in repeated})) if repeated else []
     except json.JSONDecodeError:
         raise
     except RecursionError:
         raise InputError(f"{where}: JSON nested too deeply") from None
     except ValueError:
         raise InputError(f"{where}: a number of too many digits") from None
-    if places:
-        raise InputErrors([f"{where}{place}: the key {name!r} stands there twice; keep one" for place, name in places])
+    if repeated:
+        raise InputErrors(repeated)
     return document
-
-
-def _places(document: Any, names: Mapping[int, str], place: str = "") -> Iterator[tuple[str, str]]:
-    """(", row 3, field 'x'", name) of every object of a document that has a name, by its id."""
-    if id(document) in names:
-        yield place, names[id(document)]
-    if isinstance(document, dict):
-        for key, value in document.items():
-            yield from _places(value, names, f"{place}, field {key!r}")
-    if isinstance(document, list):
-        for row, value in enumerate(document):
-            yield from _places(value, names, f"{place}, row {row}")
 
 
 def json_line(line: str, where: str) -> Any:
@@ -182,23 +171,17 @@ def lines_of(text: str) -> list[str]:
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an .npz file; what is no such file, cut off, or pickled raises InputError."""
-    broken = f"{path}: not a whole .npz file of plain arrays (pickled objects are never read)"
     try:
         with path.open("rb") as file:
-            stored = np.load(file, allow_pickle=False)
-            arrays = stored if isinstance(stored, np.ndarray) else dict(stored)
+            arrays = dict(np.load(file, allow_pickle=False))
+        # A member of the archive that is no array comes as bytes.
+        if all(isinstance(array, np.ndarray) for array in arrays.values()):
+            return arrays
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise InputError(f"{path}: a folder, where an .npz file is needed") from None
     except Exception:  # whatever a broken archive, or what an array in it says of its type and size, makes of NumPy
-        raise InputError(broken) from None
-    if isinstance(arrays, np.ndarray):
-        raise InputError(f"{path}: one array (.npy), where an .npz file of named arrays is needed")
-    # A member of the archive that is no array comes as bytes.
-    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-        raise InputError(broken)
-    return arrays
+        pass
+    raise InputError(f"{path}: not a whole .npz file of named, plain arrays (pickled objects are never read)")
 
 
 FULL = ("No space left on device", "Disk quota exceeded", "File too large")
@@ -206,7 +189,7 @@ FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
 def full_disk(error: BaseException | None) -> str | None:
-    """What an error, or one that it comes from, says of a disk that is full; None where it says nothing of that."""
+    """What an error, or one that it comes from, says of a full disk; None where it says nothing of that."""
     while error is not None:
         if said := [words for words in FULL if words in str(error)]:
             return said[0]
@@ -315,3 +298,23 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         # transformers reads a file only if it says which framework's layout it has.
         save_file(dict(tensors), partial, metadata={"format": "pt"})
         partial.chmod(mode)  # safetensors lets nobody else read what it writes
+
+
+MINI = Path(__file__).parent / "data" / "mini"
+
+
+def data_folder(name: str) -> Path:
+    """The folder that `--config.data` names: `mini`, or a path."""
+    if name == "mini":
+        return MINI
+    folder = Path(name)
+    if not folder.is_dir():
+        raise InputError(f"data={name}: no such folder; it holds ap_emotion/, snli/ and paws/, or is 'mini'")
+    return folder
+
+
+def exemplars_file(data: Path, name: str) -> Path:
+    """The few-shot exemplars that `--config.exemplars` names (`mini`: the shipped); the data folder's own if none."""
+    if name == "mini":
+        return MINI / "exemplars.json"
+    return Path(name) if name else data / "exemplars.json"

@@ -19,14 +19,12 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
-
-import jax
+from typing import Any
 
 from jaxalign.errors import InputError
 from jaxalign.files import AnyPath, check_writable, is_remote
-from jaxalign.hosts import of_the_first, processes
-from jaxalign.metrics_log import say
+from jaxalign.log import is_first_process, say
+from jaxalign.runtime import of_the_first, processes
 
 BEAT_SECONDS = 10.0
 SILENT_SECONDS = 60.0
@@ -50,9 +48,9 @@ def held(folder: AnyPath) -> Iterator[None]:
     """
     with ExitStack() as stack:
         error = None
-        if processes() == 1 or jax.process_index() == 0:
+        if is_first_process():
             try:
-                stack.enter_context(held_by_this_process(folder))
+                stack.enter_context(_held_by_this_process(folder))
             except InputError as own:
                 error = own
         if processes() > 1 and of_the_first([error is not None])[0]:
@@ -69,18 +67,16 @@ def check_held() -> None:
 
 
 @contextmanager
-def held_by_this_process(folder: AnyPath) -> Iterator[None]:
-    """`held` for one process."""
+def _held_by_this_process(folder: AnyPath) -> Iterator[None]:
     name = str(folder if is_remote(folder) else Path(folder).resolve())
     if held_here.get(name) == threading.get_ident():
         yield
         return
     if name in held_here:
         raise InputError(f"{folder}: another thread of this process is at work there; choose another folder")
-    is_new = False
+    is_new = isinstance(folder, Path) and not os.path.lexists(folder)
     try:
         if isinstance(folder, Path):
-            is_new = not folder.exists()
             check_writable(folder)
         hold = Hold(folder / "in_use.json")
     except InputError:
@@ -95,7 +91,7 @@ def held_by_this_process(folder: AnyPath) -> Iterator[None]:
         hold.release()
         if is_new:
             with contextlib.suppress(OSError):  # there is something in it
-                folder.rmdir()
+                Path(folder).rmdir()
 
 
 class Hold:
@@ -103,9 +99,11 @@ class Hold:
 
     def __init__(self, path: AnyPath):
         self.path = path
-        self.store: Store = Bucket(path) if is_remote(path) else LocalFile(Path(path))
-        local = Path(tempfile.gettempdir()) / f"jaxalign-{os.getuid()}-{digest(str(path))}.lock"
-        self.lock_path = local if is_remote(path) else Path(path)
+        self.store = Bucket(path) if is_remote(path) else LocalFile(Path(path))
+        self.lock_path = Path(path)
+        if is_remote(path):
+            name = hashlib.sha256(str(path).encode()).hexdigest()[:16]
+            self.lock_path = Path(tempfile.gettempdir()) / f"jaxalign-{os.getuid()}-{name}.lock"
         lock, self.is_locked = locked(self.lock_path)
         if lock is None:
             raise self.refusal(self.store.read())
@@ -115,11 +113,10 @@ class Hold:
             "process": os.getpid(),
             "since": time.strftime("%Y-%m-%d %H:%M:%S%z"),
             "token": secrets.token_hex(8),
-            # Of the same machine and file: there the lock tells.
+            # Of the same machine, until it is started again, and the same file: there the lock tells.
             "lock": f"{boot()} {stat.st_dev} {stat.st_ino}" if self.is_locked else None,
             "beat": 0,
         }
-        self.ended = threading.Event()
         try:
             self.take()
         except BaseException as error:
@@ -127,6 +124,7 @@ class Hold:
                 self.lock_path.unlink(missing_ok=True)
             os.close(self.lock)
             raise
+        self.ended = threading.Event()
         self.thread = threading.Thread(target=self.keep_alive, daemon=True)
         self.thread.start()
 
@@ -188,43 +186,28 @@ class Hold:
         os.close(self.lock)
 
 
-class Store(Protocol):
-    """The file of a folder. `read` gives its content, None where there is none; `write` makes it where `found` is None,
-    else replaces that, and says whether it did."""
-
-    def read(self) -> bytes | None: ...
-
-    def write(self, content: bytes, found: bytes | None) -> bool: ...
-
-    def remove(self) -> None: ...
-
-
 class LocalFile:
-    """A file on this machine, or on a disk that several share.
+    """A file on this machine, or on a disk that several share: it is written while it is locked.
 
-    It is written while it is locked. Where no lock holds between two hosts and both write, the signs of life tell the
-    first that the file is the other's.
+    Where no lock holds between two hosts and both write, the signs of life tell the first that the file is the other's.
     """
 
     def __init__(self, path: Path):
         self.path = path
 
     def read(self) -> bytes | None:
+        """The file's content; None where there is none."""
         # Opened anew: a network's disk then looks at what others have written.
-        try:
+        with contextlib.suppress(FileNotFoundError):
             return self.path.read_bytes() or None
-        except FileNotFoundError:
-            return None
 
     def write(self, content: bytes, found: bytes | None) -> bool:
+        """Whether it could be written; made where `found` is None, else what was found is replaced."""
         # In place, for the lock is on this very file.
-        file = os.open(self.path, os.O_WRONLY | os.O_NOFOLLOW)
-        try:
-            os.pwrite(file, content, 0)
-            os.ftruncate(file, len(content))
-            os.fsync(file)
-        finally:
-            os.close(file)
+        with open(os.open(self.path, os.O_WRONLY | os.O_NOFOLLOW), "wb", buffering=0) as file:
+            file.write(content)
+            file.truncate()
+            os.fsync(file.fileno())
         return True
 
     def remove(self) -> None:
@@ -232,7 +215,7 @@ class LocalFile:
 
 
 class Bucket:
-    """An object; Google's storage makes it only where there is none, and replaces only the one that was read."""
+    """The same of an object; Google's storage makes it only where there is none, and replaces only what was read."""
 
     def __init__(self, path: AnyPath):
         from google.cloud import storage
@@ -244,13 +227,11 @@ class Bucket:
     def read(self) -> bytes | None:
         from google.api_core.exceptions import NotFound
 
-        try:
+        self.generation = 0
+        with contextlib.suppress(NotFound):
             content = self.blob.download_as_bytes(checksum=None)
-        except NotFound:
-            self.generation = 0
-            return None
-        self.generation = int(self.blob.generation or 0)
-        return content
+            self.generation = int(self.blob.generation or 0)
+            return content
 
     def write(self, content: bytes, found: bytes | None) -> bool:
         from google.api_core.exceptions import PreconditionFailed
@@ -285,14 +266,9 @@ def locked(path: Path) -> tuple[int | None, bool]:
 
 def boot() -> str:
     """What is this machine's alone, until it is started again."""
-    try:
+    with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return platform.node()
-
-
-def digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return platform.node()
 
 
 def parsed(content: bytes | None) -> dict[str, Any]:
@@ -305,8 +281,7 @@ def parsed(content: bytes | None) -> dict[str, Any]:
 
 def named(content: bytes | None) -> str:
     """Who holds a folder, for the user's terminal, which nothing in the file can steer."""
-    record = parsed(content)
-    if not record:
+    if not (record := parsed(content)):
         return "another process"
     told = f"process {record.get('process')} on {record.get('host')} (since {record.get('since')})"
     return "".join(filter(str.isprintable, told))

@@ -7,7 +7,7 @@ numbers. So one vocabulary gives the same ids whichever file it comes from: thos
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
@@ -20,16 +20,6 @@ SPACE = "\u2581"
 _MARKER = re.compile(
     r"<[|｜][^\s<>]+>|<[^\s<>]+[|｜]>|<(start|end)_of_(turn|utterance|text)>|<fim[-_]\w+>|\[/?INST\]|_?<EOT>|\[EOT\]"
 )
-_INSTEAD = "save this tokenizer with its tokenizer.json"
-_BPE = 2
-"""`TrainerSpec.ModelType`."""
-
-
-class SentencePieceModel(NamedTuple):
-    """roles: bos_token, eos_token and unk_token, as the model spells them; without those that it lacks."""
-
-    tokenizer: Tokenizer
-    roles: dict[str, str]
 
 
 def is_marker(token: str) -> bool:
@@ -89,24 +79,27 @@ def sentence_piece(
     return tokenizer
 
 
-def read_sentence_piece(path: Path) -> SentencePieceModel:
+def read_sentence_piece(path: Path) -> tuple[Tokenizer, dict[str, str]]:
     """The tokenizer of a SentencePiece model file, without the package of that name; it adds no BOS and no EOS.
+
+    Beside it bos_token, eos_token and unk_token, as the model spells them; without those that it lacks.
 
     InputError: not such a file, or one whose ids would not be SentencePiece's here (a Unigram model).
     """
     from google.protobuf.message import DecodeError
 
-    model = empty_model()
+    instead, model = "save this tokenizer with its tokenizer.json", empty_model()
     try:
         model.ParseFromString(path.read_bytes())
     except DecodeError:
-        raise InputError(f"{path}: is no SentencePiece model, or only a part of one; {_INSTEAD}") from None
+        raise InputError(f"{path}: is no SentencePiece model, or only a part of one; {instead}") from None
     trained, rules = model.trainer_spec, model.normalizer_spec
     if not model.pieces or trained.unk_id >= len(model.pieces):
-        raise InputError(f"{path}: is no SentencePiece model (no vocabulary in it); {_INSTEAD}")
-    if trained.model_type != _BPE or trained.treat_whitespace_as_suffix or not rules.escape_whitespaces:
+        raise InputError(f"{path}: is no SentencePiece model (no vocabulary in it); {instead}")
+    bpe = 2  # `TrainerSpec.ModelType`
+    if trained.model_type != bpe or trained.treat_whitespace_as_suffix or not rules.escape_whitespaces:
         raise InputError(
-            f"{path}: of SentencePiece models only BPE ones are read, which mark a space before a word; {_INSTEAD}"
+            f"{path}: of SentencePiece models only BPE ones are read, which mark a space before a word; {instead}"
         )
     tokens = [piece.piece for piece in model.pieces]
     kinds = [piece.type for piece in model.pieces]
@@ -119,7 +112,7 @@ def read_sentence_piece(path: Path) -> SentencePieceModel:
     if before:
         tokenizer.normalizer = normalizers.Sequence([*before, tokenizer.normalizer])
     ids = {"bos_token": trained.bos_id, "eos_token": trained.eos_id, "unk_token": trained.unk_id}
-    return SentencePieceModel(tokenizer, {role: tokens[index] for role, index in ids.items() if index >= 0})
+    return tokenizer, {role: tokens[index] for role, index in ids.items() if index >= 0}
 
 
 def empty_model() -> Any:

@@ -1,4 +1,4 @@
-"""Intervals, paired tests and multiplicity of a report (NumPy and SciPy, no jax).
+"""Intervals, paired tests, multiplicity, and mean gains over crossed tables: languages by rows (by runs). No jax.
 
 One rule for input that leaves nothing to measure, kept here and by every probe. What does not vary has nothing in
 common with anything, itself included: its correlation, CKA, cosine and share of variance are 0, its coordinates and
@@ -8,15 +8,27 @@ and makes no mean significant.
 """
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import bdtr, ndtri
+from scipy.special import bdtr, ndtri, stdtrit
 
+MEASURES = ("cka", "retrieval", "reciprocal_rank", "retrieval_centred", "reciprocal_rank_centred")
+"""Of how alike two languages' states of the same rows are. retrieval: whether a row's translation is nearest;
+*_centred: each language's mean taken off first."""
 NOISE = 1e-12
 """Relative to the largest number beside it, what is no larger came of rounding."""
+
+
+def row_values(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """measure -> what each row adds to its mean, [languages, layers, n], from `cka_rows` and the two ranks."""
+    rank, rank_centred = arrays["rank"], arrays["rank_centred"]
+    values = (arrays["cka_rows"], rank == 1, 1 / rank, rank_centred == 1, 1 / rank_centred)
+    return dict(zip(MEASURES, values, strict=True))
 
 
 def centred(values: np.ndarray) -> np.ndarray:
@@ -44,16 +56,7 @@ def correlations(series: np.ndarray) -> np.ndarray:
 
 
 def wilson_interval(correct: int, count: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a proportion (Wilson 1927), without continuity correction.
-
-    Args:
-      correct: successes, 0 <= correct <= count.
-      count: trials, at least 1.
-      level: coverage, 0 < level < 1.
-
-    Returns:
-      (low, high), both within [0, 1].
-    """
+    """Wilson score interval (low, high) of a proportion (Wilson 1927), without continuity correction; count >= 1."""
     if not 0 <= correct <= count or count == 0:
         raise ValueError(f"{correct} successes in {count} trials")
     z = float(ndtri(0.5 + level / 2))
@@ -80,35 +83,12 @@ def mean_and_half_width(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, 1.96 * deviation / math.sqrt(count)
 
 
-def bootstrap_interval(
-    values: np.ndarray, *, resamples: int = 2000, seed: int = 0, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of independent values (Efron 1979).
-
-    Percentile and not BCa: on shares of right answers of 0.3 to 0.95 in 60 rows or more both cover within two points
-    of what they promise or more, and BCa is undefined where all values are equal. There the interval is a point; for
-    right and wrong answers prefer `wilson_interval`, above all with fewer rows.
-
-    Args:
-      values: bool or float [n], n >= 1.
-
-    Returns:
-      (low, high).
-    """
-    if values.ndim != 1:
-        raise ValueError(f"values of shape {values.shape}")
-    low, high = bootstrap_intervals(values, resamples=resamples, seed=seed, level=level).tolist()
-    return low, high
-
-
 def bootstrap_intervals(values: np.ndarray, *, resamples: int = 2000, seed: int = 0, level: float = 0.95) -> np.ndarray:
-    """`bootstrap_interval` of many means over the same rows, which are drawn together.
+    """Percentile bootstrap intervals of means of independent values (Efron 1979): float64 [..., 2] of [..., n], n >= 1.
 
-    Args:
-      values: bool or float [..., n], n >= 1.
-
-    Returns:
-      float64 [..., 2], low and high.
+    All means are over the same rows, which are drawn together. Percentile and not BCa: on shares of right answers of
+    0.3 to 0.95 in 60 rows or more both cover within two points of what they promise or more, and BCa is undefined where
+    all values are equal. There the interval is a point; for right and wrong answers prefer `wilson_interval`.
     """
     if values.size == 0:
         raise ValueError(f"values of shape {values.shape}")
@@ -185,11 +165,7 @@ def mcnemar_exact(before: np.ndarray, after: np.ndarray) -> McNemar:
     """Were as many rows lost as won? The exact binomial test on the rows whose answers differ (McNemar 1947).
 
     Args:
-      before: bool [n], what was right in one run.
-      after: bool [n], in the other, on the same rows in the same order.
-
-    Returns:
-      lost, won and the p-value, which is 1 where no row differs.
+      before, after: bool [n], what was right in each run, on the same rows in the same order.
     """
     if before.ndim != 1 or before.shape != after.shape or before.dtype != bool or after.dtype != bool:
         raise ValueError(f"{before.dtype} {before.shape} before, {after.dtype} {after.shape} after")
@@ -235,64 +211,140 @@ def smallest_detectable_difference(count: int, discordant: float, *, level: floa
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
-    """p-values adjusted so that marking those <= a has a chance of at most a of one false mark (Holm 1979).
+    """p-values [m] adjusted so that marking those <= a has a chance of at most a of one false mark (Holm 1979).
 
     Holds under any dependence of the tests.
-
-    Args:
-      p_values: float [m], each 0 to 1.
-
-    Returns:
-      float64 [m].
     """
-    order, ascending = sorted_p_values(p_values)
-    steps = np.maximum.accumulate(ascending * np.arange(len(ascending), 0, -1))
-    return in_order(np.minimum(steps, 1), order)
+    order = order_of(p_values)
+    steps = np.maximum.accumulate(p_values[order].astype(np.float64) * np.arange(len(order), 0, -1))
+    return np.minimum(steps, 1)[np.argsort(order)]
 
 
 def benjamini_hochberg(p_values: np.ndarray) -> np.ndarray:
-    """p-values adjusted so that of the marks at <= a an expected share of at most a is false.
+    """p-values [m] adjusted so that of the marks at <= a an expected share of at most a is false.
 
     Benjamini and Hochberg 1995. Holds for independent and for positively dependent tests, such as those of the same
     items in several languages.
-
-    Args:
-      p_values: float [m], each 0 to 1.
-
-    Returns:
-      float64 [m].
     """
-    order, ascending = sorted_p_values(p_values)
-    shares = ascending * len(ascending) / np.arange(1, len(ascending) + 1)
-    return in_order(np.minimum.accumulate(shares[::-1])[::-1], order)
+    order = order_of(p_values)
+    shares = p_values[order].astype(np.float64) * len(order) / np.arange(1, len(order) + 1)
+    return np.minimum.accumulate(shares[::-1])[::-1][np.argsort(order)]
 
 
-def sorted_p_values(p_values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The indices that sort p-values, and the sorted p-values in float64."""
+def order_of(p_values: np.ndarray) -> np.ndarray:
+    """The indices that sort p-values [m], each 0 to 1."""
     if p_values.ndim != 1 or not ((p_values >= 0) & (p_values <= 1)).all():
         raise ValueError(f"p-values {p_values}")
-    order = np.argsort(p_values)
-    return order, p_values[order].astype(np.float64)
-
-
-def in_order(ascending: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Undoes a sort by `order`."""
-    values = np.empty_like(ascending)
-    values[order] = ascending
-    return values
+    return np.argsort(p_values)
 
 
 def seed_deviation(accuracies: np.ndarray) -> np.ndarray:
     """Sample standard deviation over runs that differ in their seed alone, with runs - 1 degrees of freedom.
 
-    All runs answer the same rows, so the rows' own sampling error is no part of it.
-
-    Args:
-      accuracies: float [runs, ...] of cells or of means over cells, at least two runs.
-
-    Returns:
-      float64 [...], in the accuracies' unit.
+    All runs answer the same rows, so the rows' own sampling error is no part of it: float64 [...] of float [runs, ...].
     """
     if len(accuracies) < 2:
         raise ValueError(f"{len(accuracies)} run: a deviation from seed to seed takes two")
     return accuracies.std(axis=0, ddof=1, dtype=np.float64)
+
+
+class Gain(NamedTuple):
+    """A mean gain with its interval, as shares."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def crossed_bootstrap(
+    before: np.ndarray,
+    after: np.ndarray,
+    *,
+    resample_languages: bool = True,
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Gain:
+    """Mean gain over languages, with an interval that knows that row i is the same item in every language.
+
+    What is resampled is what the interval speaks for. Rows always: it covers the gain on further items of this kind.
+    With `resample_languages` languages too: the gain in further languages like these; without it the mean over just
+    these languages. With several AFTER runs their seeds too: the recipe's gain over BEFORE; with one, that run's.
+    Each is resampled whole and independently of the others (crossed, not nested), so that what items share across
+    languages, or languages across items, stays in.
+
+    Such a bootstrap overstates the variance: what belongs to single cells of the table is counted three times (seven
+    times with runs; Owen 2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1:386). And percentiles of few
+    languages or runs are too narrow. So the resampled means' deviations give the interval its shape alone; its width is
+    that of `variance_parts`, each part times the square of Student's quantile for the fewest draws it varies over
+    (after Banerjee 1960, Sankhya 22:357). Coverage in simulations: 0.94 to 0.96 with 20 languages (0.97 where items
+    and languages share nothing), 0.95 or more with 2 to 5 languages or runs, whose intervals are wide.
+
+    Args:
+      before: bool or float [languages, rows], what was right, or shares 0 to 1.
+      after: the same of the tuned model, [languages, rows] or [runs, languages, rows].
+
+    Returns:
+      The mean gain and its interval within [-1, 1]. Where one language (of several meant), or one row, is all there is,
+      nothing is known of how others differ: the interval is [-1, 1]. Where all gains are equal it is a point.
+    """
+    runs = after if after.ndim == 3 else after[None]
+    if before.ndim != 2 or runs.shape[1:] != before.shape or runs.size == 0:
+        raise ValueError(f"{before.shape} before, {after.shape} after")
+    gains = runs.astype(np.float64) - before.astype(np.float64)
+    if not resample_languages:
+        gains = gains.mean(axis=1, keepdims=True)
+    fixed = tuple(axis for axis, kept in enumerate((len(runs) > 1, resample_languages)) if not kept)
+    table = gains.squeeze(axis=fixed)
+    mean = float(table.mean())
+    if 1 in table.shape:
+        return Gain(mean, -1.0, 1.0)
+    deviations = resampled_means(table, resamples, seed) - mean
+    spread = float(deviations.std())
+    if spread == 0:
+        return Gain(mean, mean, mean)
+    tail = 0.5 - level / 2
+    widest = sum(
+        part * float(stdtrit(min(table.shape[axis] for axis in axes) - 1, tail)) ** 2
+        for axes, part in variance_parts(table).items()
+    )
+    stretch = math.sqrt(widest) / (spread * -float(ndtri(tail)))
+    low, high = np.clip(mean + stretch * np.quantile(deviations, [tail, 1 - tail]), -1, 1)
+    return Gain(mean, float(low), float(high))
+
+
+def resampled_means(table: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Means of a table whose indices along every axis were drawn anew, with replacement: float64 [resamples].
+
+    A resample is how often each index came, so a sum is a product of the table with one vector of counts per axis.
+    """
+    random = np.random.default_rng(seed)
+    *others, last = (times_drawn(random, size, resamples) for size in table.shape)
+    sums = table @ last.T
+    for counts in reversed(others):
+        sums = np.einsum("...nb,bn->...b", sums, counts)
+    return sums / table.size
+
+
+def variance_parts(table: np.ndarray) -> dict[tuple[int, ...], float]:
+    """The variance of the mean of a crossed table all of whose axes are samples, by analysis of variance.
+
+    Each subset of axes has an effect with a variance of its own; its mean square is expected to hold those of all
+    larger subsets too. They are solved for from the whole set down, none below 0.
+
+    Args:
+      table: float64 [n1, ...], every n at least 2.
+
+    Returns:
+      axes -> what their effect adds to the variance of the mean.
+    """
+    parts: dict[tuple[int, ...], float] = {}
+    for axes in (axes for size in range(table.ndim, 0, -1) for axes in combinations(range(table.ndim), size)):
+        effect = table
+        for axis in range(table.ndim):
+            mean = effect.mean(axis=axis, keepdims=True)
+            effect = effect - mean if axis in axes else mean
+        freedom = math.prod(table.shape[axis] - 1 for axis in axes)
+        of_mean = float(np.square(effect).mean()) / freedom
+        parts[axes] = max(0.0, of_mean - sum(part for other, part in parts.items() if set(axes) < set(other)))
+    return parts

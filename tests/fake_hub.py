@@ -42,8 +42,6 @@ class FakeHub:
     gated_status: int = 403
     listed_only: set[str] = field(default_factory=set)
     """Files that are listed and then not found."""
-    spoilt: set[str] = field(default_factory=set)
-    """Files whose first byte comes over wrong."""
     cut: dict[str, int] = field(default_factory=dict)
     """So many times the connection breaks off in the middle of these files."""
     held: set[str] = field(default_factory=set)
@@ -102,7 +100,7 @@ class FakeHub:
         """A small file itself; of a large one where it is."""
         if not name.endswith(LARGE):
             headers = {"ETag": f'"{git_id(content)}"', "X-Repo-Commit": COMMIT}
-            return reply(request, 200, headers, self.as_sent(name, content))
+            return reply(request, 200, headers, content)
         headers = {
             # Another host by its name: huggingface_hub follows redirects to the same one while it asks for facts.
             "Location": f"{self.url.replace('127.0.0.1', 'localhost')}/content/{repo}/{name}",
@@ -117,7 +115,6 @@ class FakeHub:
         """A large file, or its rest from the first byte of a range on; faults included."""
         if name in self.broken:
             return reply(request, 500)
-        content = self.as_sent(name, content)
         wanted = re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range") or "")
         start = int(wanted[1]) if wanted else 0
         headers = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if wanted else {}
@@ -132,9 +129,6 @@ class FakeHub:
         if name in self.held:
             self.released.wait(30)
         request.close_connection = True
-
-    def as_sent(self, name: str, content: bytes) -> bytes:
-        return bytes([content[0] ^ 1]) + content[1:] if name in self.spoilt else content
 
 
 def git_id(content: bytes) -> str:

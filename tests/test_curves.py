@@ -10,11 +10,10 @@ import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2
 
-from jaxalign import curves
-from jaxalign.curves import CurvesConfig
+from jaxalign import log
 from jaxalign.errors import InputError
 from jaxalign.files import path_of, whole_folder
-from jaxalign.metrics_log import MetricsLog
+from jaxalign.log import CurvesConfig, MetricsLog
 
 TENSORBOARD = CurvesConfig(tensorboard=True)
 WANDB = CurvesConfig(wandb="alignment")
@@ -180,13 +179,13 @@ def test_a_run_that_was_deleted_on_the_site_can_begin_another(tmp_path, monkeypa
 
 @pytest.mark.parametrize("package", ["tensorboard", "wandb"])
 def test_a_missing_package_is_named(monkeypatch, package):
-    monkeypatch.setattr(curves, "find_spec", lambda name: None)
+    monkeypatch.setattr(log, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=rf"log\.{package}=.*pip install 'jaxalign\[{package}\]'"):
         CurvesConfig(tensorboard=package == "tensorboard", wandb="alignment" if package == "wandb" else "")
 
 
 def test_other_processes_open_none(tmp_path, monkeypatch):
-    monkeypatch.setattr("jax.process_index", lambda: 1)
+    monkeypatch.setattr("jaxalign.log.is_first_process", lambda: False)
     with MetricsLog(tmp_path / "metrics.jsonl", -1, CurvesConfig(tensorboard=True, wandb="alignment")) as log:
         log.write(1, loss=1.0)
     assert list(tmp_path.iterdir()) == []

@@ -65,12 +65,9 @@ def test_every_key_that_stands_twice_is_told_of(tmp_path: Path):
     path.write_text('[{"a": 1}, {"a": 1, "b": [0, {"c": 1, "c": 1}], "a": {"d": 1, "d": 1}}, {"e": 0, "e": 0}]')
     with pytest.raises(InputErrors) as error:
         files.read_json(path)
-    assert error.value.messages == [
-        f"{path}, row 1: the key 'a' stands there twice; keep one",
-        f"{path}, row 1, field 'a': the key 'd' stands there twice; keep one",
-        f"{path}, row 1, field 'b', row 1: the key 'c' stands there twice; keep one",
-        f"{path}, row 2: the key 'e' stands there twice; keep one",
-    ]
+    keys = [message.removeprefix(f"{path}: the key ").split(";")[0] for message in error.value.messages]
+    assert keys == [f"{key!r} stands there twice" for key in "cdae"]
+    assert error.value.messages[0].endswith('keep one (in {"c": 1} ...)')
 
 
 @contextmanager

@@ -1,13 +1,23 @@
 """Which part of the package may import which, read from the source; and what none of them may import."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import MISSING, fields
 from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
 
 import jaxalign
+from jaxalign.configuration import leaves, load_config
+from jaxalign.data.batches import BatchLayout
+from jaxalign.training.checkpoint import Retention
+from jaxalign.training.loop import LoopConfig
+from jaxalign.training.optimizer import OptimizerConfig
+from jaxalign.training.step import StepConfig
+from tests.reporting.folders import write_evaluation
 
 PACKAGE = Path(jaxalign.__file__).parent
 CONFIGS = PACKAGE.parent / "configs"
@@ -15,21 +25,20 @@ CONFIGS = PACKAGE.parent / "configs"
 # Imports point only to an earlier row; parts of one row do not know of each other.
 ROWS = (
     ("errors",),
-    ("files", "packing", "hosts", "sentence_piece"),
-    ("runtime", "curves"),
-    ("metrics_log",),
+    ("files", "runtime", "sentence_piece", "statistics"),
+    ("configuration",),
+    ("log", "probe_files"),
     ("holding",),
-    ("statistics",),
-    ("crossed_bootstrap",),
     ("data", "model"),
     ("training", "evaluation", "probing"),
     ("reporting", "planning"),
+    ("loading",),
     ("cli",),
-    ("library", "lm_eval", "__main__"),
+    ("api", "lm_eval", "__main__"),
 )
 ROW_OF = {part: row for row, parts in enumerate(ROWS) for part in parts}
 NEVER = {"torch", "tensorflow", "peft", "accelerate"}
-INDEPENDENT = "jaxalign.cli.independent"
+INDEPENDENT = "jaxalign.cli.export"
 """The path of other libraries, that `verify` compares with."""
 
 
@@ -66,6 +75,13 @@ def wrong_imports(source: str, part: str, package: str, never: set[str] = NEVER)
     return wrong
 
 
+CORE = ("data", "model", "training", "evaluation", "probing")
+SATELLITES = (
+    *("data.study", "data.math_problems", "data.check", "model.gguf", "evaluation.generate", "evaluation.open_cells"),
+    *("probing.neurons", "probing.masking", "probing.attribution"),
+)
+"""Modules of the core's folders that the core itself can do without; they may import each other, and the core."""
+
 SOURCES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")
 
 
@@ -79,9 +95,32 @@ def test_imports_point_to_the_left(file):
     assert wrong_imports(file.read_text(encoding="utf-8"), part, package, never) == []
 
 
+def test_the_core_imports_no_satellite():
+    satellites = {f"jaxalign.{name}" for name in SATELLITES}
+    assert satellites <= set(map(module_name, SOURCES))
+    for file in SOURCES:
+        name = module_name(file)
+        if part_of(name) in CORE and name not in satellites and "open_answers" not in name:
+            found = imports(file.read_text(encoding="utf-8"), name.rpartition(".")[0])
+            assert not [each for each in found if each.rpartition(".")[0] in satellites or each in satellites], name
+
+
+def test_a_default_stands_in_one_place():
+    """In configs/base.py: what settings become has none, and the other configs set only what differs."""
+    for kind in (BatchLayout, OptimizerConfig, StepConfig, LoopConfig, Retention):
+        given = {field.name for field in fields(kind) if field.default is not MISSING}
+        assert given <= {"row_multiple"}, kind  # the mesh's, not a setting
+    base = dict(leaves(load_config("base")))
+    for file in CONFIGS.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if file.stem != "base" and isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
+                _, _, key = ast.unparse(node.targets[0]).partition(".")
+                assert ast.unparse(node.value) != repr(base[key]), f"{file.stem}: {key}"
+
+
 def test_the_independent_path_is_imported_when_asked():
     """Not when the file is: commands that compare nothing need none of it."""
-    source = (PACKAGE / "cli" / "independent.py").read_text(encoding="utf-8")
+    source = (PACKAGE / "cli" / "export.py").read_text(encoding="utf-8")
     at_the_top = [ast.unparse(node) for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
     assert not {name.partition(".")[0] for name in imports("\n".join(at_the_top), "jaxalign.cli")} & NEVER
 
@@ -114,10 +153,26 @@ def test_right_imports_pass():
 def test_every_part_has_its_row():
     assert {part_of(module_name(file)) for file in SOURCES} == set(ROW_OF)
     ours = [part_of(name) for name in imports((PACKAGE / "__init__.py").read_text(encoding="utf-8"), "jaxalign")]
-    assert set(ours) == {None, "library"}
+    assert set(ours) == {None, "api"}
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.py")), ids=lambda file: file.stem)
 def test_configs_import_the_config_loader_alone(file):
     ours = [name for name in imports(file.read_text(encoding="utf-8"), "") if part_of(name)]
-    assert ours in ([], ["jaxalign.cli.configuration.load_config"])
+    assert ours in ([], ["jaxalign.configuration.load_config"])
+
+
+FROM_FILES = """
+import sys
+from jaxalign.cli.main import attempt
+code = attempt(sys.argv[1:])
+heavy = sorted({name.partition(".")[0] for name in sys.modules} & {"jax", "jaxlib", "flax", "transformers", "torch"})
+sys.exit(code or " ".join(heavy) or 0)
+"""
+
+
+@pytest.mark.parametrize("verb", ["compare", "report"])
+def test_what_is_made_from_files_imports_no_jax(tmp_path, verb):
+    before, after = (str(write_evaluation(tmp_path / name, {("emotion", "en"): 0.6}, rows=range(9))) for name in "ab")
+    done = subprocess.run([sys.executable, "-c", FROM_FILES, verb, before, after], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

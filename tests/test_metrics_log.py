@@ -2,9 +2,8 @@ import json
 
 import pytest
 
-from jaxalign import metrics_log
 from jaxalign.files import path_of
-from jaxalign.metrics_log import MetricsLog, Progress
+from jaxalign.log import MetricsLog, Progress
 
 
 def rows(path):
@@ -56,7 +55,7 @@ def test_rows_in_a_bucket_go_up_all_at_once(storage, monkeypatch):
         log.write(3, loss=3.0)
         assert [row["step"] for row in rows(path)] == [1]
     assert [row["step"] for row in rows(path)] == [1, 2, 3]
-    monkeypatch.setattr(metrics_log, "UPLOAD_SECONDS", 0.0)
+    monkeypatch.setattr("jaxalign.log.UPLOAD_SECONDS", 0.0)
     with MetricsLog(path, keep_through=2) as log:
         log.write(3, loss=30.0)
         assert [(row["step"], row["loss"]) for row in rows(path)] == [(1, 1.0), (2, 2.0), (3, 30.0)]

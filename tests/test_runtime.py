@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from jaxalign import runtime
-from jaxalign.planning.compiler import ENVIRONMENT
+from jaxalign.planning.compile import ENVIRONMENT
 
 
 @pytest.mark.parametrize("named", [True, False])

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,20 +12,21 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from jaxalign.crossed_bootstrap import crossed_bootstrap, resampled_means, variance_parts
 from jaxalign.statistics import (
     benjamini_hochberg,
-    bootstrap_interval,
     bootstrap_intervals,
     centred,
     correlations,
+    crossed_bootstrap,
     holm,
     mcnemar_exact,
     mean_and_half_width,
     resampled_correlations,
+    resampled_means,
     seed_deviation,
     sign_flip_p_values,
     smallest_detectable_difference,
+    variance_parts,
     wilson_interval,
 )
 
@@ -71,7 +73,7 @@ def test_bootstrap_interval_is_scipys_percentile_interval(level: float):
             confidence_level=level,
             rng=random,
         )
-        found = bootstrap_interval(values, resamples=20_000, level=level)
+        found = interval(values, resamples=20_000, level=level)
         # Both ends are quantiles of 20,000 draws, with a standard error below 3 % of the mean's own; shares of right
         # answers come in steps, and the two may fall to either side of one.
         step = 1 / len(values) if values.dtype == bool else 0
@@ -79,10 +81,15 @@ def test_bootstrap_interval_is_scipys_percentile_interval(level: float):
         assert found == pytest.approx(expected, abs=0.1 * scipys.standard_error + step)
 
 
+def interval(values: np.ndarray, **settings: Any) -> tuple[float, float]:
+    low, high = bootstrap_intervals(values, **settings).tolist()
+    return low, high
+
+
 def test_many_bootstrap_intervals_are_those_of_each():
     values = np.random.default_rng(3).normal(size=(2, 3, 25))
     found = bootstrap_intervals(values, resamples=300, seed=4)
-    each = [[bootstrap_interval(row, resamples=300, seed=4) for row in rows] for rows in values]
+    each = [[interval(row, resamples=300, seed=4) for row in rows] for rows in values]
     np.testing.assert_allclose(found, each, rtol=1e-12)
     with pytest.raises(ValueError):
         bootstrap_intervals(np.zeros((2, 0)))
@@ -119,7 +126,7 @@ def test_what_does_not_vary_has_nothing_in_common_with_anything(dtype: type, val
     assert (drawn[[0, 2]] == 0).all() and np.abs(drawn[1]).max() > 0
     assert (correlations(series[1:2]) == 0).all() and (correlations(series[:, :1]) == 0).all()
     assert (centred(np.full((30, 4), value, dtype)) == 0).all()
-    low, high = bootstrap_interval(series[1])
+    low, high = interval(series[1])
     assert low == pytest.approx(value) and high == pytest.approx(value)
     assert sign_flip_p_values(np.zeros((2, 30), dtype)).tolist() == [1, 1]
     assert mcnemar_exact(series[1] > 1e9, series[1] > 1e9).p_value == 1
@@ -157,12 +164,10 @@ def test_sign_flips_of_equal_and_of_no_differences():
 
 def test_bootstrap_interval_follows_its_seed():
     values = np.random.default_rng(0).random(50)
-    assert (
-        bootstrap_interval(values, seed=1) == bootstrap_interval(values, seed=1) != bootstrap_interval(values, seed=2)
-    )
-    assert bootstrap_interval(np.ones(9)) == (1.0, 1.0)
+    assert interval(values, seed=1) == interval(values, seed=1) != interval(values, seed=2)
+    assert interval(np.ones(9)) == (1.0, 1.0)
     with pytest.raises(ValueError, match=r"\(0,\)"):
-        bootstrap_interval(np.zeros(0))
+        interval(np.zeros(0))
 
 
 def answers(lost: int, won: int, same: int) -> tuple[np.ndarray, np.ndarray]:

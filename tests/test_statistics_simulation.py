@@ -14,8 +14,7 @@ import pytest
 from scipy.special import ndtr
 from scipy.stats import binom
 
-from jaxalign.crossed_bootstrap import crossed_bootstrap
-from jaxalign.statistics import benjamini_hochberg, holm, mcnemar_exact
+from jaxalign.statistics import benjamini_hochberg, crossed_bootstrap, holm, mcnemar_exact
 
 GRIDS, LANGUAGES, ROWS = 1000, 20, 60
 ALPHA = 0.05

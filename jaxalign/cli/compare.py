@@ -5,20 +5,16 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from jaxalign.cli.provenance import command
-from jaxalign.errors import InputError
+from jaxalign.configuration import command
 from jaxalign.files import local_path
-from jaxalign.reporting.gain_files import plain_text, write_files
-from jaxalign.reporting.gains import measure_gains
-from jaxalign.reporting.tables import compare as pair
+from jaxalign.reporting.compare import compare as compared
+from jaxalign.reporting.text import plain_text, write_files
 
 
 def compare(config: ConfigDict, paths: Sequence[str]) -> None:
     """Prints the comparison of result folders and writes it to the folder `config.out`; by default the first AFTER."""
-    if len(paths) < 2:
-        raise InputError("compare takes two arguments or more: the result folders BEFORE and AFTER, and more AFTER")
     before, *afters = map(Path, paths)
-    gains = measure_gains(pair(before, *afters))
-    written = write_files(gains, local_path(config.out) if config.out else afters[0], command())
-    print(plain_text(gains))
+    comparison = compared(before, *afters)
+    written = write_files(comparison, local_path(config.out) if config.out else afters[0], command())
+    print(plain_text(comparison))
     print(f"\nwritten: {', '.join(map(str, written))}")

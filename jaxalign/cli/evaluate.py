@@ -6,70 +6,60 @@ from typing import Any, get_args
 import jax
 from ml_collections import ConfigDict
 
-from jaxalign.cli.loading import (
-    Model,
-    chosen_languages,
-    chosen_tasks,
-    evaluation_data,
-    load_model,
-    merged,
-    out_folder,
-    refuse_paths,
-    split_list,
-)
 from jaxalign.cli.open_answers import OPEN_TASKS, check_open_answers, evaluate_open_answers, open_tasks
-from jaxalign.cli.provenance import provenance
+from jaxalign.cli.settings import EvaluationData, chosen_languages, chosen_tasks, load_model, out_folder, split_list
+from jaxalign.configuration import provenance
+from jaxalign.data.check import warn_of_exemplars
 from jaxalign.data.prompts import PromptStyle, Variant, differences_table
-from jaxalign.data.tasks import TASKS, parse_rows, read_task_rows
-from jaxalign.data.validation import warn_of_exemplars
+from jaxalign.data.tasks import TASKS, parse_rows
 from jaxalign.errors import InputError
-from jaxalign.evaluation.cells import CellKey, GridData, cell_keys
-from jaxalign.evaluation.grid import evaluate_grid
-from jaxalign.evaluation.score_labels import Scorer
+from jaxalign.evaluation.cells import CellKey, GridData, cell_keys, label_cells
+from jaxalign.evaluation.grid import Grid, run_grid
+from jaxalign.evaluation.score import Scorer
 from jaxalign.files import write_text
 from jaxalign.holding import held
-from jaxalign.hosts import agree
-from jaxalign.metrics_log import tell
+from jaxalign.loading import Model, merged
+from jaxalign.log import tell
 from jaxalign.model.hub import model_name
-from jaxalign.reporting.models import check_of_one_model
+from jaxalign.reporting.folders import check_of_one_model
+from jaxalign.runtime import agree
 
 
 def evaluate(config: ConfigDict, paths: Sequence[str]) -> None:
     """Scores every task in every language and writes the records to `config.out`."""
-    refuse_paths("evaluate", paths)
-    check_settings(config)
+    data = EvaluationData(config)
+    check_settings(config, data)
     with held(out_folder(config)):
-        evaluate_model(config, load_model(config))
+        evaluate_model(config, load_model(config), data)
 
 
-def check_settings(config: ConfigDict) -> None:
+def check_settings(config: ConfigDict, data: EvaluationData) -> None:
     """Refuses what would only fail once the model is loaded: other than settings, all cells must be wrong for that."""
     out_folder(config)
     prompt_style(config)
     if open_tasks(config):
         check_open_answers(config)
     if keys := chosen_cells(config):
-        errors = unreadable(config, keys)
+        errors = unreadable(config, data, keys)
         if len(errors) == len(keys):
             raise errors[0]
 
 
-def unreadable(config: ConfigDict, keys: Sequence[CellKey]) -> list[InputError]:
+def unreadable(config: ConfigDict, data: EvaluationData, keys: Sequence[CellKey]) -> list[InputError]:
     """What is wrong with the data of those cells that cannot be read; of the others' exemplars there are warnings."""
-    folder, exemplars = evaluation_data(config)
     errors, cells = [], {}
     for key in keys:
         try:
-            rows = read_task_rows(folder, TASKS[key.task], key.language, "test", parse_rows(config.rows))
-            exemplars.of(key.task, key.language)
+            rows = data.tasks.rows(TASKS[key.task], key.language, parse_rows(config.rows))
+            data.exemplars.of(key.task, key.language)
             cells[key.task, key.language] = rows
         except InputError as error:
             errors.append(error)
-    warn_of_exemplars(exemplars, cells.values())
+    warn_of_exemplars(data.exemplars, cells.values())
     return errors
 
 
-def evaluate_model(config: ConfigDict, model: Model) -> None:
+def evaluate_model(config: ConfigDict, model: Model, data: EvaluationData) -> None:
     """`evaluate` with a model at hand, its adapter merged into the base weights as in the study."""
     agree("the settings", config.to_dict())
     if jax.process_index() == 0:
@@ -78,7 +68,7 @@ def evaluate_model(config: ConfigDict, model: Model) -> None:
     with held(out_folder(config)):
         ready = merged(model, config.param_dtype)
         if chosen_cells(config):
-            failures += evaluate_labels(config, ready, settings(config, model))["failures"]
+            failures += evaluate_labels(config, ready, data, settings(config, model))["failures"]
         if open_tasks(config):
             failures += evaluate_open_answers(config, ready, settings(config, model))["failures"]
     tell(f"records: {config.out}")
@@ -90,26 +80,32 @@ def evaluate_model(config: ConfigDict, model: Model) -> None:
         )
 
 
-def evaluate_labels(config: ConfigDict, model: Model, settings: Mapping[str, Any]) -> dict[str, Any]:
+def evaluate_labels(
+    config: ConfigDict, model: Model, data: EvaluationData, settings: Mapping[str, Any]
+) -> dict[str, Any]:
     """Scores the label tasks into `config.out`, tells a line per cell, and returns the content of `results.json`."""
-    folder, exemplars = evaluation_data(config)
-    data = GridData(folder, exemplars, model.tokenizer, parse_rows(config.rows), prompt_style(config), config.seed)
-    results = evaluate_grid(
-        out_folder(config),
+    asked = grid_data(config, data, model)
+    results = run_grid(
+        Grid(out_folder(config)),
+        label_cells(asked, chosen_cells(config)),
         Scorer(model.decoder, model.variables, model.mesh, config.batch_tokens),
         model.variables,
-        data,
-        chosen_cells(config),
         settings=settings,
         description={**settings, "tuned_on": model.tuned_on, "bos": model.tokenizer.bos, **provenance(config)},
     )
-    if data.style == "mended" and jax.process_index() == 0:
-        write_text(out_folder(config) / "mended_prompts.md", differences_table(exemplars))
+    if asked.style == "mended" and jax.process_index() == 0:
+        write_text(out_folder(config) / "mended_prompts.md", differences_table(data.exemplars))
     for cell in results["cells"]:
         tell(line_of(cell))
     for failure in results["failures"]:
         tell(f"{failure['task']:8} {failure['language']}  {failure['variant']} failed: {failure['error']}")
     return results
+
+
+def grid_data(config: ConfigDict, data: EvaluationData, model: Model) -> GridData:
+    """What the cells of the grid are asked."""
+    rows, style = parse_rows(config.rows), prompt_style(config)
+    return GridData(data.tasks, data.exemplars, model.tokenizer, rows, style, config.seed)
 
 
 def line_of(cell: Mapping[str, Any]) -> str:

@@ -1,42 +1,84 @@
-"""`jaxalign export`: what a run has tuned, for other libraries."""
+"""`jaxalign export` and `verify`: what a run has tuned, for other libraries, and how far they read it as we do.
 
+An export is compared as it was written: our reader and the independent path (transformers and peft, run by torch) both
+read the folder, and what it was made from is compared with it beside that. `certificate.json` says what was found.
+"""
+
+import hashlib
+import math
 import os
 import shutil
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from huggingface_hub import metadata_load
 from ml_collections import ConfigDict
 
-from jaxalign.cli.certificate import certify
-from jaxalign.cli.loading import (
+from jaxalign.cli.settings import load_model, out_folder
+from jaxalign.configuration import changed, command, installed_versions
+from jaxalign.data.fields import read_object
+from jaxalign.data.languages import LANGUAGES
+from jaxalign.data.tasks import TASKS, read_task_rows
+from jaxalign.data.tokenizer import Tokenizer
+from jaxalign.errors import InputError
+from jaxalign.files import (
+    MINI,
+    AnyPath,
+    check_writable,
+    local_path,
+    path_of,
+    published,
+    read_json,
+    sha256_of,
+    whole_folder,
+    write_json,
+    write_text,
+)
+from jaxalign.loading import (
     PARAM_DTYPES,
     Model,
-    load_model,
+    chosen,
     merged,
     model_path,
-    out_folder,
+    refuse_changed,
     with_adapter,
     with_stored_base,
 )
-from jaxalign.cli.provenance import command, versions
-from jaxalign.cli.verify import refuse_faults, verdict
-from jaxalign.errors import InputError
-from jaxalign.files import AnyPath, path_of, read_json, whole_folder, write_json, write_text
-from jaxalign.metrics_log import say
-from jaxalign.model.fingerprint import weights_sha256
-from jaxalign.model.hf_config import decoder_name
-from jaxalign.model.hf_weights import save_params
-from jaxalign.model.hub import TOKENIZER_FILES, hub_id, model_name
-from jaxalign.model.peft_adapters import save_adapter
+from jaxalign.log import say
+from jaxalign.model.config import decoder_name
+from jaxalign.model.gguf import open_gguf
+from jaxalign.model.hub import TOKENIZER_FILES, HubId, hub_id, model_name
+from jaxalign.model.lora import LoraConfig
+from jaxalign.model.peft import save_adapter
 from jaxalign.model.quantised import SCHEMES
-from jaxalign.reporting.model_card import base_licence, check_recorded, model_card
-from jaxalign.reporting.results import read_results
-from jaxalign.reporting.runs import TrainingRun, read_run
+from jaxalign.model.transformer import Decoder
+from jaxalign.model.weights import save_params, stored_types, weights_sha256
+from jaxalign.reporting.card import check_recorded, model_card
+from jaxalign.reporting.folders import TrainingRun, read_results, read_run
 from jaxalign.training.checkpoint import read_adapter, read_trained
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+NOT_CHECKED = "not checked"
+ROWS, POSITIONS = 4, 64
+BOUNDS = {"float32": 2e-4, "float16": 2e-2, "bfloat16": 1e-1}
+"""Largest difference allowed, as a share of the largest logit, by what the weights of one side were rounded to.
+
+In float32 the two sides add the same numbers in another order, which makes 8e-6 of SmolLM2-135M's largest logit and
+2e-5 of Gemma 3 270M's; rounding their weights to bfloat16 makes 1.3e-2 and 6e-3.
+"""
+REASON = (
+    "a share of the largest logit: 2e-4 in float32, where both sides add the same numbers in another order (measured: "
+    "8e-6 to 2e-5); of merged weights that are rounded to bfloat16 1e-1 (measured: 6e-3 to 1.3e-2), to float16 2e-2"
+)
 
 
 def export(config: ConfigDict, paths: Sequence[str]) -> None:
@@ -45,42 +87,43 @@ def export(config: ConfigDict, paths: Sequence[str]) -> None:
     Further paths are evaluations (of the run, of its base) whose scores the card shows. An export that does not hold
     against the independent path leaves nothing behind.
     """
-    if not paths:
-        raise InputError("export takes the run that train wrote, and folders of results for its model card")
     run, results = path_of(paths[0]), [read_results(Path(path)) for path in paths[1:]]
     if not (run / "checkpoints").is_dir():
         raise InputError(f"{run}: not a run folder (no checkpoints/ in it); name a folder that train wrote")
     record = read_run(run)
     check_recorded(record)
     out = out_folder(config)
-    config = config.copy_and_resolve_references()
+    is_adapter = chosen("format", config.format, {"peft": True, "merged": False})
     base = base_model(config, record)
     named = name_from(out, base)
-    config.adapter = paths[0]
     with whole_folder(out) as folder:
-        match config.format:
-            case "peft":
-                export_adapter(config, run, base, named, folder)
-            case "merged":
-                export_model(config, run, folder)
-            case other:
-                raise InputError(f"--config.format={other}: choose peft or merged")
-        certificate = certify(folder, config)
+        if is_adapter:
+            lora, tree = read_adapter(run)
+            config = changed(config, model=config.model or base)
+            place = place_here(config.model)
+            decoder = decoder_name(place) if place else record.document.get("decoder", "model")
+            save_adapter(folder, tree, lora, named, decoder)
+        else:
+            export_model(config, run, folder)
+            place = place_here(config.model)
+        certificate = certify(folder, changed(config, adapter=paths[0]))
         refuse_faults(certificate, out, "nothing was written")
         write_json(folder / "certificate.json", certificate)
+        hub = hub_id(named) or HubId(named, None)
         card = model_card(
             out.name,
             record,
             results,
-            base=named,
-            is_adapter=config.format == "peft",
-            licence=stated_licence(config.model),
-            check=verdict(certificate),
+            hub.repo,
+            hub.revision,
+            is_adapter=is_adapter,
+            licence=stated_licence(place) if place else None,
+            check=outcome(certificate),
             command=command(),
         )
         write_text(folder / "README.md", card)
-    print(f"{'adapter' if config.format == 'peft' else 'model'}: {out}\n{verdict(certificate)}")
-    if config.format == "peft" and not on_hub(named):
+    print(f"{'adapter' if is_adapter else 'model'}: {out}\n{outcome(certificate)}")
+    if is_adapter and not on_hub(named):
         say(
             f"the adapter names its base {named}, a place that others do not have; --config.model=ORG/NAME names it on "
             "the hub, once its weights are known to be the same"
@@ -97,15 +140,14 @@ def base_model(config: ConfigDict, record: TrainingRun) -> str:
     if tuned.lora is None:
         return name  # all weights are the run's own
     stored, device = settings["param_dtype"], record.document["versions"].get("device")
-    if stored in SCHEMES and device != versions()["device"]:
+    if stored in SCHEMES and device != installed_versions()["device"]:
         say(
             f"model={name}: not compared with {recorded}, whose {stored} weights were made on another device ({device})"
         )
         return name
-    copy = config.copy_and_resolve_references()
     # A base that is stored in several types is recorded as, say, bfloat16+float32: auto reads it so again.
-    copy.update(adapter="", dtype=settings["dtype"], param_dtype=stored if stored in PARAM_DTYPES else "auto")
-    model = with_stored_base(load_model(copy.lock(), quantised=True), stored)
+    types = {"dtype": settings["dtype"], "param_dtype": stored if stored in PARAM_DTYPES else "auto"}
+    model = with_stored_base(load_model(changed(config, adapter="", **types), quantised=True), stored)
     if weights_sha256(model.params) != tuned.fingerprint.get("model"):
         raise InputError(
             f"model={name}: not the weights that {record.folder} tuned, those of {recorded}; name a copy of that model"
@@ -129,22 +171,30 @@ def name_from(out: Path, model: str) -> str:
     return path.name if common in home.parents else os.path.relpath(path, out.absolute())
 
 
-def export_adapter(config: ConfigDict, run: AnyPath, base: str, named: str, folder: Path) -> None:
-    """The adapter as a PEFT folder of its base; `config.model` is that base, where it is not set."""
-    lora, tree = read_adapter(run)
-    config.model = config.model or base
-    save_adapter(folder, tree, lora, named, decoder_of(config.model, run))
-
-
-def decoder_of(model: str, run: AnyPath) -> str:
-    """What other libraries call the decoder of a model; as the run has it, where the model is not here."""
+def place_here(model: str) -> Path | None:
+    """Where a model lies; None where it is not here, which an adapter can do without."""
     try:
         path = model_path(model)
     except InputError:
-        path = None
-    if path is not None and path.exists():
-        return decoder_name(path)
-    return read_run(run).document.get("decoder", "model")
+        return None
+    return path if path.exists() else None
+
+
+def stated_licence(model: Path) -> str | None:
+    """The licence that a model states: a folder in its card's front matter or by a LICENSE file, a GGUF file in its
+    metadata. None if it states none."""
+    if model.is_file():
+        stated = open_gguf(model).metadata.get("general.license")
+        return stated if isinstance(stated, str) else None
+    if (model / "README.md").is_file():
+        try:
+            facts = metadata_load(model / "README.md") or {}
+        except Exception:  # whatever YAML makes of a card that others wrote
+            facts = {}
+        if isinstance(stated := facts.get("license"), str):
+            return stated
+    files = sorted(file.name for file in model.glob("LICEN[SC]E*") if file.is_file())
+    return f"other ({files[0]})" if files else None
 
 
 def export_model(config: ConfigDict, run: AnyPath, folder: Path) -> None:
@@ -152,25 +202,15 @@ def export_model(config: ConfigDict, run: AnyPath, folder: Path) -> None:
     folder; weights in `config.param_dtype` or, for auto, each in the type that the base stores it in."""
     if config.param_dtype in SCHEMES:
         raise InputError(
-            f"--config.param_dtype={config.param_dtype} with --config.format=merged: merged weights are written as "
-            "float32, bfloat16 or float16"
+            f"param_dtype={config.param_dtype} with format=merged: merged weights are written as float32, bfloat16 or "
+            "float16"
         )
-    base = config.copy_and_resolve_references()
-    base.adapter = ""
-    model = load_model(base)
+    model = load_model(changed(config, adapter=""))
     types = jax.tree.map(lambda leaf: leaf.dtype, model.params)
     model = merged(with_adapter(model, run), config.param_dtype)
     save_tokenizer(model, folder)
     params = jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), model.params, types)
     save_params(folder, params, model.config, token_ids(model))
-
-
-def stated_licence(model: str) -> str | None:
-    """What the base model's folder says; None where it is not here, which an adapter can do without."""
-    try:
-        return base_licence(model_path(model))
-    except InputError:
-        return None
 
 
 def save_tokenizer(model: Model, folder: Path) -> None:
@@ -193,3 +233,257 @@ def token_ids(model: Model) -> dict[str, Any]:
     else:
         known = {name: getattr(model.tokenizer.backend, name) for name in TOKEN_IDS}
     return {name: known[name] for name in TOKEN_IDS if known.get(name) is not None}
+
+
+def verify(config: ConfigDict, paths: Sequence[str]) -> None:
+    """Writes certificate.json of a PEFT folder or a model folder into it, or to `config.out`; faults are an error, and
+    so are files that are not those of the certificate that lies there, which stays where nothing can be compared."""
+    folder = Path(paths[0])
+    if not any((folder / name).is_file() for name in ("adapter_config.json", "config.json")):
+        raise InputError(f"{folder}: no adapter_config.json and no config.json; name a PEFT folder or a model folder")
+    refuse_changed(folder)
+    written = (local_path(config.out) if config.out else folder) / "certificate.json"
+    check_writable(written.parent)
+    certificate = certify(folder, config)
+    if certificate["holds"] == NOT_CHECKED and written.is_file():
+        print(f"{outcome(certificate)}; {written} stays as it is")
+        return
+    write_json(written, certificate)
+    refuse_faults(certificate, folder, f"see {written}")
+    print(f"{outcome(certificate)}\ncertificate: {written}")
+
+
+def refuse_faults(certificate: Mapping[str, Any], folder: Path, advice: str) -> None:
+    """InputError where a certificate does not hold."""
+    if certificate["holds"] is False:
+        raise InputError(f"{folder}: does not hold: {'; '.join(certificate['faults'])}; {advice}")
+
+
+def outcome(certificate: Mapping[str, Any]) -> str:
+    """A certificate in one line."""
+    if certificate["holds"] == NOT_CHECKED:
+        return f"{NOT_CHECKED}: {certificate['reason']}"
+    found = certificate["logits"]
+    libraries = ", ".join(f"{name} {version}" for name, version in certificate["independent"].items())
+    return (
+        f"logits differ from those of {libraries} by {found['largest_difference']:.2g} at most "
+        f"({found['mean_difference']:.2g} on average; {found['bound']:.2g} is allowed)"
+    )
+
+
+def certify(folder: Path, config: ConfigDict) -> dict[str, Any]:
+    """The certificate of a PEFT folder, or of a model folder, as certificate.json holds it.
+
+    `config.model` is the base of a PEFT folder (if unset, the model that the folder names). `config.adapter`, where
+    set, is the run that the folder was made from, on `config.model`.
+
+    Its `holds` is true, false (`faults` says why) or "not checked" (`reason` says why).
+    """
+    is_adapter = (folder / "adapter_config.json").is_file()
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    hashes = {file.name: sha256_of(file) for file in files if file.name not in ("certificate.json", "README.md")}
+    document: dict[str, Any] = {
+        "kind": "adapter" if is_adapter else "model",
+        "files": hashes,
+        "versions": installed_versions(),
+    }
+    if is_adapter:
+        lora, base = recorded_adapter(folder)
+        config = changed(config, model=config.model or base)
+        document |= {"base_model": published(config.model), "adapter": lora}
+    if (reason := why_not_checked(config.model if is_adapter else None)) is not None:
+        return document | {"holds": NOT_CHECKED, "reason": published(reason)}
+    config = changed(config, dtype="float32", param_dtype="float32")
+    document |= compared_adapter(folder, config) if is_adapter else compared_model(folder, config)
+    faults = faults_of(document)
+    return document | {"holds": not faults, "faults": faults, "bound": REASON}
+
+
+def recorded_adapter(folder: Path) -> tuple[dict[str, Any], str]:
+    """What adapter_config.json says: the facts of the adapter, and its base, by its place seen from there or from here,
+    or on the hub with its revision; "" where it names none."""
+    where = folder / "adapter_config.json"
+    document = read_object(where)
+    try:
+        rslora, dora = (bool(document.get(key)) for key in ("use_rslora", "use_dora"))
+        lora = LoraConfig(document["r"], document["lora_alpha"], document["target_modules"], rslora, dora)
+        facts = adapter_facts(lora)
+    except (KeyError, TypeError):
+        raise InputError(f"{where}: no LoRA adapter (r, lora_alpha, target_modules)") from None
+    name, revision = document.get("base_model_name_or_path") or "", document.get("revision")
+    if not isinstance(name, str) or not isinstance(revision, str | None):
+        raise InputError(f"{where}: base_model_name_or_path {name!r} names no model")
+    if name and (folder / name).exists():
+        return facts, str(folder / name)
+    return facts, f"{name}@{revision}" if revision else name
+
+
+def adapter_facts(lora: LoraConfig) -> dict[str, Any]:
+    """Rank, alpha, scale and kind."""
+    return asdict(lora) | {"scale": lora.scale}
+
+
+def why_not_checked(base_model: str | None) -> str | None:
+    """Why a folder cannot be compared on this machine; None if it can. A model folder has no `base_model`."""
+    if not all(find_spec(name) for name in ("torch", "peft")):
+        return "torch and peft are needed: pip install 'jaxalign[verify]'"
+    if base_model is None:
+        return None
+    if not base_model:
+        return "the adapter names no base; name it with --config.model="
+    try:
+        base = model_path(base_model)
+    except InputError as error:
+        return str(error)
+    if base.is_file():
+        return f"{base}: adapters of a GGUF file are not compared; export with --config.format=merged to have it done"
+    return None if base.is_dir() else f"{base}: no such folder; name the base with --config.model="
+
+
+def compared_adapter(folder: Path, config: ConfigDict) -> dict[str, Any]:
+    """The comparisons of a PEFT folder on its base."""
+    base = load_model(changed(config, adapter=""))
+    exported, tokens = with_adapter(base, folder), some_tokens(base.tokenizer)
+    logits = logits_of(exported, tokens)
+    assert exported.adapter is not None
+    document = {
+        "adapter": adapter_facts(exported.adapter.lora),
+        "base_model": published(model_name(base.path)),
+        "effect_of_the_adapter": difference(logits_of(base, tokens), logits),
+        "merged_against_adapter": difference(logits_of(merged(exported, "float32"), tokens), logits, "float32"),
+        **facts_of_tokenizer(base.tokenizer),
+    }
+    if config.adapter:
+        source = logits_of(with_adapter(base, path_of(config.adapter)), tokens)
+        document["against_the_run"] = difference(logits, source, "float32")
+    return document | against(independent_run(base.path, folder, tokens), logits, base.config.tied_head)
+
+
+def compared_model(folder: Path, config: ConfigDict) -> dict[str, Any]:
+    """The comparisons of a model folder; with what it was merged from, where the config says."""
+    exported = load_model(changed(config, model=str(folder), adapter=""))
+    tokens, tied_head = some_tokens(exported.tokenizer), exported.config.tied_head
+    logits = logits_of(exported, tokens)
+    document = {"merged_against_adapter": NOT_CHECKED, **facts_of_tokenizer(exported.tokenizer)}
+    del exported  # one model at a time
+    if config.adapter:
+        source = load_model(config)
+        coarsest = max(stored_types(folder), key=lambda name: BOUNDS[name])
+        document |= {
+            "base_model": published(model_name(source.path)),
+            "merged_against_adapter": difference(logits, logits_of(source, tokens), coarsest),
+            "base_tokenizer": facts_of_tokenizer(source.tokenizer),
+        }
+        del source
+    return document | against(independent_run(folder, None, tokens), logits, tied_head)
+
+
+class Independent(NamedTuple):
+    """What the other libraries make of a folder: logits float32 [B, T, V], and the facts that they run it with."""
+
+    logits: np.ndarray
+    tied_head: bool
+    scale: float | None
+    """What peft multiplies A B with; None without an adapter."""
+    versions: dict[str, str]
+
+
+def independent_run(model: Path, adapter: Path | None, tokens: np.ndarray) -> Independent:
+    """The model folder, with the PEFT folder on it if there is one, applied to tokens int [B, T], in float32.
+
+    The one place of the package that imports torch and peft (the extra `verify`), and it does so only when asked.
+    """
+    import torch
+    import transformers
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    network: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.float32, attn_implementation="eager", local_files_only=True, trust_remote_code=False
+    )
+    head, embedding = network.get_output_embeddings(), network.get_input_embeddings()
+    tied = head.weight.data_ptr() == embedding.weight.data_ptr()
+    scale, names = None, ["transformers", "torch"]
+    if adapter is not None:
+        import peft
+        from peft.tuners.lora import LoraLayer
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft's use of transformers, not the folder
+            network = peft.PeftModel.from_pretrained(network, str(adapter), local_files_only=True)
+        # Several would be patterns, which our reader refuses.
+        (scale,) = {layer.scaling["default"] for layer in network.modules() if isinstance(layer, LoraLayer)}
+        names.append("peft")
+    with torch.no_grad():
+        logits = network.eval()(torch.from_numpy(tokens).long()).logits.numpy()
+    return Independent(logits, tied, scale, {name: metadata.version(name) for name in names})
+
+
+def against(independent: Independent, logits: np.ndarray, tied_head: bool) -> dict[str, Any]:
+    """Our logits and facts beside those of the independent path."""
+    return {
+        "logits": difference(logits, independent.logits, "float32"),
+        "tied_head": {"config": tied_head, "independent": independent.tied_head},
+        "independent_scale": independent.scale,
+        "independent": independent.versions,
+    }
+
+
+def faults_of(document: Mapping[str, Any]) -> list[str]:
+    """Why a compared folder is not what it should be; empty if it is."""
+    faults = []
+    for name in ("logits", "merged_against_adapter", "against_the_run"):
+        found = document.get(name, NOT_CHECKED)
+        # Written so that a difference that is no number is a fault.
+        if found != NOT_CHECKED and not found["largest_difference"] <= found["bound"]:
+            what = f"{found['largest_difference']:.3g}, where {found['bound']:.3g} is allowed"
+            faults.append(f"{name.replace('_', ' ')} differ by {what}")
+    tied = document["tied_head"]
+    if tied["config"] != tied["independent"]:
+        faults.append(f"the head is {'' if tied['config'] else 'not '}tied here, and not so in transformers")
+    scale = document["independent_scale"]
+    if scale is not None and not math.isclose(scale, document["adapter"]["scale"], rel_tol=1e-6):
+        faults.append(f"the update is scaled by {document['adapter']['scale']} here, and by {scale} in peft")
+    base = document.get("base_tokenizer", {})
+    return faults + [f"{name} is not that of the base" for name, value in base.items() if document[name] != value]
+
+
+def difference(ours: np.ndarray, theirs: np.ndarray, rounded_to: str | None = None) -> dict[str, float]:
+    """Largest and mean absolute difference of logits [B, T, V], and what is allowed where something is."""
+    if ours.shape != theirs.shape:
+        raise InputError(f"logits are {list(ours.shape)} here and {list(theirs.shape)} there: another vocabulary")
+    apart, largest = np.abs(ours - theirs), float(np.abs(theirs).max())
+    found = {
+        "largest_difference": float(apart.max()),
+        "mean_difference": float(apart.mean()),
+        "largest_logit": largest,
+    }
+    return found if rounded_to is None else found | {"bound": BOUNDS[rounded_to] * largest}
+
+
+def logits_of(model: Model, tokens: np.ndarray) -> np.ndarray:
+    """Float32 logits [B, T, V] of tokens [B, T]."""
+    return np.asarray(_logits(model.decoder, model.variables, jnp.asarray(tokens)))
+
+
+@partial(jax.jit, static_argnums=0)
+def _logits(decoder: Decoder, variables: Any, tokens: jax.Array) -> jax.Array:
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=tokens.dtype), tokens.shape)
+    output = decoder.apply(variables, tokens, positions, jnp.ones_like(tokens))
+    return decoder.apply(variables, output.hidden, method="logits")  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def some_tokens(tokenizer: Tokenizer) -> np.ndarray:
+    """int32 [ROWS, POSITIONS]: a review of the mini set in every language, one after the other."""
+    reviews = [read_task_rows(MINI, TASKS["emotion"], code, "test", slice(0, 1))[0] for code in LANGUAGES]
+    ids = [token for review in reviews for token in tokenizer.prompt_ids(" ".join(review.fields))]
+    return np.resize(np.array(ids, np.int32), (ROWS, POSITIONS))
+
+
+def facts_of_tokenizer(tokenizer: Tokenizer) -> dict[str, str | None]:
+    """Hashes by which two folders' tokenizers and chat templates can be told apart."""
+    template = tokenizer.backend.chat_template
+    return {
+        "tokenizer_sha256": tokenizer.fingerprint,
+        "chat_template_sha256": None if template is None else hashlib.sha256(str(template).encode()).hexdigest(),
+    }

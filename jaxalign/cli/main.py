@@ -9,111 +9,71 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxalign.errors import InputError, Preempted
-from jaxalign.reporting.escaping import one_line
+from jaxalign.reporting.words import one_line
 
-# Verb -> (module in jaxalign.cli and its function, arguments, one line of help).
+
+class Verb(NamedTuple):
+    """A module of jaxalign.cli and its function; the verb's arguments, and how many at least; a line of help."""
+
+    call: str
+    arguments: str
+    least: int
+    help_line: str
+
+
 VERBS = {
-    "demo": (
-        "demo.demo",
-        "",
-        "the whole path on the shipped question set: evaluate, tune, evaluate, probe, report, export",
+    "demo": Verb(
+        "demo.demo", "", 0, "the whole path on the shipped set: evaluate, tune, evaluate, probe, report, export"
     ),
-    "data build": ("data.build", "", "write translation examples made from a task's parallel rows to --config.out"),
-    "data validate": (
-        "data_check.validate",
-        "FILE...",
-        "every error of files of pairs, task files, data sets and data folders",
+    "data build": Verb("data.build", "", 0, "write translation examples made from a task's parallel rows"),
+    "data validate": Verb("data.validate", "FILE...", 1, "every error of files of pairs, task files and data folders"),
+    "data describe": Verb("data.describe", "FILE...", 1, "lengths, scripts, doubles and test rows of question pairs"),
+    "data import": Verb("data.import_clone", "CLONE OUT", 2, "take the study's data from a clone of its repository"),
+    "train": Verb("train.train", "[PAIRS ...]", 0, "tune on question pairs, of files or built from --config.data"),
+    "evaluate": Verb("evaluate.evaluate", "", 0, "score labels on the tasks' test rows"),
+    "probe": Verb("probe.probe", "", 0, "logit lens, PCA, neurons and more on the emotion task's test rows"),
+    "neurons": Verb("probe.neurons", "FILE", 1, "language neurons from the counts of --config.probes=neurons"),
+    "compare": Verb("compare.compare", "BEFORE AFTER...", 2, "gains with tests and intervals, from result folders"),
+    "report": Verb(
+        "report.report", "FOLDER | BEFORE AFTER...", 1, "one HTML file of results before and after, of probes"
     ),
-    "data describe": (
-        "data_check.describe",
-        "FILE...",
-        "counts, lengths, scripts, doubles, test rows and label words of question pairs, also to --config.out",
-    ),
-    "data import": ("data.import_clone", "CLONE OUT", "take the study's data from a clone of its repository"),
-    "train": (
-        "train.train",
-        "[PAIRS ...]",
-        "tune on question pairs (files, or built from --config.data) into --config.out",
-    ),
-    "evaluate": ("evaluate.evaluate", "", "score labels on the tasks' test rows into --config.out"),
-    "probe": ("probe.probe", "", "logit lens, PCA, neurons on the emotion task's test rows into --config.out"),
-    "neurons": (
-        "neurons.neurons",
-        "FILE",
-        "language neurons from counts (of `probe --config.probes=neurons`) into --config.out",
-    ),
-    "compare": (
-        "compare.compare",
-        "BEFORE AFTER...",
-        "gains with tests and intervals from result folders, as tables into --config.out (or AFTER)",
-    ),
-    "report": (
-        "report.report",
-        "FOLDER | BEFORE AFTER...",
-        "one HTML file, of a probed folder or of results before and after, at --config.out (or in it, or AFTER)",
-    ),
-    "plan": ("plan.plan", "", "whether a step fits the TPU slices of --config.topology, compiled without a chip"),
-    "export": (
-        "export.export",
-        "RUN [RESULTS ...]",
-        "write a run's adapter, or the model tuned by it, to --config.out, with a certificate and a model card",
-    ),
-    "verify": ("verify.verify", "PATH", "compare an exported folder with transformers and peft: PATH/certificate.json"),
+    "plan": Verb("plan.plan", "", 0, "whether a step fits the TPU slices of --config.topology, without a chip"),
+    "export": Verb("export.export", "RUN [RESULTS ...]", 1, "an adapter or tuned model, with certificate and card"),
+    "verify": Verb("export.verify", "PATH", 1, "compare an exported folder with transformers and peft"),
 }
-
+FROM_FILES = ("compare", "report")
+"""The verbs that compute nothing with jax, whose import takes a second."""
 TOGETHER = ("train", "evaluate", "probe")
 """The verbs that several processes do together, one a host."""
 
 
 def usage() -> str:
     """The text of `jaxalign --help`."""
-    rows = [(f"{verb} {arguments}".strip(), help_line) for verb, (_, arguments, help_line) in VERBS.items()]
+    rows = [(f"{name} {verb.arguments}".strip(), verb.help_line) for name, verb in VERBS.items()]
     width = max(len(call) for call, _ in rows)
     lines = "\n".join(f"  {call:{width}}  {help_line}" for call, help_line in rows)
     return (
         "usage: jaxalign VERB [files and runs] [--config=NAME_OR_FILE] [--config.key=value ...]\n\n"
         f"{lines}\n\n"
         "Files and runs are positional, settings are config keys; `jaxalign VERB --help` lists them with values.\n"
+        "Results go to --config.out; those of compare and report, where it is not set, to AFTER.\n"
         "--debug shows the traceback of an error, --version which jaxalign this is."
     )
 
 
-def verb_usage(verb: str, flags: Sequence[str]) -> str:
-    """The text of `jaxalign VERB --help`: every key, its value under the config that the flags choose, its meaning."""
-    from jaxalign.cli.configuration import config_from_flags, key_comments, leaves
-
-    _, arguments, help_line = VERBS[verb]
-    values = dict(leaves(config_from_flags(flags, default_config(verb))))
-    settings = {key: f"--config.{key}={values[key]}" for key in key_comments()}
-    width = max(map(len, settings.values()))
-    keys = "\n".join(f"  {setting:{width}}  {key_comments()[key]}".rstrip() for key, setting in settings.items())
-    return f"jaxalign {verb} {arguments}".strip() + f"\n  {help_line}\n\n{keys}"
-
-
-def default_config(verb: str) -> str:
-    """The shipped config that a verb starts from where `--config=` names none."""
-    return "demo" if verb == "demo" else "base"
-
-
 def split_verb(words: Sequence[str]) -> tuple[str, list[str]]:
-    """The verb that the words begin with, and the words after it."""
-    for size in (2, 1):
-        verb = " ".join(words[:size])
-        if verb in VERBS:
-            return verb, list(words[size:])
-    if family := family_of(words[0]):
-        raise InputError(f"{' '.join(words[:2])}: no such verb; there are {', '.join(family)}")
-    near = difflib.get_close_matches(words[0], VERBS, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise InputError(f"{words[0]}: no such verb; {hint}jaxalign --help lists them")
-
-
-def family_of(word: str) -> list[str]:
-    """The verbs of two words that begin with this one."""
-    return [verb for verb in VERBS if verb.startswith(f"{word} ")]
+    """The verb that the words begin with, and the words after it, as many as it takes."""
+    name = next((name for name in (" ".join(words[:2]), words[0]) if name in VERBS), None)
+    if name is None:
+        if family := [verb for verb in VERBS if verb.startswith(f"{words[0]} ")]:
+            raise InputError(f"{' '.join(words[:2])}: no such verb; there are {', '.join(family)}")
+        near = difflib.get_close_matches(words[0], VERBS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(f"{words[0]}: no such verb; {hint}jaxalign --help lists them")
+    return name, list(words[len(name.split()) :])
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -128,35 +88,42 @@ def run(arguments: Sequence[str]) -> None:
     flags = [flag for flag in flags if flag not in ("-h", "--help", "--debug")]
     if not words and flags:
         raise InputError(f"{flags[0]}: a verb is missing; jaxalign --help lists them")
-    if not words or (wants_help and len(words) == 1 and family_of(words[0])):
+    if not words or (wants_help and words == ["data"]):
         print(usage())
         return
-    verb, paths = split_verb(words)
-    paths = [os.path.expanduser(path) for path in paths]  # as records name them
+    name, paths = split_verb(words)
+    from jaxalign.configuration import config_from_flags, key_comments, leaves
+
+    config, verb = config_from_flags(flags, "demo" if name == "demo" else "base"), VERBS[name]
     if wants_help:
-        print(verb_usage(verb, flags))
+        values = dict(leaves(config))
+        settings = {f"--config.{key}={values[key]}": comment for key, comment in key_comments().items()}
+        width = max(map(len, settings))
+        keys = "\n".join(f"  {setting:{width}}  {comment}".rstrip() for setting, comment in settings.items())
+        print(f"jaxalign {name} {verb.arguments}".strip() + f"\n  {verb.help_line}\n\n{keys}")
         return
-    from jaxalign import hosts, runtime
-    from jaxalign.cli.configuration import config_from_flags
+    if len(paths) < verb.least or (len(paths) > verb.least and "..." not in verb.arguments):
+        raise InputError(
+            f"{' '.join(paths) or name}: {name} takes {verb.arguments or 'no arguments'}, and --config.key=value"
+        )
+    module, function = verb.call.split(".")
+    paths = [os.path.expanduser(path) for path in paths]  # as records name them
+    if name in FROM_FILES:
+        getattr(importlib.import_module(f"jaxalign.cli.{module}"), function)(config, paths)
+        return
+    from jaxalign import runtime
 
-    config = config_from_flags(flags, default_config(verb))
     if "--debug" not in arguments:
-        quieten()
-    runtime.start(waits_for_notice=verb == "train")
-    if verb not in TOGETHER:
-        hosts.alone(f"jaxalign {verb}")
-    module, function = VERBS[verb][0].split(".")
+        # Libraries print errors of their threads, page after page, and raise them, too.
+        for logger in ("absl", "asyncio", "concurrent.futures"):
+            logging.getLogger(logger).setLevel(logging.CRITICAL)
+        # Of no object: what tensorstore's threads tell an event loop that is closed.
+        sys.unraisablehook = lambda told: None if told.object is None else sys.__unraisablehook__(told)
+    runtime.start(waits_for_notice=name == "train")
+    if name not in TOGETHER:
+        runtime.alone(f"jaxalign {name}")
     getattr(importlib.import_module(f"jaxalign.cli.{module}"), function)(config, paths)
-    hosts.wait_for_all()
-
-
-def quieten() -> None:
-    """Keeps to themselves what libraries print of errors in their threads, page after page: they raise them, too."""
-
-    for name in ("absl", "asyncio", "concurrent.futures"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    # Of no object: what tensorstore's threads tell an event loop that is closed.
-    sys.unraisablehook = lambda told: None if told.object is None else sys.__unraisablehook__(told)
+    runtime.wait_for_all()
 
 
 def main() -> int:

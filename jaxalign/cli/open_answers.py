@@ -6,26 +6,23 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxalign.cli.configuration import check_type, leaves, load_config
 from jaxalign.cli.data import gather_pairs
-from jaxalign.cli.loading import Model, chosen_languages, out_folder, rendering, split_list
-from jaxalign.cli.provenance import provenance
-from jaxalign.data.batches import fit_pairs, round_up, split_heldout
-from jaxalign.data.folders import data_folder
+from jaxalign.cli.settings import chosen_languages, out_folder, rendering, split_list
+from jaxalign.configuration import provenance, recorded_config
+from jaxalign.data.batches import fit_pairs, split_heldout
+from jaxalign.data.fields import array, field
 from jaxalign.data.math_problems import MATH_LANGUAGES, MATH_TASKS, read_problems
-from jaxalign.data.pair_files import read_pairs
-from jaxalign.data.pairs import QuestionPair
+from jaxalign.data.pairs import QuestionPair, read_pairs
 from jaxalign.data.tasks import parse_rows
-from jaxalign.data.templates import render_all, resolve_template
-from jaxalign.data.tokenizer import Tokenizer
+from jaxalign.data.tokenizer import Tokenizer, render_all, resolve_template
 from jaxalign.errors import InputError
 from jaxalign.evaluation.generate import Generator
-from jaxalign.evaluation.open_answers import evaluate_open
+from jaxalign.evaluation.grid import open_grid, run_grid
 from jaxalign.evaluation.open_cells import TRANSLATION, OpenCell, math_cell, translation_cells
-from jaxalign.files import AnyPath, path_of
-from jaxalign.metrics_log import tell
-from jaxalign.reporting.fields import field, texts
-from jaxalign.reporting.runs import read_run_document
+from jaxalign.files import AnyPath, data_folder, path_of
+from jaxalign.loading import Model
+from jaxalign.log import tell
+from jaxalign.reporting.folders import read_run_document
 from jaxalign.training.checkpoint import read_trained
 
 OPEN_TASKS = (*MATH_TASKS, TRANSLATION)
@@ -59,13 +56,11 @@ def evaluate_open_answers(config: ConfigDict, model: Model, settings: Mapping[st
       The content of `open_results.json`; its "failures" lists the cells that could not be decoded.
     """
     cells = [cell for task in open_tasks(config) for cell in cells_of(config, task, model)]
-    rows = round_up(config.generate.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
-    results = evaluate_open(
-        out_folder(config),
-        Generator(model.decoder, model.variables, model.mesh, rows),
-        model.variables,
-        model.tokenizer,
+    results = run_grid(
+        open_grid(out_folder(config)),
         cells,
+        Generator(model.decoder, model.variables, model.mesh, config.generate.batch_size),
+        model.variables,
         settings=settings,
         description={**settings, "tuned_on": model.tuned_on, "bos": model.tokenizer.bos, **provenance(config)},
     )
@@ -148,7 +143,7 @@ def heldout_pairs(run: AnyPath, tokenizer: Tokenizer) -> list[QuestionPair]:
             "name files in --config.pairs"
         )
     config = recorded_config(field(document, "config", dict, where), f"{where}, config")
-    pairs = gather_pairs(config, texts(document, "files", where))
+    pairs = gather_pairs(config, array(document, "files", str, where))
     template = field(document, "template", str, where)
     fitted = fit_pairs(render_all(pairs, template, tokenizer), config.batch.length, config.batch.too_long)
     kept, heldout = split_heldout(len(fitted.pairs), config.heldout, config.seed)
@@ -160,18 +155,3 @@ def heldout_pairs(run: AnyPath, tokenizer: Tokenizer) -> list[QuestionPair]:
     if not len(heldout):
         raise InputError(f"{run}: it held no pair out (heldout=0); name files in --config.pairs")
     return [pairs[fitted.kept[index]] for index in heldout]
-
-
-def recorded_config(recorded: Mapping[str, Any], where: str) -> ConfigDict:
-    """The base config with what a run recorded of its own: a run of an older version may lack keys, or have others."""
-    config = load_config("base")
-    try:
-        own = dict(leaves(ConfigDict(recorded)))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{where}: {error}; is it what train wrote?") from None
-    # Stages are recorded as one run each.
-    known = {key: value for key, value in leaves(config) if key in own and key != "stages"}
-    for key, value in known.items():
-        check_type(key, own[key], value, where)
-    config.update_from_flattened_dict({key: own[key] for key in known})
-    return config

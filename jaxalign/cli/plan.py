@@ -1,37 +1,31 @@
 """`jaxalign plan`: whether a step fits TPU slices, and how fast it could be there."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxalign import files, runtime
-from jaxalign.cli.loading import DTYPES, PARAM_DTYPES, dtype_named, refuse_paths, split_list
-from jaxalign.cli.stages import settings_of_stages
-from jaxalign.cli.train import check_train_settings, lora_config, step_configs
-from jaxalign.data.batches import BatchLayout, round_up
+from jaxalign.cli.settings import split_list
+from jaxalign.cli.train import Tuning, stage_configs, tuning_of
+from jaxalign.data.batches import round_up
 from jaxalign.errors import InputError
-from jaxalign.evaluation.score_labels import SHORTEST_ROW
-from jaxalign.metrics_log import say
+from jaxalign.evaluation.score import SHORTEST_ROW
+from jaxalign.log import say
 from jaxalign.model import architectures
-from jaxalign.model.config import ModelConfig
+from jaxalign.model.config import ModelConfig, declared_type, read_config
 from jaxalign.model.gguf import gguf_types, read_gguf_config
-from jaxalign.model.hf_config import declared_type, read_config
-from jaxalign.model.hf_weights import stored_types
 from jaxalign.model.hub import CONFIG_FILES, local_model
-from jaxalign.planning.advice import advice
-from jaxalign.planning.chips import parse_slice
-from jaxalign.planning.compiler import facts_of, versions
-from jaxalign.planning.job import PROGRAMS, Job
-from jaxalign.planning.plan import lines, make_plan
-from jaxalign.planning.search import search
-from jaxalign.planning.table import smallest_that_fits, table
+from jaxalign.model.weights import stored_types
+from jaxalign.planning.chips import PROGRAMS, Job, parse_slice
+from jaxalign.planning.compile import facts_of, versions
+from jaxalign.planning.plan import advice, lines, make_plan, search, smallest_that_fits, table
 
 
 def plan(config: ConfigDict, paths: Sequence[str]) -> None:
     """Plans every program of `config.plan.programs`, of every stage, on every slice of `config.topology`."""
-    refuse_paths("plan", paths)
     if not config.topology:
         raise InputError("--config.topology= is needed: TPU slices, comma-separated, as in v5e:4x4")
     written = files.local_path(config.out) / "plan.json" if config.out else None
@@ -42,7 +36,7 @@ def plan(config: ConfigDict, paths: Sequence[str]) -> None:
         job_of(stage, architecture, topology, program): stage
         for topology in split_list(config.topology)
         for program in split_list(config.plan.programs)
-        for stage in settings_of_stages(config)
+        for stage in stage_configs(config)
     }
     made_with = versions()
     if written:
@@ -131,12 +125,9 @@ def job_of(config: ConfigDict, architecture: ModelConfig, topology: str, program
     """The job that the config describes on one slice."""
     if program not in PROGRAMS:
         raise InputError(f"--config.plan.programs={program}: choose among {', '.join(PROGRAMS)}")
-    check_train_settings(config)
-    dtype_named("dtype", config.dtype, DTYPES)
-    dtype_named("param_dtype", config.param_dtype, dict.fromkeys(PARAM_DTYPES))
-    optimizer, step, *_ = step_configs(config)
+    tuning = tuning_of(config)
     sizes = runtime.mesh_sizes(**config.mesh, devices=parse_slice(topology).devices)
-    rows, length = batch_shape(config, program, ways=sizes[0] * sizes[1])
+    rows, length = batch_shape(tuning, program, ways=sizes[0] * sizes[1])
     return Job(
         architecture=architecture,
         topology=topology,
@@ -145,24 +136,23 @@ def job_of(config: ConfigDict, architecture: ModelConfig, topology: str, program
         length=length,
         dtype=config.dtype,
         param_dtype=stored_type(config.model) if config.param_dtype == "auto" else config.param_dtype,
-        lora=None if config.tune == "all" else lora_config(config),
+        lora=tuning.lora,
         remat=config.remat,
-        optimizer=optimizer,
-        step=step,
+        optimizer=tuning.optimizer,
+        step=tuning.step,
         program=program,  # pyright: ignore[reportArgumentType]: checked above
     )
 
 
-def batch_shape(config: ConfigDict, program: str, ways: int) -> tuple[int, int]:
+def batch_shape(tuning: Tuning, program: str, ways: int) -> tuple[int, int]:
     """(rows, positions of each) of a step or batch, as the mesh's batch axes need them.
 
     Pairs are taken as rows of `batch.length` positions: how many fit into one is the data's to say.
     """
     if program == "score":
-        return round_up(max(1, config.batch_tokens // SHORTEST_ROW), ways), SHORTEST_ROW
+        return round_up(max(1, tuning.config.batch_tokens // SHORTEST_ROW), ways), SHORTEST_ROW
     if program == "lens":
-        return round_up(config.batch_size, ways), SHORTEST_ROW
-    keys = ("pairs_per_step", "rows_per_step", "length", "packed", "accumulation", "rows_at_once")
-    layout = BatchLayout(**{key: config.batch[key] for key in keys}, row_multiple=ways)
+        return round_up(tuning.config.batch_size, ways), SHORTEST_ROW
+    layout = replace(tuning.layout, row_multiple=ways)
     per_micro_batch = (layout.pairs_per_step or layout.rows_per_step) // layout.accumulation
     return round_up(per_micro_batch, layout.rows_computed) * layout.accumulation, layout.length

@@ -1,228 +1,324 @@
-"""`jaxalign probe`: what the layers hold."""
+"""`jaxalign probe`: what the layers hold; and `jaxalign neurons FILE`: the language neurons of counts."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxalign.cli.evaluate import check_settings, prompt_style, settings, unreadable
-from jaxalign.cli.loading import (
-    Model,
-    chosen_languages,
-    evaluation_data,
-    load_model,
-    merged,
-    out_folder,
-    refuse_paths,
-    split_list,
-)
-from jaxalign.cli.masked_accuracy import write_masked_accuracy
-from jaxalign.cli.neurons import check_selected_of, neurons_to_mask
-from jaxalign.cli.provenance import provenance
-from jaxalign.data.batches import round_up
-from jaxalign.data.tasks import parse_rows, read_task_rows
+from jaxalign.cli.evaluate import grid_data, prompt_style, settings
+from jaxalign.cli.settings import EvaluationData, chosen_languages, load_model, out_folder, split_list
+from jaxalign.configuration import provenance
+from jaxalign.data.check import warn_of_exemplars
+from jaxalign.data.fields import field, read_object
+from jaxalign.data.tasks import TaskRow, parse_rows
 from jaxalign.errors import InputError
-from jaxalign.evaluation.cells import GridData, cell_keys
-from jaxalign.files import whole_file, write_text
+from jaxalign.evaluation.cells import CellKey, GridData, label_cell
+from jaxalign.evaluation.score import Scorer
+from jaxalign.files import recorded
 from jaxalign.holding import check_held, held
-from jaxalign.hosts import agree
-from jaxalign.metrics_log import is_hidden, tell
+from jaxalign.loading import Model, merged
+from jaxalign.log import is_hidden, tell
 from jaxalign.model.quantised import SCHEMES
-from jaxalign.probing.activation_counts import write_neuron_counts
-from jaxalign.probing.attribution import write_attribution
+from jaxalign.model.ragged import Runner
+from jaxalign.probe_files import Probe, write_probe
+from jaxalign.probing.attribution import attribution, token_languages
 from jaxalign.probing.capture import Capture, captured_layers, parse_capture
-from jaxalign.probing.geometry import check_languages, write_geometry
-from jaxalign.probing.logit_lens import write_logit_lens
-from jaxalign.probing.masking import mask_names, write_masking
-from jaxalign.probing.neurons import check_fits
-from jaxalign.probing.prompts import TASK, VARIANT, ProbeData
-from jaxalign.probing.representation import write_representation
-from jaxalign.probing.run import ProbeRun
-from jaxalign.probing.transplant import write_transplant
-from jaxalign.reporting import geometry_plots, language_pages, plots
-from jaxalign.reporting.models import check_of_one_model
-from jaxalign.reporting.neuron_effects import NEURON_EFFECTS
-from jaxalign.reporting.neuron_plots import effect_heat_map
-from jaxalign.reporting.probe_files import read_probes
-from jaxalign.reporting.probe_sections import chosen_layers, token_map_text
+from jaxalign.probing.geometry import ENGLISH, LEAST_ROWS, geometry, pca
+from jaxalign.probing.logit_lens import logit_lens
+from jaxalign.probing.masking import (
+    change_names,
+    effect_probe,
+    effects,
+    language_masks,
+    masking,
+    transplant,
+    with_neurons,
+)
+from jaxalign.probing.neurons import (
+    GENERAL,
+    SCORES,
+    check_fits,
+    neuron_counts,
+    read_counts,
+    read_selection,
+    selection_probes,
+    specific_neurons,
+)
+from jaxalign.probing.probe import TASK, ProbeRun, probe_texts
+from jaxalign.reporting.figures import write_plots
+from jaxalign.reporting.folders import check_of_one_model
+from jaxalign.reporting.page import token_map_text
+from jaxalign.runtime import agree
 
-PROBES = ("logit_lens", "attribution", "pca", "geometry", "neurons", "masking", "masked_accuracy", "transplant")
-MASKING = {"masking", "masked_accuracy", "transplant"}
+FILE_OF = {
+    name: name
+    for name in ("logit_lens", "attribution", "pca", "geometry", "neurons", "masking", "masked_accuracy", "transplant")
+} | {"neurons": "neuron_counts"}
+"""The probes, and how the files of each are called."""
+OF_NEURONS = {"masking", "masked_accuracy", "transplant"}
 """Those that read a selection of neurons."""
+COMPARED = ("pca", "geometry")
+"""Those that compare representations of one row with those of another."""
 SURVIVING = {
     "rows whose English and in-language label words share no token": "surviving_rows",
     "rows whose label words keep a token each without the shared ones": "unshared_surviving_rows",
 }
 SCATTERED = ("en", "de", "fr", "hi")
 """The languages of the study's PCA figure; those of them that are probed are drawn, or else the first four."""
+MASKED = ("specific", "related", "general")
+"""What may be switched off of a language: `config.neurons.masked`."""
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """What a config says of probes, its files read: known before the model is loaded."""
+
+    config: ConfigDict
+    names: list[str]
+    """of FILE_OF"""
+    data: EvaluationData
+    rows: list[list[TaskRow]]
+    """of each language"""
+    capture: Capture
+    own: Mapping[str, np.ndarray]
+    """(layer, index) of the neurons of each language that are to be changed, int [n, 2]"""
+
+    @property
+    def languages(self) -> list[str]:
+        return [rows[0].language for rows in self.rows]
+
+    def run(self, model: Model, variables: Any, **more: Any) -> ProbeRun:
+        """The probes' run on a model, whose decoder is applied to these collections or, so far, has their shapes."""
+        runner = Runner(model.decoder, variables, model.mesh, self.config.batch_size)
+        return ProbeRun(runner, variables, probe_texts(self.rows, self.data.exemplars, model.tokenizer), **more)
+
+    def functions(self, model: Model) -> dict[str, Callable[[ProbeRun], Probe]]:
+        """The probes of FILE_OF by name, with their settings."""
+        config, languages, change = self.config, self.languages, {"own": self.own, "seed": self.config.seed}
+        token_map = cache(partial(token_languages, model.tokenizer, model.config.vocab_size, self.data.tasks))
+        grid = grid_data(config, self.data, model)
+        return {
+            "logit_lens": logit_lens,
+            "attribution": partial(attribution, token_map=token_map, positions=config.attribution_positions),
+            "pca": partial(pca, scattered=[code for code in SCATTERED if code in languages] or languages[:4]),
+            "geometry": partial(geometry, capture=self.capture),
+            "neurons": neuron_counts,
+            "masking": partial(masking, **change),
+            "masked_accuracy": partial(masked_accuracy, grid=grid, batch_tokens=config.batch_tokens, **change),
+            "transplant": partial(transplant, load_base=partial(base_params, config), **change),
+        }
+
+
+def probe_settings(
+    config: ConfigDict, data: EvaluationData, names: Sequence[str] | None = None, prefix: str = ""
+) -> ProbeSettings:
+    """The settings of the probes of `config.probes`, or of those named.
+
+    Args:
+      prefix: what stands before rows and languages in the names of the keys that they come from.
+    """
+    if names is None:
+        names = split_list(config.probes)
+        if config.tasks not in (TASK.name, "all"):
+            raise InputError(f"--config.tasks={config.tasks}: the probes read {TASK.name} only")
+    if unknown := [name for name in names if name not in FILE_OF]:
+        raise InputError(f"--config.probes={config.probes}: no probe {unknown[0]!r}; choose from {', '.join(FILE_OF)}")
+    prompt_style(config)
+    try:
+        capture = parse_capture(config.capture.layers, config.capture.position)
+    except InputError as error:
+        raise InputError(f"--config.capture: {error}") from None
+    languages = chosen_languages(config)
+    rows = [data.tasks.rows(TASK, language, parse_rows(config.rows)) for language in languages]
+    for language in languages:
+        data.exemplars.of(TASK.name, language)
+    warn_of_exemplars(data.exemplars, rows)
+    if compared := [name for name in COMPARED if name in names]:
+        if len(rows[0]) < LEAST_ROWS:
+            raise InputError(
+                f"--config.{prefix}rows={config.rows}: {' and '.join(compared)}: at least {LEAST_ROWS} rows are needed"
+            )
+        if (prefix or "geometry" in compared) and (ENGLISH not in languages or len(languages) < 2):
+            raise InputError(
+                f"--config.{prefix}languages={config.languages}: {compared[-1]} compares with {ENGLISH}; name it, and "
+                "one more"
+            )
+    own = {}
+    if changes := OF_NEURONS.intersection(names):
+        own = neurons_to_change(config, languages)
+        if changes != {"masking"} and config.param_dtype in SCHEMES:
+            name = min(changes - {"masking"})
+            raise InputError(
+                f"--config.param_dtype={config.param_dtype}: {name} needs weights as numbers; take float32"
+            )
+        if "transplant" in changes and not config.adapter:
+            raise InputError("--config.adapter= is needed: transplant takes neurons of a tuned model")
+    return ProbeSettings(config, list(names), data, rows, capture, own)
 
 
 def probe(config: ConfigDict, paths: Sequence[str]) -> None:
     """Runs the probes of `config.probes` on emotion's in-language prompts and writes them to `config.out`."""
-    refuse_paths("probe", paths)
-    check_probe_settings(config)
-    with held(out_folder(config)):
-        probe_model(config, load_model(config))
+    out, chosen = out_folder(config), probe_settings(config, EvaluationData(config))
+    with held(out):
+        probe_model(chosen, load_model(config))
 
 
-def check_probe_settings(config: ConfigDict) -> None:
-    """Refuses what would only fail once the model is loaded."""
-    if config.tasks not in (TASK.name, "all"):
-        raise InputError(f"--config.tasks={config.tasks}: the probes read {TASK.name} only")
-    check_settings(config)
-    if errors := unreadable(config, cell_keys([TASK], chosen_languages(config), [VARIANT])):
-        raise errors[0]
-    folder, _ = evaluation_data(config)
-    rows = read_task_rows(folder, TASK, chosen_languages(config)[0], "test", parse_rows(config.rows))
-    if MASKING.intersection(probes_of(config)):
-        neurons_to_mask(config)
-    if as_numbers := {"masked_accuracy", "transplant"}.intersection(probes_of(config)):
-        if config.param_dtype in SCHEMES:
-            raise InputError(
-                f"--config.param_dtype={config.param_dtype}: {min(as_numbers)} needs weights as numbers; take float32"
-            )
-        if "transplant" in as_numbers and not config.adapter:
-            raise InputError("--config.adapter= is needed: transplant takes neurons of a tuned model")
-    if compared := compared_by(probes_of(config)):
-        check_enough_rows(f"--config.rows={config.rows}", compared, len(rows))
-    capture_of(config)
-    if "geometry" in compared:
-        check_languages(chosen_languages(config))
-
-
-def compared_by(probes: Sequence[str]) -> list[str]:
-    """Those of the probes that compare representations of one row with those of another."""
-    return [name for name in probes if name in ("pca", "geometry")]
-
-
-def check_enough_rows(flag: str, compared: Sequence[str], rows: int) -> None:
-    """Refuses to compare representations of fewer than three rows."""
-    if rows < 3:
-        raise InputError(f"{flag}: {' and '.join(sorted(compared))}: at least 3 rows are needed")
-
-
-def probes_of(config: ConfigDict) -> list[str]:
-    """The probes of `config.probes`."""
-    probes = split_list(config.probes)
-    if unknown := [name for name in probes if name not in PROBES]:
-        raise InputError(f"--config.probes={config.probes}: no probe {unknown[0]!r}; choose from {', '.join(PROBES)}")
-    return probes
-
-
-def capture_of(config: ConfigDict) -> Capture:
-    """`config.capture`; whether the model has its layers is not known here."""
-    try:
-        return parse_capture(config.capture.layers, config.capture.position)
-    except InputError as error:
-        raise InputError(f"--config.capture: {error}") from None
-
-
-def probe_model(config: ConfigDict, model: Model) -> None:
+def probe_model(chosen: ProbeSettings, model: Model) -> None:
     """`probe` with a model at hand."""
-    with held(out_folder(config)):
-        run_probes(config, model)
-
-
-def run_probes(config: ConfigDict, model: Model) -> None:
-    """`probe_model` in a folder that is held."""
-    agree("the settings", config.to_dict())
-    out, probes, languages = out_folder(config), probes_of(config), chosen_languages(config)
-    folder, exemplars = evaluation_data(config)
-    capture = capture_of(config)
-    if "geometry" in probes:
-        captured_layers(capture, model.config.layers)
-    rows = parse_rows(config.rows)
-    data = ProbeData(folder, exemplars, model.tokenizer, rows)
-    named = settings(config, model)
-    description = named | {"tuned_on": model.tuned_on, "bos": model.tokenizer.bos} | provenance(config)
-    if jax.process_index() == 0:
-        check_of_one_model(out, named, ["neuron_counts" if name == "neurons" else name for name in probes])
-    batch_size = round_up(config.batch_size, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
-    ready = merged(model, config.param_dtype)
-    read = [read_task_rows(folder, TASK, language, "test", rows) for language in languages]
-    agree("the test rows or exemplars", [read, sorted(exemplars.cells.items())])
-    times = dict.fromkeys(MASKING, len(mask_names(languages))) | {"transplant": len(mask_names(languages)) + 1}
-    own = {}
-    if MASKING.intersection(probes):
-        own = neurons_to_mask(config)
-        check_selected_of(Path(config.neurons.selection), named["model"])
-    agree("the selected neurons", {code: neurons.tolist() for code, neurons in own.items()})
-    check_fits(own, model.config.layers, model.config.mlp_dim)
-    total = sum(map(len, read)) * sum(times.get(name, 1) for name in probes)
-    with tqdm(total=total, unit="prompt", disable=is_hidden()) as progress:
-        run = ProbeRun(
-            out,
-            ready.decoder,
-            ready.variables,
-            ready.mesh,
-            data,
-            languages,
-            batch_size,
-            description,
-            on_rows=progress.update,
-        )
-        asked = GridData(folder, exemplars, model.tokenizer, rows, prompt_style(config), config.seed)
-        scattered = [code for code in SCATTERED if code in languages] or languages[:4]
-        actions: dict[str, Callable[[], object]] = {
-            "logit_lens": lambda: say_of_lens(write_logit_lens(run)),
-            "attribution": lambda: tell(token_map_text(write_attribution(run, config.attribution_positions))),
-            "pca": lambda: write_representation(run, scattered),
-            "geometry": lambda: write_geometry(run, capture),
-            "neurons": lambda: write_neuron_counts(run),
-            "masking": lambda: write_masking(run, own, config.seed),
-            "masked_accuracy": lambda: write_masked_accuracy(run, own, asked, config.batch_tokens),
-            "transplant": lambda: write_transplant(of_base(config, run), ready.params, own, config.seed),
-        }
-        for name in probes:
-            check_held()
-            progress.set_description(name.replace("_", " "))
-            actions[name]()
-    if jax.process_index() == 0:
-        write_plots(out, Path(model.adapter_name).name or "base model")
+    config, names, languages = chosen.config, chosen.names, chosen.languages
+    out = out_folder(config)
+    with held(out):
+        agree("the settings", config.to_dict())
+        named = settings(config, model)
+        if jax.process_index() == 0:
+            check_of_one_model(out, named, [FILE_OF[name] for name in names])
+        if chosen.own:
+            check_fits(chosen.own, model.config.layers, model.config.mlp_dim)
+            check_selected_of(Path(config.neurons.selection), named["model"])
+        if "geometry" in names:
+            captured_layers(chosen.capture, model.config.layers)
+        agree("the test rows or exemplars", [chosen.rows, sorted(chosen.data.exemplars.cells.items())])
+        agree("the selected neurons", {code: neurons.tolist() for code, neurons in chosen.own.items()})
+        times = dict.fromkeys(OF_NEURONS, 1 + 2 * len(languages)) | {"transplant": 2 + 2 * len(languages)}
+        total = sum(map(len, chosen.rows)) * sum(times.get(name, 1) for name in names)
+        progress = tqdm(total=total, unit="prompt", disable=is_hidden())
+        ready = merged(model, config.param_dtype)
+        functions = chosen.functions(model)
+        run = chosen.run(ready, ready.variables, on_rows=progress.update)
+        description = named | {"tuned_on": model.tuned_on, "bos": model.tokenizer.bos} | provenance(config)
+        with progress:
+            for name in names:
+                check_held()
+                progress.set_description(name.replace("_", " "))
+                found = functions[name](run)
+                found = replace(found, document={**found.document, **description})
+                if jax.process_index() == 0:
+                    write_probe(out, FILE_OF[name], found)
+                for line in told_of(name, found.document):
+                    tell(line)
+        if jax.process_index() == 0:
+            write_plots(out, Path(model.adapter_name).name or "base model")
     tell(f"probes: {out}")
 
 
-def of_base(config: ConfigDict, run: ProbeRun) -> ProbeRun:
-    """The run on the model as it was before its tuning, in the types that it has now."""
+def told_of(name: str, document: Mapping[str, Any]) -> list[str]:
+    """What is said of a probe when it is done: how many rows survived, how good the map of tokens is."""
+    if name == "logit_lens":
+        counts = {named: document[key].items() for named, key in SURVIVING.items()}
+        return [f"{named}: {', '.join(f'{code} {count}' for code, count in each)}" for named, each in counts.items()]
+    return [token_map_text(document)] if name == "attribution" else []
+
+
+def base_params(config: ConfigDict, tuned: Any) -> Any:
+    """The parameters of the model as it was before its tuning, in the types of the tuned ones."""
     base = config.copy_and_resolve_references()
     base.adapter = ""
-    variables = jax.tree.map(lambda own, tuned: own.astype(tuned.dtype), load_model(base).variables, run.variables)
-    return replace(run, variables=variables)
+    return jax.tree.map(lambda own, other: own.astype(other.dtype), load_model(base).params, tuned)
 
 
-def say_of_lens(lens: Mapping[str, Any]) -> None:
-    """Says how many rows survived."""
-    for rows_named, key in SURVIVING.items():
-        counts = ", ".join(f"{code} {count}" for code, count in lens[key].items())
-        tell(f"{rows_named}: {counts}")
+def masked_accuracy(
+    run: ProbeRun, own: Mapping[str, np.ndarray], seed: int, grid: GridData, batch_tokens: int
+) -> Probe:
+    """The accuracy of every language with the neurons of each switched off: where evaluation and probing meet.
+
+    Args:
+      own, seed: as `masking` takes them.
+      batch_tokens: as `Scorer` takes it.
+    """
+    cells = [label_cell(grid, CellKey(TASK.name, language, "english")) for language in run.languages]
+    asked = [(cell, cell.queries()) for cell in cells]
+    scorer = Scorer(run.runner.decoder, run.variables, run.runner.mesh, batch_tokens)
+    params, answered = run.placed["params"], []
+
+    def silent(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        """What neurons write is their rows of the down projection: the other weights need no copy."""
+        return jnp.zeros((), leaf.dtype) if path[-2].key == "down_proj" else leaf
+
+    silenced = jax.tree_util.tree_map_with_path(silent, params)
+    for mask in language_masks(own, run.languages, run.config, seed):
+        masked = {**run.placed, "params": with_neurons(params, silenced, jnp.asarray(mask))}
+        variables = scorer.runner.place(masked)
+        answered.append([cell.ask(scorer, variables, queries, run.on_rows) for cell, queries in asked])
+    right = np.array([[[record["correct_corrected"] for record in cell] for cell in cells] for cells in answered])
+    change = effects(right.astype(np.float64), np.ones(right.shape[1:], np.int64), seed)
+    arrays = {
+        "right": (right, "mask language row"),
+        "accuracy": (right.mean(axis=2), "mask language"),
+        "accuracy_change": (change, "effect masked_language language estimate"),
+    }
+    return effect_probe(
+        run, own, "masked_language", arrays, mask=change_names(run.languages, "none"), variant="english"
+    )
 
 
-def write_plots(out: Path, label: str) -> None:
-    """Draws what the probes left in `out`, each figure as SVG and as PDF."""
-    figures = {}
-    probes = read_probes(out)
-    if probes.logit_lens:
-        figures |= language_pages.lens_pages(probes.logit_lens, label)
-    if probes.attribution:
-        figures |= language_pages.attribution_pages(probes.attribution, label)
-    if pca := probes.pca:
-        layers = chosen_layers(len(pca.arrays["points"]) - 1)
-        figures["pca"] = plots.pca_scatter({label: pca.arrays["points"]}, pca.document["scatter_language"], layers)
-        if "en" in pca.languages and len(pca.languages) > 1:
-            figures["pca_correlations"] = plots.correlation_heat_map({label: pca.arrays["correlations"]}, pca.languages)
-    for name, effect in NEURON_EFFECTS.items():
-        if probe := probes.found.get(name):
-            change = effect.scale * probe.arrays[effect.array]
-            figures[name] = effect_heat_map(change, probe.languages, effect.quantity, effect.done)
-    if geometry := probes.geometry:
-        figures["geometry"] = geometry_plots.geometry(
-            {label: geometry.arrays}, geometry.languages, geometry.document["layer"]
+def neurons(config: ConfigDict, paths: Sequence[str]) -> None:
+    """Selects the neurons into `config.out`: selection.npz and selection.json, and those of all languages beside."""
+    if len(paths) != 1:
+        raise InputError("neurons takes one argument: the .npz file of counts")
+    out, counts = out_folder(config), Path(paths[0])
+    probes = selection_probes(read_counts(counts), *selection_rule(config))
+    counted, where = sidecar(counts)
+    made_from = {"counts": recorded(paths[0])}
+    if "model" in counted:
+        made_from |= {name: field({"adapter": ""} | counted, name, str, where) for name in ("model", "adapter")}
+    for name, found in probes.items():
+        write_probe(out, name, replace(found, document={**found.document, **made_from, **provenance(config)}))
+    document = probes["selection"].document
+    print(f"lambda {document['lambda_star']}, tau {document['tau']:.7f}; {document['selected']} neurons selected")
+    print(f"active in 0, 1, ... languages: {' '.join(map(str, document['histogram']))}")
+    print(f"of a language: {', '.join(f'{code} {number}' for code, number in document['neurons'].items())}")
+    print(f"selection: {out}")
+
+
+def selection_rule(config: ConfigDict) -> tuple[str, float]:
+    """Score and rate of `config.neurons`."""
+    score, rate = config.neurons.score, config.neurons.top_rate
+    if score not in SCORES:
+        raise InputError(f"--config.neurons.score={score}: choose {', '.join(SCORES)}")
+    if not 0 < rate <= 1:
+        raise InputError(f"--config.neurons.top_rate={rate}: set it above 0, and to 1 at most")
+    return score, rate
+
+
+def sidecar(arrays: Path) -> tuple[dict[str, Any], str]:
+    """The JSON file beside an .npz file, {} where there is none; and what errors call it."""
+    described = arrays.with_suffix(".json")
+    return read_object(described) if described.is_file() else {}, f"{arrays}'s JSON file"
+
+
+def check_selected_of(selection: Path, model: str) -> None:
+    """Refuses a selection whose JSON file names another model. Its adapter may differ: tuning keeps neurons' places.
+
+    By the name alone: the folder that holds the model may be another on another machine.
+    """
+    document, where = sidecar(selection)
+    if "model" in document and Path(other := field(document, "model", str, where)).name != Path(model).name:
+        raise InputError(
+            f"{selection}: neurons of {other}, the model is {model}; take a selection of this model's counts"
         )
-    for name, figure in figures.items():
-        write_text(out / f"{name}.svg", plots.svg(figure, name))
-        with whole_file(out / f"{name}.pdf") as partial:
-            partial.write_bytes(plots.pdf(figure))
+
+
+def neurons_to_change(config: ConfigDict, languages: Sequence[str]) -> dict[str, np.ndarray]:
+    """(layer, index) of the neurons of each language that are masked or transplanted.
+
+    They are nested: `related` holds the specific ones too, `general` both of these and those of every language.
+    """
+    chosen, path = config.neurons, Path(config.neurons.selection)
+    if chosen.masked not in MASKED:
+        raise InputError(f"--config.neurons.masked={chosen.masked}: choose {', '.join(MASKED[:-1])} or {MASKED[-1]}")
+    if not chosen.selection:
+        raise InputError("--config.neurons.selection= is needed: the selection.npz that `jaxalign neurons` wrote")
+    own = read_selection(path, languages)
+    if chosen.masked == "specific":
+        return specific_neurons(own)
+    if chosen.masked == "general":
+        general = read_selection(path.with_name("general_neurons.npz"), [GENERAL])[GENERAL]
+        return {code: np.unique(np.concatenate([pairs, general]), axis=0) for code, pairs in own.items()}
+    return own

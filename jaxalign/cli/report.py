@@ -5,18 +5,13 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from jaxalign.cli.provenance import command
-from jaxalign.errors import InputError
+from jaxalign.configuration import command
 from jaxalign.files import local_path
-from jaxalign.reporting.html import write_report
+from jaxalign.reporting.page import write_report
 
 
 def report(config: ConfigDict, paths: Sequence[str]) -> None:
     """Writes the report to `config.out`, a .html file or a folder; by default into the first AFTER, or FOLDER."""
-    if not paths:
-        raise InputError(
-            "report takes one argument or more: a probed folder, or the result folders BEFORE and AFTER..."
-        )
     before, *afters = map(Path, paths)
     out = local_path(config.out) if config.out else (afters or [before])[0]
     file = out if out.suffix == ".html" else out / "report.html"

@@ -1,29 +1,18 @@
-"""`jaxalign train`: question pairs to an adapter."""
+"""`jaxalign train`: question pairs to an adapter, in one run or in several that go on from each other."""
 
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from jaxalign.cli.data import gather_pairs
-from jaxalign.cli.loading import (
-    Model,
-    load_model,
-    merged,
-    run_folder,
-    split_list,
-    with_adapter,
-    with_stored_base,
-)
-from jaxalign.cli.provenance import provenance
-from jaxalign.cli.stages import files_of_stages, stage_configs
-from jaxalign.cli.watch import check_watch_settings, watch_hooks
-from jaxalign.curves import CurvesConfig
+from jaxalign.cli.settings import load_model, run_folder, split_list
+from jaxalign.cli.watch import Watch, watch_settings
+from jaxalign.configuration import provenance
 from jaxalign.data.batches import (
     BatchLayout,
     BatchPlan,
@@ -35,70 +24,63 @@ from jaxalign.data.batches import (
     training_plan,
 )
 from jaxalign.data.pairs import QuestionPair, languages_of
-from jaxalign.data.templates import edges, render_all, resolve_template
+from jaxalign.data.tokenizer import edges, render_all, resolve_template
 from jaxalign.errors import InputError
 from jaxalign.files import check_bucket, path_of, recorded
 from jaxalign.holding import held
-from jaxalign.hosts import agree
-from jaxalign.metrics_log import say
-from jaxalign.model.fingerprint import weights_sha256
-from jaxalign.model.hf_config import decoder_name
+from jaxalign.loading import DTYPES, PARAM_DTYPES, Model, chosen, merged, with_adapter, with_stored_base
+from jaxalign.log import CurvesConfig, say
+from jaxalign.model.config import decoder_name
 from jaxalign.model.hub import model_name
 from jaxalign.model.lora import LoraConfig, lora_shapes
 from jaxalign.model.quantised import SCHEMES
 from jaxalign.model.transformer import REMAT_POLICIES
+from jaxalign.model.weights import weights_sha256
+from jaxalign.runtime import agree
 from jaxalign.training import loop
-from jaxalign.training.checkpoint import Kept
+from jaxalign.training.checkpoint import Retention
 from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.training.step import StepConfig
 
 
-def train(config: ConfigDict, paths: Sequence[str]) -> None:
-    """Tunes on the pairs of `paths`, or on those that `data build` would make, into the run `config.out`.
+@dataclass(frozen=True)
+class Tuning:
+    """The settings of a run as the values that it takes, made before the model is read."""
 
-    With `config.stages` into one run a stage. Every stage's data is read before the model is; the same command again
-    passes over the stages that are finished.
-    """
-    stages = stage_configs(config)
-    files = files_of_stages(stages, paths)
-    for stage in stages:
-        check_bucket(run_folder(stage))
-        check_train_settings(stage)
-        check_watch_settings(stage)
-    pairs = [gather_pairs(stage, named) for stage, named in zip(stages, files, strict=True)]
-    with ExitStack() as stack:
-        for stage in stages:
-            stack.enter_context(held(run_folder(stage)))
-        model = load_model(stages[0], quantised=True)
-        for number, stage in enumerate(stages):
-            if len(stages) > 1:
-                say(f"stage {number + 1} of {len(stages)}: {stage.out}")
-            if number:
-                model = with_adapter(model, path_of(stage.adapter))
-            train_model(stage, model, pairs[number], files[number])
+    config: ConfigDict
+    lora: LoraConfig | None
+    """None: all parameters are tuned."""
+    layout: BatchLayout
+    """On a mesh whose batch axes are 1."""
+    optimizer: OptimizerConfig
+    step: StepConfig
+    loop: loop.LoopConfig
+    retention: Retention
+    curves: CurvesConfig
+    watch: Watch | None = None
+    """None where nothing is tuned, as in a plan."""
 
 
-def check_train_settings(config: ConfigDict) -> None:
-    """Refuses what would only fail once the model is loaded."""
-    if config.tune not in ("adapter", "all"):
-        raise InputError(f"--config.tune={config.tune}: choose adapter or all")
+def tuning_of(config: ConfigDict) -> Tuning:
+    """The settings of a run; InputError names the key of a wrong one."""
+    chosen("tune", config.tune, dict.fromkeys(("adapter", "all")))
+    chosen("dtype", config.dtype, DTYPES)
+    chosen("param_dtype", config.param_dtype, dict.fromkeys(PARAM_DTYPES))
+    chosen("remat", config.remat, dict.fromkeys(("none", *REMAT_POLICIES)))
     if config.tune == "all" and config.param_dtype in SCHEMES:
         raise InputError(
-            f"--config.tune=all with --config.param_dtype={config.param_dtype}: quantised weights stay as they are; "
-            "tune an adapter, or store the weights as float32 or bfloat16"
+            f"tune=all with param_dtype={config.param_dtype}: quantised weights stay as they are; tune an adapter, or "
+            "store the weights as float32 or bfloat16"
         )
-    lora_config(config)
-    step_configs(config)
-    CurvesConfig(**config.log)
-    if config.remat != "none" and config.remat not in REMAT_POLICIES:
-        raise InputError(f"--config.remat={config.remat}: choose none, {', '.join(REMAT_POLICIES)}")
     if config.template != "auto":
         resolve_template(config.template, "")
-
-
-def step_configs(config: ConfigDict) -> tuple[OptimizerConfig, StepConfig, loop.LoopConfig, Kept]:
-    """What a step does, what happens between steps, and what is kept."""
-    return (
+    batch, lora = config.batch.to_dict(), config.lora.to_dict()
+    del batch["too_long"]
+    adapter = LoraConfig(**{**lora, "targets": tuple(split_list(config.lora.targets))})
+    return Tuning(
+        config,
+        None if config.tune == "all" else adapter,
+        BatchLayout(**batch),
         OptimizerConfig(**config.optimizer),
         StepConfig(
             config.batch.accumulation,
@@ -108,88 +90,145 @@ def step_configs(config: ConfigDict) -> tuple[OptimizerConfig, StepConfig, loop.
             config.batch.rows_at_once,
         ),
         loop.LoopConfig(config.log_every, config.heldout_every, config.checkpoint_every, config.watch_every),
-        Kept(config.keep_last, config.keep_best),
+        Retention(config.keep_last, config.keep_best),
+        CurvesConfig(**config.log),
     )
+
+
+def ready_to_tune(config: ConfigDict) -> Tuning:
+    """`tuning_of` a run that has its place; what would only fail once the model is loaded is refused."""
+    check_bucket(run_folder(config))
+    return replace(tuning_of(config), watch=watch_settings(config))
+
+
+def train(config: ConfigDict, paths: Sequence[str]) -> None:
+    """Tunes on the pairs of `paths`, or on those that `data build` would make, into the run `config.out`.
+
+    With `config.stages` into one run a stage. Every stage's data is read before the model is; the same command again
+    passes over the stages that are finished.
+    """
+    stages = [ready_to_tune(stage) for stage in stage_configs(config)]
+    files = [list(paths)] * len(stages)
+    if len(stages) > 1 and paths:
+        if len(paths) != len(stages):
+            raise InputError(
+                f"{len(stages)} stages take as many arguments, each the files of one stage joined by commas; found "
+                f"{len(paths)}: {' '.join(paths)}"
+            )
+        files = [split_list(path) for path in paths]
+    pairs = [gather_pairs(stage.config, named) for stage, named in zip(stages, files, strict=True)]
+    with ExitStack() as stack:
+        for stage in stages:
+            stack.enter_context(held(run_folder(stage.config)))
+        model = load_model(stages[0].config, quantised=True)
+        for number, stage in enumerate(stages):
+            if len(stages) > 1:
+                say(f"stage {number + 1} of {len(stages)}: {stage.config.out}")
+            if number:
+                model = with_adapter(model, path_of(stage.config.adapter))
+            train_model(stage, model, pairs[number], files[number])
+
+
+def stage_configs(config: ConfigDict) -> list[ConfigDict]:
+    """The config of each stage, as one would start it by hand; where there are no stages, the config itself.
+
+    Stage 1 is the run OUT/stage1 and starts as the config says, stage 2 is OUT/stage2 and starts from OUT/stage1, and
+    so on.
+    """
+    if not config.stages:
+        return [config]
+    if config.resume:
+        raise InputError(f"resume={config.resume}: stages go on from their own folders; leave it empty")
+    adapter, stages = config.adapter, []
+    for number, changes in enumerate(config.stages, start=1):
+        stage = config.copy_and_resolve_references()
+        stage.update_from_flattened_dict(changes)
+        stage.update(stages=(), adapter=adapter, out=config.out and str(path_of(config.out) / f"stage{number}"))
+        stages.append(stage.lock())
+        adapter = stage.out
+    return stages
 
 
 def train_model(
-    config: ConfigDict, model: Model, pairs: Sequence[QuestionPair], paths: Sequence[str], records: int = 0
+    tuning: Tuning, model: Model, pairs: Sequence[QuestionPair], paths: Sequence[str], records: int = 0
 ) -> None:
     """`train` with a model and the pairs at hand, of which so many came as records, from no file or data set."""
-    with held(run_folder(config)):
-        tune(config, model, pairs, paths, records)
-
-
-def tune(config: ConfigDict, model: Model, pairs: Sequence[QuestionPair], paths: Sequence[str], records: int) -> None:
-    """`train_model` in a run folder that is held."""
-    agree("the settings", config.to_dict())
+    config = tuning.config
     run = run_folder(config)
-    template = resolve_template(config.template, model.config.family)
-    fitted = fit_pairs(render_all(pairs, template, model.tokenizer), config.batch.length, config.batch.too_long)
-    check_context(fitted, model.config.max_positions)
-    plan, heldout = plans(config, fitted.pairs, row_multiple=model.mesh.shape["data"] * model.mesh.shape["fsdp"])
-    if config.tune == "all":
-        model, lora = merged(model, config.param_dtype), None
-    else:
-        model = with_stored_base(model, config.param_dtype)
-        lora = model.adapter.lora if model.adapter else lora_config(config)
-    document = {
-        "model": model_name(model.path),
-        "decoder": decoder_name(model.path),
-        "files": recorded(paths),
-        "records": records,
-        "template": template,
-        "bos": model.tokenizer.spelt(edges(template, model.tokenizer)[0]),
-        "pairs": len(fitted.pairs),
-        "heldout_pairs": len(heldout.pairs) if heldout else 0,
-        "dropped": fitted.dropped,
-        "cut": fitted.cut,
-        "languages": {
-            "sources": sorted({pair.source_language for pair in pairs}),
-            "targets": sorted({pair.target_language for pair in pairs}),
-            "seen": None if model.tuned_on is None else languages_of(pairs, model.tuned_on),
-        },
-        "steps": plan.steps,
-        "rows_per_step": plan.rows_per_step,
-        "row_length": plan.length,
-        "padding": round(plan.padding, 4),
-        "tune": config.tune,
-        "trainable_parameters": trainable_parameters(model, lora),
-        **provenance(config),
-    }
-    document["config"]["param_dtype"] = model.param_dtype  # what auto has found
-    describe(document, pairs)
-    optimizer_config, step_config, loop_config, kept = step_configs(config)
-    decoder, shapes = replace(model.decoder, lora=lora), {"params": model.params}
-    if lora is not None:
-        shapes |= {"lora": lora_shapes(model.config, lora)}
-    loop.train(
-        replace(decoder, remat=config.remat),
-        model.params,
-        plan,
-        heldout,
-        run=run,
-        mesh=model.mesh,
-        optimizer_config=optimizer_config,
-        step_config=step_config,
-        loop_config=loop_config,
-        kept=kept,
-        seed=config.seed,
-        document=document,
-        curves=CurvesConfig(**config.log),
-        fingerprint={
-            "model": weights_sha256(model.params),
+    with held(run):
+        agree("the settings", config.to_dict())
+        template = resolve_template(config.template, model.config.family)
+        fitted = fit_pairs(render_all(pairs, template, model.tokenizer), config.batch.length, config.batch.too_long)
+        check_context(fitted, model.config.max_positions)
+        plan, heldout = plans(tuning, fitted.pairs, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
+        if tuning.lora is None:
+            model, lora, adapter = merged(model, config.param_dtype), None, None
+        else:
+            model, adapter = with_stored_base(model, config.param_dtype), model.adapter
+            lora = adapter.lora if adapter else tuning.lora
+        shapes = {"params": model.params} | ({"lora": lora_shapes(model.config, lora)} if lora else {})
+        document = {
+            "model": model_name(model.path),
+            "decoder": decoder_name(model.path),
+            "files": recorded(paths),
+            "records": records,
             "template": template,
-            "heldout": config.heldout,
-            "heldout_pairs": heldout.pairs.sha256() if heldout else "",
-            "adapter": weights_sha256(model.adapter.tree) if model.adapter else "",
-            "dtype": config.dtype,
-            "param_dtype": model.param_dtype,
-        },
-        resume=path_of(config.resume) if config.resume else None,
-        initial_adapter=model.adapter.tree if model.adapter else None,
-        hooks=watch_hooks(config, model, decoder, shapes),
-    )
+            "bos": model.tokenizer.spelt(edges(template, model.tokenizer)[0]),
+            "pairs": len(fitted.pairs),
+            "heldout_pairs": len(heldout.pairs) if heldout else 0,
+            "dropped": fitted.dropped,
+            "cut": fitted.cut,
+            "languages": {
+                "sources": sorted({pair.source_language for pair in pairs}),
+                "targets": sorted({pair.target_language for pair in pairs}),
+                "seen": None if model.tuned_on is None else languages_of(pairs, model.tuned_on),
+            },
+            "steps": plan.steps,
+            "rows_per_step": plan.rows_per_step,
+            "row_length": plan.length,
+            "padding": round(plan.padding, 4),
+            "tune": config.tune,
+            "trainable_parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes["lora" if lora else "params"])),
+            **provenance(config),
+        }
+        document["config"]["param_dtype"] = model.param_dtype  # what auto has found
+        counts = Counter(f"{pair.source_language}→{pair.target_language}" for pair in pairs)
+        say(
+            f"pairs: {document['pairs']} ({', '.join(f'{name} {count}' for name, count in counts.items())}), "
+            f"{document['heldout_pairs']} held out, {fitted.dropped} too long and dropped, {fitted.cut} cut"
+        )
+        say(
+            f"run: {plan.steps} steps of {plan.rows_per_step} rows x {plan.length} positions ({plan.padding:.0%} "
+            f"padding), template {template}, {document['trainable_parameters']:,} trainable parameters"
+        )
+        decoder = replace(model.decoder, lora=lora)
+        loop.train(
+            replace(decoder, remat=config.remat),
+            model.params,
+            plan,
+            heldout,
+            run=run,
+            mesh=model.mesh,
+            optimizer_config=tuning.optimizer,
+            step_config=tuning.step,
+            loop_config=tuning.loop,
+            retention=tuning.retention,
+            seed=config.seed,
+            document=document,
+            curves=tuning.curves,
+            fingerprint={
+                "model": weights_sha256(model.params),
+                "template": template,
+                "heldout": config.heldout,
+                "heldout_pairs": heldout.pairs.sha256() if heldout else "",
+                "adapter": weights_sha256(adapter.tree) if adapter else "",
+                "dtype": config.dtype,
+                "param_dtype": model.param_dtype,
+            },
+            resume=path_of(config.resume) if config.resume else None,
+            initial_adapter=adapter.tree if adapter else None,
+            hooks=tuning.watch.hooks(model, decoder, shapes) if tuning.watch else (),
+        )
 
 
 def check_context(fitted: FittedPairs, context: int) -> None:
@@ -199,41 +238,14 @@ def check_context(fitted: FittedPairs, context: int) -> None:
         first = int(np.argmax(lengths > context))
         raise InputError(
             f"{(lengths > context).sum()} pairs take more positions than the model's {context}, first pair "
-            f"{fitted.kept[first]} (counted from 0) with {lengths[first]}; set --config.batch.length={context}, and "
-            "--config.batch.too_long to what becomes of them: drop or cut"
+            f"{fitted.kept[first]} (counted from 0) with {lengths[first]}; set batch.length={context}, and "
+            "batch.too_long to what becomes of them: drop or cut"
         )
 
 
-def lora_config(config: ConfigDict) -> LoraConfig:
-    """The adapter that the config describes."""
-    keys = config.lora
-    return LoraConfig(keys.rank, keys.alpha, tuple(split_list(keys.targets)), keys.rslora, keys.dora)
-
-
-def trainable_parameters(model: Model, lora: LoraConfig | None) -> int:
-    """How many numbers are tuned: the adapter's, or all."""
-    trained = model.params if lora is None else lora_shapes(model.config, lora)
-    return sum(leaf.size for leaf in jax.tree.leaves(trained))
-
-
-def plans(config: ConfigDict, pairs: TokenisedPairs, row_multiple: int) -> tuple[BatchPlan, BatchPlan | None]:
+def plans(tuning: Tuning, pairs: TokenisedPairs, row_multiple: int) -> tuple[BatchPlan, BatchPlan | None]:
     """The plan of the run, and the batches of the pairs held out of it (None where `config.heldout` is 0)."""
-    keys = ("pairs_per_step", "rows_per_step", "length", "packed", "accumulation", "rows_at_once")
-    layout = BatchLayout(**{key: config.batch[key] for key in keys}, row_multiple=row_multiple)
+    config, layout = tuning.config, replace(tuning.layout, row_multiple=row_multiple)
     kept, heldout = split_heldout(len(pairs), config.heldout, config.seed)
     plan = training_plan(pairs.take(kept), layout, epochs=config.epochs, steps=config.steps, seed=config.seed)
     return plan, heldout_plan(pairs.take(heldout), layout) if len(heldout) else None
-
-
-def describe(document: dict[str, Any], pairs: Sequence[QuestionPair]) -> None:
-    """Says what the run is about to do."""
-    counts = Counter(f"{pair.source_language}→{pair.target_language}" for pair in pairs)
-    say(
-        f"pairs: {document['pairs']} ({', '.join(f'{name} {count}' for name, count in counts.items())}), "
-        f"{document['heldout_pairs']} held out, {document['dropped']} too long and dropped, {document['cut']} cut"
-    )
-    say(
-        f"run: {document['steps']} steps of {document['rows_per_step']} rows x {document['row_length']} positions "
-        f"({document['padding']:.0%} padding), template {document['template']}, "
-        f"{document['trainable_parameters']:,} trainable parameters"
-    )

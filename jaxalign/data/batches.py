@@ -16,16 +16,50 @@ follow with segment 2 and positions from 0; attention never crosses segments, an
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
 from jaxalign.errors import InputError
-from jaxalign.packing import best_fit_bins
+
+
+def best_fit_bins(lengths: np.ndarray, capacity: int) -> list[list[int]]:
+    """Packs items into bins of `capacity`, longest first, each into the fullest bin that still holds it.
+
+    Args:
+      lengths: int [n], each at most `capacity`.
+      capacity: positions in a bin.
+
+    Returns:
+      One list of item indices per bin. Equal lengths keep their order, and of equally full bins the first is taken, so
+      the result is a function of the input.
+    """
+    bins: list[list[int]] = []
+    of_room: dict[int, list[int]] = {}  # room left -> heap of the bins that have it
+    rooms: list[int] = []  # the keys of `of_room`, ascending
+    order = np.argsort(-lengths, kind="stable")
+    for item, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+        slot = bisect_left(rooms, length)
+        if slot == len(rooms):
+            room, chosen = capacity, len(bins)
+            bins.append([])
+        else:
+            room = rooms[slot]
+            chosen = heappop(of_room[room])
+            if not of_room[room]:
+                del of_room[rooms.pop(slot)]
+        bins[chosen].append(item)
+        if room - length not in of_room:
+            of_room[room - length] = []
+            insort(rooms, room - length)
+        heappush(of_room[room - length], chosen)
+    return bins
 
 
 class Batch(NamedTuple):
@@ -136,13 +170,13 @@ class BatchLayout:
     has no cost from empty ones beyond them; rows are then no longer than the longest pair, for the cost of attention.
     """
 
-    pairs_per_step: int = 16
-    rows_per_step: int = 0
-    length: int = 2048
-    packed: bool = True
-    accumulation: int = 1
+    pairs_per_step: int
+    rows_per_step: int
+    length: int
+    packed: bool
+    accumulation: int
+    rows_at_once: int
     row_multiple: int = 1
-    rows_at_once: int = 0
 
     def __post_init__(self) -> None:
         for key in ("length", "accumulation", "row_multiple"):
@@ -169,8 +203,13 @@ class BatchPlan:
     pairs: TokenisedPairs
     rows: list[list[list[int]]]
     length: int
-    targets_per_row: int
     fingerprint: dict[str, Any]
+
+    @cached_property
+    def targets_per_row(self) -> int:
+        """The most target positions of a row."""
+        counts = self.pairs.target_counts
+        return max(sum(int(counts[pair]) for pair in row) for step in self.rows for row in step)
 
     @property
     def steps(self) -> int:
@@ -189,24 +228,19 @@ class BatchPlan:
 
     def rows_at(self, step: int, held: Iterable[int] | None = None) -> Batch:
         """The rows of one step whose numbers are in `held` (those of one process), or all: NumPy arrays [rows, T]."""
-        rows = self.rows[step]
-        return fill_rows(self.pairs, rows if held is None else [rows[number] for number in held], self.length)
-
-
-def fill_rows(pairs: TokenisedPairs, rows: Sequence[Sequence[int]], length: int) -> Batch:
-    """Lays the pairs of each row one behind the other, as the module's figure shows."""
-    tokens, targets, positions, segment_ids = (np.zeros((len(rows), length), np.int32) for _ in range(4))
-    loss_mask = np.zeros((len(rows), length), bool)
-    for b, row in enumerate(rows):
-        t = 0
-        for segment, pair in enumerate(row, start=1):
-            ids = pairs.ids[pairs.starts[pair] : pairs.starts[pair + 1]]
-            end = t + len(ids) - 1
-            tokens[b, t:end], targets[b, t:end] = ids[:-1], ids[1:]
-            positions[b, t:end], segment_ids[b, t:end] = np.arange(len(ids) - 1), segment
-            loss_mask[b, t + pairs.prompt_lengths[pair] - 1 : end] = True
-            t = end
-    return Batch(tokens, targets, positions, segment_ids, loss_mask)
+        rows = self.rows[step] if held is None else [self.rows[step][number] for number in held]
+        tokens, targets, positions, segment_ids = (np.zeros((len(rows), self.length), np.int32) for _ in range(4))
+        loss_mask = np.zeros((len(rows), self.length), bool)
+        for b, row in enumerate(rows):
+            t = 0
+            for segment, pair in enumerate(row, start=1):
+                ids = self.pairs.ids[self.pairs.starts[pair] : self.pairs.starts[pair + 1]]
+                end = t + len(ids) - 1
+                tokens[b, t:end], targets[b, t:end] = ids[:-1], ids[1:]
+                positions[b, t:end], segment_ids[b, t:end] = np.arange(len(ids) - 1), segment
+                loss_mask[b, t + self.pairs.prompt_lengths[pair] - 1 : end] = True
+                t = end
+        return Batch(tokens, targets, positions, segment_ids, loss_mask)
 
 
 def training_plan(pairs: TokenisedPairs, layout: BatchLayout, *, epochs: int, steps: int, seed: int) -> BatchPlan:
@@ -220,43 +254,37 @@ def training_plan(pairs: TokenisedPairs, layout: BatchLayout, *, epochs: int, st
             f"epochs={epochs}, steps={steps}, seed={seed}: set epochs to 1 or more, the others to 0 or more"
         )
     shown = steps * (layout.pairs_per_step or layout.rows_per_step) or epochs * len(pairs)
-    check_size(shown, MOST_SHOWN, "pairs or rows in the whole run", "steps" if steps else "epochs")
+    _check_size(shown, MOST_SHOWN, "pairs or rows in the whole run", "steps" if steps else "epochs")
     rng = np.random.default_rng(seed)
     if layout.pairs_per_step:
         per_step = layout.pairs_per_step
         total = steps * per_step or (epochs * (len(pairs) // per_step) * per_step or epochs * len(pairs))
         order = np.concatenate([rng.permutation(len(pairs)) for _ in range(-(-total // len(pairs)))])[:total]
-        rows, length = rows_by_pairs(pairs, order, layout)
+        rows, length = _rows_by_pairs(pairs, order, layout)
     else:
         bins: list[list[int]] = []
         epoch = 0
         while len(bins) < steps * layout.rows_per_step or (not steps and epoch < epochs):
-            bins += shuffled_bins(pairs, rng, layout)
+            packed = _bins_of(pairs, rng.permutation(len(pairs)), layout.length, layout.packed)
+            bins += [packed[i] for i in rng.permutation(len(packed))]  # packing sorts by length
             epoch += 1
-        rows, length = rows_by_bins(bins[: steps * layout.rows_per_step or None], layout), layout.length
+        rows, length = _rows_by_bins(bins[: steps * layout.rows_per_step or None], layout), layout.length
     layout_keys = ("pairs_per_step", "rows_per_step", "length", "packed")
     fingerprint = {"pairs": pairs.sha256(), "seed": seed, "epochs": epochs, "steps": steps}
     fingerprint |= {f"batch.{key}": getattr(layout, key) for key in layout_keys}
-    return make_plan(pairs, rows, length, fingerprint)
+    return BatchPlan(pairs, rows, length, fingerprint)
 
 
 def heldout_plan(pairs: TokenisedPairs, layout: BatchLayout) -> BatchPlan:
     """Every pair once, in order; the last batch is filled with empty rows."""
     order = np.arange(len(pairs))
     if layout.pairs_per_step:
-        rows, length = rows_by_pairs(pairs, order, layout)
-    else:
-        rows, length = rows_by_bins(bins_of(pairs, order, layout.length, layout.packed), layout), layout.length
-    return make_plan(pairs, rows, length, {})
+        return BatchPlan(pairs, *_rows_by_pairs(pairs, order, layout), {})
+    bins = _bins_of(pairs, order, layout.length, layout.packed)
+    return BatchPlan(pairs, _rows_by_bins(bins, layout), layout.length, {})
 
 
-def make_plan(pairs: TokenisedPairs, rows: list[list[list[int]]], length: int, fingerprint: dict) -> BatchPlan:
-    counts = pairs.target_counts
-    targets_per_row = max(sum(int(counts[pair]) for pair in row) for step in rows for row in step)
-    return BatchPlan(pairs, rows, length, targets_per_row, fingerprint)
-
-
-def rows_by_pairs(pairs: TokenisedPairs, order: np.ndarray, layout: BatchLayout) -> tuple[list[list[list[int]]], int]:
+def _rows_by_pairs(pairs: TokenisedPairs, order: np.ndarray, layout: BatchLayout) -> tuple[list[list[list[int]]], int]:
     """Steps of exactly `pairs_per_step` pairs of `order`, and the row length that leaves the least padding."""
     per_micro_batch = layout.pairs_per_step // layout.accumulation
     micro_batches = [order[i : i + per_micro_batch] for i in range(0, len(order), per_micro_batch)]
@@ -265,46 +293,40 @@ def rows_by_pairs(pairs: TokenisedPairs, order: np.ndarray, layout: BatchLayout)
     lengths = range(longest, most + 1, max(64, longest // 4))
 
     def packed_at(length: int) -> tuple[list[list[list[int]]], int]:
-        bins = [bins_of(pairs, members, length, layout.packed) for members in micro_batches]
+        bins = [_bins_of(pairs, members, length, layout.packed) for members in micro_batches]
         return bins, round_up(max(map(len, bins)), layout.rows_computed)
 
     (bins, rows), length = min(((packed_at(length), length) for length in lengths), key=lambda x: x[0][1] * x[1])
-    return steps_of(bins, rows, length, layout), length
+    return _steps_of(bins, rows, length, layout), length
 
 
-def rows_by_bins(bins: list[list[int]], layout: BatchLayout) -> list[list[list[int]]]:
+def _rows_by_bins(bins: list[list[int]], layout: BatchLayout) -> list[list[list[int]]]:
     """Steps of `rows_per_step` rows, and the empty ones that the mesh needs; the last step may have more of those."""
     per_micro_batch = layout.rows_per_step // layout.accumulation
     micro_batches = [bins[i : i + per_micro_batch] for i in range(0, len(bins), per_micro_batch)]
-    return steps_of(micro_batches, round_up(per_micro_batch, layout.rows_computed), layout.length, layout)
+    return _steps_of(micro_batches, round_up(per_micro_batch, layout.rows_computed), layout.length, layout)
 
 
-def steps_of(
+def _steps_of(
     micro_batches: list[list[list[int]]], rows: int, length: int, layout: BatchLayout
 ) -> list[list[list[int]]]:
     """Micro-batches joined to steps, each filled to `rows` rows with empty ones; so is the last step."""
     keys = "batch.rows_per_step, batch.rows_at_once or batch.length"
-    check_size(rows * layout.accumulation * length, MOST_POSITIONS, "positions in a step", keys)
-    check_size(rows * len(micro_batches), MOST_SHOWN, "rows in the whole run, empty ones among them", keys)
+    _check_size(rows * layout.accumulation * length, MOST_POSITIONS, "positions in a step", keys)
+    _check_size(rows * len(micro_batches), MOST_SHOWN, "rows in the whole run, empty ones among them", keys)
     filled = [micro_batch + [[] for _ in range(rows - len(micro_batch))] for micro_batch in micro_batches]
     filled += [[[] for _ in range(rows)] for _ in range(-len(filled) % layout.accumulation)]
     groups = range(0, len(filled), layout.accumulation)
     return [[row for micro_batch in filled[i : i + layout.accumulation] for row in micro_batch] for i in groups]
 
 
-def check_size(number: int, most: int, what: str, keys: str) -> None:
+def _check_size(number: int, most: int, what: str, keys: str) -> None:
     """Refuses what would only end when memory or patience does."""
     if number > most:
         raise InputError(f"{number:,} {what}: {most:,} at most can be planned; lower {keys}")
 
 
-def shuffled_bins(pairs: TokenisedPairs, rng: np.random.Generator, layout: BatchLayout) -> list[list[int]]:
-    """One epoch's rows. Shuffled again after packing, which sorts by length."""
-    bins = bins_of(pairs, rng.permutation(len(pairs)), layout.length, layout.packed)
-    return [bins[i] for i in rng.permutation(len(bins))]
-
-
-def bins_of(pairs: TokenisedPairs, members: np.ndarray, length: int, packed: bool) -> list[list[int]]:
+def _bins_of(pairs: TokenisedPairs, members: np.ndarray, length: int, packed: bool) -> list[list[int]]:
     """Rows of `length` positions holding the member pairs: one pair a row, or as many as fit."""
     if not packed:
         return [[int(pair)] for pair in members]

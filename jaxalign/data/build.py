@@ -13,18 +13,18 @@ the two were not available to check, so they follow SNLI's with their own evalua
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from jaxalign.data.languages import language_of
 from jaxalign.data.pairs import Instruction, QuestionPair, instruction_languages, with_instruction
 from jaxalign.data.prompts import question
-from jaxalign.data.tasks import Task, TaskRow, read_task_rows
+from jaxalign.data.tasks import ALL_ROWS, Task, TaskData, TaskRow
 from jaxalign.errors import InputError
 from jaxalign.files import write_json
 
 Control = Literal["none", "copy", "mispaired", "answers"]
-ALL_ROWS = slice(None)
 
 
 def build_examples(
@@ -51,18 +51,43 @@ def build_examples(
     """
     sources = [language_of(source, "build.sources").code for source in sources]
     target = language_of(target, "build.target").code
-    _check_languages(sources, target, control)
+    if control not in get_args(Control):
+        raise InputError(f"control: {control!r} is none of {', '.join(get_args(Control))}")
+    if not sources or len(set(sources)) != len(sources):
+        raise InputError(f"sources: different languages are needed, found {','.join(sources) or 'none'}")
+    if control in ("copy", "answers"):
+        if sources != ["en"] or target != "en":
+            raise InputError(f"control: {control} reads English alone; set sources and target to en")
+    elif target in sources:
+        raise InputError(f"sources: {target} is the target too; leave it out (English to English is control=copy)")
+    files = TaskData(data)
+
+    def chosen(language: str) -> list[TaskRow]:
+        """The rows, all of them there: a shorter source would silently weigh less in a mixture."""
+        read = files.rows(task, language, rows, "train")
+        if rows.stop is not None and read[-1].row + 1 < rows.stop:
+            raise InputError(
+                f"rows: up to {rows.stop}, but {task.name} in {language} has {read[-1].row + 1} train rows"
+            )
+        return read
+
     if control == "answers":
-        return _answers(data, task, rows)
-    parts = [_translations(data, task, source, target, rows, instruction) for source in sources]
-    if control == "mispaired":
-        parts = [
-            _mispaired(part, random.Random(f"{seed} {source}")) for part, source in zip(parts, sources, strict=True)
+        labelled = [row for row in chosen("en") if row.gold_class]
+        return [QuestionPair(question(task, "en", row.fields), row.gold_class + '"', "en", "en") for row in labelled]
+    mixture = []
+    for source in sources:
+        part = [
+            QuestionPair(
+                prompt=with_instruction(question(task, source, ours.fields), source, target, instruction),
+                response=question(task, target, theirs.fields),
+                source_language=source,
+                target_language=target,
+            )
+            for ours, theirs in zip(chosen(source), chosen(target), strict=True)
         ]
-    if len(parts) == 1:
-        return parts[0]
-    mixture = [pair for part in parts for pair in part]
-    random.Random(seed).shuffle(mixture)
+        mixture += _mispaired(part, random.Random(f"{seed} {source}")) if control == "mispaired" else part
+    if len(sources) > 1:
+        random.Random(seed).shuffle(mixture)
     return mixture
 
 
@@ -75,50 +100,6 @@ def write_pairs(file: Path, pairs: Sequence[QuestionPair]) -> None:
             row |= {"source_language": pair.source_language, "target_language": pair.target_language}
         rows.append(row)
     write_json(file, rows)
-
-
-def _check_languages(sources: Sequence[str], target: str, control: Control) -> None:
-    if control not in ("none", "copy", "mispaired", "answers"):
-        raise InputError(f"control: {control!r} is none of none, copy, mispaired, answers")
-    if not sources or len(set(sources)) != len(sources):
-        raise InputError(f"sources: different languages are needed, found {','.join(sources) or 'none'}")
-    english_only = control in ("copy", "answers")
-    if english_only and (list(sources) != ["en"] or target != "en"):
-        raise InputError(f"control: {control} reads English alone; set sources and target to en")
-    if not english_only and target in sources:
-        raise InputError(f"sources: {target} is the target too; leave it out (English to English is control=copy)")
-
-
-def _translations(
-    data: Path, task: Task, source: str, target: str, rows: slice, instruction: Instruction
-) -> list[QuestionPair]:
-    """Pairs of one source, in file order."""
-    parallel = zip(_chosen_rows(data, task, source, rows), _chosen_rows(data, task, target, rows), strict=True)
-    return [
-        QuestionPair(
-            prompt=with_instruction(question(task, source, ours.fields), source, target, instruction),
-            response=question(task, target, theirs.fields),
-            source_language=source,
-            target_language=target,
-        )
-        for ours, theirs in parallel
-    ]
-
-
-def _chosen_rows(data: Path, task: Task, language: str, rows: slice) -> list[TaskRow]:
-    """The rows, all of them there: a shorter source would silently weigh less in a mixture."""
-    read = read_task_rows(data, task, language, "train", rows)
-    if rows.stop is not None and read[-1].row + 1 < rows.stop:
-        raise InputError(f"rows: up to {rows.stop}, but {task.name} in {language} has {read[-1].row + 1} train rows")
-    return read
-
-
-def _answers(data: Path, task: Task, rows: slice) -> list[QuestionPair]:
-    return [
-        QuestionPair(question(task, "en", row.fields), row.gold_class + '"', "en", "en")
-        for row in _chosen_rows(data, task, "en", rows)
-        if row.gold_class
-    ]
 
 
 def _mispaired(pairs: list[QuestionPair], rng: random.Random) -> list[QuestionPair]:
@@ -137,7 +118,4 @@ def _mispaired(pairs: list[QuestionPair], rng: random.Random) -> list[QuestionPa
     if 2 * shift > len(pairs):
         raise InputError(f"control: mispaired needs different targets, but {shift} of {len(pairs)} rows share one")
     donor = {index: order[(place + shift) % len(order)] for place, index in enumerate(order)}
-    return [
-        QuestionPair(pair.prompt, pairs[donor[index]].response, pair.source_language, pair.target_language)
-        for index, pair in enumerate(pairs)
-    ]
+    return [replace(pair, response=pairs[donor[index]].response) for index, pair in enumerate(pairs)]

@@ -1,17 +1,26 @@
-"""Fields of rows that users wrote: text that is there and whole, or an InputError that names file, row and field."""
+"""Fields of JSON documents and rows: there and of their kind, or an InputError that names file, row and field."""
 
+import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from jaxalign.data.languages import language_of
-from jaxalign.errors import InputError
-from jaxalign.files import filled_lines, json_line, read_json
+from jaxalign.errors import InputError, listed
+from jaxalign.files import AnyPath, filled_lines, json_line, read_json
 
-Rows = Iterator[tuple[str, Callable[[], Any]]]
-"""Of each row its place, and a call that returns it or raises InputError: so all bad rows can be told of."""
+Value = TypeVar("Value", str, int, bool, float, list, dict)
+Rows = Iterator[tuple[str, Any]]
+"""Of each row its place, and the row or, if it cannot be read, the InputError that `object_of` then raises."""
+_KINDS = {
+    str: "text",
+    int: "a whole number",
+    bool: "true or false",
+    float: "a number",
+    list: "an array",
+    dict: "an object",
+}
 _HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 _LINE_END = re.compile(r"\r+(?=\n|\Z)")
 # White space, control characters, Unicode's Default_Ignorable_Code_Point (zero-width spaces, fillers, marks of
@@ -22,53 +31,77 @@ _UNSEEN = re.compile(
 )
 
 
-def json_rows(path: Path, is_row: Callable[[Iterable[str]], bool] = lambda _: False) -> Rows:
-    """An array of objects, or one object a line, whatever the suffix promises.
+def field(document: Mapping[str, Any], name: str, kind: type[Value], where: str) -> Value:
+    """document[name], which must be there and of its kind; a whole number is a number too, true is neither."""
+    if name not in document:
+        raise InputError(f"{where}: no field {name!r}; there are {listed([*map(repr, document)]) or 'none'}")
+    return value_of(document[name], kind, f"{where}, field {name!r}")
 
-    is_row: whether one object alone, with keys of these names, is a row.
-    """
+
+def array(document: Mapping[str, Any], name: str, kind: type[Value], where: str) -> list[Value]:
+    """document[name], which must be an array of values of one kind."""
+    values = field(document, name, list, where)
+    return [value_of(value, kind, f"{where}, field {name!r}, item {index}") for index, value in enumerate(values)]
+
+
+def value_of(value: Any, kind: type[Value], where: str) -> Value:
+    """The value, which must be of its kind."""
+    # A whole number of JSON may be larger than any float.
+    if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
+        value = float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise InputError(f"{where}: {_KINDS[kind]} is needed, found {_shown(value)}")
+    return value
+
+
+def object_of(value: Any, where: str) -> Mapping[str, Any]:
+    """The row or document, which must be an object; an error that stands in its place is raised."""
+    if isinstance(value, InputError):
+        raise value
+    if not isinstance(value, Mapping):
+        raise InputError(f"{where}: an object is needed, found {_shown(value)}")
+    return value
+
+
+def read_object(path: AnyPath) -> Mapping[str, Any]:
+    """The JSON object that a file holds."""
+    return object_of(read_json(path), str(path))
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value as JSON writes it, for messages."""
+    return json.dumps(value, ensure_ascii=False, default=repr)[:60]
+
+
+def json_rows(path: Path) -> Rows:
+    """The rows of an array of objects, of one object a line, or of one object alone, whatever the suffix promises."""
     lines = list(filled_lines(path))
     first = lines[0].strip() if lines else ""
     if first[:1] != "[" and (path.suffix == ".jsonl" or (len(lines) > 1 and first[:1] + first[-1:] == "{}")):
         for index, line in enumerate(lines):
             where = f"{path}, row {index}"
-            yield where, partial(json_line, line, where)
+            try:
+                row = json_line(line, where)
+            except InputError as error:
+                row = error
+            yield where, row
         return
     document = read_json(path)
-    if isinstance(document, dict) and is_row(document):
-        document = [document]
-    if not isinstance(document, list):
-        raise InputError(
-            f"{path}: a JSON array of rows is needed, found {kind(document)}; that is an array of objects, or one "
-            "object a line"
-        )
-    yield from numbered(path, document)
+    yield from numbered(path, [document] if isinstance(document, dict) else value_of(document, list, str(path)))
 
 
 def numbered(path: Path, rows: Iterable[Any]) -> Rows:
-    """Rows that are there already, with their places."""
-    for index, row in enumerate(rows):
-        yield f"{path}, row {index}", lambda row=row: row
+    """Rows with their places."""
+    return ((f"{path}, row {index}", row) for index, row in enumerate(rows))
 
 
-def object_of(item: Any, where: str) -> Mapping[str, Any]:
-    """The row, which must be a JSON object."""
-    if not isinstance(item, Mapping):
-        raise InputError(f"{where}: an object is needed, found {kind(item)}")
-    return item
-
-
-def text_of(item: Mapping[str, Any], name: str, where: str, mend: str = "fill it in or leave the row out") -> str:
+def text_of(row: Mapping[str, Any], name: str, where: str, mend: str = "fill it in or leave the row out") -> str:
     """The text of a field. mend: what to do about an empty one, which has no visible character.
 
     A line end and a byte-order mark are no text: a `\\r` before a `\\n` or at the end, and U+FEFF at the start, are
     left out. All else is unchanged.
     """
-    if name not in item:
-        raise InputError(f"{where}: no field {name!r}; the row has {', '.join(map(repr, item)) or 'none'}")
-    text = item[name]
-    if not isinstance(text, str):
-        raise InputError(f"{where}, field {name!r}: text is needed, found {kind(text)}")
+    text = field(row, name, str, where)
     if not is_visible(text):
         unseen = f"no visible character in {text[:20]!r}" if text.strip() else "empty"
         raise InputError(f"{where}, field {name!r}: {unseen}; {mend}")
@@ -87,18 +120,3 @@ def whole_text(text: str, where: str) -> str:
         raise InputError(f"{where}: {half[0]!r} is half a character (UTF-16); save the whole text as UTF-8")
     text = text.lstrip("\ufeff")
     return _LINE_END.sub("", text) if "\r" in text else text
-
-
-def language_code_of(item: Mapping[str, Any], name: str, where: str) -> str:
-    """The language code in a field."""
-    return language_of(text_of(item, name, where), f"{where}, field {name!r}").code
-
-
-def kind(value: Any) -> str:
-    """What a JSON value is, in words, for messages."""
-    if value is None:
-        return "null"
-    if isinstance(value, list):
-        return "an array" if value else "an empty array"
-    named = {dict: "an object", str: "text", bool: "true or false", int: "a number", float: "a number"}
-    return named.get(type(value), type(value).__name__)

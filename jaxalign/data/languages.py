@@ -22,6 +22,8 @@ class Language:
     name: English name, as in "Translate the input from German to English:".
     family: the branch for Indo-European languages, the family for the others.
     tier: "high" for the ten with the largest share of LLaMA-2's pretraining text, "low" for the other ten.
+    other_names: what else means it: its codes of ISO 639-2 and -3, among them the individual language's where the
+      study's is a group's (nb, cmn, zsm, swh), and other English names, between bars.
     """
 
     code: str
@@ -29,81 +31,59 @@ class Language:
     script: str
     family: str
     tier: str
+    other_names: str
 
 
+_CHINESE = "zho|chi|cmn|Mandarin|Mandarin Chinese|Chinese (Mandarin)|Simplified Chinese|Chinese (Simplified)"
+_SWAHILI = "swa|swh|Kiswahili|Swahili (macrolanguage)|Swahili (individual language)"
 LANGUAGES: dict[str, Language] = {
     language.code: language
     for language in (
-        Language("en", "English", "Latin", "Germanic", "high"),
-        Language("zh", "Chinese", "Han", "Sino-Tibetan", "high"),
-        Language("de", "German", "Latin", "Germanic", "high"),
-        Language("fr", "French", "Latin", "Romance", "high"),
-        Language("es", "Spanish", "Latin", "Romance", "high"),
-        Language("it", "Italian", "Latin", "Romance", "high"),
-        Language("nl", "Dutch", "Latin", "Germanic", "high"),
-        Language("ja", "Japanese", "Japanese", "Japonic", "high"),
-        Language("ru", "Russian", "Cyrillic", "Slavic", "high"),
-        Language("sv", "Swedish", "Latin", "Germanic", "high"),
-        Language("sl", "Slovenian", "Latin", "Slavic", "low"),
-        Language("pl", "Polish", "Latin", "Slavic", "low"),
-        Language("bg", "Bulgarian", "Cyrillic", "Slavic", "low"),
-        Language("no", "Norwegian", "Latin", "Germanic", "low"),
-        Language("ms", "Malay", "Latin", "Austronesian", "low"),
-        Language("is", "Icelandic", "Latin", "Germanic", "low"),
-        Language("hi", "Hindi", "Devanagari", "Indo-Aryan", "low"),
-        Language("th", "Thai", "Thai", "Kra-Dai", "low"),
-        Language("sw", "Swahili", "Latin", "Niger-Congo", "low"),
-        Language("bn", "Bengali", "Bengali", "Indo-Aryan", "low"),
+        Language("en", "English", "Latin", "Germanic", "high", "eng"),
+        Language(
+            "zh", "Chinese", "Han", "Sino-Tibetan", "high", f"{_CHINESE}|Traditional Chinese|Chinese (Traditional)"
+        ),
+        Language("de", "German", "Latin", "Germanic", "high", "deu|ger"),
+        Language("fr", "French", "Latin", "Romance", "high", "fra|fre"),
+        Language("es", "Spanish", "Latin", "Romance", "high", "spa|Castilian|Spanish; Castilian"),
+        Language("it", "Italian", "Latin", "Romance", "high", "ita"),
+        Language("nl", "Dutch", "Latin", "Germanic", "high", "nld|dut|Dutch; Flemish"),
+        Language("ja", "Japanese", "Japanese", "Japonic", "high", "jpn"),
+        Language("ru", "Russian", "Cyrillic", "Slavic", "high", "rus"),
+        Language("sv", "Swedish", "Latin", "Germanic", "high", "swe"),
+        Language("sl", "Slovenian", "Latin", "Slavic", "low", "slv|Slovene"),
+        Language("pl", "Polish", "Latin", "Slavic", "low", "pol"),
+        Language("bg", "Bulgarian", "Cyrillic", "Slavic", "low", "bul"),
+        Language(
+            "no", "Norwegian", "Latin", "Germanic", "low", "nor|nb|nob|Bokmål|Norwegian Bokmål|Norwegian (Bokmål)"
+        ),
+        Language("ms", "Malay", "Latin", "Austronesian", "low", "msa|may|zsm|Standard Malay|Malay (macrolanguage)"),
+        Language("is", "Icelandic", "Latin", "Germanic", "low", "isl|ice"),
+        Language("hi", "Hindi", "Devanagari", "Indo-Aryan", "low", "hin"),
+        Language("th", "Thai", "Thai", "Kra-Dai", "low", "tha"),
+        Language("sw", "Swahili", "Latin", "Niger-Congo", "low", _SWAHILI),
+        Language("bn", "Bengali", "Bengali", "Indo-Aryan", "low", "ben|Bangla"),
     )
 }
 
-_OTHER_NAMES = {
-    "en": "eng",
-    "zh": "zho|chi|cmn|Mandarin|Mandarin Chinese|Chinese (Mandarin)"
-    "|Simplified Chinese|Chinese (Simplified)|Traditional Chinese|Chinese (Traditional)",
-    "de": "deu|ger",
-    "fr": "fra|fre",
-    "es": "spa|Castilian|Spanish; Castilian",
-    "it": "ita",
-    "nl": "nld|dut|Dutch; Flemish",
-    "ja": "jpn",
-    "ru": "rus",
-    "sv": "swe",
-    "sl": "slv|Slovene",
-    "pl": "pol",
-    "bg": "bul",
-    "no": "nor|nb|nob|Bokmål|Norwegian Bokmål|Norwegian (Bokmål)",
-    "ms": "msa|may|zsm|Standard Malay|Malay (macrolanguage)",
-    "is": "isl|ice",
-    "hi": "hin",
-    "th": "tha",
-    "sw": "swa|swh|Kiswahili|Swahili (macrolanguage)|Swahili (individual language)",
-    "bn": "ben|Bangla",
-}
-"""What else means a language: its codes of ISO 639-2 and -3, among them the individual language's where the study's is
-a group's (nb, cmn, zsm, swh), and other English names."""
-
 _SCRIPT_TAGS = {
-    "Latin": ("latn",),
-    "Han": ("hans", "hant", "hani"),
-    "Japanese": ("jpan",),
-    "Cyrillic": ("cyrl",),
-    "Devanagari": ("deva",),
-    "Thai": ("thai",),
-    "Bengali": ("beng",),
+    "Latin": "latn",
+    "Han": "hans hant hani",
+    "Japanese": "jpan",
+    "Cyrillic": "cyrl",
+    "Devanagari": "deva",
+    "Thai": "thai",
+    "Bengali": "beng",
 }
 """A language's script -> the tags of ISO 15924 that it is written in."""
 
 _MEANINGS = {
     name.casefold(): language
     for language in LANGUAGES.values()
-    for name in (language.code, language.name, *_OTHER_NAMES[language.code].split("|"))
+    for name in (language.code, language.name, *language.other_names.split("|"))
 }
 _TAG = re.compile(r"([a-z]{2,3})(?:-([a-z]{4}))?(?:-(?:[a-z]{2}|\d{3}))?")
 """Language, script and region of a tag in small letters (BCP 47): zh-hans-cn, deu-latn, en-xx."""
-
-_LIKE = 0.9
-"""How alike (difflib's ratio) a misspelt name and a language's are; Javanese and Japanese are 0.88."""
 
 
 @lru_cache(maxsize=1000)
@@ -118,7 +98,7 @@ def known_language(name: str) -> Language | None:
         return _MEANINGS[plain]
     tag = _TAG.fullmatch(plain.replace("_", "-"))
     language = _MEANINGS.get(tag[1]) if tag else None
-    if tag is None or language is None or (tag[2] and tag[2] not in _SCRIPT_TAGS[language.script]):
+    if tag is None or language is None or (tag[2] and tag[2] not in _SCRIPT_TAGS[language.script].split()):
         return None
     return language
 
@@ -136,7 +116,8 @@ def language_of(name: str, where: str = "languages") -> Language:
     """
     if (language := known_language(name)) is not None:
         return language
-    meant = did_you_mean(name, (language.name for language in LANGUAGES.values()), _LIKE)
+    # Javanese and Japanese are alike by 0.88.
+    meant = did_you_mean(name, (language.name for language in LANGUAGES.values()), alike=0.9)
     raise InputError(
         f"{where}: unknown language {name!r}{meant}: {' '.join(LANGUAGES)}, their other codes (zh-CN, deu_Latn) and "
         "English names"

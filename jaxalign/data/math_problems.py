@@ -8,14 +8,14 @@ DATA/qalign/mgsm and DATA/qalign/msvamp are found too. Row i is the same problem
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jaxalign.data.fields import is_visible, whole_text
+from jaxalign.data.fields import json_rows, object_of, text_of
 from jaxalign.data.languages import LANGUAGES, language_of
-from jaxalign.data.templates import TEMPLATES
-from jaxalign.errors import InputError
-from jaxalign.files import read_json_lines
+from jaxalign.data.tokenizer import TEMPLATES
+from jaxalign.errors import InputError, gather
 
 MATH_LANGUAGES = ("bn", "th", "sw", "ja", "zh", "de", "fr", "ru", "es", "en")
 """In QAlign's order (arXiv 2401.07817)."""
@@ -67,28 +67,10 @@ def alpaca_prompt(instruction: str) -> str:
 def read_problems(data: Path, task: MathTask, language: str, rows: slice) -> list[MathProblem]:
     """The chosen rows of a task in one language; every row of the file is checked, chosen or not.
 
-    A missing file, a row that is no object with a question and a number as texts, or an empty choice of rows raise
-    InputError.
+    A language that the task has not, a missing file, a row that is no object with a question and a number as texts, or
+    an empty choice of rows raise InputError.
     """
     language = language_of(language).code
-    file = problems_file(data, task, language)
-    problems = [
-        MathProblem(
-            task.name,
-            language,
-            row,
-            question=_text(item, task.question, f"{file}, row {row}"),
-            answer=_number(item, "response", f"{file}, row {row}"),
-        )
-        for row, item in read_json_lines(file)
-    ]
-    if not problems[rows]:
-        raise InputError(f"{file}: no row in {rows.start or 0}:{rows.stop}; the file has {len(problems)}")
-    return problems[rows]
-
-
-def problems_file(data: Path, task: MathTask, language: str) -> Path:
-    """The file of a task in one language; a language that the task has not raises InputError."""
     if language not in MATH_LANGUAGES:
         raise InputError(f"{task.name}: there is no {language} file; its languages are {','.join(MATH_LANGUAGES)}")
     folders = [data / task.name, data / "qalign" / task.name]
@@ -98,21 +80,15 @@ def problems_file(data: Path, task: MathTask, language: str) -> Path:
             f"{data}: no folder {task.name} (nor qalign/{task.name}) there; {task.name} needs the files of QAlign's "
             "repository, --config.data=FOLDER names where they are"
         )
-    return folder / task.file.format(LANGUAGES[language].name)
+    file = folder / task.file.format(LANGUAGES[language].name)
 
+    def problem(number: int, row: Any, where: str) -> MathProblem:
+        question, answer = (text_of(object_of(row, where), name, where) for name in (task.question, "response"))
+        if not re.fullmatch(r"-?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?", answer, re.ASCII):
+            raise InputError(f"{where}, field 'response': a number is needed, as 18, 2,125 or 8.0, found {answer!r}")
+        return MathProblem(task.name, language, number, question, answer)
 
-def _text(item: Any, name: str, where: str) -> str:
-    if not isinstance(item, dict):
-        raise InputError(f"{where}: an object is needed; is the file JSON lines, one problem a line?")
-    if name not in item:
-        raise InputError(f"{where}: no field {name!r}; the row has {', '.join(map(repr, item)) or 'none'}")
-    if not isinstance(item[name], str) or not is_visible(item[name]):
-        raise InputError(f"{where}, field {name!r}: text is needed, found {item[name]!r}")
-    return whole_text(item[name], f"{where}, field {name!r}")
-
-
-def _number(item: Any, name: str, where: str) -> str:
-    text = _text(item, name, where)
-    if not re.fullmatch(r"-?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?", text, re.ASCII):
-        raise InputError(f"{where}, field {name!r}: a number is needed, as 18, 2,125 or 8.0, found {text!r}")
-    return text
+    problems = gather(partial(problem, number, row, where) for number, (where, row) in enumerate(json_rows(file)))
+    if not problems[rows]:
+        raise InputError(f"{file}: no row in {rows.start or 0}:{rows.stop}; the file has {len(problems)}")
+    return problems[rows]

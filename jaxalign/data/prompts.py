@@ -1,4 +1,4 @@
-"""Few-shot prompts: the study's byte for byte, or with its slips mended.
+"""Few-shot prompts, the study's byte for byte or with its slips mended, and what is scored after them.
 
 A prompt is its exemplars and the query, joined by single newlines; each is its field lines (cue + text) and an answer
 line (cue + quote + label word + quote), the query's ending right after its opening quote:
@@ -9,30 +9,40 @@ line (cue + quote + label word + quote), the query's ending right after its open
     Never again.                             query
     Emotion: "                               the model's next token is the answer
 
-A slip is a cue that is the wrong word (`jaxalign/data/mended.py`), a cue that one exemplar has instead of its
-language's, or spaces after an answer. Texts of exemplars and rows are data and stay as they are, also the fourth Hindi
-paws exemplar, whose two sentences mean the same and are labelled different: no cue mends it.
+A slip is a cue that is the wrong word (MENDED_CUES), a cue that one exemplar has instead of its language's, or spaces
+after an answer. Texts of exemplars and rows are data and stay as they are, also the fourth Hindi paws exemplar, whose
+two sentences mean the same and are labelled different: no cue mends it.
+
+A label's score is the sum of the next-token probabilities over its candidates: the first tokens with which a model may
+begin to write the word. The rule is that of the study's evaluation scripts (Zhang et al. 2024), itself from Wendler et
+al. 2024 (arXiv 2402.10588). Both Thai words for positive and negative begin with เชิง, so whatever may begin the one may
+begin the other. Words that share a start are told apart after it:
+
+    ... อารมณ์: "เชิง          the prompt, with the start
+                   บวก | ลบ    the remainders, whose candidates are scored
+
+Whole words are written after the prompt without the start, closing quote included.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from dataclasses import field as attribute
+from functools import reduce
+from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
-from jaxalign.data.fields import object_of, text_of, whole_text
+from jaxalign.data.fields import field, object_of, read_object, text_of, value_of, whole_text
 from jaxalign.data.languages import language_of
-from jaxalign.data.mended import MENDED_CUES
 from jaxalign.data.tasks import TASKS, Task, TaskRow, task_named
+from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
-from jaxalign.files import read_json
 
 Variant = Literal["english", "in_language", "irrelevant"]
 """The words that answer: the English class names, the language's own words, or `ox` and `horse`."""
 
 PromptStyle = Literal["study", "mended"]
 """Whether a prompt keeps the study's slips or mends them."""
-
-_IRRELEVANT_WORDS = {"positive": "ox", "negative": "horse"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,7 @@ class Exemplar:
 
     fields: tuple[str, ...]
     label: str
-    overrides: Mapping[str, str] = field(default_factory=dict)
+    overrides: Mapping[str, str] = attribute(default_factory=dict)
     trailing: str = ""
 
 
@@ -73,19 +83,15 @@ def label_words(task: Task, language: str, variant: Variant) -> dict[str, str]:
 
     The irrelevant words are English in every language, as in the study.
     """
-    if variant not in get_args(Variant):
-        raise InputError(f"variant: {variant!r} is none of {', '.join(get_args(Variant))}")
     if variant not in variants_of(task):
-        raise InputError(f"variant: {variant} labels exist for emotion only, not for {task.name}; use english")
-    if variant == "english":
-        return {name: name for name in task.classes}
-    return dict(task.label_words[language] if variant == "in_language" else _IRRELEVANT_WORDS)
+        raise InputError(f"variant: {task.name} has no {variant} labels; choose {' or '.join(variants_of(task))}")
+    if variant == "irrelevant":
+        return {"positive": "ox", "negative": "horse"}
+    return dict(task.label_words[language]) if variant == "in_language" else {name: name for name in task.classes}
 
 
 def cues_of(task: Task, language: str, style: PromptStyle) -> dict[str, str]:
-    """Field name or "answer" -> the text before that field's value; an unknown style raises InputError."""
-    if style not in get_args(PromptStyle):
-        raise InputError(f"prompts: {style!r} is none of {', '.join(get_args(PromptStyle))}")
+    """Field name or "answer" -> the text before that field's value."""
     mended = MENDED_CUES if style == "mended" else {}
     return {name: mended.get((task.name, language, name), cue) for name, cue in task.cues[language].items()}
 
@@ -114,12 +120,9 @@ def few_shot_prefix(
     shown = exemplars.of(task.name, language)
     if style == "mended":
         shown = [replace(exemplar, overrides={}, trailing="") for exemplar in shown]
+    asked = [question(task, language, exemplar.fields, exemplar.overrides, style) for exemplar in shown]
     return "\n".join(
-        question(task, language, exemplar.fields, exemplar.overrides, style)
-        + words[exemplar.label]
-        + '"'
-        + exemplar.trailing
-        for exemplar in shown
+        f'{text}{words[exemplar.label]}"{exemplar.trailing}' for text, exemplar in zip(asked, shown, strict=True)
     )
 
 
@@ -130,15 +133,7 @@ def few_shot_prompt(row: TaskRow, exemplars: Exemplars, variant: Variant, style:
     return prefix + "\n" + question(task, row.language, row.fields, style=style)
 
 
-_BEYOND_TEXT = """\
-Beyond the text, for emotion: in-language Thai prompts end with the start of both label words, which the study
-tokenises apart (with SentencePiece that puts a BOS and a ▁ in mid-sequence) and mended prompts do not; and only mended
-scoring of `ox` and `horse` counts the first tokens of a byte-level vocabulary.
-"""
-
-
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """One text that the two styles write differently.
 
     where: a cue's name where every item of the cell differs, or the exemplar and the place in it.
@@ -166,17 +161,15 @@ def differences(exemplars: Exemplars) -> list[Difference]:
 
 def differences_table(exemplars: Exemplars) -> str:
     """The differences as a Markdown table, spaces made visible, and below it what differs beyond the text."""
-    rows = [
-        (item.task, item.language, item.where, _visible(item.study), _visible(item.mended))
-        for item in differences(exemplars)
-    ]
-    header = ("task", "language", "where", "study", "mended")
-    table = "".join(f"| {' | '.join(row)} |\n" for row in (header, ("---",) * len(header), *rows))
-    return f"{table}\n{_BEYOND_TEXT}"
-
-
-def _visible(text: str) -> str:
-    return f"`{text.replace(' ', '␣')}`" if text else "nothing"
+    lines = ["| task | language | where | study | mended |", "| --- | --- | --- | --- | --- |"]
+    for *place, study, mended in differences(exemplars):
+        texts = [f"`{text.replace(' ', '␣')}`" if text else "nothing" for text in (study, mended)]
+        lines.append(f"| {' | '.join([*place, *texts])} |")
+    return "\n".join(lines) + (
+        "\n\nBeyond the text, for emotion: in-language Thai prompts end with the start of both label words, which the "
+        "study\ntokenises apart (with SentencePiece that puts a BOS and a ▁ in mid-sequence) and mended prompts do "
+        "not; and only mended\nscoring of `ox` and `horse` counts the first tokens of a byte-level vocabulary.\n"
+    )
 
 
 def read_exemplars(file: Path) -> Exemplars:
@@ -186,55 +179,185 @@ def read_exemplars(file: Path) -> Exemplars:
     and "trailing". An entry may repeat the task's cues as "keywords"; cues that differ from the task's table raise
     InputError, since prompts are rendered with the table. Other keys of an entry are for its readers.
     """
-    document = read_json(file)
-    if not isinstance(document, dict):
-        raise InputError(f"{file}: an object of tasks is needed")
     cells = {}
-    for name, languages in document.items():
+    for name, languages in read_object(file).items():
         if name.startswith("_"):
             continue
-        task = task_named(name)
-        if not isinstance(languages, dict):
-            raise InputError(f"{file}, {name}: an object of languages is needed")
-        for language, entry in languages.items():
-            code = language_of(language, f"{file}, {name}").code
+        task, where = task_named(name), f"{file}, {name}"
+        for language, entry in object_of(languages, where).items():
+            code = language_of(language, where).code
             if (name, code) in cells:
-                raise InputError(f"{file}, {name}: {language!r} and an entry before it are one language; keep one")
-            cells[name, code] = _entry(entry, task, code, f"{file}, {name}, {language}")
+                raise InputError(f"{where}: {language!r} and an entry before it are one language; keep one")
+            cells[name, code] = _exemplars_of(entry, task, code, f"{where}, {language}")
     return Exemplars(file, cells)
 
 
-def _entry(entry: Any, task: Task, language: str, where: str) -> tuple[Exemplar, ...]:
-    if not isinstance(entry, dict) or not isinstance(entry.get("exemplars"), list) or not entry["exemplars"]:
-        raise InputError(f"{where}: an object with a non-empty array 'exemplars' is needed")
-    table = _renamed(task.cues[language], dict(zip(task.fields, task.exemplar_fields, strict=True)))
+def _exemplars_of(entry: Any, task: Task, language: str, where: str) -> tuple[Exemplar, ...]:
+    shown = field(object_of(entry, where), "exemplars", list, where)
+    if not shown:
+        raise InputError(f"{where}, field 'exemplars': it is empty")
+    names = dict(zip(task.fields, task.exemplar_fields, strict=True))
+    table = {names.get(name, name): cue for name, cue in task.cues[language].items()}
     if entry.get("keywords", table) != table:
         raise InputError(f"{where}: keywords {entry['keywords']} differ from the task's cues {table}; use overrides")
-    return tuple(
-        _exemplar(exemplar, task, f"{where}, exemplar {index}") for index, exemplar in enumerate(entry["exemplars"])
-    )
+    return tuple(_exemplar(exemplar, task, f"{where}, exemplar {index}") for index, exemplar in enumerate(shown))
 
 
 def _exemplar(exemplar: Any, task: Task, where: str) -> Exemplar:
-    exemplar = object_of(exemplar, where)
-    names = (*task.exemplar_fields, "label")
-    exemplar = {**exemplar, **{name: text_of(exemplar, name, where, "write the exemplar's own") for name in names}}
-    if exemplar["label"] not in task.classes:
-        raise InputError(f"{where}, field 'label': {exemplar['label']!r} is none of {', '.join(task.classes)}")
-    overrides, trailing = exemplar.get("overrides", {}), exemplar.get("trailing", "")
-    cue_names = {*task.exemplar_fields, "answer"}
-    if not isinstance(overrides, dict) or not overrides.keys() <= cue_names:
-        raise InputError(f"{where}, field 'overrides': an object of {', '.join(sorted(cue_names))} is needed")
-    if not all(isinstance(text, str) for text in (trailing, *overrides.values())):
-        raise InputError(f"{where}: overrides and trailing must be text")
-    overrides = {name: whole_text(text, f"{where}, overrides") for name, text in overrides.items()}
+    item = object_of(exemplar, where)
+    *texts, label = [
+        text_of(item, name, where, "write the exemplar's own") for name in (*task.exemplar_fields, "label")
+    ]
+    if label not in task.classes:
+        raise InputError(f"{where}, field 'label': {label!r} is none of {', '.join(task.classes)}")
+    names = dict(zip((*task.exemplar_fields, "answer"), (*task.fields, "answer"), strict=True))
+    overrides = value_of(item.get("overrides", {}), dict, f"{where}, field 'overrides'")
+    if not overrides.keys() <= names.keys():
+        raise InputError(f"{where}, field 'overrides': an object of {', '.join(sorted(names))} is needed")
+
+    def slip(text: Any, place: str) -> str:
+        return whole_text(value_of(text, str, f"{where}, {place}"), f"{where}, {place}")
+
     return Exemplar(
-        fields=tuple(exemplar[name] for name in task.exemplar_fields),
-        label=exemplar["label"],
-        overrides=_renamed(overrides, dict(zip(task.exemplar_fields, task.fields, strict=True))),
-        trailing=whole_text(trailing, f"{where}, field 'trailing'"),
+        fields=tuple(texts),
+        label=label,
+        overrides={names[name]: slip(cue, "overrides") for name, cue in overrides.items()},
+        trailing=slip(item.get("trailing", ""), "field 'trailing'"),
     )
 
 
-def _renamed(cues: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
-    return {names.get(name, name): cue for name, cue in cues.items()}
+# A cue is mended where it is the wrong word: another sense of the English one, a verb where the answer is meant, a word
+# of another language. A cue that is one fair choice among several stays, and so does one for which no certain word was
+# found. Left so: Swahili `Nguzo: ` (a pillar, also said for a premise); Hindi `आधार: `, Thai `ฐาน: ` and Bengali
+# `ভিত্তি: ` (the basis of a conclusion), Russian `Предпосылка: ` and Bulgarian `Предпоставка: ` (a presupposition, also
+# a premise); Slovene `Stavek 1: ` (a clause, in common speech a sentence).
+MENDED_CUES: Mapping[tuple[str, str, str], str] = {
+    # (task, language, field name or "answer"): cue
+    ("snli", "fr", "answer"): "Réponse: ",  # répondre: to answer
+    ("snli", "ru", "answer"): "Ответ: ",  # отвечать: to answer
+    ("snli", "sl", "premise"): "Premisa: ",  # predpogoj: a prerequisite
+    ("snli", "sl", "answer"): "Odgovor: ",  # odgovori: answer! or answers
+    ("snli", "ms", "answer"): "Jawapan: ",  # jawab: to answer
+    ("snli", "is", "answer"): "Svar: ",  # svaraðu: answer!
+    ("snli", "sw", "hypothesis"): "Nadharia tete: ",  # left in English
+    ("paws", "fr", "answer"): "Réponse: ",
+    ("paws", "es", "sentence1"): "Oración 1: ",  # sentencia: a judge's sentence
+    ("paws", "es", "sentence2"): "Oración 2: ",
+    ("paws", "ru", "sentence1"): "Предложение 1: ",  # приговор: a judge's sentence
+    ("paws", "ru", "sentence2"): "Предложение 2: ",
+    ("paws", "ru", "answer"): "Ответ: ",  # ответить: to answer
+    ("paws", "sl", "answer"): "Odgovor: ",
+    ("paws", "ms", "answer"): "Jawapan: ",
+    ("paws", "is", "answer"): "Svar: ",
+}
+
+
+def candidate_ids(word: str, tokenizer: Tokenizer, first_tokens: bool = True) -> list[int]:
+    """Sorted, distinct token ids that may begin `word` (non-empty); possibly none, if the vocabulary lacks it.
+
+    Every prefix of the word (in code points), bare or after ▁, that is a vocabulary entry by that exact spelling; for a
+    word that begins outside ASCII also the byte piece <0xHH> of its first UTF-8 byte; but no control token, which is no
+    text. A byte-level vocabulary spells neither form, so there the first token of each prefix is taken as well, unless
+    `first_tokens` is False.
+    """
+    prefixes = [word[:length] for length in range(1, len(word) + 1)]
+    pieces = [*prefixes, *("▁" + prefix for prefix in prefixes)]
+    if not word[0].isascii():
+        pieces.append(f"<0x{word[0].encode('utf-8')[0]:02X}>")
+    found = {tokenizer.vocabulary[piece] for piece in pieces if piece in tokenizer.vocabulary}
+    if first_tokens and tokenizer.is_byte_level:
+        found |= {id for prefix in prefixes for id in tokenizer.ids(prefix)[:1]}
+    return sorted(found - tokenizer.control_ids)
+
+
+def label_candidates(words: Mapping[str, str], tokenizer: Tokenizer, first_tokens: bool = True) -> dict[str, list[int]]:
+    """class -> candidate ids of its label word."""
+    return {name: candidate_ids(word, tokenizer, first_tokens) for name, word in words.items()}
+
+
+def collisions(candidates: Mapping[str, list[int]]) -> dict[tuple[str, str], list[int]]:
+    """Pairs of classes that share candidates -> the shared ids, sorted; pairs that share none are left out.
+
+    A shared id adds the same mass to both labels: it cancels in the prediction but inflates both scores.
+    """
+    shared = {
+        (first, second): sorted(set(candidates[first]) & set(candidates[second]))
+        for first, second in combinations(candidates, 2)
+    }
+    return {pair: ids for pair, ids in shared.items() if ids}
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A label word written after a prompt.
+
+    ids: tokens of prompt, word and closing quote as one text, with a BOS where the tokenizer adds one.
+    scored_from: how many of them the tokenised prompt begins with as well; the log-probabilities of the others, each
+      given all before it, are the word's score. A tokenizer that merges the opening quote with the word's first letter
+      makes this one less than the prompt's length.
+    """
+
+    ids: list[int]
+    scored_from: int
+
+
+@dataclass(frozen=True)
+class LabelQuery:
+    """What is asked about one row.
+
+    prompt: token ids after which the next token gives the label masses.
+    words: one continuation per class, in the task's order of classes; empty where only masses are wanted.
+    """
+
+    prompt: list[int]
+    words: tuple[Continuation, ...]
+
+
+def shared_start(task: Task, language: str, variant: Variant) -> str:
+    """What all label words begin with: เชิง for Thai in-language emotion, "" everywhere else."""
+    words = label_words(task, language, variant).values()
+    return reduce(lambda start, word: start[: common_length(start, word)], words)
+
+
+def scored_candidates(
+    task: Task, language: str, tokenizer: Tokenizer, variant: Variant, style: PromptStyle
+) -> dict[str, list[int]]:
+    """class -> candidate ids after the prompt of a `LabelQuery`, of what remains of the word after the shared start.
+
+    The study's script for irrelevant words does not take the first tokens that a byte-level vocabulary needs.
+    """
+    start = shared_start(task, language, variant)
+    words = label_words(task, language, variant)
+    remainders = {name: word.removeprefix(start) for name, word in words.items()}
+    return label_candidates(remainders, tokenizer, first_tokens=not (style == "study" and variant == "irrelevant"))
+
+
+def label_queries(
+    rows: Sequence[TaskRow], exemplars: Exemplars, tokenizer: Tokenizer, variant: Variant, style: PromptStyle
+) -> list[LabelQuery]:
+    """The query of each row, in their order; a row's query does not depend on the others."""
+    texts = [few_shot_prompt(row, exemplars, variant, style) for row in rows]
+    words = [list(label_words(TASKS[row.task], row.language, variant).values()) for row in rows]
+    tokenised = tokenizer.batch_prompt_ids(texts)
+    answered = [text + word + '"' for text, own in zip(texts, words, strict=True) for word in own]
+    written = iter(tokenizer.batch_prompt_ids(answered))
+    queries = []
+    for row, text, ids, own in zip(rows, texts, tokenised, words, strict=True):
+        continuations = [Continuation(word, common_length(ids, word)) for word in (next(written) for _ in own)]
+        prompt = ids
+        if start := shared_start(TASKS[row.task], row.language, variant):
+            # The study appends what an ordinary call makes of the start alone: with SentencePiece a BOS and a ▁ in
+            # mid-sequence.
+            prompt = ids + tokenizer.prompt_ids(start) if style == "study" else tokenizer.prompt_ids(text + start)
+        queries.append(LabelQuery(prompt, tuple(continuations)))
+    return queries
+
+
+def common_length(first: Sequence[object], second: Sequence[object]) -> int:
+    """How many first elements two sequences share."""
+    if second[: len(first)] == first:  # nearly always, and much quicker than one by one
+        return len(first)
+    for index, (one, other) in enumerate(zip(first, second, strict=False)):
+        if one != other:
+            return index
+    return len(second)

@@ -2,23 +2,27 @@
 
 Cue and label words are those of the study's evaluation scripts (github.com/Shimao-Zhang/LLM-Multilingual-Learner,
 commit 5605459), its slips included: Russian and Spanish PAWS cues are the judicial "sentence", Swahili SNLI says
-"Hypothesis: ". Prompts of the study's style must match them byte for byte; `jaxalign/data/mended.py` has the others.
+"Hypothesis: ". Prompts of the study's style must match them byte for byte; prompts.MENDED_CUES has the others.
+
+Files are DATA/{folder}/{task}_{language}{rows}_{split}.json or, for paws where there is no DATA/paws/, PAWS-X as TFDS
+prepares it: DATA/paws_x_wiki/{language}/{version}/.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from jaxalign.data.fields import json_rows, numbered, object_of, text_of
-from jaxalign.data.languages import did_you_mean, known_language, language_of
-from jaxalign.data.paws_x import is_paws_x, paws_x_folder, read_paws_x
+from jaxalign.data.fields import Rows, json_rows, numbered, object_of, text_of
+from jaxalign.data.languages import code_of, did_you_mean, known_language, language_of
+from jaxalign.data.pairs import tfds_features, tfds_rows
 from jaxalign.errors import InputError, gather
-from jaxalign.metrics_log import warn
+from jaxalign.log import warn
 
 Split = Literal["test", "train"]
+ALL_ROWS = slice(None)
 
 
 @dataclass(frozen=True)
@@ -207,7 +211,7 @@ def correct_by_class(row: TaskRow, predicted_class: str) -> bool:
 def parse_rows(text: str) -> slice:
     """A row range from "START:STOP" (STOP not included, counted from 0) or "all"."""
     if text.strip() == "all":
-        return slice(None)
+        return ALL_ROWS
     match = re.fullmatch(r"\s*(\d{1,18}):(\d{1,18})\s*", text, re.ASCII)
     if not match or int(match[1]) >= int(match[2]):
         raise InputError(f"rows: {text!r} is no range of rows; write START:STOP with START < STOP, as 0:50, or all")
@@ -233,12 +237,14 @@ def task_file_named(path: Path) -> TaskFile | None:
 
 
 def task_file(data: Path, task: Task, language: str, split: Split) -> Path:
-    """The one file data/{folder}/{task}_{language}{rows}_{split}.json, see `task_file_named`.
-
-    For paws also the TFDS data set data/paws_x_wiki/{language}/{version}/, where there is no data/paws/.
-    """
+    """The one file or data set of a task in one language."""
     if task.name == "paws" and is_paws_x(data):
-        return paws_x_folder(data, language)
+        files = (data / "paws_x_wiki").glob("*/*/dataset_info.json")
+        versions = sorted(file.parent for file in files if code_of(file.parent.parent.name) == language)
+        if len(versions) != 1:
+            names = " and ".join(str(version.relative_to(data)) for version in versions) or "none"
+            raise InputError(f"{data / 'paws_x_wiki' / language}: one prepared version is needed there, found {names}")
+        return versions[0]
     folder = data / task.folder
     found = sorted(path for path in folder.glob("*.json") if task_file_named(path) == (task, language, split))
     pattern = f"{task.name}_{language}[ROWS]_{split}.json"
@@ -249,76 +255,80 @@ def task_file(data: Path, task: Task, language: str, split: Split) -> Path:
     return found[0]
 
 
-def read_task_rows(data: Path, task: Task, language: str, split: Split, rows: slice) -> list[TaskRow]:
-    """The chosen rows of a task's file in one language; every row of the file is checked, chosen or not.
+class TaskData:
+    """The tasks' files of one data folder: each is read once, when it is first asked for, and kept."""
 
-    A missing file, a missing English file beside it, unequal row counts, rows whose answers say that they are other
-    items than the English ones, a row that is no object of non-empty strings, an answer that is none of the language's
-    label words, or an empty choice of rows raise InputError. In train files a row may lack "answer".
-    """
-    language = language_of(language).code
-    file = task_file(data, task, language, split)
-    read = read_objects(file, task, language, split)
-    if language == "en":
-        english = read
-    else:
-        english_file = _english_file(data, task, split, file)
-        english = read_objects(english_file, task, "en", split)
-        if len(read) != len(english):
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._read: dict[tuple[str, str, Split], list[TaskRow]] = {}
+
+    def rows(self, task: Task, language: str, chosen: slice = ALL_ROWS, split: Split = "test") -> list[TaskRow]:
+        """The chosen rows of a task in one language; every row of the file is checked, chosen or not.
+
+        A missing file, a missing English file beside it, unequal row counts, rows whose answers say that they are other
+        items than the English ones, a row that is no object of non-empty strings, an answer that is none of the
+        language's label words, or an empty choice of rows raise InputError. In train files a row may lack "answer".
+        """
+        language = language_of(language).code
+        key = task.name, language, split
+        if key not in self._read:
+            self._read[key] = self._beside_english(task, language, split)
+        rows = self._read[key]
+        if not rows[chosen]:
+            file = task_file(self.folder, task, language, split)
+            raise InputError(f"{file}: no row in {chosen.start}:{chosen.stop}; the file has {len(rows)}")
+        return rows[chosen]
+
+    def _beside_english(self, task: Task, language: str, split: Split) -> list[TaskRow]:
+        """The rows of a file, with the classes of the English rows of the same indices."""
+        file = task_file(self.folder, task, language, split)
+        rows = read_task_file(file, task, language, split)
+        if language == "en":
+            return rows
+        try:
+            english_file = task_file(self.folder, task, "en", split)
+        except InputError as error:
+            raise InputError(f"{file}: its classes come from the English file of the same rows, but {error}") from None
+        english = self.rows(task, "en", split=split)
+        if len(rows) != len(english):
             raise InputError(
-                f"{file}: {len(read)} rows, but {english_file} has {len(english)}; row i must be the same item in both"
+                f"{file}: {len(rows)} rows, but {english_file} has {len(english)}; row i must be the same item in both"
             )
-        check_answers(task, language, read, english, file)
-    classes = _classes_of(task, task.label_words["en"])
-    parsed = [
-        TaskRow(
-            task=task.name,
-            language=language,
-            row=row,
-            fields=tuple(item[name] for name in task.fields),
-            answer=item.get("answer", ""),
-            gold_class=classes.get(english[row].get("answer", ""), ""),
-        )
-        for row, item in enumerate(read)
-    ]
-    if not parsed[rows]:
-        raise InputError(f"{file}: no row in {rows.start}:{rows.stop}; the file has {len(parsed)}")
-    return parsed[rows]
+        _check_answers(task, language, rows, english, file)
+        return [replace(row, gold_class=own.gold_class) for row, own in zip(rows, english, strict=True)]
 
 
-CERTAIN = 0.25
-"""From this share of contradictory answers on, the rows of two languages are not the same items. Wrong labels are few;
-of rows in another order half contradict where there are two classes, and two thirds where there are three."""
+def read_task_rows(data: Path, task: Task, language: str, split: Split, rows: slice) -> list[TaskRow]:
+    """`TaskData.rows` of a folder that is read for these alone."""
+    return TaskData(data).rows(task, language, rows, split)
 
 
-def check_answers(
-    task: Task, language: str, rows: Sequence[Mapping[str, str]], english: Sequence[Mapping[str, str]], file: Path
-) -> None:
+def _check_answers(task: Task, language: str, rows: Sequence[TaskRow], english: Sequence[TaskRow], file: Path) -> None:
     """Compares answers with the classes of the English rows, by the script's words and by those of the released files.
 
     Refused are contradictions in a quarter of the rows or more, and such as are none beside the English rows one
-    further or one back; of fewer there is a warning.
+    further or one back; of fewer there is a warning. Wrong labels are few; of rows in another order half contradict
+    where there are two classes, and two thirds where there are three.
     """
-    golds = [_classes_of(task, task.label_words["en"]).get(row.get("answer", "")) for row in english]
 
     def contradictions(words: Mapping[str, str], shift: int = 0) -> list[int]:
         classes = _classes_of(task, words)
-        places = range(max(0, -shift), len(rows) - max(0, shift))
-        answers = ((row, rows[row].get("answer"), golds[row + shift]) for row in places)
-        return [row for row, answer, gold in answers if answer and gold and classes.get(answer) != gold]
+        beside = zip(rows[max(0, -shift) :], english[max(0, shift) :], strict=False)
+        both = [(row, own.gold_class) for row, own in beside if row.answer and own.gold_class]
+        return [row.row for row, gold in both if classes.get(row.answer) != gold]
 
     own = task.label_words[language]
     ways = [own, {**own, **task.file_words.get(language, {})}]
     found, words = min(((contradictions(way), way) for way in ways), key=lambda each: len(each[0]))
     if not found:
         return
-    labelled = sum(bool(row.get("answer") and gold) for row, gold in zip(rows, golds, strict=True))
+    labelled = sum(bool(row.answer and own.gold_class) for row, own in zip(rows, english, strict=True))
     row = found[0]
     message = (
         f"{file}: {len(found)} of {labelled} answers contradict the English rows (the first in row {row}: "
-        f"{rows[row]['answer']!r} beside {english[row]['answer']!r})"
+        f"{rows[row].answer!r} beside {english[row].answer!r})"
     )
-    if len(found) >= CERTAIN * labelled or not all(contradictions(words, shift) for shift in (-1, 1)):
+    if 4 * len(found) >= labelled or not all(contradictions(words, shift) for shift in (-1, 1)):
         raise InputError(
             f"{message}; row i must be the same item in both: look for a row that is missing, and for label words that "
             "are exchanged"
@@ -331,40 +341,48 @@ def _classes_of(task: Task, words: Mapping[str, str]) -> dict[str, str]:
     return {word: name for name, word in words.items()} | dict(task.train_words)
 
 
-def _english_file(data: Path, task: Task, split: Split, file: Path) -> Path:
-    try:
-        return task_file(data, task, "en", split)
-    except InputError as error:
-        raise InputError(f"{file}: its classes come from the English file of the same rows, but {error}") from None
-
-
-def read_objects(file: Path, task: Task, language: str, split: Split) -> list[Mapping[str, str]]:
-    """The file's objects, each checked: the task's fields and, in test files always, "answer".
+def read_task_file(file: Path, task: Task, language: str, split: Split) -> list[TaskRow]:
+    """The rows of one file, each checked, with the classes that their own answers say.
 
     InputErrors tells of every bad row and field.
     """
-    rows = numbered(file, read_paws_x(file, split)) if file.is_dir() else json_rows(file)
+    rows = _paws_x_rows(file, split) if file.is_dir() else json_rows(file)
+    classes = _classes_of(task, task.label_words[language])
     known = {*task.label_words[language].values(), *task.file_words.get(language, {}).values()}
-    if split == "train":
-        known |= set(task.train_words)
-    objects = gather(partial(_checked_object, row, task, known, split, where) for where, row in rows)
-    if not objects:
-        raise InputError(f"{file}: a JSON array of rows is needed, found an empty array")
-    return objects
+    known |= set(task.train_words) if split == "train" else set()
+
+    def text(item: Mapping[str, Any], name: str, where: str) -> str:
+        text = text_of(item, name, where, "fill it in or leave the row out of every language")
+        if name == "answer" and text not in known:
+            raise InputError(
+                f"{where}, field 'answer': {text!r} is no label word of this task and language; "
+                f"known: {', '.join(sorted(known))}"
+            )
+        return text
+
+    def row_of(number: int, item: Any, where: str) -> TaskRow:
+        item = object_of(item, where)
+        names = task.fields if split == "train" and "answer" not in item else (*task.fields, "answer")
+        found = dict(zip(names, gather(partial(text, item, name, where) for name in names), strict=True))
+        answer = found.pop("answer", "")
+        return TaskRow(task.name, language, number, tuple(found.values()), answer, classes.get(answer, ""))
+
+    read = gather(partial(row_of, number, item, where) for number, (where, item) in enumerate(rows))
+    if not read:
+        raise InputError(f"{file}: an array of rows is needed, found an empty one")
+    return read
 
 
-def _checked_object(row: Callable[[], Any], task: Task, known: set[str], split: Split, where: str) -> Mapping[str, str]:
-    item = object_of(row(), where)
-    names = task.fields if split == "train" and "answer" not in item else (*task.fields, "answer")
-    texts = gather(partial(_checked_text, item, name, known, where) for name in names)
-    return {**item, **dict(zip(names, texts, strict=True))}
+def is_paws_x(data: Path) -> bool:
+    """Whether a data folder holds PAWS-X in place of the study's paws/."""
+    return (data / "paws_x_wiki").is_dir() and not (data / "paws").is_dir()
 
 
-def _checked_text(item: Mapping[str, Any], name: str, known: set[str], where: str) -> str:
-    text = text_of(item, name, where, "fill it in or leave the row out of every language")
-    if name == "answer" and text not in known:
-        raise InputError(
-            f"{where}, field 'answer': {text!r} is no label word of this task and language; "
-            f"known: {', '.join(sorted(known))}"
-        )
-    return text
+def _paws_x_rows(folder: Path, split: str) -> Rows:
+    """Rows of sentence1, sentence2 and answer, as a file of the study's has them.
+
+    TFDS orders rows by their ids, so row i is the same item in every language that has the same items.
+    """
+    words = {"paraphrase": "same", "different_meaning": "different"}
+    names = tfds_features(folder)["label"].names
+    return numbered(folder, [{**row, "answer": words[names[row["label"]]]} for row in tfds_rows(folder, split)])

@@ -1,25 +1,46 @@
-"""One view of a fast tokenizer: what prompts, pairs and label words need from it, whatever its family."""
+"""One view of a fast tokenizer, whatever its family: what prompts, pairs and label words need from it.
+
+Chat templates: a question pair as the token ids that a model is tuned on. U is the pair's prompt, R its response:
+
+    template   prompt                                                        response
+    default    Human: U\\nAssistant:␠                                         R eos
+    mistral    BOS [INST] U [/INST]                                          R eos
+    qwen       <|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n   R <|im_end|>
+               <|im_start|>user\\nU<|im_end|>\\n<|im_start|>assistant\\n
+    alpaca     BOS where the tokenizer's ordinary call adds one,             R eos
+               Below is an instruction ...\\n\\n### Instruction:\\nU\\n\\n### Response:
+    none       BOS where the tokenizer's ordinary call adds one, U           R eos
+
+The first three are LLaMA-Factory's, as of v0.5.3 to v0.6.2; `alpaca` is Alpaca's without an input, as QAlign
+(arXiv 2401.07817) tunes and tests with it: nothing follows the last colon. Prompts that labels are scored on
+take no template.
+"""
 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as TokenizerFile
 
-from jaxalign.data.folders import MINI
+from jaxalign.data.languages import did_you_mean
+from jaxalign.data.pairs import QuestionPair
 from jaxalign.errors import InputError, listed
-from jaxalign.files import read_json, read_text
-from jaxalign.metrics_log import warn
+from jaxalign.files import MINI, read_json, read_text
+from jaxalign.log import warn
 from jaxalign.sentence_piece import is_marker, read_sentence_piece
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+_CONTROL = re.compile(r"<.+>|\[.+\]", re.DOTALL)
+"""How control tokens are spelt. A role may also be given to a word: some models pad with "!"."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +70,10 @@ class Tokenizer:
     def batch_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """`ids` of every text, tokenised in parallel."""
         found = self._encoded(texts, split_special_tokens=True)
+        # A character that the vocabulary lacks may be the unknown token.
+        refused = self.control_ids if self.is_byte_level else self.control_ids.difference([self.backend.unk_token_id])
         for text, ids in zip(texts, found, strict=True):
-            if not self._not_of_text.isdisjoint(ids):
+            if not refused.isdisjoint(ids):
                 token = next(token for token, id in self.control_tokens.items() if id in ids)
                 raise InputError(
                     f"{text[:60]!r}: this tokenizer cannot write {token} as text; take it out, or use another tokenizer"
@@ -69,12 +92,8 @@ class Tokenizer:
         """Token ids of a text that a template wrote: control tokens that it spells are those tokens. No BOS, no EOS."""
         return self._encoded([text], split_special_tokens=False)[0]
 
-    def ids_between(self, before: str, text: str, after: str) -> list[int]:
-        """Token ids of the three as one text, of which a template wrote the first and the last. No BOS, no EOS."""
-        return self.batch_ids_between(before, [text], after)[0]
-
     def batch_ids_between(self, before: str, texts: Sequence[str], after: str) -> list[list[int]]:
-        """`ids_between` of every text in the same template, tokenised in parallel."""
+        """Token ids of before + text + after as one text, of which a template wrote the first and the last."""
         *first, left = self._around_controls(before)
         right, *last = self._around_controls(after)
         whole = [before + text + after for text in texts]
@@ -100,13 +119,12 @@ class Tokenizer:
         engine.no_padding()
         engine.encode_special_tokens = split_special_tokens
         found = [encoding.ids for encoding in engine.encode_batch_fast(list(texts), add_special_tokens=False)]
-        if self.beyond:
-            for text, ids in zip(texts, found, strict=True):
-                if token := next((token for token, id in self.beyond.items() if id in ids), None):
-                    raise InputError(
-                        f"{text[:60]!r}: {token} is token {self.beyond[token]}, and the model's embedding has "
-                        f"{self.rows} rows; take it out, or resize the embedding"
-                    )
+        for text, ids in zip(texts, found if self.beyond else [], strict=False):
+            if token := next((token for token, id in self.beyond.items() if id in ids), None):
+                raise InputError(
+                    f"{text[:60]!r}: {token} is token {self.beyond[token]}, and the model's embedding has {self.rows} "
+                    "rows; take it out, or resize the embedding"
+                )
         return found
 
     @cached_property
@@ -114,6 +132,11 @@ class Tokenizer:
         """Tokens, in the order of their ids, for which the model's embedding has no row: of added tokens, usually."""
         found = [] if self.rows is None else [each for each in self.backend.get_vocab().items() if each[1] >= self.rows]
         return dict(sorted(found, key=lambda each: each[1]))
+
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """Token text, as the vocabulary spells it, to id; added tokens included, but for those `beyond` the model."""
+        return {token: id for token, id in self.backend.get_vocab().items() if token not in self.beyond}
 
     @cached_property
     def control_tokens(self) -> dict[str, int]:
@@ -125,11 +148,6 @@ class Tokenizer:
     def control_ids(self) -> frozenset[int]:
         """The ids of `control_tokens`."""
         return frozenset(self.control_tokens.values())
-
-    @cached_property
-    def _not_of_text(self) -> frozenset[int]:
-        """The control ids that no text may have; a character that the vocabulary lacks may be the unknown token."""
-        return self.control_ids if self.is_byte_level else self.control_ids.difference([self.backend.unk_token_id])
 
     @cached_property
     def _around_controls(self) -> Callable[[str], list[str]]:
@@ -154,11 +172,6 @@ class Tokenizer:
         return self._edges[0]
 
     @property
-    def bos_id(self) -> int | None:
-        """The begin-of-text id that an ordinary call puts first; None where it puts none."""
-        return next((id for id in self.opening[:1] if id == self.backend.bos_token_id), None)
-
-    @property
     def bos(self) -> str | None:
         """What prompts begin with, as records tell it."""
         return self.spelt(self.opening)
@@ -172,7 +185,7 @@ class Tokenizer:
         found = []
         if self.beyond:
             found.append(
-                f"the tokenizer has {counted(list(self.beyond))} without a row in the model's embedding of "
+                f"the tokenizer has tokens ({listed([*self.beyond])}) without a row in the model's embedding of "
                 f"{self.rows}; a template that makes one is refused"
             )
         if behind := self.spelt(self._edges[1]):
@@ -199,9 +212,9 @@ class Tokenizer:
         ]
         if needed:
             raise InputError(
-                f"{where}: the tokenizer has {counted(needed)} without a row in the model's embedding of {self.rows} "
-                "(vocab_size); resize it (transformers: resize_token_embeddings), or take the tokens out of the "
-                "tokenizer"
+                f"{where}: the tokenizer has tokens ({listed(needed)}) without a row in the model's embedding of "
+                f"{self.rows} (vocab_size); resize it (transformers: resize_token_embeddings), or "
+                "take the tokens out of the tokenizer"
             )
 
     @cached_property
@@ -215,15 +228,10 @@ class Tokenizer:
         return self.vocabulary[str(eos)]
 
     @cached_property
-    def vocabulary(self) -> dict[str, int]:
-        """Token text, as the vocabulary spells it, to id; added tokens included, but for those `beyond` the model."""
-        return {token: id for token, id in self.backend.get_vocab().items() if token not in self.beyond}
-
-    @cached_property
     def is_byte_level(self) -> bool:
         """Whether tokens are spelt in the byte alphabet of GPT-2 (Ġ for a space) and not as text with ▁ and <0xHH>."""
         engine = self.backend.backend_tokenizer
-        return _has_type([_state(engine.decoder), _state(engine.pre_tokenizer)], "ByteLevel")
+        return any('"type": "ByteLevel"' in json.dumps(_state(part)) for part in (engine.decoder, engine.pre_tokenizer))
 
     def token_bytes(self, token: str) -> bytes:
         """The UTF-8 bytes, perhaps a part of a character's, that a vocabulary entry stands for."""
@@ -247,9 +255,14 @@ class Tokenizer:
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode("utf-8")).hexdigest()
 
 
-def counted(tokens: list[str]) -> str:
-    """How many tokens, and the first of them."""
-    return f"{len(tokens)} token{'s' if len(tokens) > 1 else ''} ({listed(tokens)})"
+def _byte_of() -> dict[str, int]:
+    """GPT-2's byte alphabet: printable Latin-1 stands for itself, the other bytes for U+0100 onwards, in order."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_of()
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -287,12 +300,13 @@ def _from_sentence_piece(folder: Path) -> "PreTrainedTokenizerFast":
         def convert_to_native_format(cls, **settings: Any) -> dict[str, Any]:
             return settings  # there is nothing left to convert
 
-    model = read_sentence_piece(folder / "tokenizer.model")
+    tokenizer, roles = read_sentence_piece(folder / "tokenizer.model")
     beside = [folder / name for name in ("special_tokens_map.json", "tokenizer_config.json")]
     named = {role for file in beside if file.is_file() for role in read_json(file)}
-    roles = {role: token for role, token in model.roles.items() if role not in named}
-    settings: dict[str, Any] = {"tokenizer_object": model.tokenizer, **roles}
-    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, **settings)
+    settings: dict[str, Any] = {role: token for role, token in roles.items() if role not in named}
+    return PreTrainedTokenizerFast.from_pretrained(
+        folder, local_files_only=True, tokenizer_object=tokenizer, **settings
+    )
 
 
 def _from_tokenizer_file(folder: Path) -> "PreTrainedTokenizerFast":
@@ -312,7 +326,7 @@ def _from_tokenizer_file(folder: Path) -> "PreTrainedTokenizerFast":
         return backend
     loaded, own = backend.backend_tokenizer, TokenizerFile.from_file(str(path))
     parts = ("normalizer", "pre_tokenizer", "model")
-    replaced = [part for part in parts if not _alike(getattr(loaded, part), getattr(own, part))]
+    replaced = [part for part in parts if _plain(_state(getattr(loaded, part))) != _plain(_state(getattr(own, part)))]
     for part in (*parts, "decoder"):
         setattr(loaded, part, getattr(own, part))
     if replaced:
@@ -326,42 +340,106 @@ def _from_tokenizer_file(folder: Path) -> "PreTrainedTokenizerFast":
     return backend
 
 
-def _alike(one: Any, other: Any) -> bool:
-    """Whether two components of tokenizers give the same ids, by their settings."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            # Where an offset lies is nothing to an id, and what is off may be left out.
-            kept = {key: plain(each) for key, each in value.items() if key != "trim_offsets"}
-            return {key: each for key, each in kept.items() if each is not None and each is not False and each != ""}
-        return [plain(each) for each in value] if isinstance(value, list) else value
-
-    return plain(_state(one)) == plain(_state(other))
-
-
 def _state(part: Any) -> Any:
     """A component of tokenizers as tokenizer.json has it."""
     return None if part is None else json.loads(part.__getstate__())
 
 
-_CONTROL = re.compile(r"<.+>|\[.+\]", re.DOTALL)
-"""How control tokens are spelt. A role may also be given to a word: some models pad with "!"."""
+def _plain(state: Any) -> Any:
+    """A component's settings without what changes no id: where an offset lies, and what is off, may be left out."""
+    if isinstance(state, dict):
+        kept = {key: _plain(each) for key, each in state.items() if key != "trim_offsets"}
+        return {key: each for key, each in kept.items() if each is not None and each is not False and each != ""}
+    return [_plain(each) for each in state] if isinstance(state, list) else state
 
 
-def _byte_of() -> dict[str, int]:
-    """GPT-2's byte alphabet: printable Latin-1 stands for itself, the other bytes for U+0100 onwards, in order."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+@dataclass(frozen=True)
+class Template:
+    """before, after: text around the user turn. opening: whether a BOS comes first.
+
+    special_tokens: those that the text spells out; the last of them closes the response. Without any, eos does.
+    joined: prompt and response are tokenised as one text (QAlign), not each alone (LLaMA-Factory).
+    """
+
+    before: str
+    after: str
+    opening: Literal["always", "as the tokenizer", "never"]
+    special_tokens: tuple[str, ...] = ()
+    joined: bool = False
+
+    def around(self, user_turn: str) -> str:
+        """The whole prompt."""
+        return self.before + user_turn + self.after
 
 
-_BYTE_OF = _byte_of()
+TEMPLATES: dict[str, Template] = {
+    "default": Template("Human: ", "\nAssistant: ", opening="never"),
+    "mistral": Template("[INST] ", " [/INST]", opening="always"),
+    "qwen": Template(
+        before="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
+        after="<|im_end|>\n<|im_start|>assistant\n",
+        opening="never",
+        special_tokens=("<|im_start|>", "<|im_end|>"),
+    ),
+    "alpaca": Template(
+        before="Below is an instruction that describes a task. Write a response that appropriately completes the "
+        "request.\n\n### Instruction:\n",
+        after="\n\n### Response:",
+        opening="as the tokenizer",
+        joined=True,
+    ),
+    "none": Template("", "", opening="as the tokenizer"),
+}
+Rendered = tuple[list[int], list[int]]
+"""The token ids of a prompt and of its response."""
+AT_ONCE = 1024
+"""Pairs that are tokenised together: enough for all cores, and what the tokenizer tells of them stays small."""
 
 
-def _has_type(part: Any, name: str) -> bool:
-    """Whether a serialised component, or one inside it, is of the type `name`."""
-    if isinstance(part, list):
-        return any(_has_type(item, name) for item in part)
-    if isinstance(part, dict):
-        return part.get("type") == name or any(_has_type(item, name) for item in part.values())
-    return False
+def resolve_template(name: str, family: str) -> str:
+    """The template's name; "auto" is the model family's own ("mistral", "qwen2"), none for other families."""
+    if name == "auto":
+        return {"mistral": "mistral", "qwen2": "qwen"}.get(family, "none")
+    if name not in TEMPLATES:
+        known = ["auto", *TEMPLATES]
+        raise InputError(f"template: no template {name!r}{did_you_mean(name, known)}: {', '.join(known)}")
+    return name
+
+
+def render_all(pairs: Iterable[QuestionPair], template: str, tokenizer: Tokenizer) -> Iterator[Rendered]:
+    """(prompt ids, response ids) of every pair, in order; many are tokenised at a time, so that all cores do.
+
+    Each side is tokenised alone, as in LLaMA-Factory: no token spans the seam. A SentencePiece-style tokenizer so puts
+    its leading ▁ on the response too. Under a `joined` template it does not: the text is tokenised whole, and as
+    many ids count as the prompt's as the prompt has alone. Control tokens are those that the template spells; where the
+    pair's own texts do, that stays text. A template whose special token the tokenizer lacks raises InputError.
+    """
+    shape = TEMPLATES[template]
+    opening, closing = edges(template, tokenizer)
+    remaining = iter(pairs)
+    while some := list(islice(remaining, AT_ONCE)):
+        prompts = tokenizer.batch_ids_between(shape.before, [pair.prompt for pair in some], shape.after)
+        if shape.joined:
+            texts = [pair.prompt + shape.after + pair.response for pair in some]
+            whole = tokenizer.batch_ids_between(shape.before, texts, "")
+            split = [(ids[: len(prompt)], ids[len(prompt) :]) for prompt, ids in zip(prompts, whole, strict=True)]
+        else:
+            split = zip(prompts, tokenizer.batch_ids([pair.response for pair in some]), strict=True)
+        for prompt, response in split:
+            yield opening + prompt, [*response, closing]
+
+
+def edges(template: str, tokenizer: Tokenizer) -> tuple[list[int], int]:
+    """The ids before the prompt (a BOS or nothing) and the id that closes the response."""
+    shape, bos = TEMPLATES[template], str(tokenizer.backend.bos_token)
+    needed = {token: repr(token) for token in shape.special_tokens}
+    if shape.opening == "always":
+        needed[bos] = "a begin-of-text token"
+    for token, named in needed.items():
+        if token not in tokenizer.vocabulary:
+            lacking = "the model's embedding has no row for" if token in tokenizer.beyond else "the tokenizer lacks"
+            raise InputError(f"template: {template} needs {named}, which {lacking}; choose another template")
+    closing = tokenizer.vocabulary[shape.special_tokens[-1]] if shape.special_tokens else tokenizer.eos_id
+    if shape.opening == "as the tokenizer":
+        return tokenizer.opening, closing
+    return [tokenizer.vocabulary[bos]] if shape.opening == "always" else [], closing

@@ -1,6 +1,11 @@
-"""Greedy decoding: prompts continued by the likeliest next token until the text ends, a batch in one program.
+"""Greedy decoding: prompts continued by the likeliest next token until the text ends.
 
-A token ends it; where strings do, generate_until.py looks for them in between.
+A token ends it, or the host, which reads the texts so far: a string that ends a text may be any tokens.
+
+    begin ──► advance by WATCH tokens ──► the host reads the texts so far ──► advance ... ──► all have ended
+          └─► advance to the end, where tokens alone end a text
+
+A row that has ended is at rest from then on. Up to WATCH - 1 tokens behind a string are decoded for nothing.
 
 Two prompts of 3 and 2 tokens at a length of 4, with answers of at most 3 tokens, as the cache holds them:
 
@@ -13,9 +18,8 @@ answer's last token is never fed and takes no slot. Axis letters: B batch, T pro
 most, D width, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -26,13 +30,19 @@ from jax.sharding import Mesh
 
 from jaxalign.errors import InputError
 from jaxalign.model.attention import Cache, init_cache, write
-from jaxalign.model.prompt_batches import EmptyFillerRunner, RunCounts, last_position
+from jaxalign.model.ragged import OnRows, Runner, in_order, last_position
 from jaxalign.model.sharding import cache_shardings
 from jaxalign.model.transformer import Decoder
 
 NEAR_TIE = 1e-3
 """Best logits nearer than this may change places with the order of float32 additions: which token is then chosen
 depends on batch, mesh and framework, and so does the rest of the answer."""
+
+WATCH = 8
+"""Tokens between two looks at the texts: most stop strings come early, and a look is cheap beside a step."""
+
+HasEnded = Callable[[list[int]], bool]
+"""Whether the text of these token ids has ended; once it has, more tokens change nothing."""
 
 
 class Chosen(NamedTuple):
@@ -73,71 +83,36 @@ class Answer:
     """how often the two best logits lay within NEAR_TIE"""
 
 
-@dataclass
-class GenerationCounts(RunCounts):
-    """What a generator has done. `computed_positions` are those of prompts, `chosen_tokens` end-of-text included."""
-
-    chosen_tokens: int = 0
-
-
-def generate(
-    decoder: Decoder,
-    variables: Any,
-    tokens: jax.Array,
-    lengths: jax.Array,
-    stops: jax.Array,
-    *,
-    max_tokens: int,
-    mesh: Mesh,
-) -> Chosen:
-    """Continues right-padded prompts greedily; of equal logits the lowest id is chosen.
+def begin(
+    decoder: Decoder, variables: Any, tokens: jax.Array, lengths: jax.Array, stops: jax.Array, *, max_tokens: int
+) -> Loop:
+    """Right-padded prompts read, and one token chosen after each; of equal logits the lowest id is chosen.
 
     Args:
       tokens: int32 [B,T]; row b holds a prompt in its first `lengths[b]` positions.
       lengths: int32 [B]; a row of length 0 is filler and finished from the start.
       stops: int32 [E], the ids that end a text.
       max_tokens: M, at least 1.
-      mesh: the cache lies on it by the sharding table.
     """
-    loop = begin(decoder, variables, tokens, lengths, stops, max_tokens=max_tokens, mesh=mesh)
-    return advance(decoder, variables, loop, stops, max_tokens).chosen
-
-
-def begin(
-    decoder: Decoder,
-    variables: Any,
-    tokens: jax.Array,
-    lengths: jax.Array,
-    stops: jax.Array,
-    *,
-    max_tokens: int,
-    mesh: Mesh,
-) -> Loop:
-    """The prompts read and one token chosen after each; the arguments are those of `generate`."""
     B, T = tokens.shape
     cache = init_cache(decoder.config, B, T, decoder.dtype)
     positions = lax.broadcasted_iota(jnp.int32, (B, T), 1)
     segment_ids = (positions < lengths[:, None]).astype(jnp.int32)
     prompt = decoder.apply(variables, tokens, positions, segment_ids, cache=cache)
-    nothing = Chosen(
-        jnp.zeros((B, max_tokens), jnp.int32),
-        jnp.zeros((B, max_tokens), jnp.float32),
-        jnp.zeros(B, jnp.int32),
-        jnp.zeros(B, bool),
-    )
+    zeros, nothing = jnp.zeros((B, max_tokens)), jnp.zeros(B, jnp.int32)
     start = Loop(
         step=jnp.zeros((), jnp.int32),
-        newest=jnp.zeros(B, jnp.int32),
+        newest=nothing,
         positions=lengths - 1,
         done=lengths == 0,
-        cache=with_room(prompt.cache, max_tokens - 1, mesh),
-        chosen=nothing,
+        cache=with_room(prompt.cache, max_tokens - 1),
+        chosen=Chosen(zeros.astype(jnp.int32), zeros, nothing, nothing.astype(bool)),
     )
     return choose(decoder, variables, last_position(prompt.hidden, jnp.maximum(lengths, 1)), start, stops)
 
 
-def advance(decoder: Decoder, variables: Any, loop: Loop, stops: jax.Array, limit: int | jax.Array) -> Loop:
-    """Decoding from one choice at least to `limit` choices, or until every row is done."""
+def advance(decoder: Decoder, variables: Any, loop: Loop, ended: jax.Array, stops: jax.Array, limit: jax.Array) -> Loop:
+    """Decoding to `limit` choices, or until every row is done; those that `ended` (bool [B]) are."""
 
     def unfinished(loop: Loop) -> jax.Array:
         return (loop.step < limit) & ~loop.done.all()
@@ -147,7 +122,7 @@ def advance(decoder: Decoder, variables: Any, loop: Loop, stops: jax.Array, limi
         fed = decoder.apply(variables, loop.newest[:, None], loop.positions[:, None], real, cache=loop.cache)
         return choose(decoder, variables, fed.hidden[:, 0], loop._replace(cache=fed.cache), stops)
 
-    return lax.while_loop(unfinished, feed_and_choose, loop)
+    return lax.while_loop(unfinished, feed_and_choose, loop._replace(done=loop.done | ended))
 
 
 def choose(decoder: Decoder, variables: Any, hidden: jax.Array, loop: Loop, stops: jax.Array) -> Loop:
@@ -174,47 +149,26 @@ def best_token(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     return token, jnp.max(logits, -1) - jnp.max(jnp.where(is_best, -jnp.inf, logits), -1)
 
 
-def with_room(cache: Cache, slots: int, mesh: Mesh) -> Cache:
+def with_room(cache: Cache, slots: int) -> Cache:
     """The cache with that many empty slots more: the prompts' own attention does not pay for the answers' room."""
 
     def longer(array: jax.Array, axis: int) -> jax.Array:
         return jnp.pad(array, [(0, slots if i == axis else 0) for i in range(array.ndim)])
 
-    grown = Cache(
-        k=longer(cache.k, 2),
-        v=longer(cache.v, 2),
-        positions=longer(cache.positions, 1),
-        segment_ids=longer(cache.segment_ids, 1),
-        offset=cache.offset,
-    )
+    slots_of = longer(cache.positions, 1), longer(cache.segment_ids, 1)
+    grown = Cache(longer(cache.k, 2), longer(cache.v, 2), *slots_of, cache.offset)
+    mesh = jax.sharding.get_abstract_mesh()
     return lax.with_sharding_constraint(grown, cache_shardings({"cache": grown}, mesh)["cache"])
 
 
 class Generator:
-    """Decodes prompts with one decoder: one program for each (rows, prompt bucket, most tokens) met."""
+    """Decodes prompts with one decoder: two programs for each (rows, prompt bucket, most tokens) met."""
 
     def __init__(self, decoder: Decoder, variables: Any, mesh: Mesh, batch_size: int):
-        """
-        Args:
-          decoder, variables: as `Decoder.apply` takes them; of `variables` only shapes and types are read.
-          mesh: axes "data", "fsdp", "tensor"; rows are spread over the first two, the cache's heads over the third.
-          batch_size: prompts decoded at once, a multiple of data * fsdp.
-        """
-        self.decoder, self.variables, self.mesh, self.batch_size = decoder, variables, mesh, batch_size
-        self.counts = GenerationCounts()
-        self.runners: dict[int, EmptyFillerRunner] = {}
-
-    def runner(self, max_tokens: int) -> EmptyFillerRunner:
-        """The runner of answers of at most so many tokens; all runners count together.
-
-        Filler rows are finished from the start: they must not hold up a batch that has ended.
-        """
-        if max_tokens not in self.runners:
-            function = partial(generate, self.decoder, max_tokens=max_tokens, mesh=self.mesh)
-            runner = EmptyFillerRunner(function, self.variables, self.mesh, self.batch_size)
-            runner.counts = self.counts
-            self.runners[max_tokens] = runner
-        return self.runners[max_tokens]
+        """The arguments are those of `Runner`; the cache's heads are spread over the mesh's "tensor"."""
+        self.runner = Runner(decoder, variables, mesh, batch_size)
+        self.chosen_tokens = 0
+        """in all so far, those that end a text among them"""
 
     def __call__(
         self,
@@ -222,7 +176,8 @@ class Generator:
         prompts: Sequence[Sequence[int]],
         stops: Sequence[int],
         max_tokens: int,
-        on_rows: Callable[[int], object] = lambda rows: None,
+        on_rows: OnRows = lambda rows: None,
+        has_ended: HasEnded | None = None,
     ) -> list[Answer]:
         """The greedy continuation of every prompt.
 
@@ -231,36 +186,57 @@ class Generator:
           prompts: token ids, each at least one.
           stops: the ids that end a text.
           max_tokens: of an answer, at least 1.
-          on_rows: told after each batch how many prompts it held.
+          has_ended: ends a text as well; it has all tokens that were chosen until then, and does not count as stopped.
 
         Raises:
           InputError: a prompt is empty, leaves no room for its answer, or the logits after it are not finite.
         """
-        self.check_room(prompts, max_tokens)
-        return self.answers(self.runner(max_tokens)(variables, prompts, np.array(stops, np.int32), on_rows))
-
-    def check_room(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> None:
-        """Refuses a prompt that leaves no room for its answer."""
-        limit = self.decoder.config.max_positions
+        limit = self.runner.decoder.config.max_positions
         for index, prompt in enumerate(prompts):
             if 0 < limit < len(prompt) + max_tokens:
                 raise InputError(
                     f"prompt {index} has {len(prompt)} tokens and its answer up to {max_tokens}, the model takes "
                     f"{limit} positions; lower config.generate.max_tokens or leave the row out"
                 )
-
-    def answers(self, chosen: Any) -> list[Answer]:
-        """What was chosen (`Chosen`, NumPy arrays), row by row; the logits must have been finite."""
-        if not np.isfinite(chosen.margins).all():
-            row = int(np.argmin(np.isfinite(chosen.margins).all(-1)))
+        chosen = in_order(self.batches(variables, prompts, stops, max_tokens, has_ended), on_rows)
+        finite = np.isfinite(chosen.margins).all(axis=1)
+        if not finite.all():
             raise InputError(
-                f"prompt {row}: the model's logits are not finite; check the weights, or compute in float32"
+                f"prompt {int(np.argmin(finite))}: the model's logits are not finite; "
+                "check the weights, or compute in float32"
             )
-        self.counts.chosen_tokens += int(chosen.counts.sum())
-        return [answer(*row) for row in zip(*chosen, strict=True)]
+        self.chosen_tokens += int(chosen.counts.sum())
+        return [
+            Answer(tokens[: count - stopped].tolist(), bool(stopped), int((margins[:count] < NEAR_TIE).sum()))
+            for tokens, margins, count, stopped in zip(*chosen, strict=True)
+        ]
 
+    def timing(self, decoded: int, seconds: float) -> dict[str, Any]:
+        """What was done, `seconds` of compilation among it."""
+        counts, chosen = self.runner.counts, self.chosen_tokens
+        per_second = chosen / counts["seconds"] if counts["seconds"] else 0.0
+        return {**counts, "chosen_tokens": chosen, "chosen_tokens_per_second": round(per_second, 1)}
 
-def answer(tokens: np.ndarray, margins: np.ndarray, count: int, stopped: bool) -> Answer:
-    """One row of `Chosen`."""
-    ids = tokens[: count - int(stopped)].tolist()
-    return Answer(ids, bool(stopped), int((margins[:count] < NEAR_TIE).sum()))
+    def batches(
+        self,
+        variables: Any,
+        prompts: Sequence[Sequence[int]],
+        stops: Sequence[int],
+        max_tokens: int,
+        has_ended: HasEnded | None = None,
+    ) -> Iterator[tuple[list[int], Chosen]]:
+        """Per batch, the indices of its prompts and their `Chosen`; the arguments are those of a call."""
+        runner, ids = self.runner, np.array(stops, np.int32)
+        variables = runner.place(variables)
+        every = WATCH if has_ended else max_tokens
+        for members, loop in runner.batches(begin, variables, prompts, ids, max_tokens=max_tokens):
+            for limit in range(1 + every, max_tokens + every, every):
+                ended, chosen = jax.device_get((loop.done, loop.chosen))
+                if has_ended:
+                    rows = zip(ended, chosen.tokens, chosen.counts, strict=True)
+                    ended = np.array([done or has_ended(tokens[:count].tolist()) for done, tokens, count in rows])
+                if ended.all():
+                    break
+                most = np.int32(min(limit, max_tokens))
+                loop = runner.call(advance, variables, loop, ended, ids, most, donate=(0,))
+            yield members, loop.chosen

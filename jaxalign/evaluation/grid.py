@@ -1,11 +1,12 @@
-"""Tasks x variants x languages to predictions: records on disk, one finished cell at a time.
+"""Cells to records on disk, one finished cell at a time.
 
-`out/cells/{task}_{language}_{variant}.json` holds a finished cell. The same command started again reads it instead of
-scoring, so a run that was stopped continues; a cell made with other settings or prompts is refused, naming what
-differs. A cell that cannot be scored is listed, and the others go on. At the end `predictions.jsonl`, `results.json`
-and `timing.json` are written.
+`out/cells/{name}.json` holds a finished cell, with all that it was made from. The same command started again reads it
+instead of asking the model, so a run that was stopped continues; a cell made with other settings or prompts is refused,
+naming what differs. A cell that fails is listed, and the others go on. At the end the records of all cells, their
+summaries and the timing are written.
 """
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,144 +15,156 @@ from typing import Any, NamedTuple
 import jax
 from tqdm import tqdm
 
-from jaxalign.data.tasks import TASKS, TaskRow, read_task_rows
 from jaxalign.errors import InputError
-from jaxalign.evaluation.cell_files import CELL_ERRORS, cell_failure, finished_on_the_first, save
-from jaxalign.evaluation.cells import Cell, CellKey, GridData, render_cell
-from jaxalign.evaluation.records import records_of, summary
-from jaxalign.evaluation.score_labels import Scorer
-from jaxalign.files import write_json, write_json_lines
-from jaxalign.hosts import agree, of_the_first
-from jaxalign.metrics_log import is_hidden
-from jaxalign.model.fingerprint import weights_sha256
+from jaxalign.evaluation.cells import TASK_VERSIONS, GridCell
+from jaxalign.files import read_json, write_json, write_json_lines
+from jaxalign.holding import check_held
+from jaxalign.log import is_hidden
+from jaxalign.model.weights import weights_sha256
+from jaxalign.runtime import EndsAll, agree, of_the_first, processes
 
-TASK_VERSIONS = {"emotion": 1, "snli": 1, "paws": 1}
-"""Raised when a task's prompts, candidate sets or scoring change: only scores of equal version compare."""
+CELL_ERRORS = (InputError, jax.errors.JaxRuntimeError)
+"""What may be wrong with one cell while others are fine: its data, or memory at its lengths."""
 
 
-def evaluate_grid(
-    out: Path,
-    scorer: Scorer,
+class OtherOrigin(InputError):
+    """A finished cell that was made from something else: no fault of the cell, but of the command."""
+
+
+class Grid(NamedTuple):
+    """Where cells are written, and how their files are called."""
+
+    out: Path
+    records: str = "predictions.jsonl"
+    prefix: str = ""
+    """of results.json, timing.json and, in the former, `cells`"""
+    examples: str = "examples"
+    """in timing.json, how many were `asked` and reused"""
+    asked: str = "scored"
+
+
+def open_grid(out: Path) -> Grid:
+    """The files of open answers; those of label scoring beside them are not touched."""
+    return Grid(out, "answers.jsonl", "open_", "answers", "decoded")
+
+
+def run_grid(
+    grid: Grid,
+    cells: Sequence[GridCell],
+    asker: Any,
     variables: Any,
-    data: GridData,
-    keys: Sequence[CellKey],
     settings: Mapping[str, Any],
     description: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Scores every cell that is not finished yet and writes the three files of an evaluation.
+    """Asks every cell that is not finished yet and writes the three files.
 
     Args:
-      out: the folder that receives them; only process 0 writes.
-      keys: the cells, in the order of the records.
-      settings: what scores depend on beyond prompts and weights (model, adapter, precision), JSON values; a finished
+      cells: in the order of the records; only process 0 writes.
+      asker: as `GridCell.ask` takes it.
+      settings: what answers depend on beyond prompts and weights (model, adapter, precision), JSON values; a finished
         cell is reused only if they, the prompts and the weights are equal.
-      description: what `results.json` says besides its cells: model, adapter, tuned_on, bos, config, command, versions.
+      description: what the results say besides cells: model, adapter, tuned_on, bos, config, command, versions.
 
     Returns:
-      The content of `results.json`; on another process than 0, without the cells that were finished before.
+      The content of the file of results; on another process than 0, without the cells that were finished before.
 
     Raises:
       OtherOrigin: a finished cell was made from something else.
     """
     started = time.perf_counter()
-    variables = scorer.place(variables)
+    variables = asker.runner.place(variables)
     settings = {**settings, "weights_sha256": weights_sha256(variables)}
-    outcomes: dict[CellKey, Outcome] = {}
-    counts = {"scored": 0, "reused": 0}
-    rows, errors = read_rows(data, keys)
+    counts = {grid.asked: 0, "reused": 0}
+    found: dict[str, list[dict[str, Any]]] = {}
+    summaries: dict[str, dict[str, Any]] = {}
+    failures: dict[str, dict[str, str]] = {}
     is_writer = jax.process_index() == 0
-    agree("the test rows or exemplars", [list(rows.items()), sorted(data.exemplars.cells.items())])
-    was_finished = of_the_first([cell_path(out, key).is_file() for key in rows])
-    with tqdm(total=sum(map(len, rows.values())), unit="example", disable=is_hidden()) as progress:
-        # Finished cells first: one that was made from something else is refused before anything is scored.
-        for key, is_finished in sorted(zip(rows, was_finished, strict=True), key=lambda each: not each[1]):
-            progress.set_description(key.name)
-            records = None
+    paths = {cell.name: grid.out / "cells" / f"{cell.name}.json" for cell in cells}
+    was_finished = dict(zip(paths, of_the_first([path.is_file() for path in paths.values()]), strict=True))
+    with tqdm(total=sum(map(len, cells)), unit="example", disable=is_hidden()) as progress:
+        # Finished cells first: one that was made from something else is refused before anything is asked.
+        for cell in sorted(cells, key=lambda cell: not was_finished[cell.name]):
+            progress.set_description(cell.name)
             try:
-                cell = render_cell(data, key, rows[key])
-                path, made_from = cell_path(out, key), origin(cell, data, settings)
-                agree(key.name, made_from)
-                if not is_finished:
-                    scores = scorer.score(variables, cell.queries, list(cell.candidates.values()), progress.update)
-                    records = records_of(cell, scores, data.seed)
-                    counts["scored"] += len(records)
+                queries, path = cell.queries(), paths[cell.name]
+                made_from = {**settings, **cell.origin(queries)}
+                agree(cell.name, made_from)
+                if was_finished[cell.name]:
+                    records = finished_on_the_first(path, made_from)
+                    counts["reused"] += len(cell)
+                    progress.update(len(cell))
+                else:
+                    records = cell.ask(asker, variables, queries, progress.update)
+                    counts[grid.asked] += len(cell)
                     if is_writer:
-                        save(path, made_from, records)
-                elif (records := finished_on_the_first(path, made_from)) is not None:
-                    counts["reused"] += len(records)
-                    progress.update(len(records))
+                        save_cell(path, made_from, records)
             except CELL_ERRORS as error:
-                errors[key] = cell_failure(error)
+                failures[cell.name] = {**cell.labels, "error": cell_failure(error)}
                 continue
             if records is not None:
-                outcomes[key] = Outcome(records, summary(cell, records, data.seed))
-    done = [outcomes[key] for key in keys if key in outcomes]
+                found[cell.name], summaries[cell.name] = records, cell.summary(records)
+    done = [name for name in paths if name in found]
     results = {
-        "cells": [outcome.summary for outcome in done],
-        "failures": [{**key._asdict(), "error": errors[key]} for key in keys if key in errors],
-        "task_version": {key.task: TASK_VERSIONS[key.task] for key in keys},
+        f"{grid.prefix}cells": [summaries[name] for name in done],
+        "failures": [failures[name] for name in paths if name in failures],
+        "task_version": {cell.labels["task"]: TASK_VERSIONS[cell.labels["task"]] for cell in cells},
         **description,
     }
     if is_writer:
-        write_json_lines(out / "predictions.jsonl", (record for outcome in done for record in outcome.records))
-        write_json(out / "timing.json", timing(scorer, counts, time.perf_counter() - started))
-        write_json(out / "results.json", results)
+        write_json_lines(grid.out / grid.records, (record for name in done for record in found[name]))
+        timing = asker.timing(counts[grid.asked], time.perf_counter() - started)
+        write_json(grid.out / f"{grid.prefix}timing.json", {grid.examples: counts, **timing})
+        write_json(grid.out / f"{grid.prefix}results.json", results)
     return results
 
 
-class Outcome(NamedTuple):
-    """What a finished cell adds to the files."""
+def cell_failure(error: Exception) -> str:
+    """What failed, in one line as a record holds it: the runtime's errors go on for pages.
 
-    records: list[dict[str, Any]]
-    summary: dict[str, Any]
-
-
-def read_rows(data: GridData, keys: Sequence[CellKey]) -> tuple[dict[CellKey, list[TaskRow]], dict[CellKey, str]]:
-    """The chosen rows of every cell, and what is wrong with those that cannot be read."""
-    rows, errors = {}, {}
-    for key in keys:
-        try:
-            rows[key] = read_task_rows(data.folder, TASKS[key.task], key.language, "test", data.rows)
-        except InputError as error:
-            errors[key] = cell_failure(error)
-    return rows, errors
-
-
-def cell_path(out: Path, key: CellKey) -> Path:
-    return out / "cells" / f"{key.name}.json"
-
-
-def origin(cell: Cell, data: GridData, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """All that a finished cell depends on, by name. The order of keys is the order in which differences are named."""
-    rows = f"{data.rows.start or 0}:{'end' if data.rows.stop is None else data.rows.stop}"
-    return {
-        **settings,
-        "rows": rows,
-        "seed": data.seed,
-        "prompts": data.style,
-        "task_version": TASK_VERSIONS[cell.key.task],
-        "inputs_sha256": cell.inputs_sha256(),
-    }
-
-
-def timing(scorer: Scorer, examples: Mapping[str, int], seconds: float) -> dict[str, Any]:
-    """What varies from run to run. Tokens and positions are those of this run's cells; padding is a share of positions.
-
-    "seconds" of the phases hold no compilation; "examples_per_second" neither.
+    Raises an error that is not this cell's alone.
     """
-    counts, compile_seconds = scorer.counts, scorer.compile_seconds
-    running = sum(counts.seconds.values()) - sum(compile_seconds.values())
-    computed = counts.prompt_tokens_computed + counts.word_tokens_computed
-    return {
-        "examples": dict(examples),
-        "prompt_tokens_asked": counts.prompt_tokens_asked,
-        "prompt_tokens_computed": counts.prompt_tokens_computed,
-        "word_tokens_computed": counts.word_tokens_computed,
-        "positions_computed": counts.positions_computed,
-        "padding_share": 1 - computed / counts.positions_computed if counts.positions_computed else 0.0,
-        "compilations": scorer.compilations,
-        "compile_seconds": compile_seconds,
-        "seconds": {name: spent - compile_seconds[name] for name, spent in counts.seconds.items()},
-        "seconds_in_all": seconds,
-        "examples_per_second": examples["scored"] / running if running else 0.0,
-    }
+    if isinstance(error, OtherOrigin | EndsAll):
+        raise error
+    line = str(error).split("\n")[0]
+    if isinstance(error, jax.errors.JaxRuntimeError) and processes() > 1:
+        # Where one process has no memory left, the others are in the middle of a program that it left.
+        raise EndsAll(line) from error
+    return line
+
+
+def finished(path: Path, made_from: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The records of a cell that an earlier run finished; one made from something else raises OtherOrigin."""
+    match read_json(path):
+        case {"made_from": dict(saved), "records": list(records)}:
+            pass
+        case _:
+            raise InputError(f"{path}: not a finished cell as it was written; delete the file to compute it again")
+    for key in {**made_from, **saved}:
+        then, now = saved.get(key), made_from.get(key)
+        if then != now:
+            raise OtherOrigin(
+                f"{path}: made with {key}={json.dumps(then, ensure_ascii=False)}, now "
+                f"{json.dumps(now, ensure_ascii=False)}; choose another output folder or delete this one"
+            )
+    return records
+
+
+def finished_on_the_first(path: Path, made_from: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """`finished` on process 0, whose disk counts; None on the others, which raise what it raises."""
+    records = error = None
+    if jax.process_index() == 0:
+        try:
+            records = finished(path, made_from)
+        except InputError as own:
+            error = own
+    is_refused, is_of_other_origin = of_the_first([error is not None, isinstance(error, OtherOrigin)])
+    if is_refused:
+        kind = OtherOrigin if is_of_other_origin else InputError
+        raise error or kind(f"{path}: the first host cannot use it, and says why")
+    return records
+
+
+def save_cell(path: Path, made_from: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a finished cell, whole or not at all."""
+    check_held()
+    write_json(path, {"made_from": made_from, "records": records})

@@ -8,7 +8,6 @@ languages write them, decimal commas, every script's digits, words of scale (5 t
 
 import re
 import unicodedata
-from collections.abc import Iterable
 from functools import cache
 from math import prod
 from typing import NamedTuple
@@ -21,51 +20,26 @@ DECIMAL_COMMA = frozenset({"de", "fr", "ru", "es"})
 THOUSANDS_DOT = frozenset({"de", "es"})
 """Those of them that write 1.234 for a thousand and more."""
 
-_SEPARATORS = {
-    "commas": ",",
-    "dots": ".",
-    "apostrophes": "'’",
-    "spaces": " \u00a0\u2009\u202f",
-    "decimal_comma": "",
-    "plain": "",
-}
-"""Way of writing -> the signs between its groups of digits. Once they are gone, a comma is a decimal sign."""
-
 _RUSSIAN = "(?:[аеу]|ов|ом|ами?|ах)?"
-SCALES: dict[str, dict[str, float]] = {
-    "en": {
-        "hundred": 1e2,
-        "thousands?": 1e3,
-        "lakhs?": 1e5,
-        "millions?": 1e6,
-        "crores?": 1e7,
-        "billions?": 1e9,
-        "trillions?": 1e12,
-    },
-    "de": {
-        "hunderttausend": 1e5,
-        "hundert": 1e2,
-        r"tausend|tsd\.?": 1e3,
-        r"million(?:en)?|mio\.?": 1e6,
-        r"milliarden?|mrd\.?": 1e9,
-        "billion(?:en)?": 1e12,
-    },
-    "fr": {"mille": 1e3, "millions?": 1e6, "milliards?": 1e9, "billions?": 1e12},
-    "es": {"mill[óo]n|millones": 1e6, "mil": 1e3, "bill[óo]n|billones": 1e12},
-    "ru": {
-        r"тысяч(?:[аиуе]|ами?|ах)?|тыс\.?": 1e3,
-        rf"миллион{_RUSSIAN}|млн\.?": 1e6,
-        rf"миллиард{_RUSSIAN}|млрд\.?": 1e9,
-        f"триллион{_RUSSIAN}": 1e12,
-    },
-    "sw": {"mia": 1e2, "elfu": 1e3, "laki": 1e5, "milioni": 1e6, "bilioni": 1e9},
-    "hi": {"सौ": 1e2, "हज\u093c?ार": 1e3, "लाख": 1e5, "करोड\u093c?": 1e7, "अरब": 1e9},
-    "bn": {"শত|শো|শ": 1e2, "হাজার": 1e3, "লাখ|লক্ষ": 1e5, "কোটি": 1e7, "মিলিয\u09bcন": 1e6, "বিলিয\u09bcন": 1e9},
+_POWERS = {
+    "en": "hundred=2 thousands?=3 lakhs?=5 millions?=6 crores?=7 billions?=9 trillions?=12",
+    "de": r"hunderttausend=5 hundert=2 tausend|tsd\.?=3 million(?:en)?|mio\.?=6 milliarden?|mrd\.?=9 billion(?:en)?=12",
+    "fr": "mille=3 millions?=6 milliards?=9 billions?=12",
+    "es": "mill[óo]n|millones=6 mil=3 bill[óo]n|billones=12",
+    "ru": r"тысяч(?:[аиуе]|ами?|ах)?|тыс\.?=3 "
+    rf"миллион{_RUSSIAN}|млн\.?=6 миллиард{_RUSSIAN}|млрд\.?=9 триллион{_RUSSIAN}=12",
+    "sw": "mia=2 elfu=3 laki=5 milioni=6 bilioni=9",
+    "hi": "सौ=2 हज\u093c?ार=3 लाख=5 करोड\u093c?=7 अरब=9",
+    "bn": "শত|শো|শ=2 হাজার=3 লাখ|লক্ষ=5 কোটি=7 মিলিয\u09bcন=6 বিলিয\u09bcন=9",
     # Not a percentage (ร้อยละ), nor a species (พันธุ์).
-    "th": {"ร้อย(?!ละ)": 1e2, "พัน(?!ธ)": 1e3, "หมื่น": 1e4, "แสน": 1e5, "ล้าน": 1e6},
+    "th": "ร้อย(?!ละ)=2 พัน(?!ธ)=3 หมื่น=4 แสน=5 ล้าน=6",
     # Not a percentage (百分之), nor kilograms, kilometres, kilowatts (千克, 千米, 千瓦).
-    "zh": {"[十拾]": 10, "[百佰](?!分)": 1e2, "[千仟](?![克米瓦卡赫帕焦伏])": 1e3, "[万萬]": 1e4, "[亿億]": 1e8},
-    "ja": {"[十拾]": 10, "百(?!分)": 1e2, "[千仟]": 1e3, "[万萬]": 1e4, "億": 1e8, "兆": 1e12},
+    "zh": "[十拾]=1 [百佰](?!分)=2 [千仟](?![克米瓦卡赫帕焦伏])=3 [万萬]=4 [亿億]=8",
+    "ja": "[十拾]=1 百(?!分)=2 [千仟]=3 [万萬]=4 億=8 兆=12",
+}
+SCALES = {
+    language: {word: 10.0 ** int(power) for word, _, power in (each.rpartition("=") for each in words.split())}
+    for language, words in _POWERS.items()
 }
 """Language -> word of scale, as a regular expression -> how many times the number beside it is meant. A word stands
 before those that it begins with."""
@@ -73,10 +47,12 @@ SCALE_FIRST = frozenset({"sw"})
 """Languages whose words of scale stand before the number (elfu 5)."""
 HAN = frozenset({"zh", "ja"})
 """Languages that write no spaces, and Han numerals beside digits."""
+MYRIAD = 1e4
+"""Numbers below it are written as one before a word of scale from it on."""
 SPACED_REST = HAN | {"hi", "bn", "th", "sw"}
 """Languages that write the rest of a number behind a space or "and" (3 হাজার 500); in others it is another number."""
 _AND = {"en": "and", "de": "und", "fr": "et", "es": "y", "ru": "и", "sw": "na", "hi": "और", "bn": "ও|এবং"}
-PARTS = {
+PARTS_OF_ONE = {
     "en": {"N and a half": 0.5},
     "fr": {"N et demie?": 0.5},
     "es": {"N y medi[ao]": 0.5},
@@ -102,6 +78,8 @@ _SPACE = "[ \u00a0\u2009\u202f]"
 
 _MINUS = "-−－﹣"
 _CURRENCY = r"[$€£¥₹৳฿₽￥＄]"
+_SEPARATORS = {"commas": ",", "dots": ".", "apostrophes": "'’", "spaces": " \u00a0\u2009\u202f"}
+"""Way of writing -> the signs between its groups of digits. Once they are gone, a comma is a decimal sign."""
 _LEADING = r"[1-9]\d{0,2}"
 _DECIMALS = r"(?:\.\d+)?"
 _NATIVE_SIGNS = re.compile(r"(?<=\d)[٬٫](?=\d)|(?<=[０-９])[，．](?=[０-９])")
@@ -139,8 +117,8 @@ def corrected_number(text: str, language: str) -> float | None:
 
 
 def _with_parts(text: str, language: str) -> str:
-    """The text with "2 and a half" as 2.5, and what else `PARTS` has."""
-    for words, part in PARTS.get(language, {}).items():
+    """The text with "2 and a half" as 2.5, and what else `PARTS_OF_ONE` has."""
+    for words, part in PARTS_OF_ONE.get(language, {}).items():
         number = words.replace(" ", _SPACE).replace("N", r"(\d{1,9})(?![.,]?\d)")
         pattern = rf"(?<!{_LETTER})(?<![\d.,]){number}(?!{_LETTER})"
         text = re.sub(pattern, lambda found, part=part: str(part + sum(map(int, found.groups()))), text, flags=re.I)
@@ -185,7 +163,7 @@ def _with_short_rest(number: _Number, text: str) -> _Number:
 def _scale_of(words: str, language: str) -> float:
     """What words of scale that follow each other mean together."""
     scales = SCALES[language].items()
-    found = re.findall(_any_of(SCALES[language]), words, re.IGNORECASE)
+    found = re.findall(_scale_words(language), words, re.IGNORECASE)
     return prod(next(scale for word, scale in scales if re.fullmatch(word, each, re.IGNORECASE)) for each in found)
 
 
@@ -193,7 +171,7 @@ def _amount(written: str, language: str) -> float:
     """A number in digits; of Han languages also one below a myriad (2千5百, 三百五十)."""
     if language not in HAN:
         return _in_digits(written, language)
-    total, small = 0.0, _any_of(_han_scales(language, small=True))
+    total, small = 0.0, _scale_words(language, high=MYRIAD)
     for count, word in re.findall(rf"({_unnamed(language)}|{_NUMERAL}+)?{_SPACE}?({small})?", written):
         if count or word:
             digits = "".join(_VALUES.get(sign) or str(sign) for sign in count)
@@ -204,17 +182,14 @@ def _amount(written: str, language: str) -> float:
 def _in_digits(written: str, language: str) -> float:
     found = number_pattern(language).fullmatch(written)
     assert found is not None, written
-    way = next(name for name, digits in found.groupdict().items() if digits is not None)
-    return float("".join(char for char in written if char not in _SEPARATORS[way]).replace(",", "."))
+    between = _SEPARATORS.get(found.lastgroup or "", "")
+    return float("".join(char for char in written if char not in between).replace(",", "."))
 
 
-def _any_of(words: Iterable[str]) -> str:
-    return f"(?:{'|'.join(words)})"
-
-
-def _han_scales(language: str, small: bool) -> list[str]:
-    """The words of scale up to a thousand, or from a myriad on."""
-    return [word for word, scale in SCALES[language].items() if (scale < 1e4) == small]
+def _scale_words(language: str, low: float = 0, high: float = float("inf")) -> str:
+    """The pattern of a language's words of scale, of those from `low` to below `high`; of nothing where it has none."""
+    words = (word for word, scale in SCALES.get(language, {}).items() if low <= scale < high)
+    return f"(?:{'|'.join(words) or '(?!)'})"
 
 
 def _unnamed(language: str) -> str:
@@ -228,10 +203,10 @@ def _item_pattern(language: str) -> re.Pattern[str]:
     digits = _unnamed(language)
     if language in HAN:
         counts = f"(?:{digits}|(?!{_NUMERAL}+[0-9]){_NUMERAL}+)"
-        small, large = (_any_of(_han_scales(language, small)) for small in (True, False))
+        small, large = _scale_words(language, high=MYRIAD), _scale_words(language, low=MYRIAD)
         amount = f"(?:{counts}?{_SPACE}?{small})+{counts}?|{counts}"
         return re.compile(f"(?P<amount>{amount})(?P<scales>(?:{_SPACE}?{large})*)")
-    word = f"{_any_of(SCALES.get(language, ['(?!)']))}"
+    word = _scale_words(language)
     if language != "th":
         ending = "(?:টি|টা|জন|ের|র)?" if language == "bn" else ""
         word = f"{word}{ending}(?!{_LETTER})"
@@ -253,7 +228,7 @@ def ascii_digits(text: str) -> str:
 
 @cache
 def number_pattern(language: str) -> re.Pattern[str]:
-    """One number without its sign. The name of the group that matched says how to read it."""
+    """One number without its sign. The name of the group that matched, of `_SEPARATORS`, says how to read it."""
     decimal_comma = language in DECIMAL_COMMA
     spaces = _SEPARATORS["spaces"] if decimal_comma else _SEPARATORS["spaces"].replace(" ", "")
     decimals = r"(?:[.,]\d+)?" if decimal_comma else _DECIMALS

@@ -50,8 +50,8 @@ class Prefix(NamedTuple):
     """int32 scalar"""
 
 
-class Sight(NamedTuple):
-    """Where a layer looks: which keys each query sees, and how queries and keys are rotated."""
+class MaskAndRope(NamedTuple):
+    """Which keys each query sees on a layer, and how queries and keys are rotated."""
 
     mask: jax.Array
     """bool [B,T,S]; with a prefix, its P keys come first"""
@@ -73,28 +73,29 @@ def write(old: jax.Array, new: jax.Array, offset: jax.Array) -> jax.Array:
     return lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), offset, axis=1)
 
 
+def rope_of(config: ModelConfig, local: bool) -> tuple[float, RopeScaling | None]:
+    """The rotary base of a kind of layer, and its scaling: none on local ones with a base of their own."""
+    if local and config.local_rope_base is not None:
+        return config.local_rope_base, None
+    return config.rope_base, config.rope_scaling
+
+
 def rotary_frequencies(config: ModelConfig, local: bool) -> np.ndarray:
     """Radians per position, float32 [H/2] (Su et al. 2021), scaled as `config.rope_scaling` says."""
-    scaling = rope_scaling(config, local)
-    base = config.local_rope_base if local and config.local_rope_base is not None else config.rope_base
+    base, scaling = rope_of(config, local)
     frequencies = 1.0 / base ** (np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
-    if scaling is not None and scaling.kind == "linear":
-        frequencies = frequencies / scaling.factor
-    elif scaling is not None and scaling.kind == "yarn":
+    if scaling is None:
+        return frequencies.astype(np.float32)
+    if scaling.kind == "linear":
+        keep = 0.0
+    elif scaling.kind == "yarn":
         keep = 1.0 - yarn_ramp(scaling, base, config.head_dim)
-        frequencies = keep * frequencies + (1.0 - keep) * frequencies / scaling.factor
-    elif scaling is not None:
+    else:
         # Short wavelengths stay, long ones are slowed by `factor`, those between are interpolated (Llama 3.1).
         turns = scaling.original_max_positions * frequencies / (2 * np.pi)
         keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
         keep = np.clip(keep, 0.0, 1.0)
-        frequencies = keep * frequencies + (1.0 - keep) * frequencies / scaling.factor
-    return frequencies.astype(np.float32)
-
-
-def rope_scaling(config: ModelConfig, local: bool) -> RopeScaling | None:
-    """The scaling on a kind of layer: none on local ones with a base of their own."""
-    return None if local and config.local_rope_base is not None else config.rope_scaling
+    return (keep * frequencies + (1.0 - keep) * frequencies / scaling.factor).astype(np.float32)
 
 
 def yarn_ramp(scaling: RopeScaling, base: float, head_dim: int) -> np.ndarray:
@@ -119,7 +120,8 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def attention(
+@jax.named_scope("attention")
+def attend(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
@@ -148,14 +150,16 @@ def attention(
     return mixed.transpose(1, 3, 0, 2, 4).reshape(B, T, N, H)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def grouped_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float) -> jax.Array:
-    """q [K,B,G,T,H], k and v [B,S,K,H], mask [B,T,S] -> [K,B,G,T,H].
+def plain_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float) -> jax.Array:
+    """q [K,B,G,T,H], k and v [B,S,K,H], mask [B,T,S] -> [K,B,G,T,H]."""
+    _, _, weights = softmax(products(q, k, "BSKH"), mask, scale)
+    return mixture(weights.astype(v.dtype), v, "BSKH").astype(v.dtype)
 
-    Its gradient computes the weights again, from the maximum and the sum of each query's: nothing of size T x S is
-    kept for it (FlashAttention's backward pass, Dao et al. 2022, algorithm 4).
-    """
-    return attention_forward(q, k, v, mask, scale)[0]
+
+grouped_attention = jax.custom_vjp(plain_attention, nondiff_argnums=(4,))
+"""`plain_attention`, whose gradient computes the weights again, from the maximum and the sum of each query's.
+
+So nothing of size T x S is kept for it (FlashAttention's backward pass, Dao et al. 2022, algorithm 4)."""
 
 
 def attention_forward(
@@ -218,7 +222,8 @@ def layer_kinds(config: ModelConfig) -> tuple[tuple[bool, ...], np.ndarray]:
     return kinds, np.array([kinds.index(local) for local in local_layers], np.int32)
 
 
-def sights(
+@jax.named_scope("mask_and_rope")
+def masks_and_ropes(
     config: ModelConfig,
     positions: jax.Array,
     segment_ids: jax.Array,
@@ -227,8 +232,8 @@ def sights(
     dtype: DTypeLike,
     prefix: Prefix | None = None,
     branch_ids: jax.Array | None = None,
-) -> Sight:
-    """One `Sight` per kind of layer, stacked on a leading axis. Queries int32 [B,T], keys int32 [B,S].
+) -> MaskAndRope:
+    """One `MaskAndRope` per kind of layer, stacked on a leading axis. Queries int32 [B,T], keys int32 [B,S].
 
     A query sees the keys of its own segment at its own or an earlier position; on a local layer, at most `window`
     of them, its own included. Segment 0 is padding. All segments see the `prefix`.
@@ -252,8 +257,8 @@ def sights(
         mask = causal & (key > query - config.window) if local and config.window is not None else causal
         frequencies = jnp.asarray(rotary_frequencies(config, local))
         angles = positions.astype(jnp.float32)[:, :, None] * frequencies[None, None, :]
-        scaling = rope_scaling(config, local)
+        scaling = rope_of(config, local)[1]
         factor = 1.0 if scaling is None else scaling.attention_factor
         cos, sin = (factor * turned(angles) for turned in (jnp.cos, jnp.sin))
-        each.append(Sight(mask, cos.astype(dtype), sin.astype(dtype)))
+        each.append(MaskAndRope(mask, cos.astype(dtype), sin.astype(dtype)))
     return jax.tree.map(lambda *kinds: jnp.stack(kinds), *each)

@@ -21,10 +21,10 @@ from jax.typing import DTypeLike
 
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.product import kernel_of, widest
+from jaxalign.model.quantised import kernel_of, widest
 
 Factors = Mapping[str, jax.Array]
-"""One projection's part of the adapter."""
+"""One projection's part of the adapter: `lora_a`, `lora_b` and in DoRA `magnitude`, of one layer or stacked."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,13 @@ def projection_sizes(config: ModelConfig) -> dict[str, tuple[str, tuple[int, int
         "up_proj": ("mlp", (D, F)),
         "down_proj": ("mlp", (F, D)),
     }
+
+
+def has_bias(config: ModelConfig, projection: str) -> bool:
+    """Whether a projection adds a bias."""
+    if projection in ("q_proj", "k_proj", "v_proj"):
+        return config.qkv_bias
+    return config.output_bias if projection == "o_proj" else config.mlp_bias
 
 
 def init_factors(key: jax.Array, sizes: tuple[int, int], rank: int) -> dict[str, jax.Array]:
@@ -111,7 +118,7 @@ def check_adapter(adapter: Any, config: ModelConfig, lora: LoraConfig, where: ob
         )
 
 
-def adapted(y: jax.Array, x: jax.Array, kernel: jax.Array, factors: Factors, lora: LoraConfig) -> jax.Array:
+def adapt(y: jax.Array, x: jax.Array, kernel: jax.Array, factors: Factors, lora: LoraConfig) -> jax.Array:
     """y = x W [..., out] with the adapter's part added, x [..., in], kernel W [in, out] of any type."""
     a, b = (factors[name].astype(y.dtype) for name in ("lora_a", "lora_b"))
     y = y + (x @ a) @ b * lora.scale
@@ -131,11 +138,6 @@ def updated_norms(kernel: jax.Array, factors: Factors, lora: LoraConfig) -> jax.
     return jnp.sqrt(jnp.square(kernel).sum(axis=0) + (b * (2 * (a.T @ kernel) + (a.T @ a) @ b)).sum(axis=0))
 
 
-def with_update(kernel: jax.Array, factors: Factors, lora: LoraConfig) -> jax.Array:
-    """W + s A B, float32 [in, out]."""
-    return kernel.astype(jnp.float32) + factors["lora_a"] @ factors["lora_b"] * lora.scale
-
-
 def output_norms(kernel: jax.Array) -> jax.Array:
     """The Euclidean norm of each output's weights: [in, out] -> float32 [out]."""
     return jnp.linalg.norm(kernel.astype(jnp.float32), axis=0)
@@ -143,7 +145,7 @@ def output_norms(kernel: jax.Array) -> jax.Array:
 
 def merged_kernel(kernel: jax.Array, factors: Factors, lora: LoraConfig, dtype: DTypeLike) -> jax.Array:
     """The kernel [in, out] that does what kernel and adapter do together, rounded once, to `dtype`."""
-    merged = with_update(kernel, factors, lora)
+    merged = kernel.astype(jnp.float32) + factors["lora_a"] @ factors["lora_b"] * lora.scale
     if lora.dora:
         merged = merged * (factors["magnitude"] / output_norms(merged))[None, :]
     return merged.astype(dtype)
@@ -157,17 +159,17 @@ def merge_lora(
     The merged kernels are at least as wide as `dtype`, if that is given. The rest of the tree is shared with the
     argument, which stays as it is.
     """
+
+    def every_layer(kernel: jax.Array, factors: Factors, merged_type: np.dtype) -> jax.Array:
+        """One layer after the other: float32 copies of all would be large."""
+        return jax.lax.map(lambda layer: merged_kernel(layer[0], layer[1], lora, merged_type), (kernel, factors))
+
     layers = dict(params["layers"])
     for module, targets in lora_tree["layers"].items():
         layers[module] = dict(layers[module])
         for target, factors in targets.items():
             kernel = layers[module][target]["kernel"]
-            merge = jax.jit(every_layer_merged, static_argnums=(2, 3), out_shardings=kernel.sharding)
             merged_type = kernel.dtype if dtype is None else widest({kernel.dtype, dtype})
-            layers[module][target] = {**layers[module][target], "kernel": merge(kernel, factors, lora, merged_type)}
+            merge = jax.jit(every_layer, static_argnums=2, out_shardings=kernel.sharding)
+            layers[module][target] = {**layers[module][target], "kernel": merge(kernel, factors, merged_type)}
     return {**params, "layers": layers}
-
-
-def every_layer_merged(kernel: jax.Array, factors: Factors, lora: LoraConfig, dtype: np.dtype) -> jax.Array:
-    """`merged_kernel` of stacked layers [L, in, out], one after the other: float32 copies of all would be large."""
-    return jax.lax.map(lambda layer: merged_kernel(layer[0], layer[1], lora, dtype), (kernel, factors))

@@ -1,8 +1,4 @@
-"""Masked next-token loss: the head is applied to target positions only, a chunk at a time.
-
-The backward pass of cross-entropy needs the logits again. Rather than keep them, or compute them a second time, each
-chunk's gradient is taken while its logits are there; the loss being a plain sum, the backward pass only scales it.
-"""
+"""Masked next-token loss: the head is applied to target positions only, a chunk at a time."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,15 +9,16 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from jaxalign.model.sharding import BATCH, constrain, ways
+from jaxalign.model.sharding import BATCH, axis_size, constrain
 
-Head = Callable[..., jax.Array]
+LogitsOf = Callable[..., jax.Array]
 """(states [..., D], *weights) -> float32 logits [..., V]."""
 
 Chunks = tuple[jax.Array, jax.Array, jax.Array]
 """States [chunks,B,columns,D]; labels int32 and counted bool [chunks,B,columns]."""
 
 
+@jax.named_scope("loss")
 def next_token_loss(
     logits_fn: Callable[[jax.Array], jax.Array],
     hidden: jax.Array,
@@ -40,7 +37,8 @@ def next_token_loss(
     """
     B, T = targets.shape
     R = min(targets_per_row, T)
-    columns = chunk_columns(chunk, B, R)
+    # Positions of each row that are one chunk.
+    columns = min(max(1, chunk * row_parts() // B), R)
 
     # A stable sort of "not a target" puts each row's targets first, in order.
     chosen = jnp.argsort(~loss_mask, axis=1, stable=True)[:, :R]
@@ -60,19 +58,14 @@ def next_token_loss(
     return summed_nats(head, chunks, tuple(weights)), jnp.sum(counted, dtype=jnp.float32)
 
 
-def chunk_columns(chunk: int, rows: int, targets_per_row: int) -> int:
-    """Positions of each row that are one chunk: of all rows together, `chunk` a device."""
-    return min(max(1, chunk * row_ways() // rows), targets_per_row)
-
-
-def row_ways() -> int:
+def row_parts() -> int:
     """Over how many devices the rows of a batch are spread."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else ways(BATCH, mesh)
+    return 1 if mesh.empty else axis_size(BATCH, mesh)
 
 
 def nats_of_chunk(
-    head: Head, states: jax.Array, weights: tuple[Any, ...], labels: jax.Array, counted: jax.Array
+    head: LogitsOf, states: jax.Array, weights: tuple[Any, ...], labels: jax.Array, counted: jax.Array
 ) -> jax.Array:
     """The cross-entropies of one chunk, summed."""
     logits = head(states, *weights)
@@ -88,12 +81,12 @@ def unless_empty(counted: jax.Array, added: Callable[[], Any], unchanged: Callab
 
     Where rows lie on several devices, all do all chunks: they would have to agree first.
     """
-    if row_ways() > 1:
+    if row_parts() > 1:
         return added()
     return lax.cond(counted.any(), added, unchanged)
 
 
-def gathered(head: Head, states: jax.Array, weights: tuple[Any, ...]) -> tuple[Any, ...]:
+def gathered(head: LogitsOf, states: jax.Array, weights: tuple[Any, ...]) -> tuple[Any, ...]:
     """The head's weights, whole but for the vocabulary: gathered over `fsdp` once, and not once a chunk."""
     V = jax.eval_shape(head, states, *weights).shape[-1]
     return tuple(
@@ -102,8 +95,7 @@ def gathered(head: Head, states: jax.Array, weights: tuple[Any, ...]) -> tuple[A
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def summed_nats(head: Head, chunks: Chunks, weights: tuple[Any, ...]) -> jax.Array:
+def plain_nats(head: LogitsOf, chunks: Chunks, weights: tuple[Any, ...]) -> jax.Array:
     """The cross-entropies of all chunks, summed."""
     weights = gathered(head, chunks[0][0], weights)
 
@@ -115,7 +107,14 @@ def summed_nats(head: Head, chunks: Chunks, weights: tuple[Any, ...]) -> jax.Arr
     return lax.scan(add_chunk, jnp.zeros((), jnp.float32), chunks)[0]
 
 
-def summed_nats_forward(head: Head, chunks: Any, weights: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+summed_nats = jax.custom_vjp(plain_nats, nondiff_argnums=(0,))
+"""`plain_nats`, whose gradient is taken with the value: autodiff would compute every chunk's logits a second time.
+
+The loss being a plain sum, the backward pass only scales that gradient.
+"""
+
+
+def summed_nats_forward(head: LogitsOf, chunks: Any, weights: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
     """The sum; and its gradients: of the states, and of those weights that something asks the gradient of."""
     states, labels, counted = (array.value for array in chunks)
     # Weights that are tuned stay where they lie, as the sums of their gradients do.
@@ -142,7 +141,7 @@ def summed_nats_forward(head: Head, chunks: Any, weights: Any) -> tuple[jax.Arra
     return total, (of_states, jax.tree.map(lambda gradient, weight: gradient.astype(weight.dtype), of_tuned, tuned))
 
 
-def summed_nats_backward(head: Head, gradients: tuple[jax.Array, Any], scale: jax.Array) -> tuple[Any, Any]:
+def summed_nats_backward(head: LogitsOf, gradients: tuple[jax.Array, Any], scale: jax.Array) -> tuple[Any, Any]:
     """The gradients of the forward pass, scaled; in float32, for 1/count is no bfloat16."""
     of_states, of_tuned = jax.tree.map(
         lambda gradient: (gradient.astype(jnp.float32) * scale).astype(gradient.dtype), gradients

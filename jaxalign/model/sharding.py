@@ -18,10 +18,10 @@ COLUMN = r"(self_attn/[qkv]_proj|mlp/(gate|up)_proj)"
 ROW = r"(self_attn/o_proj|mlp/down_proj)"
 BATCH = ("data", "fsdp")
 
-HIDDEN = P(BATCH, None, None)
+RESIDUAL = P(BATCH, None, None)
 """The residual stream [B,T,D]: rows over the devices, each row whole."""
 EMBEDDED = P("data", None, "fsdp")
-"""Rows just looked up [B,T,D]: the table's width is over `fsdp`; one exchange takes them from here to HIDDEN."""
+"""Rows just looked up [B,T,D]: the table's width is over `fsdp`; one exchange takes them from here to RESIDUAL."""
 
 TABLE: tuple[tuple[str, P], ...] = (
     (r"embed_tokens/embedding", P("tensor", "fsdp")),  # [V,D]
@@ -50,23 +50,23 @@ TABLE: tuple[tuple[str, P], ...] = (
 """(regular expression over the end of the "/"-joined path, spec). Optimizer state mirrors paths: `0/mu/layers/...`."""
 
 
-def param_specs(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
+def param_specs(tree: Any, mesh: Mesh | AbstractMesh, uneven_axes: tuple[str, ...] = ()) -> Any:
     """The PartitionSpec of every leaf of a tree of arrays or shapes; scalars are replicated.
 
     The tree may hold any of the table's: parameters, adapters, optax or train state around them, {"cache": Cache}.
-    An unmatched path, another rank than the row's, or a dimension that its mesh axes do not divide raises ValueError.
+    An unmatched path, another rank than the row's, or a dimension that its mesh axes do not divide raises ValueError;
+    `uneven_axes` cut only what they divide.
     """
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf_spec(path_name(path), leaf.shape, mesh), tree)
+
+    def spec(path: tuple[Any, ...], leaf: Any) -> P:
+        return leaf_spec(path_name(path), leaf.shape, mesh, uneven_axes)
+
+    return jax.tree_util.tree_map_with_path(spec, tree)
 
 
-def param_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
+def param_shardings(tree: Any, mesh: Mesh | AbstractMesh, uneven_axes: tuple[str, ...] = ()) -> Any:
     """`param_specs` as NamedShardings on `mesh`."""
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), param_specs(tree, mesh))
-
-
-def laid_out(shapes: Any, shardings: Any) -> Any:
-    """Shapes with their shardings."""
-    return jax.tree.map(lambda shape, sharding: shape.update(sharding=sharding), shapes, shardings)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), param_specs(tree, mesh, uneven_axes))
 
 
 def cache_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
@@ -74,12 +74,12 @@ def cache_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
 
     Many models have fewer key/value heads than a slice has devices along `tensor`.
     """
+    return param_shardings(tree, mesh, uneven_axes=("tensor",))
 
-    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        spec = leaf_spec(path_name(path), leaf.shape, mesh, uneven_axes=("tensor",))
-        return NamedSharding(mesh, spec)
 
-    return jax.tree_util.tree_map_with_path(sharding, tree)
+def with_shardings(shapes: Any, shardings: Any) -> Any:
+    """Shapes with their shardings."""
+    return jax.tree.map(lambda shape, sharding: shape.update(sharding=sharding), shapes, shardings)
 
 
 def batch_spec() -> P:
@@ -92,7 +92,7 @@ def gathered_spec(path: str, shape: tuple[int, ...]) -> P:
     return P(*(None if axes == "fsdp" else axes for axes in row_of(path, shape)[1:]))
 
 
-def spread(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
     """An array of which every process has the whole, as the mesh holds it: each device takes its part."""
     return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
 
@@ -104,12 +104,12 @@ def constrain(x: jax.Array, spec: P) -> jax.Array:
     device and splits the width.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or any(size % ways(axes, mesh) for size, axes in zip(x.shape, spec, strict=True)):
+    if mesh.empty or any(size % axis_size(axes, mesh) for size, axes in zip(x.shape, spec, strict=True)):
         return x
     return jax.lax.with_sharding_constraint(x, spec)
 
 
-def ways(axes: str | tuple[str, ...] | None, mesh: Mesh | AbstractMesh) -> int:
+def axis_size(axes: str | tuple[str, ...] | None, mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts an entry of a spec cuts its dimension."""
     names = () if axes is None else axes if isinstance(axes, tuple) else (axes,)
     return math.prod(mesh.shape[name] for name in names)
@@ -122,11 +122,13 @@ def leaf_spec(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, unev
     spec = row_of(name, shape)
     if len(spec) != len(shape):
         raise ValueError(f"{name} {shape}: its row of the sharding table, {spec}, is for {len(spec)} dimensions")
-    fits = [size % ways(axes, mesh) == 0 for size, axes in zip(shape, spec, strict=True)]
+    fits = [size % axis_size(axes, mesh) == 0 for size, axes in zip(shape, spec, strict=True)]
     spec = P(*(None if axes in uneven_axes and not even else axes for axes, even in zip(spec, fits, strict=True)))
     for size, axes in zip(shape, spec, strict=True):
-        if size % ways(axes, mesh):
-            raise ValueError(f"{name} {shape}: size {size} does not divide by mesh axis {axes} ({ways(axes, mesh)})")
+        if size % axis_size(axes, mesh):
+            raise ValueError(
+                f"{name} {shape}: size {size} does not divide by mesh axis {axes} ({axis_size(axes, mesh)})"
+            )
     return spec
 
 

@@ -1,35 +1,82 @@
-"""Every weight of a model, and how its arrays get onto devices whatever file they come from.
+"""Every weight of a model, by its names in the parameter tree and in checkpoints: read onto devices, and written.
 
-`weight_table` is the only place that knows which weights a model has; hf_weights.py and gguf.py read them, and
-planning counts them unread.
+Hugging Face keeps a projection as [out, in] and each layer's tensors apart; here kernels are [in, out] and the layers
+lie stacked in one array [L, ...]. `Weight` is the only place that translates: for safetensors read and written, for
+PEFT's adapters (peft.py) and, with llama.cpp's names of modules, for GGUF (gguf.py). Planning counts weights unread.
 """
 
+import hashlib
+import json
 import math
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
+from safetensors import SafetensorError, safe_open
 
-from jaxalign.model.config import ModelConfig
-from jaxalign.model.lora import projection_sizes
+from jaxalign import files
+from jaxalign.errors import InputError, listed
+from jaxalign.log import warn
+from jaxalign.model.config import ModelConfig, config_to_hf, json_object
+from jaxalign.model.lora import has_bias, projection_sizes
+from jaxalign.model.quantised import widest
 from jaxalign.model.sharding import leaf_spec
 
 Index = tuple[slice, ...]
-Bounds = tuple[tuple[int, int], ...]
-"""Start and stop of a part along each axis."""
-ReadTensor = Callable[["Weight", int, Index, np.ndarray], None]
-"""(weight, layer, index, out): writes that part of one tensor into `out`, in the layout of the tree and the type of
-`out`; layer is 0 for what is not stacked."""
+PIECE_BYTES = 2**26
+"""How much of a tensor is read at a time: what is read stays in memory until its file is closed."""
+SHARD_BYTES = 50 * 10**9
+"""A larger model is written as several files: the default of save_pretrained since transformers 5."""
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+TYPES = {"F64": jnp.float32, "F32": jnp.float32, "F16": jnp.float16, "BF16": jnp.bfloat16}
+"""What safetensors may be stored as, and the type of the arrays that hold them."""
+CHECKPOINT_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "embedding": "weight",
+    "bias": "bias",
+    "lora_a": "lora_A.weight",
+    "lora_b": "lora_B.weight",
+    "magnitude": "lora_magnitude_vector",
+}
+"""The leaves of the parameter and adapter trees, as Hugging Face and PEFT call them."""
 
 
-@dataclass(frozen=True)
-class Weight:
+@jax.jit
+def hash_sum(leaf: jax.Array) -> jax.Array:
+    """The sum, modulo 2**32, of a hash of each element's bits (MurmurHash3's finaliser): a uint32 scalar.
+
+    Integer sums are the same in any order, so on any mesh. Summing the bits themselves would miss sign flips: an even
+    number of top bits cancels.
+    """
+    bits = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+    x = jax.lax.bitcast_convert_type(leaf, bits).astype(jnp.uint32)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        x = (x ^ (x >> jnp.uint32(shift))) * jnp.uint32(factor)
+    return (x ^ (x >> jnp.uint32(16))).sum(dtype=jnp.uint32)
+
+
+def weights_sha256(tree: Any) -> str:
+    """sha256 over path, shape, type and `hash_sum` of every array of a tree; one pass over the weights.
+
+    It tells other weights apart, not an adversary's, and not rows of one array that changed places.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    facts = [(jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype), int(hash_sum(leaf))) for path, leaf in leaves]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+class Weight(NamedTuple):
     """One leaf of the parameter tree, and what a checkpoint calls it."""
 
     path: str
@@ -44,7 +91,7 @@ class Weight:
     @property
     def transposed(self) -> bool:
         """Whether the checkpoint keeps it as [out, in]."""
-        return self.path.endswith("/kernel")
+        return self.path.endswith(("/kernel", "/lora_a", "/lora_b"))
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
@@ -54,7 +101,12 @@ class Weight:
     def name(self, layer: int) -> str:
         """Its name in a checkpoint, without the prefix of the decoder: `layers.3.self_attn.q_proj.weight`."""
         module, leaf = self.path.replace("layers/", f"layers/{layer}/").replace("/", ".").rsplit(".", 1)
-        return f"{module}.{'bias' if leaf == 'bias' else 'weight'}"
+        return f"{module}.{CHECKPOINT_LEAVES[leaf]}"
+
+    def stored(self, array: np.ndarray, layer: int) -> np.ndarray:
+        """The checkpoint's tensor of a leaf of the tree."""
+        tensor = array[layer] if self.stacked else array
+        return np.ascontiguousarray(tensor.T if self.transposed else tensor)
 
 
 def weight_table(config: ModelConfig) -> list[Weight]:
@@ -69,8 +121,7 @@ def weight_table(config: ModelConfig) -> list[Weight]:
         table += [Weight(f"layers/self_attn/{norm}/scale", (H,)) for norm in ("q_norm", "k_norm")]
     for projection, (module, sizes) in projection_sizes(config).items():
         table.append(Weight(f"layers/{module}/{projection}/kernel", sizes))
-        biased = config.mlp_bias if module == "mlp" else config.qkv_bias
-        if config.output_bias if projection == "o_proj" else biased:
+        if has_bias(config, projection):
             table.append(Weight(f"layers/{module}/{projection}/bias", sizes[1:]))
     table.append(Weight("norm/scale", (D,)))
     if not config.tied_head:
@@ -101,70 +152,331 @@ def place_on(mesh: Mesh) -> Callable[[Leaf], jax.Array]:
     """Leaves laid out by the sharding table. A process reads only what its own devices hold, once."""
 
     def place(leaf: Leaf) -> jax.Array:
+        """Parts of the leaf are (start, stop) along each axis."""
         sharding = NamedSharding(mesh, leaf_spec(leaf.path, leaf.shape, mesh))
+
+        def bounds(index: Any) -> tuple[tuple[int, int], ...]:
+            return tuple(axis.indices(size)[:2] for axis, size in zip(index, leaf.shape, strict=True))
+
+        def size_of(part: Iterable[tuple[int, int]]) -> int:
+            return math.prod(stop - start for start, stop in part)
+
         indices = sharding.addressable_devices_indices_map(leaf.shape).values()
-        held = {bounds(index, leaf.shape) for index in indices if index is not None}
-        box = bounding_box(held)
-        if sum(map(size_of, held)) == size_of(box):  # one read serves all
-            parts = {box: leaf.read(as_index(box))}
-        else:  # in a ring through a slice, what lies between the parts of a host is another's
-            parts = {part: leaf.read(as_index(part)) for part in held}
+        held = {bounds(index) for index in indices if index is not None}
+        box = tuple(
+            (min(start for start, _ in axis), max(stop for _, stop in axis)) for axis in zip(*held, strict=True)
+        )
+        # One read serves all; but in a ring through a slice, what lies between the parts of a host is another's.
+        one_read = sum(map(size_of, held)) == size_of(box)
+        parts = {part: leaf.read(tuple(slice(*axis) for axis in part)) for part in ([box] if one_read else held)}
 
         def of_device(index: Any) -> np.ndarray:
-            part = bounds(index, leaf.shape)
-            around = part if part in parts else box
-            starts = [start for start, _ in around]
-            return parts[around][tuple(slice(a - start, b - start) for (a, b), start in zip(part, starts, strict=True))]
+            around, part = box if one_read else bounds(index), bounds(index)
+            inner = (slice(a - start, b - start) for (a, b), (start, _) in zip(part, around, strict=True))
+            return parts[around][tuple(inner)]
 
         return jax.make_array_from_callback(leaf.shape, sharding, of_device)
 
     return place
 
 
-def bounds(index: Index, shape: tuple[int, ...]) -> Bounds:
-    """Where a part of an array begins and ends."""
-    return tuple(axis.indices(size)[:2] for axis, size in zip(index, shape, strict=True))
-
-
-def as_index(part: Bounds) -> Index:
-    return tuple(slice(start, stop) for start, stop in part)
-
-
-def size_of(part: Bounds) -> int:
-    """How many numbers the part holds."""
-    return math.prod(stop - start for start, stop in part)
-
-
-def bounding_box(parts: Collection[Bounds]) -> Bounds:
-    """The smallest part that holds all of these."""
-    return tuple((min(start for start, _ in axis), max(stop for _, stop in axis)) for axis in zip(*parts, strict=True))
+ReadTensor = Callable[[Weight, int, Index, np.ndarray], None]
+"""(weight, layer, index, out): writes that part of one tensor into `out`, in the layout of the tree and the type of
+`out`; layer is 0 for what is not stacked."""
 
 
 def assemble(
-    config: ModelConfig, type_of: Callable[[Weight], DTypeLike], read: ReadTensor, place: Place = place_whole
+    table: Sequence[Weight],
+    layers: int,
+    type_of: Callable[[Weight], DTypeLike],
+    read: ReadTensor,
+    place: Place = place_whole,
 ) -> dict[str, Any]:
-    """The parameter tree, leaf by leaf: beyond what is placed, the host holds one leaf, and what `read` takes."""
+    """The tree of these weights, leaf by leaf: beyond what is placed, the host holds one leaf and what `read` takes."""
+
+    def read_leaf(weight: Weight, shape: tuple[int, ...], index: Index) -> np.ndarray:
+        ranges = [range(size)[part] for size, part in zip(shape, index, strict=True)]
+        out = np.empty([len(numbers) for numbers in ranges], jnp.dtype(type_of(weight)))
+        parts = tuple(slice(numbers.start, numbers.stop) for numbers in ranges)
+        if not weight.stacked:
+            read(weight, 0, parts, out)
+            return out
+        for position, layer in enumerate(ranges[0]):
+            read(weight, layer, parts[1:], out[position])
+        return out
+
     leaves: dict[str, jax.Array] = {}
-    for weight in weight_table(config):
-        placed = place(unread_leaf(weight, config.layers, jnp.dtype(type_of(weight)), read))
+    for weight in table:
+        shape = (layers, *weight.shape) if weight.stacked else weight.shape
+        placed = place(Leaf(weight.path, shape, partial(read_leaf, weight, shape)))
         module, _, name = weight.path.rpartition("/")
         by_name = placed if isinstance(placed, Mapping) else {name: placed}
         leaves |= {f"{module}/{name}": array for name, array in by_name.items()}
     return unflatten_dict(leaves, sep="/")
 
 
-def unread_leaf(weight: Weight, layers: int, dtype: np.dtype, read: ReadTensor) -> Leaf:
-    """The leaf that a weight's tensors make, stacked where the layers are."""
-    shape = (layers, *weight.shape) if weight.stacked else weight.shape
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file, unread."""
 
-    def read_part(index: Index) -> np.ndarray:
-        ranges = [range(size)[part] for size, part in zip(shape, index, strict=True)]
-        out = np.empty([len(numbers) for numbers in ranges], dtype)
-        if not weight.stacked:
-            read(weight, 0, index, out)
-            return out
-        for position, layer in enumerate(ranges[0]):
-            read(weight, layer, index[1:], out[position])
-        return out
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    """Slowest axis first: [out, in] for a projection."""
+    kind: str
+    """Its type, as the file calls it."""
+    dtype: np.dtype | None
+    """Of the arrays that hold its numbers, float32 where they are quantised; None: of no type that is read."""
+    read: Callable[[Index], Iterator[np.ndarray]]
+    """The part that an index without open ends names, a run of its rows at a time."""
 
-    return Leaf(weight.path, shape, read_part)
+
+def type_counts(tensors: Mapping[str, StoredTensor]) -> Counter[str]:
+    """How many numbers are stored in which type; what is in no type that is read counts as float32."""
+    counts: Counter[str] = Counter()
+    for tensor in tensors.values():
+        counts[jnp.dtype(tensor.dtype or jnp.float32).name] += math.prod(tensor.shape)
+    return counts
+
+
+def stored_types(folder: Path) -> Counter[str]:
+    """How many numbers a model folder stores in which type: {"bfloat16": 134515008}."""
+    return type_counts(stored_tensors(folder))
+
+
+Names = Mapping[tuple[Weight, int], str]
+"""What a file calls the tensor of a weight in a layer."""
+
+
+def names_of(table: Sequence[Weight], layers: int, name: Callable[[Weight, int], str]) -> dict[tuple[Weight, int], str]:
+    """Every weight in every layer, with its name; layer is 0 for what is not stacked."""
+    return {
+        (weight, layer): name(weight, layer)
+        for weight in table
+        for layer in range(layers if weight.stacked else 1)
+    }  # fmt: skip
+
+
+def find_tensors(
+    tensors: Mapping[str, StoredTensor], names: Names, where: str, besides: Collection[str] = ()
+) -> dict[tuple[Weight, int], StoredTensor]:
+    """The tensor of every weight; InputError unless all are there in their shapes, and none but they and `besides`."""
+    missing, wrong = [name for name in names.values() if name not in tensors], []
+    for (weight, _), name in names.items():
+        tensor = tensors.get(name)
+        if tensor is not None and tensor.shape != weight.stored_shape:
+            wrong.append(f"{name} is {list(tensor.shape)}, not {list(weight.stored_shape)}")
+        elif tensor is not None and tensor.dtype is None:
+            wrong.append(f"{name} is stored as {tensor.kind}, which is not supported")
+    extra = sorted(tensors.keys() - set(names.values()) - set(besides))
+    for found, what in ((missing, "missing tensors"), (extra, "unexpected tensors"), (wrong, "wrong tensors")):
+        if found:
+            raise InputError(f"{where}: {what}: {listed(found)}")
+    return {place: tensors[name] for place, name in names.items()}
+
+
+def read_tensors(
+    found: Mapping[tuple[Weight, int], StoredTensor], layers: int, dtype: DTypeLike | None, place: Place = place_whole
+) -> dict[str, Any]:
+    """The tree of these tensors, in `dtype` or, if that is None, each weight in the widest type of its layers'."""
+
+    def stored_type(weight: Weight) -> DTypeLike:
+        if dtype is not None:
+            return dtype
+        return widest({found[weight, layer].dtype or jnp.float32 for layer in range(layers if weight.stacked else 1)})
+
+    def read(weight: Weight, layer: int, index: Index, out: np.ndarray) -> None:
+        index, out = (index[::-1], out.T) if weight.transposed else (index, out)
+        row = 0
+        for piece in found[weight, layer].read(index):
+            out[row : row + len(piece)] = piece
+            row += len(piece)
+
+    return assemble(list(dict.fromkeys(weight for weight, _ in found)), layers, stored_type, read, place)
+
+
+def load_params(
+    folder: Path, config: ModelConfig, param_dtype: DTypeLike | None, place: Place = place_whole
+) -> dict[str, Any]:
+    """The parameters of a Hugging Face model folder, read piece by piece.
+
+    Reads `model.safetensors`, or shards. `param_dtype` None: each weight in the type that it is stored in (the widest
+    of its layers'). `place` as `assemble` has it. Where `config` ties the head and the files hold another one, that one
+    is read as well, with a warning, as transformers does: the parameters then have an `lm_head`.
+    InputError where the folder has no safetensors, or its tensors are not exactly those of `config`.
+    """
+    tensors = {name: tensor for name, tensor in stored_tensors(folder).items() if not _NOT_OURS.fullmatch(name)}
+    # `model.`, nothing (saved from AutoModel), or one of three ways of a Gemma 3 with vision.
+    anchor = re.compile(r"((?:\w+\.)*?)layers\.0\.input_layernorm\.weight")
+    prefix = next((match[1] for name in tensors if (match := anchor.fullmatch(name))), "model.")
+    head = next((name for name in tensors if f".{name}".endswith(".lm_head.weight")), "lm_head.weight")
+    embedding = prefix + "embed_tokens.weight"
+    if config.tied_head and {embedding, head} <= tensors.keys() and not _equal(tensors[embedding], tensors[head]):
+        warn(
+            f"{folder}: config.json ties the head to the embedding, and {head} is another; the model is "
+            "read untied, as transformers does; set tie_word_embeddings to false there"
+        )
+        config = replace(config, tied_head=False)
+    if not config.tied_head and tensors and head not in tensors:
+        raise InputError(
+            f"{folder}: missing tensors: {head}, and config.json says tie_word_embeddings false; set it to true if the "
+            "model's head is its embedding, or save the model with its head (transformers: AutoModelForCausalLM)"
+        )
+
+    def name_of(weight: Weight, layer: int) -> str:
+        if weight.path == "lm_head/kernel" or (weight.path == "embed_tokens/embedding" and embedding not in tensors):
+            return head if head in tensors else embedding
+        return prefix + weight.name(layer)
+
+    names = names_of(weight_table(config), config.layers, name_of)
+    besides = {head} if config.tied_head else set()
+    found = find_tensors(tensors, names, f"{folder}: for the model of its config.json", besides)
+    return read_tensors(found, config.layers, param_dtype, place)
+
+
+_NOT_OURS = re.compile(r".*rotary_emb\.inv_freq|(model\.)?(vision_tower|multi_modal_projector)\..*")
+
+
+def _equal(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two tensors hold the same numbers."""
+    if one.shape != other.shape or not one.shape or one.dtype is None or other.dtype is None:
+        return False
+    everything = tuple(slice(0, size) for size in one.shape)
+    return all(np.array_equal(a, b) for a, b in zip(one.read(everything), other.read(everything), strict=True))
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a model folder by its name, unread: of shards, those that the index names, where it says.
+
+    Shards without an index are read where all are there. InputError: no weights, not all of them, or two models.
+    """
+    index = folder / INDEX
+    weight_map = (json_object(index).get("weight_map") or None) if index.is_file() else {}
+    if not isinstance(weight_map, dict) or not all(map(is_file_name, weight_map.values())):
+        raise InputError(f"{index}: has no weight_map from tensor names to files of its folder")
+    shards = sorted({folder / name for name in weight_map.values()})
+    if not shards:
+        totals = {match[1] for path in folder.glob("model-*") if (match := _SHARD.fullmatch(path.name))}
+        shards = [folder / name for total in sorted(totals) for name in shard_names(int(total))]
+    missing = [path for path in shards if not path.is_file()]
+    whole = folder / WHOLE
+    if whole.is_file() and (missing or whole not in shards):
+        # A folder that was saved to twice. Where shards are missing, the whole file was the later.
+        tensors, others = read_headers([whole]), {} if missing else read_headers(shards, weight_map)
+        if others and not (
+            others.keys() == tensors.keys() and all(_equal(tensor, others[name]) for name, tensor in tensors.items())
+        ):
+            raise InputError(
+                f"{folder}: holds two models, one in {WHOLE} and one in the shards {shards[0].name} to "
+                f"{shards[-1].name}; libraries differ in which they read; remove the one that is not meant"
+            )
+        return tensors
+    if missing:
+        raise InputError(f"{missing[0]}: no such file, and others of its shards are there; the download is incomplete")
+    if not shards:
+        raise InputError(_instead_of_weights(folder))
+    tensors = read_headers(shards, weight_map)
+    lost = [name for name in weight_map if name not in tensors and not _NOT_OURS.fullmatch(name)]
+    if lost:
+        raise InputError(f"{index}: {lost[0]} is not in {weight_map[lost[0]]}, where the index says; save it again")
+    return tensors
+
+
+_SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
+
+
+def shard_names(count: int) -> list[str]:
+    """What save_pretrained calls the files of a model in so many."""
+    return [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+
+
+def read_headers(paths: Sequence[Path], weight_map: Mapping[str, str] | None = None) -> dict[str, StoredTensor]:
+    """The tensors of safetensors files; with a map from names to files those that it names, each from its file."""
+    tensors: dict[str, StoredTensor] = {}
+    for path in paths:
+        try:
+            with safe_open(path, framework="numpy") as file:
+                for name in file.keys():  # noqa: SIM118 - no mapping
+                    if weight_map and weight_map.get(name) != path.name:
+                        continue
+                    if name in tensors:
+                        raise InputError(
+                            f"{path}: {name} is in {tensors[name].file.name} too, and no {INDEX} says which is meant; "
+                            "save the model again (transformers: save_pretrained)"
+                        )
+                    part = file.get_slice(name)
+                    shape, kind = tuple(part.get_shape()), part.get_dtype()
+                    dtype = jnp.dtype(TYPES[kind]) if kind in TYPES else None
+                    tensors[name] = StoredTensor(path, name, shape, kind, dtype, partial(_read_rows, path, name, shape))
+        except SafetensorError as error:
+            raise InputError(f"{path}: not a whole safetensors file ({error}); is it cut off?") from None
+    return tensors
+
+
+def _read_rows(path: Path, name: str, shape: tuple[int, ...], index: Index) -> Iterator[np.ndarray]:
+    """The part of a tensor that an index names, so many rows at a time."""
+    rows, *columns = index
+    step = max(1, PIECE_BYTES // (4 * math.prod(shape[1:])))
+    for start in range(rows.start, rows.stop, step):
+        # Opened anew for each piece: an open file keeps all that was read of it in memory.
+        with safe_open(path, framework="numpy") as file:
+            yield file.get_slice(name)[(slice(start, min(start + step, rows.stop)), *columns)]
+
+
+def _instead_of_weights(folder: Path) -> str:
+    """What a model folder holds instead of safetensors, and what to do."""
+    if pickled := sorted(folder.glob("pytorch_model*.bin")):
+        return (
+            f"{pickled[0]}: pickled weights can run code when they are read, so they are not; save the model again as "
+            "safetensors (transformers: save_pretrained)"
+        )
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    there = f"; it holds {listed(others)}: rename what is the model" if others else ""
+    return f"{folder}: no {WHOLE} and no {INDEX}{there}"
+
+
+def is_file_name(value: Any) -> bool:
+    """Whether a JSON value names a file that lies in the folder itself."""
+    return isinstance(value, str) and value not in ("", ".", "..") and Path(value).name == value
+
+
+def save_params(
+    folder: Path, params: Mapping[str, Any], config: ModelConfig, token_ids: Mapping[str, Any] | None = None
+) -> None:
+    """Writes safetensors and `config.json`, which transformers loads; leaves keep their dtype.
+
+    More than SHARD_BYTES become shards and an index, named as save_pretrained names them. config.json says the widest
+    type of all: transformers loads all weights in the one that stands there. `token_ids` (bos_token_id, eos_token_id,
+    pad_token_id) go into it as they are: they are the tokenizer's, not the architecture's. Every leaf must be
+    addressable from this process.
+    """
+    leaves: dict[str, Any] = flatten_dict(params, sep="/")
+    table = weight_table(config)
+    if differing := sorted(leaves.keys() ^ {weight.path for weight in table}):
+        raise ValueError(f"the parameter tree is not that of the config: {listed(differing)}")
+    dtype = widest({leaf.dtype for leaf in leaves.values()}).name
+    files.write_json(folder / "config.json", config_to_hf(config) | {"torch_dtype": dtype} | dict(token_ids or {}))
+
+    def name_of(weight: Weight, layer: int) -> str:
+        return ("" if weight.path.startswith("lm_head") else "model.") + weight.name(layer)
+
+    shards: list[dict[tuple[Weight, int], str]] = [{}]
+    filled = 0
+    for (weight, layer), name in names_of(table, config.layers, name_of).items():
+        size = math.prod(weight.shape) * leaves[weight.path].dtype.itemsize
+        if shards[-1] and filled + size > SHARD_BYTES:
+            shards.append({})
+            filled = 0
+        shards[-1][weight, layer] = name
+        filled += size
+    weight_map = {}
+    for shard, file in zip(shards, [WHOLE] if len(shards) == 1 else shard_names(len(shards)), strict=True):
+        whole = {weight.path: np.asarray(leaves[weight.path]) for weight, _ in shard}
+        tensors = {name: weight.stored(whole[weight.path], layer) for (weight, layer), name in shard.items()}
+        files.write_tensors(folder / file, tensors)
+        weight_map |= dict.fromkeys(tensors, file)
+    if len(shards) > 1:
+        parameters = sum(leaf.size for leaf in leaves.values())
+        total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
+        metadata = {"total_parameters": parameters, "total_size": total}
+        files.write_json(folder / INDEX, {"metadata": metadata, "weight_map": weight_map})

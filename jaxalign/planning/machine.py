@@ -9,10 +9,10 @@ from jax.sharding import AbstractMesh, AxisType
 from jaxalign import runtime
 from jaxalign.model import architectures
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.sharding import laid_out, param_shardings
+from jaxalign.model.sharding import param_shardings, with_shardings
 from jaxalign.planning.chips import CHIPS, GIB
+from jaxalign.planning.compile import bytes_per_device, stored_shapes
 from jaxalign.planning.plan import LARGEST_SHARE, gib
-from jaxalign.planning.programs import bytes_per_device, stored_shapes
 
 KINDS = {
     "TPU v5 lite": "v5e",
@@ -58,7 +58,7 @@ def weight_bytes(architecture: ModelConfig, param_dtype: str, devices: int) -> i
     mesh = AbstractMesh(
         runtime.mesh_sizes(1, -1, 1, devices), runtime.MESH_AXES, axis_types=(AxisType.Auto,) * len(runtime.MESH_AXES)
     )
-    return bytes_per_device(laid_out(shapes, param_shardings(shapes, mesh)))
+    return bytes_per_device(with_shardings(shapes, param_shardings(shapes, mesh)))
 
 
 def lines(machine: Machine) -> list[str]:

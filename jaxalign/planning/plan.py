@@ -1,15 +1,38 @@
-"""A plan: what a compiled program needs of a slice, whether that fits, and how long a step takes at least."""
+"""A plan: what a compiled program needs of a slice, whether that fits, and how long a step takes at least.
+
+An estimate of a step's memory and time without compiling, by which candidates are sorted before some are compiled.
+
+Arguments are exact; temporaries are the tensors known to live at once. Axis letters as in model/transformer.py.
+
+Plans side by side.
+
+Which keys to change when a program does not fit, and what each is worth.
+
+The batch, mesh and rematerialisation of most positions/s that fit a slice: estimated for all, compiled for few.
+"""
 
 import dataclasses
 import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType
 
+from jaxalign import runtime
 from jaxalign.errors import InputError
-from jaxalign.planning import flops, vector
-from jaxalign.planning.chips import GIB, Slice, parse_slice
-from jaxalign.planning.job import Job
+from jaxalign.model.lora import lora_shapes
+from jaxalign.model.quantised import SCHEMES
+from jaxalign.model.sharding import param_shardings, with_shardings
+from jaxalign.planning import flops
+from jaxalign.planning.chips import GIB, Job, Slice, parse_slice
+from jaxalign.planning.compile import base_shapes, bytes_per_device, facts_of
+from jaxalign.training.optimizer import cosine_schedule, make_optimizer
+from jaxalign.training.step import new_state
 
 LARGEST_SHARE = 0.95
 """Of a device's capacity: more is not called a fit. Other programs of a run (the held-out loss) need some too."""
@@ -50,7 +73,7 @@ def make_plan(job: Job, name: str, facts: dict[str, Any]) -> dict[str, Any]:
     document["flops"] = {"per_device": costs["flops"], "per_step": costs["flops"] * slice.devices}
     if job.program == "train":
         document["flops"]["analytic_per_step"] = flops.train_step(job)
-    document["vector_operations"] = vector.operations(job)
+    document["vector_operations"] = flops.operations(job)
     document["bytes"] = costs["bytes"]
     document["collectives"] = costs["collectives"]
     return document | {"step": step_of(job, costs, slice)}
@@ -96,7 +119,7 @@ def step_of(job: Job, costs: dict[str, Any], slice: Slice) -> dict[str, Any]:
     sent = sum(collective["sent"] for collective in costs["collectives"].values())
     seconds = {
         "compute": costs["bfloat16_flops"] / slice.flops,
-        "vector": vector.operations(job) / slice.vector,
+        "vector": flops.operations(job) / slice.vector,
         "memory": costs["bytes"] / slice.hbm,
         "interconnect": sent / slice.ici if sent else 0.0,
     }
@@ -179,3 +202,225 @@ def cost_lines(plan: dict[str, Any]) -> list[str]:
 def gib(size: float) -> str:
     """Bytes as GiB, or as MiB where that is more readable."""
     return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes on each device, and positions/s of the whole slice."""
+
+    memory: int
+    tokens_per_second: float
+
+
+def estimate(job: Job) -> Estimate:
+    """The estimate for a training step. ValueError where the mesh does not divide a weight."""
+    slice = parse_slice(job.topology)
+    data, fsdp, tensor = job.mesh
+    # What lies on the devices between steps is the same for every batch.
+    state, base = argument_bytes(replace(job, rows=0, length=0, remat="none"), (data, fsdp, tensor))
+    memory = state + base + temporaries(job, data * fsdp, tensor)
+    compute = max(flops.train_step(job) / slice.devices / slice.flops, flops.operations(job) / slice.vector)
+    # Parameters are gathered over fsdp in every pass (forward, recomputed, backward) over the rows computed at once.
+    whole = (base if job.lora else state) * fsdp
+    gathered = whole * (fsdp - 1) / fsdp * (2 if job.remat == "none" else 3) * (job.rows // job.rows_at_once)
+    positions = job.tokens / (data * fsdp)
+    item = jnp.dtype(job.dtype).itemsize
+    # The residual is summed over tensor twice a layer, there and back: an all-reduce sends twice what it sums.
+    summed = 2 * 4 * job.architecture.layers * positions * job.architecture.width * item * (tensor - 1) / tensor
+    interconnect = (gathered + summed) / slice.ici if slice.devices > 1 else 0.0
+    return Estimate(memory, job.tokens / max(compute, interconnect))
+
+
+@lru_cache
+def argument_bytes(job: Job, sizes: tuple[int, int, int]) -> tuple[int, int]:
+    """What the state and the model take on each device of a mesh of these sizes.
+
+    Where all parameters are tuned, the state holds them too, and the model that they were copied from stays beside it.
+    """
+    mesh = AbstractMesh(sizes, runtime.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    base = {"params": base_shapes(job)}
+    trainable = {"lora": lora_shapes(job.architecture, job.lora)} if job.lora else base
+    optimizer = make_optimizer(job.optimizer, cosine_schedule(job.optimizer, 1))
+    state = jax.eval_shape(partial(new_state, optimizer=optimizer), trainable)
+
+    def size(tree: Any) -> int:
+        return bytes_per_device(with_shardings(tree, param_shardings(tree, mesh)))
+
+    return size(state), size(base)
+
+
+def temporaries(job: Job, batch_ways: int, tensor: int) -> int:
+    """Residuals kept for the backward pass, one layer's work, and the loss's logits and gradients."""
+    config, item = job.architecture, jnp.dtype(job.dtype).itemsize
+    rows = job.rows_at_once / batch_ways
+    positions = rows * job.length
+    D, F, V, N = config.width, config.mlp_dim, config.vocab_size, config.heads
+    hidden = positions * D * item
+    scores = rows * N / tensor * job.length**2 * (4 + item)
+    widths = sum(outputs for _, (_, outputs) in flops.projection_sizes(config).values())
+    outputs = positions * widths / tensor * item
+    attended = positions * N * config.head_dim / tensor * item
+    # Norms keep a float32 copy of their input, the MLP the gate before and after its activation; attention no scores.
+    layer = outputs + attended + positions * (2 * F / tensor * item + 8 * D)
+    kept = {"full": 0.0, "dots": outputs + attended, "none": layer}[job.remat] * config.layers
+    weights = 2 * flops.layer_weights(config) / tensor * item
+    if job.param_dtype in SCHEMES:
+        weights += 4 * max(i * o for _, (i, o) in flops.projection_sizes(config).values()) / tensor
+    head = D * V / tensor * item + 3 * 4 * min(job.step.loss_chunk, positions) * V / tensor
+    return int(config.layers * hidden + kept + scores + layer + weights + head + 2 * hidden)
+
+
+COLUMNS = ("model", "program", "slice", "chips", "stored in", "fits", "peak a device", "step", "positions/s a chip")
+
+
+def table(plans: Sequence[dict[str, Any]]) -> list[str]:
+    """Markdown lines, a row a plan."""
+    rows = [COLUMNS, tuple("---" for _ in COLUMNS), *map(row, plans)]
+    return [f"| {' | '.join(cells)} |" for cells in rows]
+
+
+def row(plan: dict[str, Any]) -> tuple[str, ...]:
+    """The cells of one plan; times are those at peak rates, the largest bound."""
+    memory, step = plan["memory"], plan.get("step")
+    return (
+        plan["architecture"],
+        plan["program"],
+        plan["topology"],
+        str(plan["chips"]),
+        plan["param_dtype"],
+        "yes" if plan["fits"] else f"no, {gib(memory['over'])} over",
+        f"{gib(memory['peak'])} of {gib(memory['capacity'])}",
+        f"{step['seconds']['roofline'] * 1e3:.3g} ms" if step else "",
+        f"{step['tokens_per_second_per_chip']:,.0f}" if step else "",
+    )
+
+
+def smallest_that_fits(plans: Sequence[dict[str, Any]]) -> str | None:
+    """The slice of fewest chips, then of least memory, on which all planned programs fit."""
+    names = dict.fromkeys(plan["topology"] for plan in plans)
+    fitting = [name for name in names if all(plan["fits"] for plan in plans if plan["topology"] == name)]
+
+    def size(name: str) -> tuple[int, int]:
+        slice = parse_slice(name)
+        return slice.chips, slice.chip.capacity
+
+    return min(fitting, key=size, default=None)
+
+
+def advice(job: Job) -> list[str]:
+    """Changes of one key each that are estimated to save memory, the one that saves most first."""
+    before = estimate(job).memory
+    saved = []
+    for flags, other in changes(job):
+        try:
+            saved.append((before - estimate(other).memory, flags))
+        except ValueError:  # a mesh that does not divide the weights
+            continue
+    return [f"{flags} saves about {gib(size)} a device" for size, flags in sorted(saved, reverse=True) if size > 0]
+
+
+def changes(job: Job) -> Iterator[tuple[str, Job]]:
+    """(the flags, the job with them): what a user can change on the same slice."""
+    devices = parse_slice(job.topology).devices
+    data, fsdp, tensor = job.mesh
+    if job.remat != "full":
+        yield "--config.remat=full", replace(job, remat="full")
+    ways, micro_rows = data * fsdp, job.rows // job.step.accumulation
+    if job.rows_at_once > ways:
+        yield "--config.batch.rows_at_once=1", replace(job, step=replace(job.step, rows_at_once=1))
+        yield "half of --config.batch.rows_per_step or pairs_per_step", replace(job, rows=job.rows // 2)
+    yield f"--config.batch.length={job.length // 2}", replace(job, length=job.length // 2)
+    if data > 1:
+        yield "--config.mesh.data=1 --config.mesh.fsdp=-1", replace(job, mesh=(1, devices // tensor, tensor))
+    elif fsdp % 2 == 0:
+        sizes = (1, fsdp // 2, tensor * 2)
+        rows = max(1, micro_rows // 2) * job.step.accumulation
+        yield f"--config.mesh.tensor={tensor * 2}, and so half the rows", replace(job, mesh=sizes, rows=rows)
+    for stored in ("bfloat16", "int8", "nf4"):
+        if job.lora is not None or stored == "bfloat16":
+            yield f"--config.param_dtype={stored}", replace(job, param_dtype=stored)
+
+
+COMPILATIONS = 3
+"""At most so many a search."""
+LENGTHS = (512, 1024, 2048, 4096)
+ROWS_OF_A_DEVICE = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    job: Job
+    estimate: Estimate
+
+
+def search(job: Job, facts_of: Callable[[Job], dict[str, Any]] = facts_of) -> tuple[Job, dict[str, Any]]:
+    """The best candidate that was compiled and fits, with its facts; the one of the smallest peak where none fits.
+
+    What a compiled candidate takes beyond its estimate is expected of the others too.
+    """
+    limit = LARGEST_SHARE * parse_slice(job.topology).chip.capacity
+    left = sorted(candidates(job), key=preference)
+    if not left:
+        raise InputError(f"--config.topology={job.topology}: no mesh of its devices divides this model's weights")
+    compiled: list[tuple[Job, dict[str, Any]]] = []
+    correction = 1.0
+    while left and len(compiled) < COMPILATIONS:
+        likely = [one for one in left if one.estimate.memory * correction <= limit]
+        chosen = likely[0] if likely else min(left, key=lambda one: one.estimate.memory)
+        facts = facts_of(chosen.job)
+        compiled.append((chosen.job, facts))
+        if not likely:
+            break
+        correction = max(correction, peak(chosen.job, facts) / chosen.estimate.memory)
+        # Of those that differ in their rows alone, the best that fits was tried first; where it did not, fewer may.
+        fits, size = peak(chosen.job, facts) <= limit, chosen.estimate.memory
+        left = [one for one in left if kind(one.job) != kind(chosen.job) or (not fits and one.estimate.memory < size)]
+    fitting = [one for one in compiled if peak(*one) <= limit]
+    return max(fitting, key=lambda one: speed(*one)) if fitting else min(compiled, key=lambda one: peak(*one))
+
+
+def candidates(job: Job) -> Iterator[Candidate]:
+    """An estimate of every batch on every mesh that divides the model's weights."""
+    for mesh in meshes(parse_slice(job.topology).devices, job.architecture.kv_heads):
+        with suppress(ValueError):  # the mesh does not divide a weight
+            yield from (Candidate(other, estimate(other)) for other in batches(replace(job, mesh=mesh)))
+
+
+def batches(job: Job) -> Iterator[Job]:
+    """The job with other batches, all rows at once, none longer than the job's; and with each rematerialisation."""
+    lengths = {job.length, *(length for length in LENGTHS if length < job.length)}
+    step = replace(job.step, accumulation=1, rows_at_once=0)
+    for length in sorted(lengths):
+        for rows in ROWS_OF_A_DEVICE:
+            for remat in ("none", "dots", "full"):
+                yield replace(job, rows=rows * job.mesh[0] * job.mesh[1], length=length, remat=remat, step=step)
+
+
+def meshes(devices: int, most_tensor: int) -> Iterator[tuple[int, int, int]]:
+    """Sizes of the three axes whose product is `devices`; `tensor` at most the key/value heads."""
+    for tensor in range(1, min(devices, most_tensor) + 1):
+        for fsdp in range(1, devices // tensor + 1):
+            if devices % (tensor * fsdp) == 0:
+                yield devices // (tensor * fsdp), fsdp, tensor
+
+
+def preference(one: Candidate) -> tuple[float, int, float]:
+    """Sorts the fastest first. Of those that are estimated alike (memory traffic is not) the one of most rows: it reads
+    the weights once for more of them.
+    """
+    return -round(one.estimate.tokens_per_second), -one.job.rows * one.job.length, one.estimate.memory
+
+
+def kind(job: Job) -> tuple[Any, ...]:
+    """What candidates share that differ in their batch alone."""
+    return job.mesh, job.remat, job.length
+
+
+def peak(job: Job, facts: dict[str, Any]) -> int:
+    """The bytes that a compiled candidate takes on each device."""
+    return memory_of(job, facts, parse_slice(job.topology))["peak"]
+
+
+def speed(job: Job, facts: dict[str, Any]) -> float:
+    """A compiled candidate's positions/s at peak rates."""
+    return step_of(job, facts["costs"], parse_slice(job.topology))["tokens_per_second"]

@@ -14,22 +14,19 @@ examples (`e`) and the others its query (`q`):
 Axis letters: B batch, T positions, L layers, K chosen layers, D width.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.data.label_queries import common_length
+from jaxalign.data.prompts import common_length
 from jaxalign.errors import InputError
 from jaxalign.model.attention import Prefix
-from jaxalign.model.prefix_cache import PrefixRunner, decode_prefix, shared_length
-from jaxalign.model.prompt_batches import PromptFunction, check_lengths, decode_prompts
+from jaxalign.model.ragged import decode_prefix, decode_prompts, shared_length
 from jaxalign.model.transformer import Decoder, DecoderOutput, Tap
-from jaxalign.probing.prompts import probe_prefix, probe_prompts
-from jaxalign.probing.run import ProbeRun
+from jaxalign.probing.probe import ProbeRun, ProbeTexts, check_finite
 
 Average = Literal["last", "prompt_mean", "query_mean"]
 Position = Average | int
@@ -80,7 +77,7 @@ def position_mask(position: Position, tokens: jax.Array, lengths: jax.Array, pre
     """Which positions are averaged over: bool [B, T].
 
     Args:
-      tokens, lengths: as a `PromptFunction` takes them.
+      tokens, lengths: as `Runner` gives them.
       prefix: int32 [P], tokens of the few-shot examples, filled up with NO_TOKEN; read for `query_mean` alone. The
         query is what follows the longest start that a prompt shares with it: a tokenizer may merge tokens at the seam.
     """
@@ -104,34 +101,34 @@ class SharedText(NamedTuple):
     """float32 [L + 1, D], of the states at its positions"""
 
 
-class CaptureInputs(NamedTuple):
-    """What a capture needs beside the prompts."""
-
-    examples: Any
-    """int32 [P], the few-shot tokens of `position_mask`"""
-    shared: SharedText | None = None
-    """where the batch, and `examples`, hold what follows it alone"""
-
-
-def capture_function(decoder: Decoder, layers: Sequence[int], position: Position) -> PromptFunction:
+def capture_batch(
+    decoder: Decoder,
+    variables: Any,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    shared: SharedText | None,
+    examples: jax.Array,
+    *,
+    layers: tuple[int, ...],
+    position: Position,
+) -> jax.Array:
     """States of the layers, averaged over the position's tokens: float32 [B, K, D].
 
-    The function's `extra` is CaptureInputs. The scan over layers reduces each block's states over T, so that memory
-    grows with L x B x D beyond what one layer takes, not with T.
+    The scan over layers reduces each block's states over T, so that memory grows with L x B x D beyond what one layer
+    takes, not with T.
+
+    Args:
+      shared: where the batch, and `examples`, hold what follows it alone.
+      examples: int32 [P], the few-shot tokens of `position_mask`.
     """
-
-    def capture(variables: Any, tokens: jax.Array, lengths: jax.Array, extra: CaptureInputs) -> jax.Array:
-        shared = extra.shared
-        chosen = position_mask(position, tokens, lengths, extra.examples)
-        output = decode_prompts(decoder, variables, tokens, lengths, tap_sums(chosen), prefix=shared and shared.prefix)
-        sums, counts = every_layer(decoder, variables, tokens, output, chosen), chosen.sum(axis=1)
-        if shared is not None and position == "prompt_mean":
-            sums, counts = sums + shared.sums[:, None], counts + shared.prefix.length
-        # Filler rows may have no such position.
-        means = sums / jnp.maximum(counts, 1).astype(jnp.float32)[None, :, None]
-        return jnp.moveaxis(means[jnp.asarray(layers)], 0, 1)
-
-    return capture
+    chosen = position_mask(position, tokens, lengths, examples)
+    output = decode_prompts(decoder, variables, tokens, lengths, tap_sums(chosen), prefix=shared and shared.prefix)
+    sums, counts = every_layer(decoder, variables, tokens, output, chosen), chosen.sum(axis=1)
+    if shared is not None and position == "prompt_mean":
+        sums, counts = sums + shared.sums[:, None], counts + shared.prefix.length
+    # Filler rows have no such position.
+    means = sums / jnp.maximum(counts, 1).astype(jnp.float32)[None, :, None]
+    return jnp.moveaxis(means[jnp.asarray(layers)], 0, 1)
 
 
 def run_shared_text(decoder: Decoder, variables: Any, tokens: jax.Array, length: jax.Array) -> SharedText:
@@ -169,69 +166,38 @@ def shared_tokens(position: Position, prompts: Sequence[Sequence[int]], examples
     return min(shared, *(common_length(prompt, examples) for prompt in prompts))
 
 
-class LanguageStates(NamedTuple):
-    """What was captured of one language's prompts."""
-
-    language: str
-    rows: list[int]
-    states: np.ndarray
-    """float32 [rows, K, D]"""
-
-
-def capture_languages(run: ProbeRun, capture: Capture, languages: Sequence[str]) -> Iterator[LanguageStates]:
-    """Captures one language after the other, so that a reader need not hold all of them; row i is the same item in all.
+def capture_languages(
+    run: ProbeRun, capture: Capture, languages: Sequence[str]
+) -> Iterator[tuple[ProbeTexts, np.ndarray]]:
+    """The states float32 [rows, K, D] of one language after the other, so that a reader need not hold all of them.
 
     Raises:
       InputError: before anything runs, for a layer that the model lacks or a prompt without the position; and for
         states that are not finite.
     """
-    return prepared_capture(run, capture, languages)(run.variables)
+    chosen = [run.texts[language] for language in languages]
+    wanted: Any = {"layers": captured_layers(capture, run.config.layers), "position": capture.position}
+    for texts in chosen:
+        check_position(capture.position, texts)
+    longest = max(len(texts.examples) for texts in chosen)
+    for texts in chosen:
+        shared = shared_tokens(capture.position, texts.prompts, texts.examples)
+        examples = np.full(longest, NO_TOKEN, np.int32)
+        examples[: len(texts.examples[shared:])] = texts.examples[shared:]
+        states = run.ask(capture_batch, texts.prompts, shared, examples, of_prefix=run_shared_text, **wanted)
+        check_finite(texts, states)
+        yield texts, states
 
 
-def prepared_capture(
-    run: ProbeRun, capture: Capture, languages: Sequence[str]
-) -> Callable[[Any], Iterator[LanguageStates]]:
-    """Reads and checks the prompts: `capture_languages` of whatever variables, of the structure of the run's."""
-    layers = captured_layers(capture, run.decoder.config.layers)
-    prompts, prefixes = {}, {language: probe_prefix(run.data, language) for language in languages}
-    for language in languages:
-        rows, token_ids = probe_prompts(run.data, language)
-        prompts[language] = dict(zip((row.row for row in rows), token_ids, strict=True))
-        check_lengths(list(map(len, token_ids)), run.decoder.config.max_positions)
-        check_position(capture.position, language, prompts[language], prefixes[language])
-    longest = max(map(len, prefixes.values()))
-    runner = run.runner(capture_function(run.decoder, layers, capture.position))
-    run_shared = PrefixRunner(partial(run_shared_text, run.decoder), run.variables, run.mesh)
-
-    def states_of(variables: Any) -> Iterator[LanguageStates]:
-        variables = runner.place(variables)
-        for language, of_language in prompts.items():
-            rows, token_ids = list(of_language), list(of_language.values())
-            shared = shared_tokens(capture.position, token_ids, prefixes[language])
-            examples = np.full(longest, NO_TOKEN, np.int32)
-            examples[: len(prefixes[language][shared:])] = prefixes[language][shared:]
-            inputs = CaptureInputs(examples, run_shared(variables, token_ids[0][:shared]))
-            states = runner(variables, [ids[shared:] for ids in token_ids], inputs, run.on_rows)
-            finite = np.isfinite(states).all(axis=(1, 2))
-            if not finite.all():
-                raise InputError(
-                    f"{language}, row {rows[int(np.argmin(finite))]}: hidden states are not finite; "
-                    "check the weights, or compute in float32"
-                )
-            yield LanguageStates(language, rows, states)
-
-    return states_of
-
-
-def check_position(position: Position, language: str, prompts: Mapping[int, list[int]], prefix: list[int]) -> None:
-    """Refuses a prompt (row -> token ids) that has no such position."""
-    for row, prompt in prompts.items():
+def check_position(position: Position, texts: ProbeTexts) -> None:
+    """Refuses a prompt that has no such position."""
+    for row, prompt in zip(texts.numbers, texts.prompts, strict=True):
         if isinstance(position, int):
             present = -len(prompt) <= position < len(prompt)
         else:
-            present = position != "query_mean" or common_length(prompt, prefix) < len(prompt)
+            present = position != "query_mean" or common_length(prompt, texts.examples) < len(prompt)
         if not present:
             raise InputError(
-                f"{language}, row {row}: its prompt of {len(prompt)} tokens has no position {position}; "
+                f"{texts.language}, row {row}: its prompt of {len(prompt)} tokens has no position {position}; "
                 "choose another position, or leave the row out"
             )

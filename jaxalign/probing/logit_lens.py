@@ -10,30 +10,29 @@ the rows of such words, and `unshared`, which drops the tokens that they share a
 Axis letters: B batch, L layers, C labels, D width.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from itertools import product
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxalign.data.label_sets import label_candidates
-from jaxalign.data.prompts import label_words
-from jaxalign.data.tasks import TaskRow
+from jaxalign.data.prompts import label_candidates, label_words
+from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.model.attention import Prefix
-from jaxalign.model.next_token import LabelSets, entropy_bits, label_masses, pad_label_sets
-from jaxalign.model.prefix_cache import PrefixRunner, prefill, shared_length
-from jaxalign.model.prompt_batches import PromptFunction, check_lengths, decode_prompts, last_position
+from jaxalign.model.ragged import decode_prompts, last_position, shared_length
+from jaxalign.model.readout import LabelSets, directions, entropy_bits, head_gram, label_masses, pad_label_sets
 from jaxalign.model.transformer import Decoder
-from jaxalign.model.vocabulary import directions, head_gram
-from jaxalign.probing.prompts import TASK, VARIANT, ProbeData, probe_prompts
-from jaxalign.probing.records import write_probe
-from jaxalign.probing.run import ProbeRun
+from jaxalign.probe_files import Probe
+from jaxalign.probing.probe import TASK, VARIANT, ProbeRun, ProbeTexts
 from jaxalign.statistics import mean_and_half_width
+
+UNSHARED = "unshared_"
+"""What the names of the second way's arrays begin with."""
+HEAD_ROWS = 64
+"""How many states the head reads at once: reading its weights for fewer takes longer than the product itself."""
 
 
 class LensRows(NamedTuple):
@@ -53,25 +52,7 @@ class LensRows(NamedTuple):
     entropy: np.ndarray
     energy: np.ndarray
     survives: np.ndarray
-    """bool [rows]: the two gold sets can be told apart, see `surviving_classes`"""
-
-
-UNSHARED = "unshared_"
-"""What the names of the second way's arrays begin with."""
-
-
-HEAD_ROWS = 64
-"""How many states the head reads at once: reading its weights for fewer takes longer than the product itself."""
-
-
-class LensInputs(NamedTuple):
-    """What the lens needs beside the prompts."""
-
-    labels: LabelSets
-    gram: Any
-    """float32 [D, D], see `head_gram`"""
-    prefix: Prefix | None = None
-    """what all prompts begin with, where the batch holds the rest of them alone"""
+    """bool [rows]: the two gold sets can be told apart, see `WordSets.surviving`"""
 
 
 class LanguageLens(NamedTuple):
@@ -97,20 +78,18 @@ class WordSets(NamedTuple):
         english, own = (set().union(*sets) for sets in self)
         return WordSets(*([sorted(set(ids) - (english & own)) for ids in sets] for sets in self))
 
+    def surviving(self, language: str) -> list[bool]:
+        """Per class, whether its rows stay, as in the study: both sets hold ids and, but for English, share none."""
+        return [
+            bool(english) and bool(own) and (language == "en" or set(english).isdisjoint(own))
+            for english, own in zip(*self, strict=True)
+        ]
 
-def word_sets(data: ProbeData, language: str) -> WordSets:
+
+def word_sets(tokenizer: Tokenizer, language: str) -> WordSets:
     """The candidate sets of the English and of the in-language label words."""
-    english, own = (label_words(TASK, language, variant) for variant in ("english", VARIANT))
-    english, own = (label_candidates(words, data.tokenizer) for words in (english, own))
-    return WordSets(list(english.values()), list(own.values()))
-
-
-def surviving_classes(sets: WordSets, language: str) -> list[bool]:
-    """Per class, whether its rows stay (the study's filter): both sets hold ids and, outside English, share none."""
-    return [
-        bool(english) and bool(own) and (language == "en" or set(english).isdisjoint(own))
-        for english, own in zip(*sets, strict=True)
-    ]
+    words = (label_words(TASK, language, variant) for variant in ("english", VARIANT))
+    return WordSets(*(list(label_candidates(own, tokenizer).values()) for own in words))
 
 
 def relative_energy(hidden: jax.Array, gram: jax.Array, vocab_size: int) -> jax.Array:
@@ -133,89 +112,58 @@ def relative_energy(hidden: jax.Array, gram: jax.Array, vocab_size: int) -> jax.
     return jnp.sqrt(squares * vocab_size) / jnp.maximum(jnp.linalg.norm(gram), jnp.finfo(jnp.float32).tiny)
 
 
-def lens_function(decoder: Decoder) -> PromptFunction:
+def lens_batch(
+    decoder: Decoder,
+    variables: Any,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    prefix: Prefix | None,
+    labels: LabelSets,
+    gram: jax.Array,
+) -> Any:
     """The lens on a batch: (masses [B, L, C], entropy in bits, energy, whether all logits are finite [B, L] each).
 
     The scan over layers keeps the last position alone; then the head reads the states of some layers at once. Layer L,
-    the model's own output, is read apart, by the product of which the model's own logits come. `extra` is LensInputs.
+    the model's own output, is read apart, by the product of which the model's own logits come.
+
+    Args:
+      prefix: what all prompts begin with, where the batch holds the rest of them alone.
+      gram: float32 [D, D], see `head_gram`.
     """
 
-    def lens(variables: Any, tokens: jax.Array, lengths: jax.Array, extra: LensInputs) -> Any:
-        def tap(layer: jax.Array, hidden: jax.Array, gate: jax.Array) -> jax.Array:
-            return last_position(hidden, lengths)
+    def tap(layer: jax.Array, hidden: jax.Array, gate: jax.Array) -> jax.Array:
+        return last_position(hidden, lengths)
 
-        def read(hidden: jax.Array) -> Any:
-            normed = decoder.apply(variables, hidden, method="final_norm")
-            logits: Any = decoder.apply(variables, normed, method="logits")
-            energy = relative_energy(hidden, extra.gram, decoder.config.vocab_size)
-            return label_masses(logits, extra.labels), entropy_bits(logits), energy, jnp.isfinite(logits).all(-1)
+    def read(hidden: jax.Array) -> Any:
+        normed = decoder.apply(variables, hidden, method="final_norm")
+        logits: Any = decoder.apply(variables, normed, method="logits")
+        energy = relative_energy(hidden, gram, decoder.config.vocab_size)
+        return label_masses(logits, labels), entropy_bits(logits), energy, jnp.isfinite(logits).all(-1)
 
-        states: Any = decode_prompts(decoder, variables, tokens, lengths, tap, prefix=extra.prefix).taps  # [L, B, D]
-        inner = jax.lax.map(read, states[:-1], batch_size=max(1, HEAD_ROWS // len(tokens)))
-        layers = jax.tree.map(lambda inner, last: jnp.concatenate([inner, last[None]]), inner, read(states[-1]))
-        return jax.tree.map(lambda array: jnp.moveaxis(array, 0, 1), layers)
-
-    return lens
+    states: Any = decode_prompts(decoder, variables, tokens, lengths, tap, prefix=prefix).taps  # [L, B, D]
+    inner = jax.lax.map(read, states[:-1], batch_size=max(1, HEAD_ROWS // len(tokens)))
+    layers = jax.tree.map(lambda inner, last: jnp.concatenate([inner, last[None]]), inner, read(states[-1]))
+    return jax.tree.map(lambda array: jnp.moveaxis(array, 0, 1), layers)
 
 
-class LensProgram:
-    """The lens, ready to run on one language after the other, with whatever variables of the run's structure."""
-
-    def __init__(self, run: ProbeRun):
-        self.run, self.runner = run, run.runner(lens_function(run.decoder))
-        self.run_prefix = PrefixRunner(partial(prefill, run.decoder), run.variables, run.mesh)
-        self.gram_of = jax.jit(
-            partial(head_gram, run.decoder),
-            in_shardings=(self.runner.variable_shardings,),
-            out_shardings=NamedSharding(run.mesh, PartitionSpec()),
+def language_lens(run: ProbeRun, texts: ProbeTexts, gram: jax.Array) -> LanguageLens:
+    """What the lens sees of one language's prompts; what they begin with runs once."""
+    study = word_sets(texts.tokenizer, texts.language)
+    # English has one set of words, and no other to be told from.
+    unshared = study if texts.language == "en" else study.unshared()
+    labels = pad_label_sets([*study.all(), *unshared.all()])
+    masses, entropy, energy, finite = run.ask(lens_batch, texts.prompts, shared_length(texts.prompts), labels, gram)
+    if not finite.all():
+        row, layer = np.unravel_index(np.argmin(finite), finite.shape)
+        raise InputError(
+            f"{texts.language}, row {texts.numbers[row]}: logits read at layer {layer + 1} are not finite; "
+            "check the weights, or compute in float32"
         )
-
-    def __call__(self, variables: Any) -> dict[str, LanguageLens]:
-        """language -> what the lens sees of its prompts."""
-        variables = self.runner.place(variables)
-        gram = self.gram_of(variables)
-        return {language: self.of_language(variables, gram, language) for language in self.run.languages}
-
-    def of_language(self, variables: Any, gram: jax.Array, language: str) -> LanguageLens:
-        """One language's prompts: what they begin with runs once."""
-        rows, prompts = probe_prompts(self.run.data, language)
-        check_lengths(list(map(len, prompts)), self.run.decoder.config.max_positions)
-        sets = both_ways(word_sets(self.run.data, language), language)
-        shared = shared_length(prompts)
-        inputs = LensInputs(
-            pad_label_sets([ids for way in sets for ids in way.all()]),
-            gram,
-            self.run_prefix(variables, prompts[0][:shared]),
-        )
-        rests = [prompt[shared:] for prompt in prompts]
-        masses, entropy, energy, finite = self.runner(variables, rests, inputs, self.run.on_rows)
-        if not finite.all():
-            row, layer = np.unravel_index(np.argmin(finite), finite.shape)
-            raise InputError(
-                f"{language}, row {rows[row].row}: logits read at layer {layer + 1} are not finite; "
-                "check the weights, or compute in float32"
-            )
-        return language_lens(rows, language, sets, masses, entropy, energy)
-
-
-def both_ways(study: WordSets, language: str) -> tuple[WordSets, WordSets]:
-    """The study's sets, and those without shared tokens. English has one set of words, and no other to be told from."""
-    return study, study if language == "en" else study.unshared()
-
-
-def language_lens(
-    rows: Sequence[TaskRow],
-    language: str,
-    sets: tuple[WordSets, WordSets],
-    masses: np.ndarray,
-    entropy: np.ndarray,
-    energy: np.ndarray,
-) -> LanguageLens:
-    """Masses [rows, L, C] of all sets, one way's after the other's, as each row's gold class asks for them."""
-    gold = np.array([TASK.classes.index(row.gold_class) for row in rows])
-    each, classes = np.arange(len(rows)), len(TASK.classes)
+    gold = np.array([TASK.classes.index(row.gold_class) for row in texts.rows])
+    each, classes = np.arange(len(gold)), len(TASK.classes)
 
     def lens_rows(sets: WordSets, first: int) -> LensRows:
+        """Of the masses [rows, L, C] those that each row's gold class asks for, of the sets from `first` on."""
         return LensRows(
             latent=masses[each, :, first + gold],
             out=masses[each, :, first + classes + gold],
@@ -223,47 +171,38 @@ def language_lens(
             all_possible_out=masses[:, :, first + 2 * classes + 1],
             entropy=entropy,
             energy=energy,
-            survives=np.array(surviving_classes(sets, language))[gold],
+            survives=np.array(sets.surviving(texts.language))[gold],
         )
 
-    study, unshared = sets
     return LanguageLens(lens_rows(study, 0), lens_rows(unshared, len(study.all())))
 
 
-def lens_arrays(lens: Mapping[str, LanguageLens]) -> dict[str, np.ndarray]:
+def lens_probe(lens: Mapping[str, LanguageLens]) -> Probe:
     """Per-layer means and 95 % half-widths, float32 [languages, L] under `{quantity}_mean`, `{quantity}_half_width`.
 
     And the same of the second way under `unshared_{quantity}_...`. Averages are over the surviving rows; NaN where a
-    language has none.
+    language has none. InputError where no row of any language survives, even without the shared tokens.
     """
-    arrays = {}
-    ways = {"": [both.study for both in lens.values()], UNSHARED: [both.unshared for both in lens.values()]}
-    for (prefix, languages), quantity in product(ways.items(), LensRows._fields[:-1]):
-        kept = (getattr(rows, quantity)[rows.survives] for rows in languages)
-        mean, half_width = zip(*map(mean_and_half_width, kept), strict=True)
-        arrays[f"{prefix}{quantity}_mean"] = np.stack(mean).astype(np.float32)
-        arrays[f"{prefix}{quantity}_half_width"] = np.stack(half_width).astype(np.float32)
-    return arrays
-
-
-def check_survivors(lens: Mapping[str, LanguageLens]) -> None:
-    """InputError where no row of any language survives, even without the shared tokens."""
-    if not any(both.unshared.survives.any() for both in lens.values()):
+    surviving, unshared = (
+        {language: int(rows.survives.sum()) for language, rows in zip(lens, way, strict=True)}
+        for way in zip(*lens.values(), strict=True)
+    )
+    if not any(unshared.values()):
         raise InputError(
             f"logit lens: no row survives in {', '.join(lens)}: their label words begin with the same tokens as the "
             "English ones in this tokenizer; add a language in another script, such as zh, ja or ru"
         )
-
-
-def lens_document(lens: Mapping[str, LanguageLens]) -> dict[str, Any]:
-    """What the arrays of `lens_arrays` mean, and how many rows of each language survived."""
-    surviving = {language: int(both.study.survives.sum()) for language, both in lens.items()}
-    unshared = {language: int(both.unshared.survives.sum()) for language, both in lens.items()}
-    layers = next(iter(lens.values())).study.entropy.shape[1]
-    return {
-        "axes": {name: ["language", "layer"] for name in lens_arrays(lens)},
+    arrays = {}
+    ways = zip(("", UNSHARED), zip(*lens.values(), strict=True), strict=True)
+    for (prefix, languages), quantity in product(ways, LensRows._fields[:-1]):
+        kept = (getattr(rows, quantity)[rows.survives] for rows in languages)
+        mean, half_width = zip(*map(mean_and_half_width, kept), strict=True)
+        arrays[f"{prefix}{quantity}_mean"] = np.stack(mean).astype(np.float32)
+        arrays[f"{prefix}{quantity}_half_width"] = np.stack(half_width).astype(np.float32)
+    document = {
+        "axes": {name: ["language", "layer"] for name in arrays},
         "language": list(lens),
-        "layer": list(range(1, layers + 1)),
+        "layer": list(range(1, arrays["entropy_mean"].shape[1] + 1)),
         "units": {
             "entropy": "bits",
             "latent, out, all_possible_latent, all_possible_out": "probability",
@@ -277,16 +216,10 @@ def lens_document(lens: Mapping[str, LanguageLens]) -> dict[str, Any]:
         "task": TASK.name,
         "variant": VARIANT,
     }
+    return Probe(arrays, document)
 
 
-def write_logit_lens(run: ProbeRun) -> dict[str, Any]:
-    """Runs the lens on every language; writes `logit_lens.npz` and, naming its axes, `logit_lens.json`, to `run.out`.
-
-    Returns:
-      The content of the JSON file.
-    """
-    lens = LensProgram(run)(run.variables)
-    check_survivors(lens)
-    document = {**lens_document(lens), **run.description}
-    write_probe(run.out, "logit_lens", lens_arrays(lens), document)
-    return document
+def logit_lens(run: ProbeRun) -> Probe:
+    """The lens on every language."""
+    gram = run.runner.call(head_gram, run.placed)
+    return lens_probe({language: language_lens(run, texts, gram) for language, texts in run.texts.items()})

@@ -1,8 +1,20 @@
 """Language neurons: the feed-forward neurons that are active in some languages only, chosen from how often they are.
 
 A neuron is one unit of a gated MLP, named (layer, index), both counted from 0; it is active at a token if its gate
-before the activation function is above 0. From its probability p of that in each language (arXiv 2505.21505, and the
-repository NJUNLP/Language-Neurons-Alignment, to the last neuron) it has
+before the activation function is above 0. A gate of exactly 0 is not active (SiLU and GELU are 0 there too); one within
+rounding of 0 falls to either side, as the compute type and the order of its sums will have it.
+
+    each row's text ──► decoder ──► tap: gate > 0 at real tokens, summed over rows and positions ──► + ──► [K, L, F]
+
+The counts as a file, which another program may have written:
+
+    languages      text [K]
+    active         int [K, L, F]   tokens at which the neuron's gate was positive
+    tokens         int [K]         tokens that there were
+    prefix_active, prefix_tokens   the same of what the texts begin with and is not to count; may be absent
+
+From a neuron's probability p of being active in each language, active / tokens, (arXiv 2505.21505, and the repository
+NJUNLP/Language-Neurons-Alignment, to the last neuron) it has
 
     score, as in the code:    H(p') / ln K - w max p / c,  c = (1 + 1/2 + ... + 1/K) / K
     score, as in the paper:   H(p') - w max p
@@ -12,19 +24,125 @@ with p' = p / sum p and the entropy H in nats. The neurons of lowest score are s
 The first two differ in the unit of w alone. w (the paper's lambda) is searched: the largest at which no selected neuron
 is active in all languages.
 
-Axis letters: K languages, L layers, F feed-forward width.
+Axis letters: K languages, B batch, T positions, L layers, F feed-forward width.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.data.languages import code_of
 from jaxalign.errors import InputError
 from jaxalign.files import read_npz
-from jaxalign.probing.neuron_counts import ActivationCounts
+from jaxalign.model.ragged import decode_prompts
+from jaxalign.model.transformer import Decoder
+from jaxalign.probe_files import Probe
+from jaxalign.probing.probe import TASK, ProbeRun, check_finite
+
+CODE = re.compile(r"[a-z]{2,3}([-_][A-Za-z0-9]+)*")
+
+
+class ActivationCounts(NamedTuple):
+    """Counts of the tokens that matter, what the texts begin with taken off."""
+
+    languages: list[str]
+    active: np.ndarray
+    """int [K, L, F]; below 0 where a neuron was active more often in the prefix alone than in the whole"""
+    tokens: np.ndarray
+    """int64 [K], at least 1 each"""
+
+
+def read_counts(path: Path) -> ActivationCounts:
+    """The counts of a file; whatever cannot be counts raises InputError with file, array and language."""
+    arrays = read_npz(path)
+
+    def named(name: str) -> np.ndarray:
+        if name not in arrays:
+            raise InputError(f"{path}: no array {name!r}; it holds {', '.join(arrays) or 'none'}")
+        return arrays[name]
+
+    codes = [code_of(str(code)) for code in named("languages").ravel()]
+    if wrong := [code for code in codes if not CODE.fullmatch(code)]:
+        raise InputError(f"{path}: languages: {wrong[0]!r} is no language code; write en, de, ...")
+    if len(codes) < 2 or len(set(codes)) < len(codes):
+        raise InputError(f"{path}: languages are {', '.join(codes) or 'none'}; two or more are needed, each once")
+
+    def pair(prefix: str) -> tuple[np.ndarray, np.ndarray]:
+        """Signed counts [K, L, F] and totals int64 [K], none negative, no count above its total."""
+        shapes = {f"{prefix}active": "[languages, layers, neurons]", f"{prefix}tokens": "[languages]"}
+        for name, axes in shapes.items():
+            array = named(name)
+            if array.dtype.kind not in "iu" or array.dtype == np.uint64:
+                raise InputError(f"{path}: {name} is {array.dtype}; whole numbers of at most 63 bits are needed")
+            if array.ndim != axes.count(",") + 1 or len(array) != len(codes) or not array.size:
+                raise InputError(f"{path}: {name} is {array.shape}; {axes} is needed, with {len(codes)} languages")
+        active, tokens = (arrays[name].astype(np.int64, copy=False) for name in shapes)
+        for code, counts, total in zip(codes, active, tokens, strict=True):
+            if total < 0 or counts.min() < 0 or counts.max() > total:
+                raise InputError(
+                    f"{path}: {prefix}active of {code} reaches from {counts.min()} to {counts.max()}, with {total} in "
+                    f"{prefix}tokens; count again"
+                )
+        return active, tokens
+
+    active, tokens = pair("")
+    if "prefix_active" in arrays or "prefix_tokens" in arrays:
+        prefix_active, prefix_tokens = pair("prefix_")
+        if prefix_active.shape != active.shape:
+            raise InputError(f"{path}: prefix_active is {prefix_active.shape}, active is {active.shape}; count again")
+        active, tokens = active - prefix_active, tokens - prefix_tokens
+    if (tokens < 1).any():
+        empty = codes[int(np.argmin(tokens))]
+        raise InputError(f"{path}: no tokens of {empty} are left to count; leave the language out or add texts")
+    return ActivationCounts(codes, active, tokens)
+
+
+def count_batch(decoder: Decoder, variables: Any, tokens: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """At how many real tokens each gate was positive, int32 [L, F]; rows of length 0 count for nothing.
+
+    And whether the states at a prompt's tokens are finite, so that its gates are numbers: bool [B].
+    """
+    real = (jax.lax.broadcasted_iota(jnp.int32, tokens.shape, 1) < lengths[:, None])[:, :, None]
+
+    def tap(layer: jax.Array, hidden: jax.Array, gate: jax.Array) -> jax.Array:
+        return jnp.sum((gate > 0) & real, axis=(0, 1), dtype=jnp.int32)
+
+    output = decode_prompts(decoder, variables, tokens, lengths, tap)
+    return output.taps, (jnp.isfinite(output.hidden) | ~real).all(axis=(1, 2))
+
+
+def neuron_counts(run: ProbeRun) -> Probe:
+    """How often each neuron is active in each language's texts; all real tokens count, a BOS among them."""
+    active = []
+    for texts in run.texts.values():
+        total, finite = None, np.ones(len(texts.texts), bool)
+        for members, (of_batch, known) in run.runner.batches(count_batch, run.placed, texts.texts):
+            finite[members] = np.asarray(known)[: len(members)]
+            total = of_batch if total is None else total + of_batch  # on the devices
+            run.on_rows(len(members))
+        check_finite(texts, np.where(finite, 0, np.nan))
+        active.append(np.asarray(total))
+    arrays = {
+        "languages": np.array(run.languages),
+        "active": np.stack(active),
+        "tokens": np.array([sum(map(len, texts.texts)) for texts in run.texts.values()], np.int64),
+    }
+    document = {
+        "axes": {"languages": ["language"], "active": ["language", "layer", "neuron"], "tokens": ["language"]},
+        "language": run.languages,
+        "layers": run.config.layers,
+        "neurons_per_layer": run.config.mlp_dim,
+        "counted": "tokens at which a neuron's gate is above 0, over all tokens of the rows' own texts",
+        "task": TASK.name,
+    }
+    return Probe(arrays, document)
+
 
 SCORES = ("code", "paper", "lape")
 ACTIVE_QUANTILE = 0.95
@@ -112,12 +230,6 @@ def largest_passing(passes: Callable[[float], bool]) -> float:
     return best
 
 
-def activity_threshold(probabilities: np.ndarray) -> np.float32:
-    """The round(0.95 n)-th smallest of all n probabilities."""
-    rank = max(round(ACTIVE_QUANTILE * probabilities.size), 1)
-    return np.partition(probabilities, rank - 1, axis=None)[rank - 1]
-
-
 def select_neurons(probabilities: np.ndarray, form: str = "code", rate: float = 0.01) -> Selection:
     """Selects round(rate L F) neurons.
 
@@ -126,7 +238,9 @@ def select_neurons(probabilities: np.ndarray, form: str = "code", rate: float = 
       form: one of SCORES.
       rate: above 0, at most 1.
     """
-    threshold = activity_threshold(probabilities)
+    # The round(0.95 n)-th smallest of all n.
+    rank = max(round(ACTIVE_QUANTILE * probabilities.size), 1)
+    threshold = np.partition(probabilities, rank - 1, axis=None)[rank - 1]
     active = probabilities > threshold
     in_all = active.all(axis=0)
     entropy, largest = language_entropy(probabilities), probabilities.max(axis=0)
@@ -186,27 +300,33 @@ def specific_neurons(own: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {code: array[[tuple(pair) in single for pair in array.tolist()]] for code, array in own.items()}
 
 
-def class_of(languages_active: np.ndarray, languages: int) -> np.ndarray:
-    """Index into CLASSES of each neuron, by the number of languages it is active in."""
-    return np.select([languages_active == 0, languages_active == 1, languages_active < languages], [0, 1, 2], 3)
+def selection_probes(counts: ActivationCounts, form: str, rate: float) -> dict[str, Probe]:
+    """What `jaxalign neurons` writes, by the files' names: the neurons that a score selects, and the general ones.
 
+    The document of the selection says weight, threshold, and how many neurons there are of each kind and where.
 
-def selection_document(
-    selection: Selection, probabilities: np.ndarray, languages: list[str], form: str, rate: float
-) -> dict[str, Any]:
-    """What `selection.json` says: weight, threshold, and how many neurons there are of each kind and where."""
-    K, layers, width = selection.active.shape
-    number = selection.languages_active
-    histogram = partial(np.bincount, minlength=K + 1)
-    classes = class_of(number, K)
+    Args:
+      form: one of SCORES.
+      rate: share of all neurons that is selected, above 0 and at most 1; one that selects none raises InputError.
+    """
+    probabilities = activation_probabilities(counts)
+    layers, width = probabilities.shape[1:]
+    if not round(rate * layers * width):
+        raise InputError(
+            f"neurons.top_rate={rate}: none of {layers * width} neurons; set at least {1 / (layers * width):.2g}"
+        )
+    selection = select_neurons(probabilities, form, rate)
+    own = {code: language_neurons(selection, index) for index, code in enumerate(counts.languages)}
+    number, histogram = selection.languages_active, partial(np.bincount, minlength=len(counts.languages) + 1)
+    # Index into CLASSES of each neuron.
+    classes = np.select([number == 0, number == 1, number < len(counts.languages)], [0, 1, 2], 3)
     per_layer = {
         name: ((classes == index) & selection.selected).sum(axis=1).tolist() for index, name in enumerate(CLASSES)
     }
-    own = {code: language_neurons(selection, index) for index, code in enumerate(languages)}
     at_zero = select_neurons(probabilities, "lape", rate).selected
-    return {
-        "axes": {name: ["neuron", LAYER_AND_INDEX] for name in languages},
-        "language": languages,
+    document = {
+        "axes": {name: ["neuron", LAYER_AND_INDEX] for name in own},
+        "language": counts.languages,
         "layers": layers,
         "neurons_per_layer": width,
         "score": form,
@@ -218,11 +338,17 @@ def selection_document(
         "histogram_at_lambda_0": histogram(number[at_zero]).tolist(),
         "histogram_of_all_neurons": histogram(number.ravel()).tolist(),
         "histogram_axis": "in how many languages a neuron is active (above tau): 0, 1, ..., all",
-        "classes": {name: sum(counts) for name, counts in per_layer.items()},
+        "classes": {name: sum(each) for name, each in per_layer.items()},
         "classes_per_layer": per_layer,
         "general_of_all_neurons_per_layer": (classes == CLASSES.index("general")).sum(axis=1).tolist(),
         "neurons": {code: len(array) for code, array in own.items()},
         "neurons_per_layer_of_language": {
             code: np.bincount(array[:, 0], minlength=layers).tolist() for code, array in own.items()
         },
+        "tokens": dict(zip(counts.languages, counts.tokens.tolist(), strict=True)),
+    }
+    of_all = {"axes": {GENERAL: ["neuron", LAYER_AND_INDEX]}, "neurons": "active in every language, selected or not"}
+    return {
+        "selection": Probe(own, document),
+        "general_neurons": Probe({GENERAL: general_neurons(selection)}, of_all),
     }

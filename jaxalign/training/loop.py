@@ -1,31 +1,37 @@
-"""The training loop: everything that happens around the pure step, in the order in which it happens."""
+"""The training loop: everything that happens around the pure step, in the order in which it happens.
+
+A step whose loss or gradient is not finite: what is known of it, and its rows on disk, to look at and to replay.
+
+SIGTERM, the notice that a machine is about to be taken away: save, and stop with an exit code of its own.
+"""
 
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from jaxalign import files
-from jaxalign.curves import CurvesConfig
 from jaxalign.data.batches import Batch, BatchPlan, prefetch
 from jaxalign.errors import InputError, Preempted
 from jaxalign.holding import check_held
-from jaxalign.hosts import agree
-from jaxalign.metrics_log import MetricsLog, Progress, say
+from jaxalign.log import CurvesConfig, MetricsLog, Progress, say
 from jaxalign.model.lora import check_adapter, init_lora
-from jaxalign.model.sharding import laid_out
+from jaxalign.model.sharding import with_shardings
 from jaxalign.model.transformer import Decoder
+from jaxalign.runtime import agree
 from jaxalign.training import checkpoint
-from jaxalign.training.bad_steps import NonFiniteStep, dump_bad_step
+from jaxalign.training.checkpoint import start
 from jaxalign.training.optimizer import OptimizerConfig, cosine_schedule, make_optimizer
-from jaxalign.training.preemption import preemption_notice
-from jaxalign.training.start import start
 from jaxalign.training.step import (
     Metrics,
     Shardings,
@@ -40,6 +46,48 @@ from jaxalign.training.step import (
     place_batch,
 )
 
+
+class NonFiniteStep(Exception):
+    """A step, which counts from 1, with its loss and the norm of its gradient."""
+
+    def __init__(self, step: int, loss: float, gradient_norm: float):
+        super().__init__(f"step {step}: the loss is {loss} and the gradient's norm {gradient_norm}")
+        self.step, self.loss, self.gradient_norm = step, loss, gradient_norm
+
+
+def dump_bad_step(run: files.AnyPath, plan: BatchPlan, bad: NonFiniteStep) -> files.AnyPath:
+    """Writes the step's global batch, and which pairs stand in its rows: `RUN/nonfinite/STEP.npz` and `.json`."""
+    folder = run / "nonfinite"
+    if jax.process_index() == 0:
+        with files.whole_file(folder / f"{bad.step}.npz") as partial, partial.open("wb") as file:
+            np.savez_compressed(file, **plan.rows_at(bad.step - 1)._asdict())
+        numbers = {"step": bad.step, "loss": str(bad.loss), "gradient_norm": str(bad.gradient_norm)}
+        files.write_json(folder / f"{bad.step}.json", {**numbers, "pairs_in_rows": plan.rows[bad.step - 1]})
+    return folder
+
+
+@contextmanager
+def preemption_notice() -> Iterator[Callable[[int], bool]]:
+    """Gives the question to ask before the first step and after every one: is this the step to save and stop at?
+
+    Of several processes one may be told first; all agree on a step that none has passed (jax's preemption sync point,
+    which listens to SIGTERM itself). It counts from the step last asked about, so one thread asks, in order.
+    """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    noticed = threading.Event()
+    # Python takes signals in its main thread only; a run inside another one goes without.
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda step: False
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: noticed.set())
+    try:
+        yield lambda step: noticed.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 Hook = Callable[[int, Any], Mapping[str, float]]
 """(updates done, collections to apply the decoder to) -> numbers for the metrics file. The next update consumes the
 collections' buffers: a hook keeps none of them."""
@@ -49,10 +97,10 @@ collections' buffers: a hook keeps none of them."""
 class LoopConfig:
     """How often the loop reports, evaluates and saves, in steps. Start and end are evaluated, the end is saved."""
 
-    log_every: int = 10
-    heldout_every: int = 50
-    checkpoint_every: int = 100
-    watch_every: int = 50
+    log_every: int
+    heldout_every: int
+    checkpoint_every: int
+    watch_every: int
     """between calls of the hooks"""
 
     def __post_init__(self) -> None:
@@ -72,7 +120,7 @@ def train(
     optimizer_config: OptimizerConfig,
     step_config: StepConfig,
     loop_config: LoopConfig,
-    kept: checkpoint.Kept,
+    retention: checkpoint.Retention,
     seed: int,
     document: Mapping[str, Any],
     fingerprint: checkpoint.Fingerprint,
@@ -118,7 +166,7 @@ def train(
     shardings = make_shardings(trainable, frozen, optimizer, mesh)
     frozen = jax.device_put(frozen, shardings.frozen)
     initial = partial(init_state, trainable, optimizer, shardings)
-    like = laid_out(jax.eval_shape(initial), shardings.state)
+    like = with_shardings(jax.eval_shape(initial), shardings.state)
 
     # The start: own run, named run, initial adapter, fresh adapter
     fingerprint = {
@@ -134,7 +182,7 @@ def train(
     record = checkpoint.Record(document["config"], fingerprint, decoder.lora)
     with (
         files.full_disk_told(run),
-        checkpoint.open_checkpoints(run, create=True, kept=kept) as checkpoints,
+        checkpoint.open_checkpoints(run, retention) as checkpoints,
         preemption_notice() as preempted,
     ):
         first, state, evaluated = start(checkpoints, resume, like, initial, fingerprint)

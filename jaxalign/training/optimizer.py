@@ -26,16 +26,16 @@ RANGES = {
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """The study's settings (LLaMA-Factory's LoRA tuning: Hugging Face's AdamW with cosine decay and warm-up)."""
+    """Hugging Face's AdamW with warm-up and cosine decay, as LLaMA-Factory's LoRA tuning has it in the study."""
 
-    learning_rate: float = 5e-5
-    warmup_fraction: float = 0.1
+    learning_rate: float
+    warmup_fraction: float
     """Part of all steps over which the learning rate rises linearly from 0."""
-    weight_decay: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    clip_norm: float = 1.0
+    weight_decay: float
+    b1: float
+    b2: float
+    eps: float
+    clip_norm: float
     """Gradients with a larger global norm are scaled down to it."""
 
     def __post_init__(self) -> None:

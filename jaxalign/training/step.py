@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxalign.data.batches import Batch
 from jaxalign.errors import InputError
 from jaxalign.model.losses import next_token_loss
-from jaxalign.model.sharding import BATCH, batch_spec, param_shardings, ways
+from jaxalign.model.sharding import BATCH, axis_size, batch_spec, param_shardings
 from jaxalign.model.transformer import Decoder
 from jaxalign.runtime import compiler_options
 
@@ -61,15 +61,15 @@ class Shardings(NamedTuple):
 class StepConfig:
     """How a batch becomes one update."""
 
-    accumulation: int = 1
+    accumulation: int
     """Micro-batches that a batch is divided into; their gradients are summed before the update."""
-    reduction: Literal["token_mean", "micro_batch_mean"] = "token_mean"
+    reduction: Literal["token_mean", "micro_batch_mean"]
     """Mean over all target tokens of the batch, or the mean of the micro-batches' means (as in the study)."""
-    loss_chunk: int = 256
+    loss_chunk: int
     """Target positions of which each device holds the head's logits at a time."""
-    nonfinite: Literal["stop", "skip"] = "stop"
+    nonfinite: Literal["stop", "skip"]
     """After a loss or gradient that is not finite: no further update is made, or that one is left out."""
-    rows_at_once: int = 0
+    rows_at_once: int
     """Rows that each device computes at a time, of a micro-batch's; 0: all. Where all of those are empty rows, they are
     passed over: a step costs the rows that it has, not those of the largest step. Less is held in memory, too."""
 
@@ -171,7 +171,7 @@ def make_train_step(
 
     def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, Metrics]:
         rows = batch.tokens.shape[0] // config.accumulation
-        at_once = config.rows_at_once * ways(BATCH, mesh) or rows
+        at_once = config.rows_at_once * axis_size(BATCH, mesh) or rows
         blocks = jax.tree.map(lambda x: x.reshape(config.accumulation, -1, at_once, x.shape[-1]), batch)
         # Each block is spread over all devices, whichever of its rows they were given.
         blocks = jax.lax.with_sharding_constraint(blocks, block_sharding)

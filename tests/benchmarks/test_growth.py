@@ -6,8 +6,8 @@ import growth
 import numpy as np
 import pytest
 
-from jaxalign.data.pair_files import read_pairs
-from jaxalign.packing import best_fit_bins
+from jaxalign.data.batches import best_fit_bins
+from jaxalign.data.pairs import read_pairs
 from tests.cli.conftest import save_model
 
 

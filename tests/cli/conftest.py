@@ -100,6 +100,20 @@ def refused(jaxalign, tmp_path) -> Callable[..., str]:
     return call
 
 
+@pytest.fixture
+def config_file(tmp_path) -> Callable[[str], Path]:
+    """Writes a config file whose `get_config` has this body."""
+
+    def write(body: str) -> Path:
+        file = tmp_path / "mine.py"
+        file.write_text(
+            f"from jaxalign.configuration import load_config\n\n\ndef get_config():\n    {body}\n", encoding="utf-8"
+        )
+        return file
+
+    return write
+
+
 @pytest.fixture(scope="session")
 def run(ok, model_folder, tmp_path_factory) -> Path:
     """A finished training run on the mini set, ten steps."""

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from jaxalign import files
-from jaxalign.cli.configuration import load_config
-from jaxalign.cli.stages import stage_configs
+from jaxalign.cli.train import stage_configs
+from jaxalign.configuration import load_config
 from jaxalign.errors import InputError
 from tests.cli.conftest import TRAIN
 from tests.fake_storage import ABSENT

@@ -52,17 +52,11 @@ def test_what_cannot_be_compared_is_refused(refused, folders, tmp_path, verb):
     assert "what it was tuned on" in refused(verb, folders[0], folders[1], other)
 
 
-def test_compare_takes_two_folders(refused, folders):
-    assert "two arguments or more" in refused("compare")
-    assert "two arguments or more" in refused("compare", folders[0])
-
-
 def test_the_report_of_one_folder_is_of_its_probes(ok, refused, tmp_path):
     write_lens(tmp_path / "probed", ["en", "zh"], layers=3)
     ok("report", tmp_path / "probed")
     assert "zh Chinese" in (tmp_path / "probed" / "report.html").read_text()
     (tmp_path / "bare").mkdir()
-    assert "one argument or more" in refused("report")
     assert "bare: no probe in it" in refused("report", tmp_path / "bare")
     assert "absent: no such folder" in refused("report", tmp_path / "absent")
 

@@ -2,7 +2,7 @@
 
 import json
 
-from jaxalign.data.folders import MINI
+from jaxalign.files import MINI
 
 HEADER = "source,target,source_language,target_language\n"
 

@@ -55,11 +55,11 @@ def test_it_says_what_it_does_and_prints_the_table(printed, out):
     places = [printed.index(f"] {stage}") for stage in STAGES]
     assert places == sorted(places)
     table = printed[places[-1] :].splitlines()
-    assert table[1].split() == ["emotion", "before", "correct", "after", "correct", "difference", "tuned", "on"]
+    assert table[1].split()[:4] == ["emotion", "before", "after", "gain"]
     cells = json.loads((out / "after" / "results.json").read_text())["cells"]
     for line, name, cell in zip(table[2:4], ("en English", "zh Chinese"), cells, strict=True):
-        correct = round(cell["accuracy_corrected"] * 12)
-        assert line.startswith(name) and line.split()[5] == f"{correct}/12" and line.endswith("yes")
+        assert line.startswith(name) and line.split()[3] == f"{100 * cell['accuracy_corrected']:.1f}"
+        assert line.endswith("yes")
     assert table[-1] == f"open {out / 'report.html'}"
 
 

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import peft
 import pytest
@@ -14,13 +13,14 @@ import torch
 import transformers
 from transformers import AutoTokenizer
 
-from jaxalign.cli.configuration import config_from_flags
-from jaxalign.cli.export import name_from, save_tokenizer, token_ids
-from jaxalign.cli.loading import Model, load_model
+from jaxalign.cli.export import logits_of, name_from, save_tokenizer, token_ids
+from jaxalign.cli.settings import load_model
+from jaxalign.configuration import config_with
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
 from jaxalign.errors import InputError
 from jaxalign.files import whole_folder
-from jaxalign.model.peft_adapters import load_adapter
+from jaxalign.loading import Model
+from jaxalign.model.peft import load_adapter
 from jaxalign.training.checkpoint import read_adapter
 from tests.cli.conftest import TRAIN
 from tests.data.test_tokenizer import save_sentence_piece
@@ -54,16 +54,7 @@ def runs(ok, run, model_folder, tmp_path_factory) -> dict[str, Path]:
 
 def our_logits(model_folder: Path, run: Path) -> np.ndarray:
     """The base model with what the run tuned, unmerged."""
-    flags = [f"--config.model={model_folder}", f"--config.adapter={run}"]
-    model = load_model(config_from_flags(flags, "base"))
-
-    @jax.jit
-    def logits_of(variables, tokens):
-        positions = jnp.arange(tokens.shape[1])[None]
-        output = model.decoder.apply(variables, tokens, positions, jnp.ones_like(tokens))
-        return model.decoder.apply(variables, output.hidden, method="logits")
-
-    return np.asarray(logits_of(model.variables, TOKENS))
+    return logits_of(load_model(config_with({"model": str(model_folder), "adapter": str(run)})), TOKENS)
 
 
 def torch_logits(model) -> np.ndarray:
@@ -108,7 +99,7 @@ def test_the_merged_folder_is_a_whole_model(ok, model_folder, run, tmp_path):
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_the_exported_adapter_reads_back_bit_for_bit(ok, model_folder, runs, kind, tmp_path):
     ok("export", runs[kind], f"--config.out={tmp_path}")
-    model = load_model(config_from_flags([f"--config.model={model_folder}"], "base"))
+    model = load_model(config_with({"model": str(model_folder)}))
     (lora, tree), (lora_before, tree_before) = load_adapter(tmp_path, model.config), read_adapter(runs[kind])
     assert lora == lora_before and lora.dora == (kind == "dora")
     assert jax.tree.structure(tree) == jax.tree.structure(tree_before)
@@ -226,7 +217,7 @@ def test_a_way_through_the_folders_above_home_is_not_shown(tmp_path, monkeypatch
 def test_what_cannot_be_exported(refused, jaxalign, model_folder, run, runs, tmp_path):
     merged = ("export", run, "--config.format=merged")
     assert "peft or merged" in refused("export", run, "--config.format=gguf")
-    assert "--config.model=" in refused(*merged)
+    assert "config.model is needed" in refused(*merged)
     assert "param_dtype=int8" in refused(*merged, f"--config.model={model_folder}", "--config.param_dtype=int8")
     assert "absent" in refused(
         "export", tmp_path / "absent", "--config.format=merged", f"--config.model={model_folder}"

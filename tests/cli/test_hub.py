@@ -55,8 +55,8 @@ def here(hub, tmp_path, monkeypatch):
 
 def test_what_the_hub_refuses_is_one_line(here, refused):
     command = ("evaluate", "--config.languages=en", "--config.rows=0:2")
-    assert "no such model" in refused(*command, "--config.model=org/absent")
-    assert "no revision v9" in refused(*command, "--config.model=org/tiny@v9")
+    assert "Repository Not Found" in refused(*command, "--config.model=org/absent")
+    assert "Revision Not Found" in refused(*command, "--config.model=org/tiny@v9")
     assert "no such folder or file" in refused(*command, "--config.model=./org/tiny")
     assert "no such folder or file" in refused(*command, "--config.model=org/tiny.gguf")
 
@@ -80,8 +80,6 @@ def test_adapters_lie_on_the_hub_too(here, ok, adapter, run, model_folder, tmp_p
         assert results["adapter"] == recorded
         assert (out / "predictions.jsonl").read_bytes() == (tmp_path / "run" / "predictions.jsonl").read_bytes()
     assert here.gets().keys() == {"adapter_config.json", "adapter_model.safetensors", "certificate.json"}
-    marks = list((tmp_path / "cache").glob("*/jaxalign-checked"))
-    assert len(marks) == 2  # beside the snapshots, not among them
 
 
 def test_what_is_no_adapter_on_the_hub_is_one_line(here, refused, adapter, model_folder):
@@ -89,21 +87,13 @@ def test_what_is_no_adapter_on_the_hub_is_one_line(here, refused, adapter, model
     here.models["org/steps"] = {f"checkpoint-{step}/{name}": files[name] for step in (100, 300) for name in files}
     here.models["org/pickled"] = {"adapter_config.json": files["adapter_config.json"], "adapter_model.bin": b"x"}
     here.models["org/adapter"] = files
-    here.models["org/spoilt"] = files
     command = ("evaluate", f"--config.model={model_folder}", "--config.languages=en", "--config.rows=0:2")
     message = refused(*command, "--config.adapter=org/steps")
     assert "checkpoint-100, checkpoint-300: name org/steps/checkpoint-300" in message
     assert "no x/adapter_config.json in it" in refused(*command, "--config.adapter=org/adapter/x")
-    assert "pickled only" in refused(*command, "--config.adapter=org/pickled")
+    assert "it holds adapter_model.bin. Pickled" in refused(*command, "--config.adapter=org/pickled")
     assert "adapter=org/absent: no such folder here" in refused(*command, "--config.adapter=org/absent")
     assert "--config.adapter=org/adapter" in refused("evaluate", "--config.model=org/adapter", *command[2:])
-    here.spoilt.add("adapter_model.safetensors")
-    try:
-        assert "adapter=org/spoilt: adapter_model.safetensors is not" in refused(
-            *command, "--config.adapter=org/spoilt"
-        )
-    finally:
-        here.spoilt.clear()
 
 
 def test_an_export_names_its_base_on_the_hub(here, jaxalign, run, tmp_path):

@@ -5,9 +5,9 @@ from importlib.metadata import PackageNotFoundError, PackagePath
 
 import pytest
 
-from jaxalign.cli import packaged_model
-from jaxalign.cli.packaged_model import FILE_NAME, PARTS, packaged_gguf
+from jaxalign import loading
 from jaxalign.errors import InputError
+from jaxalign.loading import PACKAGED, PACKAGED_PARTS, packaged_gguf
 
 WHOLE = b"GGUF, a model in four parts"
 CUTS = (0, 4, 11, 20, len(WHOLE))
@@ -28,7 +28,7 @@ class Site:
 def site(tmp_path, monkeypatch):
     """Four installed packages, each with a part of `WHOLE`, and an empty cache beside them."""
     site = Site(tmp_path / "site")
-    for number, name in enumerate(PARTS, start=1):
+    for number, name in enumerate(PACKAGED_PARTS, start=1):
         part = PackagePath(f"part{number}/model.gguf.part{number}")
         (site.folder / part).parent.mkdir(parents=True)
         (site.folder / part).write_bytes(WHOLE[CUTS[number - 1] : CUTS[number]])
@@ -42,14 +42,14 @@ def site(tmp_path, monkeypatch):
         return site.installed[name]
 
     monkeypatch.setattr("importlib.metadata.files", files)
-    monkeypatch.setattr(packaged_model, "SHA256", hashlib.sha256(WHOLE).hexdigest())
+    monkeypatch.setattr(loading, "PACKAGED_SHA256", hashlib.sha256(WHOLE).hexdigest())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return site
 
 
 @pytest.fixture
 def cached(tmp_path):
-    return tmp_path / "cache" / "jaxalign" / FILE_NAME
+    return tmp_path / "cache" / "jaxalign" / PACKAGED
 
 
 def left(tmp_path):
@@ -78,21 +78,21 @@ def test_a_damaged_joined_file_is_made_anew(site, cached):
 
 
 def test_other_parts_are_refused_and_nothing_is_left(site, tmp_path):
-    (site.folder / site.installed[PARTS[2]][1]).write_bytes(b"something else")
+    (site.folder / site.installed[PACKAGED_PARTS[2]][1]).write_bytes(b"something else")
     with pytest.raises(InputError, match=r"sha256 .*reinstall"):
         packaged_gguf()
     assert left(tmp_path) == []
 
 
 def test_a_missing_package_is_named_with_the_command(site, tmp_path):
-    del site.installed[PARTS[3]]
-    with pytest.raises(InputError, match=rf"{PARTS[3]} .*pip install .*demo.*--config\.model="):
+    del site.installed[PACKAGED_PARTS[3]]
+    with pytest.raises(InputError, match=rf"{PACKAGED_PARTS[3]} .*pip install .*demo.*model"):
         packaged_gguf()
     assert left(tmp_path) == []
 
 
 def test_a_package_without_its_part_is_named(site, tmp_path):
-    site.installed[PARTS[0]].pop()
-    with pytest.raises(InputError, match=rf"{PARTS[0]}: .*reinstall"):
+    site.installed[PACKAGED_PARTS[0]].pop()
+    with pytest.raises(InputError, match=rf"{PACKAGED_PARTS[0]}: .*reinstall"):
         packaged_gguf()
     assert left(tmp_path) == []

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxalign.model import architectures
-from jaxalign.planning import compiler
+from jaxalign.planning import compile
 
 TOY = {
     "model_type": "llama",
@@ -54,7 +54,7 @@ def test_a_toy_step_on_eight_chips(ok, toy, tmp_path, monkeypatch):
     assert document["versions"].keys() >= {"jax", "libtpu"}
 
     # The same again is read, not compiled.
-    monkeypatch.setattr(compiler, "compiled_elsewhere", lambda job: pytest.fail("compiled again"))
+    monkeypatch.setattr(compile, "compiled_elsewhere", lambda job: pytest.fail("compiled again"))
     assert ok(*command) == said
 
 
@@ -62,7 +62,7 @@ def test_every_stage_is_planned_and_full_tuning_keeps_the_model(ok, toy, tmp_pat
     """With a compiler that is played; of three stages two are one job."""
     config = tmp_path / "staged.py"
     config.write_text(
-        "from jaxalign.cli.configuration import load_config\n\n\ndef get_config():\n    config = load_config('base')\n"
+        "from jaxalign.configuration import load_config\n\n\ndef get_config():\n    config = load_config('base')\n"
         "    config.stages = ({'batch.length': 64}, {}, {'epochs': 1})\n    config.tune = 'all'\n    return config\n"
     )
 
@@ -74,7 +74,7 @@ def test_every_stage_is_planned_and_full_tuning_keeps_the_model(ok, toy, tmp_pat
             "memory": sizes,
         }
 
-    monkeypatch.setattr(compiler, "compiled_elsewhere", facts)
+    monkeypatch.setattr(compile, "compiled_elsewhere", facts)
     flags = (f"--config.model={toy}", "--config.topology=v5e:1x1", f"--config.out={tmp_path}", "--config.seed=2")
     ok("plan", f"--config={config}", *flags, "--config.batch.length=128", "--config.param_dtype=bfloat16")
     plans = json.loads((tmp_path / "plan.json").read_text())["plans"]
@@ -95,7 +95,7 @@ def test_several_slices_make_a_table(ok, toy, tmp_path, monkeypatch):
         known = {"mesh": [1, chips, 1], "arguments": {"parameters": 1000}, "compile_seconds": 1.0}
         return known | (refused if chips == 1 else {"costs": costs, "memory": sizes})
 
-    monkeypatch.setattr(compiler, "compiled_elsewhere", facts)
+    monkeypatch.setattr(compile, "compiled_elsewhere", facts)
     slices = "v5e:1x1,v5e:4x4,v5e:2x4"
     said = ok(
         "plan", f"--config.model={toy}", f"--config.topology={slices}", f"--config.out={tmp_path}", "--config.seed=1"
@@ -121,7 +121,7 @@ def test_what_a_search_finds_is_said_as_flags(ok, toy, tmp_path, monkeypatch):
         known = {"mesh": list(job.mesh), "arguments": {"parameters": 1000}, "compile_seconds": 1.0}
         return known | {"costs": costs, "memory": sizes}
 
-    monkeypatch.setattr(compiler, "compiled_elsewhere", facts)
+    monkeypatch.setattr(compile, "compiled_elsewhere", facts)
     command = ("plan", f"--config.model={toy}", "--config.topology=v5e:2x4", "--config.seed=2")
     said = ok(*command, "--config.fit=true")
     flags = re.findall(r"--config\.[a-z_.]+=\w+", said)
@@ -147,7 +147,7 @@ def test_bad_settings_are_named(refused, toy, settings, message):
 
 
 def test_a_file_in_the_place_of_the_folder_is_noticed_before_the_compiler_runs(refused, toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(compiler, "compiled_elsewhere", lambda job: pytest.fail("compiled"))
+    monkeypatch.setattr(compile, "compiled_elsewhere", lambda job: pytest.fail("compiled"))
     (tmp_path / "out").touch()
     assert "a file is there; name a folder" in refused("plan", f"--config.model={toy}", "--config.topology=v5e:2x4")
 
@@ -157,7 +157,7 @@ def test_a_slice_that_libtpu_does_not_know(refused, toy):
 
 
 def test_a_compiler_that_crashes_is_one_line(refused, toy, monkeypatch):
-    monkeypatch.setattr(compiler.sys, "executable", "/bin/false")
+    monkeypatch.setattr(compile.sys, "executable", "/bin/false")
     said = refused("plan", f"--config.model={toy}", "--config.topology=v5e:4x8")
     assert "v5e:4x8: the compiler ended with code 1" in said
 

@@ -1,6 +1,10 @@
 import json
+from collections import Counter
 
 import numpy as np
+
+from jaxalign.data import tasks
+from jaxalign.data.tasks import TASKS
 
 PROBE = ("probe", "--config.languages=en,th", "--config.rows=0:3", "--config.probes=logit_lens,attribution")
 
@@ -17,10 +21,14 @@ def test_lens_and_attribution_leave_arrays_and_figures(ok, model_folder, tmp_pat
         assert (tmp_path / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_prompts_shorter_than_the_positions_are_refused(refused, model_folder):
-    only = ("--config.probes=attribution", "--config.attribution_positions=4000")
-    error = refused(*PROBE, f"--config.model={model_folder}", *only)
-    assert "fewer than the 4000 positions" in error
+def test_five_probes_on_eight_languages_read_each_file_once(ok, model_folder, tmp_path, monkeypatch):
+    """The map of tokens needs the files of every task and language; all else is among them."""
+    reads, read = Counter(), tasks.read_task_file
+    monkeypatch.setattr(tasks, "read_task_file", lambda file, *rest: reads.update([file.name]) or read(file, *rest))
+    probes = "--config.probes=logit_lens,attribution,pca,geometry,neurons"
+    languages = "--config.languages=en,zh,de,fr,ru,hi,th,sw"
+    ok("probe", f"--config.model={model_folder}", probes, languages, "--config.rows=0:3", f"--config.out={tmp_path}")
+    assert len(reads) == 20 * len(TASKS) and set(reads.values()) == {1}
 
 
 def test_a_folder_holds_the_probes_of_one_model(jaxalign, ok, model_folder, adapter, tmp_path):

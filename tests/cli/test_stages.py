@@ -27,7 +27,7 @@ def stages_file(tmp_path_factory) -> str:
     """The flag that chooses a config with both stages."""
     file = tmp_path_factory.mktemp("configs") / "two.py"
     file.write_text(
-        "from jaxalign.cli.configuration import load_config\n\n\n"
+        "from jaxalign.configuration import load_config\n\n\n"
         f"def get_config():\n    config = load_config('base')\n    config.stages = {STAGES}\n    return config\n"
     )
     return f"--config={file}"
@@ -105,7 +105,7 @@ def test_files_of_stages(ok, settings, stages_file, tmp_path, monkeypatch):
     (tmp_path / "answers.jsonl").write_text(json.dumps({"question": "Where?", "answer": "There."}))
     questions, answers = f"{tmp_path / 'a.jsonl'},{tmp_path / 'b.jsonl'}", str(tmp_path / "answers.jsonl")
     trained = []
-    monkeypatch.setattr(train, "train_model", lambda config, model, *data: trained.append((config.out, *data)))
+    monkeypatch.setattr(train, "train_model", lambda tuning, model, *data: trained.append((tuning.config.out, *data)))
     monkeypatch.setattr(train, "with_adapter", lambda model, path: model)
     ok("train", questions, answers, stages_file, *settings, "--config.out=OUT")
     (first, questioned, question_files), (second, answered, answer_files) = trained

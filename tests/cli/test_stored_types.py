@@ -11,11 +11,12 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from jaxalign.cli.configuration import config_from_flags
-from jaxalign.cli.loading import load_model, merged
 from jaxalign.cli.plan import stored_type
-from jaxalign.metrics_log import warn
-from jaxalign.model import architectures, hf_weights
+from jaxalign.cli.settings import load_model
+from jaxalign.configuration import config_from_flags
+from jaxalign.loading import merged
+from jaxalign.log import warn
+from jaxalign.model import architectures, weights
 from tests.cli.conftest import TRAIN
 from tests.cli.test_plan import TOY
 
@@ -89,7 +90,7 @@ def test_tuning_a_bfloat16_base(model, tuned):
 
 @pytest.mark.parametrize("kind", ["lora", "all"])
 def test_a_merged_export_keeps_the_types_of_the_base_and_is_sharded(ok, model, tuned, kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(hf_weights, "SHARD_BYTES", 10_000)
+    monkeypatch.setattr(weights, "SHARD_BYTES", 10_000)
     run = tuned
     if kind == "all":
         run = tmp_path / "run"

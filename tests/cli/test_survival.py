@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import InputError
-from jaxalign.training.checkpoint import read_trained
-from jaxalign.training.start import check_fingerprint
+from jaxalign.training.checkpoint import check_fingerprint, read_trained
 from tests.cli.conftest import TRAIN
 from tests.two_processes import JAXALIGN, REPOSITORY, end_of, start_two
 
@@ -31,9 +30,11 @@ from tests.two_processes import JAXALIGN, REPOSITORY, end_of, start_two
     ],
 )
 def test_another_run_s_folder_is_refused_by_name(jaxalign, run, model_folder, change, named):
+    kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     code, _, err = jaxalign(*TRAIN, f"--config.model={model_folder}", f"--config.out={run}", f"--config.{change}")
     assert code == 2 and "cannot continue this run" in err and named in err
     assert err.splitlines()[-1].startswith("jaxalign: ")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == kept
 
 
 def test_another_data_file_is_refused_by_name(jaxalign, ok, model_folder, tmp_path):
@@ -52,25 +53,19 @@ def test_another_data_file_is_refused_by_name(jaxalign, ok, model_folder, tmp_pa
 
 
 def test_another_tokenizer_is_refused_by_name(jaxalign, run, model_folder, tmp_path):
-    other = tmp_path / "model"
-    shutil.copytree(model_folder, other)
-    tokenizer = json.loads((other / "tokenizer.json").read_text())
-    ids = tokenizer["model"]["vocab"]
-    ids["e"], ids["Z"] = ids["Z"], ids["e"]
-    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-    code, _, err = jaxalign(*TRAIN, f"--config.model={other}", f"--config.out={run}")
-    assert code == 2 and "pairs was " in err and "model was " not in err
-
-
-def test_a_tokenizer_that_is_written_otherwise_continues_the_run(jaxalign, run, model_folder, tmp_path):
-    """As after an upgrade of tokenizers: all ids are the same."""
-    other = tmp_path / "model"
-    shutil.copytree(model_folder, other)
+    """One that is written otherwise, its ids being the same, as after an upgrade of tokenizers, continues the run."""
+    other = shutil.copytree(model_folder, tmp_path / "model")
+    command = (*TRAIN, f"--config.model={other}", f"--config.out={run}")
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [tokenizer["pre_tokenizer"]]}
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-    code, _, err = jaxalign(*TRAIN, f"--config.model={other}", f"--config.out={run}")
+    code, _, err = jaxalign(*command)
     assert code == 0 and "finished" in err
+    ids = tokenizer["model"]["vocab"]
+    ids["e"], ids["Z"] = ids["Z"], ids["e"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    code, _, err = jaxalign(*command)
+    assert code == 2 and "pairs was " in err and "model was " not in err
 
 
 def test_what_an_earlier_version_recorded_is_no_difference():

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxalign.data.folders import data_folder
+from jaxalign.files import data_folder
 from tests.cli.conftest import TRAIN
 
 ROWS = ("--config.languages=en,zh", "--config.rows=0:3")

@@ -18,12 +18,12 @@ ACCELERATOR = re.compile(r"jax(lib)?\[|libtpu|jax-cuda|jax-rocm|jax-metal|cuda|n
 """Extras of jax and packages that bring it a back end of their own."""
 
 LOOK = """
-from jaxalign.cli.configuration import load_config, shipped_configs
-from jaxalign.data.folders import MINI
+from jaxalign.configuration import load_config, shipped_configs
+from jaxalign.files import MINI
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.tasks import TASKS, read_task_rows
 from jaxalign.model import architectures
-from jaxalign.reporting.templates import template_text
+from jaxalign.reporting.page import template_text
 import jaxalign
 
 print(jaxalign.__file__)
@@ -35,7 +35,7 @@ for task in TASKS.values():
             assert read_task_rows(MINI, task, language, part, slice(None))
 for name in architectures.names():
     architectures.read(name)
-for name in ("report.html.jinja", "probe_page.html.jinja"):
+for name in ("report.html.jinja", "probe_page.html.jinja", "card.md.jinja"):
     assert template_text(name)
 """
 
@@ -46,10 +46,11 @@ def named(requirements: list[str]) -> list[str]:
 
 
 def test_extras_leave_the_back_end_of_jax_as_it_is() -> None:
-    """jax[tpu] where a TPU is meant, or its compiler; else jax alone, which is what a machine has already."""
+    """jax[cuda13] or jax[tpu] where a GPU or TPU is meant, or a TPU's compiler; else jax alone, which a machine has."""
     extras = PROJECT["optional-dependencies"]
     assert named(PROJECT["dependencies"]) == []
     assert {name: named(extra) for name, extra in extras.items() if named(extra)} == {
+        "gpu": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "plan": ["jax[tpu]"],
     }

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxalign.data.batches import (
-    BatchLayout,
+    best_fit_bins,
     fit_pairs,
     heldout_plan,
     prefetch,
@@ -17,7 +17,7 @@ from jaxalign.data.batches import (
     training_plan,
 )
 from jaxalign.errors import InputError
-from jaxalign.packing import best_fit_bins
+from tests.defaults import base_layout
 
 
 def random_pairs(count: int, seed: int = 0, longest: int = 30):
@@ -44,7 +44,7 @@ def all_pairs(pairs) -> list[tuple[int, ...]]:
 
 def test_six_token_pair_is_laid_out_as_drawn():
     pairs = fit_pairs([([1, 2, 3], [4, 5, 6])], 8, "drop").pairs
-    batch = heldout_plan(pairs, BatchLayout(pairs_per_step=0, rows_per_step=1, length=8)).rows_at(0)
+    batch = heldout_plan(pairs, base_layout(pairs_per_step=0, rows_per_step=1, length=8)).rows_at(0)
     np.testing.assert_array_equal(batch.tokens, [[1, 2, 3, 4, 5, 0, 0, 0]])
     np.testing.assert_array_equal(batch.targets, [[2, 3, 4, 5, 6, 0, 0, 0]])
     np.testing.assert_array_equal(batch.positions, [[0, 1, 2, 3, 4, 0, 0, 0]])
@@ -56,7 +56,7 @@ def test_six_token_pair_is_laid_out_as_drawn():
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_pairs_per_step_holds_exactly_that_many_pairs(packed, accumulation):
     pairs = random_pairs(50)
-    layout = BatchLayout(pairs_per_step=16, packed=packed, accumulation=accumulation)
+    layout = base_layout(pairs_per_step=16, packed=packed, accumulation=accumulation)
     plan = training_plan(pairs, layout, epochs=3, steps=0, seed=1)
     assert plan.steps == 3 * (50 // 16)
     seen = []
@@ -73,32 +73,32 @@ def test_pairs_per_step_holds_exactly_that_many_pairs(packed, accumulation):
 @pytest.mark.parametrize(("rows", "steps"), [(9_500, 1_779), (19_000, 3_561), (28_500, 5_343)])
 def test_the_study_s_step_counts(rows, steps):
     pairs = fit_pairs([([1], [2])] * rows, 8, "drop").pairs
-    assert training_plan(pairs, BatchLayout(pairs_per_step=16), epochs=3, steps=0, seed=0).steps == steps
+    assert training_plan(pairs, base_layout(pairs_per_step=16), epochs=3, steps=0, seed=0).steps == steps
 
 
 def test_rows_per_step_shows_every_pair_once_an_epoch():
     pairs = random_pairs(53)
-    layout = BatchLayout(pairs_per_step=0, rows_per_step=4, length=64)
+    layout = base_layout(pairs_per_step=0, rows_per_step=4, length=64)
     plan = training_plan(pairs, layout, epochs=2, steps=0, seed=3)
     seen = [pair for step in range(plan.steps) for pair in pairs_in(plan.rows_at(step))]
     assert sorted(seen) == sorted(2 * all_pairs(pairs))
+    held = heldout_plan(pairs, base_layout(pairs_per_step=8, row_multiple=2))
+    assert sorted(pair for step in range(held.steps) for pair in pairs_in(held.rows_at(step))) == sorted(
+        all_pairs(pairs)
+    )
     assert plan.rows_at(0).tokens.shape == (4, 64)
 
 
-def test_steps_set_the_length_of_the_run():
-    pairs = random_pairs(20)
-    for layout in (BatchLayout(pairs_per_step=8), BatchLayout(pairs_per_step=0, rows_per_step=2, length=64)):
-        assert training_plan(pairs, layout, epochs=1, steps=17, seed=0).steps == 17
-
-
 def test_fewer_pairs_than_a_step_still_make_a_run():
-    plan = training_plan(random_pairs(5), BatchLayout(pairs_per_step=16), epochs=2, steps=0, seed=0)
+    for layout in (base_layout(pairs_per_step=8), base_layout(pairs_per_step=0, rows_per_step=2, length=64)):
+        assert training_plan(random_pairs(20), layout, epochs=1, steps=17, seed=0).steps == 17
+    plan = training_plan(random_pairs(5), base_layout(pairs_per_step=16), epochs=2, steps=0, seed=0)
     assert plan.steps == 1
     assert len(pairs_in(plan.rows_at(0))) == 10
 
 
 def test_the_plan_is_a_function_of_data_and_seed():
-    pairs, layout = random_pairs(40), BatchLayout(pairs_per_step=8)
+    pairs, layout = random_pairs(40), base_layout(pairs_per_step=8)
     one, same, other = (training_plan(pairs, layout, epochs=2, steps=0, seed=seed) for seed in (1, 1, 2))
     assert one.rows == same.rows and one.fingerprint == same.fingerprint
     assert one.rows != other.rows and one.fingerprint != other.fingerprint
@@ -118,7 +118,7 @@ def test_the_plan_is_a_function_of_data_and_seed():
 )
 def test_the_plan_of_a_run_never_changes(layout, digest):
     """Digests of the first version's plans: a run that it began is continued by its own steps."""
-    pairs, layout = random_pairs(333, seed=4, longest=300), BatchLayout(**layout)
+    pairs, layout = random_pairs(333, seed=4, longest=300), base_layout(**layout)
     plan = training_plan(pairs.take(np.arange(0, 333, 2)), layout, epochs=2, steps=0, seed=7)
     held = heldout_plan(pairs.take(np.arange(1, 333, 2)), layout)
     facts = [plan.rows, plan.length, plan.targets_per_row, plan.padding, plan.fingerprint, held.rows, held.length]
@@ -136,14 +136,8 @@ def test_pairs_take_little_more_memory_than_their_ids():
     assert peak < 2 * pairs.ids.nbytes
 
 
-def test_lengths_are_counted_once():
-    """Counting them for every pair anew made the plan of four times the pairs take twelve times as long."""
-    pairs = random_pairs(20)
-    assert pairs.lengths is pairs.lengths and pairs.target_counts is pairs.target_counts
-
-
 def test_a_process_builds_the_rows_it_holds():
-    plan = training_plan(random_pairs(64), BatchLayout(pairs_per_step=16, row_multiple=4), epochs=1, steps=0, seed=0)
+    plan = training_plan(random_pairs(64), base_layout(pairs_per_step=16, row_multiple=4), epochs=1, steps=0, seed=0)
     whole, part = plan.rows_at(2), plan.rows_at(2, held=[1, 3])
     for name in whole._fields:
         np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[[1, 3]])
@@ -156,7 +150,7 @@ def test_no_pair_changes_its_micro_batch_with_the_mesh(kind, packed):
     pairs = random_pairs(50)
 
     def micro_batches(row_multiple: int):
-        layout = BatchLayout(**kind, length=64, packed=packed, accumulation=2, row_multiple=row_multiple)
+        layout = base_layout(**kind, length=64, packed=packed, accumulation=2, row_multiple=row_multiple)
         plan = training_plan(pairs, layout, epochs=2, steps=0, seed=1)
         assert plan.rows_per_step % (2 * row_multiple) == 0
         halves = [part for step in plan.rows for part in np.split(np.arange(len(step)), 2)]
@@ -173,19 +167,11 @@ def test_no_pair_changes_its_micro_batch_with_the_mesh(kind, packed):
 
 def test_rows_computed_at_once_are_as_short_as_the_longest_pair():
     pairs = random_pairs(64)
-    layout = BatchLayout(pairs_per_step=16, row_multiple=2, rows_at_once=2)
+    layout = base_layout(pairs_per_step=16, row_multiple=2, rows_at_once=2)
     plan = training_plan(pairs, layout, epochs=2, steps=0, seed=0)
     assert plan.length == -(-pairs.lengths.max() // 8) * 8
     assert plan.rows_per_step % 4 == 0
     assert all(sum(len(row) for row in step) == 16 for step in plan.rows)
-
-
-def test_heldout_plan_shows_every_pair_once():
-    pairs = random_pairs(21)
-    plan = heldout_plan(pairs, BatchLayout(pairs_per_step=8, row_multiple=2))
-    assert sorted(pair for step in range(plan.steps) for pair in pairs_in(plan.rows_at(step))) == sorted(
-        all_pairs(pairs)
-    )
 
 
 def test_too_long_pairs_are_dropped_or_cut_and_counted():
@@ -199,15 +185,6 @@ def test_too_long_pairs_are_dropped_or_cut_and_counted():
         fit_pairs(rendered[1:], 15, "drop")
     with pytest.raises(InputError, match="too_long"):
         fit_pairs(rendered, 15, "keep")
-
-
-def test_bins_hold_every_item_and_never_overflow():
-    lengths = np.random.default_rng(0).integers(1, 60, 500)
-    bins = best_fit_bins(lengths, 100)
-    assert sorted(item for row in bins for item in row) == list(range(500))
-    assert max(int(lengths[row].sum()) for row in bins) <= 100
-    # Best-fit decreasing uses at most 11/9 of the optimum plus one bin (Johnson 1974).
-    assert len(bins) <= 11 / 9 * np.ceil(lengths.sum() / 100) + 1
 
 
 def test_bins_are_the_fullest_that_still_hold():
@@ -232,7 +209,7 @@ def test_heldout_split_covers_all_and_overlaps_nowhere():
 
 
 def test_prefetch_keeps_the_order_of_steps():
-    plan = training_plan(random_pairs(64), BatchLayout(pairs_per_step=8), epochs=2, steps=0, seed=0)
+    plan = training_plan(random_pairs(64), base_layout(pairs_per_step=8), epochs=2, steps=0, seed=0)
     for step, batch in enumerate(prefetch(plan.rows_at, 3, 9), start=3):
         np.testing.assert_array_equal(batch.tokens, plan.rows_at(step).tokens)
     assert step == 8
@@ -241,7 +218,7 @@ def test_prefetch_keeps_the_order_of_steps():
 def test_impossible_layouts_are_refused():
     for pairs, rows, accumulation in ((16, 4, 1), (0, 0, 1), (15, 0, 4), (0, 6, 4)):
         with pytest.raises(InputError, match="batch"):
-            BatchLayout(pairs_per_step=pairs, rows_per_step=rows, accumulation=accumulation)
+            base_layout(pairs_per_step=pairs, rows_per_step=rows, accumulation=accumulation)
 
 
 @pytest.mark.parametrize(
@@ -260,4 +237,4 @@ def test_sizes_that_no_machine_could_plan_are_refused_at_once(layout, named):
     keys = {"epochs": 1, "steps": 0, "seed": 0}
     run = {key: layout.get(key, value) for key, value in keys.items()}
     with pytest.raises(InputError, match=named):
-        training_plan(random_pairs(91), BatchLayout(**{k: v for k, v in layout.items() if k not in keys}), **run)
+        training_plan(random_pairs(91), base_layout(**{k: v for k, v in layout.items() if k not in keys}), **run)

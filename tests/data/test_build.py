@@ -4,8 +4,7 @@ from collections import Counter
 import pytest
 
 from jaxalign.data.build import build_examples, write_pairs
-from jaxalign.data.pair_files import read_pairs
-from jaxalign.data.pairs import languages_of
+from jaxalign.data.pairs import languages_of, read_pairs
 from jaxalign.data.tasks import TASKS
 from jaxalign.errors import InputError
 
@@ -78,10 +77,14 @@ def test_a_mixture_is_the_shuffled_union(data):
     assert languages_of(mixture) == ["en", "zh", "de"]
 
 
-def test_copying_is_english_to_english(data):
-    pairs = build_examples(data, TASKS["snli"], ["en"], control="copy")
-    assert pairs[1].prompt == pairs[1].response + "\nTranslate the input from English to English:\n"
-    assert languages_of(pairs) == ["en"]
+def test_controls_without_translation(data):
+    copied = build_examples(data, TASKS["snli"], ["en"], control="copy")
+    assert copied[1].prompt == copied[1].response + "\nTranslate the input from English to English:\n"
+    pairs = build_examples(data, TASKS["snli"], ["en"], control="answers")
+    assert (
+        languages_of(copied) == languages_of(pairs) == ["en"] and len(pairs) == ROWS - 1
+    )  # of which one has no answer
+    assert (pairs[2].prompt, pairs[2].response) == ('Premise: en p2\nHypothesis: en h2\nAnswer: "', 'contradiction"')
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -95,17 +98,6 @@ def test_mispairing_moves_every_target(data, seed):
     assert all(pair.response != own.response for pair, own in zip(pairs, true, strict=True))
     assert pairs == build_examples(data, task, ["de"], control="mispaired", seed=seed)
     assert pairs != build_examples(data, task, ["de"], control="mispaired", seed=seed + 1)
-
-
-def test_mispairing_needs_different_targets(data):
-    with pytest.raises(InputError, match="1 of 1 rows share one"):
-        build_examples(data, TASKS["snli"], ["de"], rows=slice(0, 1), control="mispaired")
-
-
-def test_answers_are_the_labelled_english_rows(data):
-    pairs = build_examples(data, TASKS["snli"], ["en"], control="answers")
-    assert len(pairs) == ROWS - 1
-    assert (pairs[2].prompt, pairs[2].response) == ('Premise: en p2\nHypothesis: en h2\nAnswer: "', 'contradiction"')
 
 
 @pytest.mark.parametrize(
@@ -129,6 +121,7 @@ def test_a_written_file_reads_back_equal(data, tmp_path, options):
         ({"sources": ["de", "en"]}, "en is the target too"),
         ({"sources": ["de"], "control": "copy"}, "copy reads English alone"),
         ({"sources": ["en"], "target": "de", "control": "answers"}, "answers reads English alone"),
+        ({"sources": ["de"], "rows": slice(0, 1), "control": "mispaired"}, "1 of 1 rows share one"),
         ({"sources": ["de"], "control": "shuffled"}, "'shuffled' is none of"),
         ({"sources": ["de"], "rows": slice(0, 13)}, "up to 13, but snli in de has 12 train rows"),
         ({"sources": ["sw"]}, r"no snli_sw[ROWS]_train.json"),

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from jaxalign.data.batches import fit_pairs
 from jaxalign.data.build import build_examples
-from jaxalign.data.description import (
+from jaxalign.data.check import (
     control_characters,
     describe_labels,
     describe_languages,
@@ -19,13 +19,12 @@ from jaxalign.data.description import (
     script_shares,
     summary,
 )
-from jaxalign.data.folders import MINI
-from jaxalign.data.pairs import QuestionPair, with_instruction, without_instruction
+from jaxalign.data.pairs import QuestionPair, with_instruction
 from jaxalign.data.prompts import question
-from jaxalign.data.tasks import TASKS, TaskRow, read_task_rows
-from jaxalign.data.templates import render
+from jaxalign.data.tasks import TASKS, TaskRow
 from jaxalign.data.tokenizer import Tokenizer
-from tests.data.tiny_tokenizers import sentencepiece_style
+from jaxalign.files import MINI
+from tests.data.tiny_tokenizers import render, sentencepiece_style
 
 SCRIPTS = ("Latin", "Han", "Hiragana", "Katakana", "Cyrillic", "Devanagari", "Thai", "Bengali", "Greek", "Arabic")
 
@@ -76,14 +75,6 @@ def test_summary():
     assert summary([4, 1, 2, 3, 100]) == {"mean": 22.0, "median": 3.0, "p95": pytest.approx(4 + 0.8 * 96), "max": 100}
 
 
-def test_without_instruction():
-    odd = " a\n\nTranslate the input from Thai to Dutch:\nb\n"
-    for instruction in ("after", "before"):
-        for text in (odd, "x", "Translate the following sentences."):
-            assert without_instruction(with_instruction(text, "sw", "en", instruction)) == text
-    assert without_instruction("plain\n") == "plain\n"
-
-
 def test_lengths_are_those_that_the_tuning_drops_by():
     tokenizer = Tokenizer(sentencepiece_style())
     pairs = [pair("a" * length, "b" * (length % 7 + 1)) for length in range(1, 30)]
@@ -126,15 +117,6 @@ def test_test_rows_among_the_pairs():
     assert rows_among([pair("x", "Prämisse: eine frau.\nHypothese: Sie singt.", "sw", "de")], TASKS["snli"], rows) == [
         1
     ]
-
-
-def test_the_mini_set_holds_no_test_row_in_its_train_files():
-    pairs = build_examples(MINI, TASKS["emotion"], ["zh"])
-    for language in ("zh", "en"):
-        rows = read_task_rows(MINI, TASKS["emotion"], language, "test", slice(None))
-        assert rows_among(pairs, TASKS["emotion"], rows) == []
-        trained = read_task_rows(MINI, TASKS["emotion"], language, "train", slice(None))
-        assert rows_among(pairs, TASKS["emotion"], trained) == [row.row for row in trained]
 
 
 def test_label_words_that_share_tokens_or_have_none():

@@ -2,10 +2,20 @@ from typing import get_args
 
 import pytest
 
-from jaxalign.data.label_queries import label_queries, label_query, scored_candidates, shared_start
-from jaxalign.data.label_sets import collisions, label_candidates
 from jaxalign.data.languages import LANGUAGES
-from jaxalign.data.prompts import PromptStyle, few_shot_prompt, label_words, read_exemplars, variants_of
+from jaxalign.data.prompts import (
+    PromptStyle,
+    candidate_ids,
+    collisions,
+    few_shot_prompt,
+    label_candidates,
+    label_queries,
+    label_words,
+    read_exemplars,
+    scored_candidates,
+    shared_start,
+    variants_of,
+)
 from jaxalign.data.tasks import TASKS, TaskRow
 from jaxalign.data.tokenizer import Tokenizer
 from tests.data.test_prompts import written
@@ -42,7 +52,7 @@ def decoded(tokenizer, ids) -> str:
 def test_words_follow_the_prompt_with_their_closing_quote(exemplars, make):
     tokenizer = Tokenizer(make(merges=(("p", "o"), ("po", "s"), ("t", "i"))))
     text = few_shot_prompt(review("de"), exemplars, "english", "study")
-    query = label_query(review("de"), exemplars, tokenizer, "english", "study")
+    query = label_queries([review("de")], exemplars, tokenizer, "english", "study")[0]
     assert query.prompt == tokenizer.prompt_ids(text)
     assert [word.scored_from for word in query.words] == [len(query.prompt)] * 2
     positive, negative = (word.ids[word.scored_from :] for word in query.words)
@@ -53,7 +63,7 @@ def test_words_follow_the_prompt_with_their_closing_quote(exemplars, make):
 
 def test_a_quote_merged_with_the_next_letter_is_scored_again(exemplars):
     tokenizer = Tokenizer(sentencepiece_style(merges=(('"', "p"),)))
-    query = label_query(review("de"), exemplars, tokenizer, "english", "study")
+    query = label_queries([review("de")], exemplars, tokenizer, "english", "study")[0]
     positive, negative = query.words
     assert query.prompt[-1] == tokenizer.vocabulary['"']
     assert positive.scored_from == len(query.prompt) - 1
@@ -65,11 +75,11 @@ def test_a_quote_merged_with_the_next_letter_is_scored_again(exemplars):
 def test_one_continuation_per_class_in_task_order(exemplars):
     tokenizer = Tokenizer(byte_level())
     row = TaskRow("snli", "ru", 0, ("A", "B"), "", "")
-    query = label_query(row, exemplars, tokenizer, "english", "mended")
+    query = label_queries([row], exemplars, tokenizer, "english", "mended")[0]
     tails = [decoded(tokenizer, word.ids[word.scored_from :]) for word in query.words]
     assert tails == ['entailment"', 'neutral"', 'contradiction"']
     assert decoded(tokenizer, query.prompt).endswith('Предпосылка: A\nГипотеза: B\nОтвет: "')
-    ox, horse = label_query(review("de"), exemplars, tokenizer, "irrelevant", "study").words
+    ox, horse = label_queries([review("de")], exemplars, tokenizer, "irrelevant", "study")[0].words
     assert decoded(tokenizer, ox.ids[ox.scored_from :]) == 'ox"'
     assert decoded(tokenizer, horse.ids[horse.scored_from :]) == 'horse"'
 
@@ -81,7 +91,7 @@ def test_rows_do_not_depend_on_each_other(exemplars, make, style):
     rows = [review(language, index) for index, language in enumerate(["de", "th", "de", "th", "th"])]
     for variant in variants_of(EMOTION):
         together = label_queries(rows, exemplars, tokenizer, variant, style)
-        assert together == [label_query(row, exemplars, tokenizer, variant, style) for row in rows]
+        assert together == [label_queries([row], exemplars, tokenizer, variant, style)[0] for row in rows]
         assert together[::-1] == label_queries(rows[::-1], exemplars, tokenizer, variant, style)
 
 
@@ -98,7 +108,7 @@ def test_only_thai_in_language_words_share_a_start():
 def test_the_study_appends_the_thai_start_as_a_text_of_its_own(exemplars):
     tokenizer = Tokenizer(sentencepiece_style(THAI))
     text = few_shot_prompt(review("th"), exemplars, "in_language", "study")
-    query = label_query(review("th"), exemplars, tokenizer, "in_language", "study")
+    query = label_queries([review("th")], exemplars, tokenizer, "in_language", "study")[0]
     # As Mistral's vocabulary does: 1, 28705 (▁), 29301, 29851, 29568, 29285.
     assert query.prompt == tokenizer.prompt_ids(text) + characters(tokenizer, ["<s>", "▁", *"เชิง"])
 
@@ -106,20 +116,12 @@ def test_the_study_appends_the_thai_start_as_a_text_of_its_own(exemplars):
 def test_mended_prompts_go_on_with_the_thai_start(exemplars):
     tokenizer = Tokenizer(sentencepiece_style(THAI))
     text = few_shot_prompt(review("th"), exemplars, "in_language", "mended")
-    query = label_query(review("th"), exemplars, tokenizer, "in_language", "mended")
+    query = label_queries([review("th")], exemplars, tokenizer, "in_language", "mended")[0]
     assert query.prompt == tokenizer.prompt_ids(text) + characters(tokenizer, "เชิง")
     # Also where the start merges with the opening quote.
     tokenizer = Tokenizer(sentencepiece_style(THAI, merges=(('"', "เ"),)))
-    query = label_query(review("th"), exemplars, tokenizer, "in_language", "mended")
+    query = label_queries([review("th")], exemplars, tokenizer, "in_language", "mended")[0]
     assert query.prompt == tokenizer.prompt_ids(text)[:-1] + characters(tokenizer, ['"เ', *"ชิง"])
-
-
-@pytest.mark.parametrize("style", get_args(PromptStyle))
-def test_a_tokenizer_without_a_bos_writes_the_thai_start_alike_in_both_styles(exemplars, style):
-    tokenizer = Tokenizer(byte_level())
-    text = few_shot_prompt(review("th"), exemplars, "in_language", style)
-    query = label_query(review("th"), exemplars, tokenizer, "in_language", style)
-    assert query.prompt == tokenizer.prompt_ids(text) + tokenizer.ids("เชิง") == tokenizer.ids(text + "เชิง")
 
 
 @pytest.mark.parametrize("make", [lambda: sentencepiece_style(THAI), byte_level])
@@ -127,7 +129,7 @@ def test_a_tokenizer_without_a_bos_writes_the_thai_start_alike_in_both_styles(ex
 def test_whole_thai_words_follow_the_prompt_without_the_start(exemplars, make, style):
     tokenizer = Tokenizer(make())
     prompt = tokenizer.prompt_ids(few_shot_prompt(review("th"), exemplars, "in_language", style))
-    query = label_query(review("th"), exemplars, tokenizer, "in_language", style)
+    query = label_queries([review("th")], exemplars, tokenizer, "in_language", style)[0]
     for word, whole in zip(query.words, ("เชิงบวก", "เชิงลบ"), strict=True):
         assert word.ids[: word.scored_from] == prompt
         assert decoded(tokenizer, word.ids[word.scored_from :]) == whole + '"'
@@ -174,8 +176,62 @@ def test_rows_that_spell_control_tokens_are_text(exemplars, make):
     tokenizer = Tokenizer(make())
     end = str(tokenizer.backend.eos_token)
     row = TaskRow("emotion", "de", 0, (f"{end}<s> so. {end}",), "", "")
-    query = label_query(row, exemplars, tokenizer, "english", "study")
+    query = label_queries([row], exemplars, tokenizer, "english", "study")[0]
     for ids in (query.prompt, *(word.ids for word in query.words)):
         inner = ids[len(tokenizer.opening) :]
         assert tokenizer.control_ids.isdisjoint(inner)
         assert f"{end}<s> so. {end}" in decoded(tokenizer, inner)
+
+
+# Label word -> candidate ids
+
+
+def spelt(tokenizer: Tokenizer, word: str) -> set[str]:
+    ids = candidate_ids(word, tokenizer)
+    assert ids == sorted(set(ids))
+    texts = {index: text for text, index in tokenizer.vocabulary.items()}
+    return {texts[index] for index in ids}
+
+
+def test_prefixes_bare_and_after_the_space_mark():
+    pieces = ("▁p", "▁pos", "pos", "positive", "▁positive", "▁positives", "tive", "▁n", "os", "Pos")
+    tokenizer = Tokenizer(sentencepiece_style(pieces))
+    assert spelt(tokenizer, "positive") == {"p", "pos", "positive", "▁p", "▁pos", "▁positive"}
+
+
+def test_a_native_word_adds_the_byte_piece_of_its_first_byte():
+    tokenizer = Tokenizer(sentencepiece_style(("积", "▁积极", "极")))
+    # 积 is E7 A7 AF in UTF-8
+    assert spelt(tokenizer, "积极") == {"积", "▁积极", "<0xE7>"}
+    # An ASCII word has no byte piece, although <0x70> is in the vocabulary.
+    assert spelt(tokenizer, "po") == {"p"}
+    # The rule looks at the first character alone.
+    assert spelt(tokenizer, "négatif") == {"n"}
+    assert spelt(tokenizer, "émotion") == {"<0xC3>"}
+
+
+def test_a_byte_level_vocabulary_adds_first_tokens():
+    tokenizer = Tokenizer(byte_level((("p", "o"), ("ç", "§"))))
+    # p, po: vocabulary keys; pos is no key, and its first token is po.
+    assert spelt(tokenizer, "pos") == {"p", "po"}
+    # 积 is E7 A7 AF, spelt ç § ¯ in the byte alphabet; the merge makes ç§ the first token of both prefixes.
+    assert spelt(tokenizer, "积极") == {"ç§"}
+
+
+def test_first_tokens_are_not_taken_from_a_sentencepiece_vocabulary():
+    # Its first token for any prefix is the lone ▁, which begins every word alike.
+    tokenizer = Tokenizer(sentencepiece_style())
+    assert tokenizer.ids("so")[0] == tokenizer.vocabulary["▁"]
+    assert spelt(tokenizer, "so") == {"s"}
+
+
+def test_a_word_that_the_vocabulary_lacks_has_no_candidates():
+    tokenizer = Tokenizer(sentencepiece_style())
+    tokenizer.vocabulary.pop("x")
+    assert candidate_ids("xyz", tokenizer) == []
+
+
+def test_shared_candidates_are_found():
+    tokenizer = Tokenizer(sentencepiece_style(("▁po",)))
+    found = label_candidates({"positive": "po", "middle": "pa", "negative": "ne"}, tokenizer)
+    assert collisions(found) == {("positive", "middle"): [tokenizer.vocabulary["p"]]}

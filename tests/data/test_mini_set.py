@@ -4,11 +4,11 @@ from collections import Counter
 
 import pytest
 
-from jaxalign.data.folders import MINI, exemplars_file
+from jaxalign.data.check import warn_of_exemplars
 from jaxalign.data.languages import LANGUAGES
-from jaxalign.data.prompts import few_shot_prompt, read_exemplars
+from jaxalign.data.prompts import read_exemplars
 from jaxalign.data.tasks import TASKS, Split, read_task_rows
-from jaxalign.data.validation import warn_of_exemplars
+from jaxalign.files import MINI, exemplars_file
 
 COUNTS = {"emotion": (48, 40, 2), "snli": (12, 12, 6), "paws": (8, 8, 4)}
 # A character block that most letters of a text must come from; Latin where not named.
@@ -60,14 +60,6 @@ def test_nothing_is_left_in_english(language):
     for task in TASKS.values():
         english = {*texts(task, "en", "train"), *texts(task, "en", "test")}
         assert english.isdisjoint([*texts(task, language, "train"), *texts(task, language, "test")])
-
-
-def test_every_prompt_renders():
-    exemplars = read_exemplars(exemplars_file(MINI, ""))
-    for task in TASKS.values():
-        for language in LANGUAGES:
-            row = read_task_rows(MINI, task, language, "test", slice(0, 1))[0]
-            assert few_shot_prompt(row, exemplars, "english").endswith(task.cues[language]["answer"] + '"')
 
 
 def test_nothing_in_it_is_warned_of(capsys):

@@ -7,13 +7,13 @@ import pytest
 import regex
 
 from jaxalign.data.fields import is_visible
-from jaxalign.data.pair_files import read_pairs
 from jaxalign.data.pairs import (
     QuestionPair,
     Rendering,
     instruction_languages,
     languages_of,
     pair_of,
+    read_pairs,
     with_instruction,
     without_instruction,
 )
@@ -75,49 +75,43 @@ def test_study_json(tmp_path):
     assert languages_of(pairs) == ["en", "zh", "de", "sw"]
 
 
+HEADER = "source,target,source_language,target_language\n"
 INSTRUCTED = "x\nTranslate the input from German to English:\n"
 
 
 @pytest.mark.parametrize(
-    ("document", "message"),
+    ("name", "content", "message"),
     [
-        ({}, "an array of objects"),
-        ({"data": [{"input": "x", "answer": "y"}]}, "an array of objects"),
-        ([], "no question pairs"),
-        (["x"], "row 0: an object is needed"),
-        ([{"input": INSTRUCTED}], "row 0: no field 'answer'; the row has 'input'"),
-        ([{"input": INSTRUCTED, "answer": 3}], "row 0, field 'answer': text is needed"),
-        ([{"input": INSTRUCTED, "answer": " \n"}], "row 0, field 'answer': empty"),
-        ([{"input": "x", "answer": "positive"}], "row 0: the input has no line 'Translate the input from X to Y:'"),
-        ([{"input": "x", "answer": "y", "source_language": "de"}], "row 0: no field 'target_language'"),
+        ("pairs.json", "3", "pairs.json: an array is needed, found 3"),
+        ("pairs.json", '{"data": []}', "row 0: a row of data; pairs are read from"),
+        ("pairs.json", "[]", "no question pairs"),
+        ("pairs.json", '["x"]', "row 0: an object is needed"),
+        ("pairs.json", [{"input": INSTRUCTED}], "row 0: no field 'answer'; there are 'input'"),
+        ("pairs.json", [{"input": INSTRUCTED, "answer": 3}], "row 0, field 'answer': text is needed, found 3"),
+        ("pairs.json", [{"input": INSTRUCTED, "answer": " \n"}], "row 0, field 'answer': empty"),
+        ("pairs.json", [{"input": "x", "answer": "y"}], "row 0: the input has no line 'Translate the input from X"),
         (
-            [{"input": "x", "answer": "y", "source_language": "de", "target_language": "tr"}],
-            "row 0, field 'target_language': unknown language 'tr'; known: en zh",
+            "pairs.json",
+            [{"input": INSTRUCTED.replace("German", "Germn"), "answer": "y"}],
+            "row 0, field 'input': unknown language 'Germn'; did you mean 'German'?",
         ),
-        (
-            [{"input": INSTRUCTED, "answer": "y"}, {"input": INSTRUCTED.replace("German", "Germn"), "answer": "y"}],
-            "row 1, field 'input': unknown language 'Germn'; did you mean 'German'?",
-        ),
-        (
-            [{"input": INSTRUCTED, "answer": "y", "source_language": "sw", "target_language": "en"}],
-            "row 0: the input's instruction says",
-        ),
+        ("pairs.jsonl", '{"source": "a", "source": "b"}', "the key 'source' stands there twice"),
+        ("pairs.csv", "", "no question pairs"),
+        ("pairs.csv", "source,target\na,b\n", "row 0: no field 'source_language'; there are 'source', 'target'"),
+        ("pairs.csv", HEADER + "a,b,de,en\na,b,de\n", "row 1: 3 columns, but the header has 4"),
+        ("pairs.csv", HEADER + "a,b,kor,en\n", "row 0, field 'source_language': unknown language 'kor'; known: en zh"),
+        ("pairs.csv", HEADER + 'a,"b" c,de,en\n', "row 0 (line 2): a quoted cell ends"),
+        ("pairs.csv", HEADER + 'a,"b,de,en\n', "row 0 (line 2): a quoted cell ends"),
+        ("train.tr", "a\n", "unknown suffix '.tr'; known: .json, .jsonl,"),
     ],
 )
-def test_bad_study_json_is_named(tmp_path, document, message):
-    file = as_json(tmp_path / "pairs.json", document)
+def test_bad_files_are_named(tmp_path, name, content, message):
+    file = written(tmp_path / name, content if isinstance(content, str) else json.dumps(content))
     assert message in message_of(file) and str(file) in message_of(file)
 
 
 ROW = {"source": ODD, "target": 'Two\nlines, "quoted"', "source_language": "de", "target_language": "en"}
 PAIR = QuestionPair(with_instruction(ODD, "de", "en", "after"), ROW["target"], "de", "en")
-
-
-def test_json_lines(tmp_path):
-    line = json.dumps(ROW, ensure_ascii=False) + "\n"
-    assert read_pairs([written(tmp_path / "pairs.jsonl", line + "\n" + line)]) == [PAIR, PAIR]
-    bad = written(tmp_path / "bad.jsonl", line + json.dumps({**ROW, "target": ""}) + "\n")
-    assert f"{bad}, row 1, field 'target': empty" in message_of(bad)
 
 
 @pytest.mark.parametrize(("suffix", "delimiter"), [(".csv", ","), (".tsv", "\t")])
@@ -133,26 +127,6 @@ def test_tables_keep_quoted_newlines(tmp_path, suffix, delimiter, line_end, mark
     assert read_pairs([file]) == [PAIR, PAIR]
     before = QuestionPair(with_instruction(ODD, "de", "en", "before"), ROW["target"], "de", "en")
     assert read_pairs([file], Rendering("before")) == [before, before]
-
-
-HEADER = "source,target,source_language,target_language\n"
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "no question pairs"),
-        (HEADER, "no question pairs"),
-        ("source,target\na,b\n", "row 0: no field 'source_language'; the row has 'source', 'target'"),
-        (HEADER + "a,b,de,en\na,b,de\n", "row 1: 3 columns, but the header has 4"),
-        (HEADER + "a,b,de,en\n,b,de,en\n", "row 1, field 'source': empty"),
-        (HEADER + "a,b,kor,en\n", "row 0, field 'source_language': unknown language 'kor'; known: en zh"),
-        (HEADER + 'a,"b" c,de,en\n', "row 0 (line 2): "),
-        (HEADER + 'a,"b,de,en\n', "row 0 (line 2): "),
-    ],
-)
-def test_bad_tables_are_named(tmp_path, text, message):
-    assert message in message_of(written(tmp_path / "pairs.csv", text))
 
 
 def test_aligned_text_breaks_at_newlines_only(tmp_path):
@@ -178,7 +152,6 @@ def test_bad_aligned_text_is_named(tmp_path):
     assert f"{path}: 2 lines, but {other} has 3" in message_of(path)
     written(other, "a\n\n")
     assert f"{other}, row 1: empty line" in message_of(path)
-    assert "unknown suffix '.tr'; known: .json, .jsonl," in message_of(written(tmp_path / "train.tr", "a\n"))
     assert "unknown suffix '.jsonlines'; did you mean '.jsonl'?" in message_of(tmp_path / "pairs.jsonlines")
     assert "no such file" in message_of(tmp_path / "absent.json")
 
@@ -230,7 +203,6 @@ def test_two_texts_with_their_languages_come_before_all_else(tmp_path):
         {"question": "Q", "answer": "A"},
         {"query": "Q", "response": "A", "target_language": "en", "answer": "18", "source": "a book"},
         {"question": "Q", "answer": "A", "prompt": "", "messages": [], "source": None, "language": "en"},
-        {"prompt": "Q", "response": "A", "source_language": "en", "target_language": "en"},
         {"input": "Q", "answer": "A", "source_language": "en", "target_language": "en", "instruction": " "},
     ],
 )
@@ -258,34 +230,27 @@ LANGUAGES = {"source_language": "de", "target_language": "en"}
             ("question and answer", "source_language is de", "source and targ"),
         ),
         ({"query": "Q", "response": "A", "language": "sw"}, ("query and response", "language is sw", "input and")),
-        ({"question": "Q", "answer": "A", "target_language": "zh"}, ("target_language is zh",)),
-        ({"question": INSTRUCTED, "answer": "A"}, ("question and answer", "('de', 'en')", "input")),
+        ({"question": INSTRUCTED, "answer": "A"}, ("question and answer", "de into en", "input")),
         (
             {"question": "Q", "answer": "A", "query": "Q", "response": "A"},
             ("question and answer", "query and response"),
         ),
-        ({"question": "Q", "answer": "A", "input": "Q"}, ("input and answer", "question and answer")),
         ({"source": "S", "target": "T", "question": "Q", "answer": "A"}, ("source and target", "question and answer")),
-        ({**ROW, "prompt": "P", "response": "R"}, ("source and target", "prompt and response")),
         ({"input": INSTRUCTED, "answer": "A", "instruction": "Be brief."}, ("input and answer", "'instruction'")),
         ({"instruction": INSTRUCTED, "output": "A", "system": "Be brief."}, ("instruction and output", "'system'")),
-        ({"instruction": INSTRUCTED, "output": "A", "history": [["Q", "A"]]}, ("'history'",)),
         ({"instruction": INSTRUCTED, "output": "A", "kto_tag": False}, ("'kto_tag'",)),
         ({"instruction": "Q", "output": "A"}, ("the instruction has no line", "source_language")),
         (
             {"prompt": INSTRUCTED, "response": "A", **LANGUAGES, "source_language": "sw"},
-            ("('de', 'en')", "('sw', 'en')"),
+            ("read as sw into en", "instruction says de into en"),
         ),
         # Whatever a field that tells a language is called, and whatever the fields of the pair.
-        ({"question": "Q", "answer": "A", "source_lang": "de"}, ("English question", "source_lang is de")),
         ({"query": "Q", "response": "A", "Locale": "sw-KE"}, ("English question", "Locale is sw")),
         ({"question": "Q", "answer": "A", "question_language": "tr"}, ("question_language is tr",)),
-        ({**ROW, "src_lang": "fr"}, ("read as de into en, but src_lang is fr",)),
         ({**ROW, "targetLanguage": "zh", "language_code": "sw"}, ("targetLanguage is zh, language_code is sw",)),
         ({"input": INSTRUCTED, "answer": "A", "lang": "French"}, ("read as de into en, but lang is fr",)),
         ({"translation": {"de": "S", "en": "T"}, "target_language": "de"}, ("but target_language is de",)),
         ({"premise": "P", "label": 1}, ("a row of label, premise", "source, target", "instruction, output")),
-        ({}, ("a row of no fields",)),
     ],
 )
 def test_rows_that_contradict_themselves_are_refused(tmp_path, row, named):
@@ -315,12 +280,10 @@ def test_rows_of_llama_factory(tmp_path):
         (turns * 2, "found ['human', 'gpt', 'human', 'gpt']"),
         ([{"from": "system", "value": "Be brief."}, *turns], "found ['system', 'human', 'gpt']"),
         (turns[::-1], "found ['gpt', 'human']"),
-        ("Wo?", "an array of turns is needed, found text"),
+        ("Wo?", "an array is needed, found"),
         ([3, 4], "row 0: an object is needed"),
-        ([turns[0], {"from": "gpt"}], "row 1: no field 'value'"),
-        ([{**turns[0], "content": "Wann?"}, turns[1]], "row 0: fields 'content' and 'value' are two names"),
-        ([turns[0], {**turns[1], "role": "user"}], "row 1: fields 'role' and 'from' are two names"),
-        ([turns[0], {"from": "gpt", "value": "\u200b"}], "row 1, field 'value': no visible character"),
+        ([turns[0], {"from": "gpt"}], "row 1: one of the fields content and value is needed, found 0"),
+        ([{**turns[0], "content": "Wann?"}, turns[1]], "row 0: one of the fields content and value is needed, found 2"),
     ):
         file = as_json(tmp_path / "bad.json", [{"conversations": bad, **LANGUAGES}])
         assert f"{file}, row 0, field 'conversations'" in message_of(file) and message in message_of(file)
@@ -335,8 +298,7 @@ def test_a_text_per_language(tmp_path):
     for translation, message in (
         ({"de": "Wo?", "en": None}, "row 0, field 'target': text is needed, found null"),
         ({"de": "Wo?", "sw": "Wapi?"}, "a text in en (config.build.target) and one in another language are needed"),
-        ({"de": "Wo?", "sw": "Wapi?", "en": "Where?"}, "found de, sw, en"),
-        ("Where?", "field 'translation': an object is needed, found text"),
+        ("Where?", "field 'translation': an object is needed"),
     ):
         assert message in message_of(lines(tmp_path / "bad.jsonl", {"translation": translation}))
 
@@ -393,14 +355,6 @@ def test_a_carriage_return_inside_a_line_stays(tmp_path):
         assert (without_instruction(pair.prompt), pair.response) == ("Ein\rs\nzwei", "One\rtwo")
 
 
-def test_texts_that_another_program_cut_at_newlines(tmp_path):
-    """Rows made of files with other line ends, or with a byte-order mark, still carry them."""
-    row = {**ROW, "source": "\ufeffEins\r\nz\rwei\r", "target": "Two\r"}
-    for file in (lines(tmp_path / "pairs.jsonl", row), as_json(tmp_path / "pairs.json", [row])):
-        (pair,) = read_pairs([file])
-        assert (without_instruction(pair.prompt), pair.response) == ("Eins\nz\rwei", "Two")
-
-
 @pytest.mark.parametrize("end", ["\r\n", " \n", "\t", "\u3000\n", "\xa0", "", "\r"])
 def test_an_instruction_line_may_end_in_blanks(tmp_path, end):
     prompt = f"Wo?\nTranslate the input from German to English:{end}"
@@ -427,8 +381,6 @@ def tsv(tmp_path, *rows, header=TSV_HEADER):
         [('"Danke.', '"Thanks.'), ("Bitte.", "Please.")],
         [('"Danke", sagte er.', '"Thanks," he said.')],
         [('Er sagte "Danke".', "He said thanks."), ('"Danke."', '"Thanks."')],
-        [('"Danke."', '"Thanks."'), ("Ja, bitte.", "Yes, please.")],
-        [('"Danke."', "Thanks.")],
         [('""Danke""', '"'), ('"', '"""')],
         # The quote opened in one row seems to end in the other.
         [('"Ich komme.', "I am coming."), ('Du nicht."', "You are not.")],
@@ -451,11 +403,9 @@ def test_rows_may_be_quoted_below_a_header_that_is_not(tmp_path):
     "texts",
     [
         ('"Danke."', "Thanks."),
-        ('Er sagte "Danke", ja.', 'He said "thanks", yes.'),
         ("Eins\nZwei", "One\nTwo"),
         ("Eins\tzwei", "One"),
         ('"Eins\t\n\n"zwei"', '"""'),
-        ("Eins", "One"),
     ],
 )
 def test_spreadsheets_quote(tmp_path, quoting, texts):
@@ -517,21 +467,6 @@ def test_text_that_nobody_sees_is_empty(tmp_path, text):
     assert "train.en, row 1: empty line" in message_of(written(tmp_path / "train.de", "Eins\nZwei\n"))
 
 
-def test_a_key_that_stands_twice_is_refused(tmp_path):
-    twice = '{"source": "a", "target": "b", "source": "c", "source_language": "de", "target_language": "en"}'
-    for name, text, where in (
-        ("pairs.jsonl", f"{json.dumps(ROW)}\n{twice}\n", "row 1"),
-        ("pairs.json", f"[{json.dumps(ROW)}, {twice}]", "row 1"),
-        ("one.json", twice, "one.json"),
-        (
-            "turns.json",
-            '[{"messages": [{"role": "user", "source": "x", "source": ""}]}]',
-            "row 0, field 'messages', row 0",
-        ),
-    ):
-        assert f"{where}: the key 'source' stands there twice; keep one" in message_of(written(tmp_path / name, text))
-
-
 @pytest.mark.parametrize(("source", "target"), [("zh-CN", "English"), ("zho_Hans", "eng_Latn"), ("Chinese", "EN")])
 def test_other_names_of_a_language(tmp_path, source, target):
     """In fields, in instructions and as suffixes; the prompt has the study's name."""
@@ -552,12 +487,3 @@ def test_other_names_of_a_language(tmp_path, source, target):
     written(folder / f"train.{target}", "How many?\n")
     written(folder / "train.md", "No language.")
     assert read_pairs([side]) == read_pairs([folder]) == expected
-
-
-def test_two_files_of_one_language_are_told_of(tmp_path):
-    side = written(tmp_path / "train.nb", "Hvor?\n")
-    written(tmp_path / "train.en", "Where?\n")
-    written(tmp_path / "train.eng", "Where?\n")
-    assert "its target side must lie beside it, as train.en or as the only other; found train.en and train.eng" in (
-        message_of(side)
-    )

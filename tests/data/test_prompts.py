@@ -2,10 +2,9 @@ import json
 
 import pytest
 
-from jaxalign.data.mended import MENDED_CUES
 from jaxalign.data.prompts import (
+    MENDED_CUES,
     Exemplar,
-    cues_of,
     differences,
     differences_table,
     few_shot_prefix,
@@ -57,17 +56,18 @@ def written(folder, document):
     return file
 
 
-def test_english_labels_in_a_german_prompt(exemplars):
-    assert few_shot_prompt(REVIEW, exemplars, "english") == (
-        'Ein Fest.\nEmotion: "positive"  \nEin Graus.\nEmotion: "negative"\nNie wieder. \nEmotion: "'
+@pytest.mark.parametrize(
+    ("variant", "words"),
+    [
+        ("english", ("positive", "negative")),
+        ("in_language", ("positiv", "negativ")),
+        ("irrelevant", ("ox", "horse")),  # English in every language
+    ],
+)
+def test_the_words_of_a_variant_in_a_german_prompt(exemplars, variant, words):
+    assert few_shot_prompt(REVIEW, exemplars, variant) == (
+        f'Ein Fest.\nEmotion: "{words[0]}"  \nEin Graus.\nEmotion: "{words[1]}"\nNie wieder. \nEmotion: "'
     )
-
-
-def test_in_language_labels(exemplars):
-    assert few_shot_prompt(REVIEW, exemplars, "in_language") == (
-        'Ein Fest.\nEmotion: "positiv"  \nEin Graus.\nEmotion: "negativ"\nNie wieder. \nEmotion: "'
-    )
-    assert label_words(TASKS["emotion"], "sw", "in_language") == {"positive": "chanya", "negative": "hasi"}
 
 
 def test_overrides_change_the_exemplar_and_not_the_query(exemplars):
@@ -77,24 +77,12 @@ def test_overrides_change_the_exemplar_and_not_the_query(exemplars):
     )
 
 
-def test_a_question_ends_with_its_open_quote():
-    assert question(TASKS["paws"], "it", ("a", "b")) == 'Frase 1: a\nFrase 2: b\nRisposta: "'
-
-
-def test_irrelevant_labels_are_english_in_every_language(exemplars):
-    assert few_shot_prompt(REVIEW, exemplars, "irrelevant") == (
-        'Ein Fest.\nEmotion: "ox"  \nEin Graus.\nEmotion: "horse"\nNie wieder. \nEmotion: "'
-    )
-
-
 def test_only_emotion_has_other_labels_than_english():
     assert variants_of(TASKS["emotion"]) == ("english", "in_language", "irrelevant")
     assert variants_of(TASKS["snli"]) == variants_of(TASKS["paws"]) == ("english",)
     for variant in ("in_language", "irrelevant"):
-        with pytest.raises(InputError, match=f"{variant} labels exist for emotion only, not for snli"):
+        with pytest.raises(InputError, match=f"snli has no {variant} labels; choose english"):
             label_words(TASKS["snli"], "zh", variant)
-    with pytest.raises(InputError, match="'french' is none of english, in_language, irrelevant"):
-        label_words(TASKS["emotion"], "zh", "french")  # type: ignore[arg-type]
 
 
 def test_mended_prompts_drop_the_slips_of_exemplars(exemplars):
@@ -116,11 +104,6 @@ def test_mended_cues_are_said_in_every_item(tmp_path):
     )
     # What the training questions say is the study's.
     assert question(TASKS["paws"], "ru", ("C", "D")) == 'Приговор 1: C\nПриговор 2: D\nОтветить: "'
-
-
-def test_an_unknown_style_is_named():
-    with pytest.raises(InputError, match="'fixed' is none of study, mended"):
-        cues_of(TASKS["snli"], "de", "fixed")  # type: ignore[arg-type]
 
 
 def test_every_mended_cue_replaces_one_of_a_task():
@@ -154,11 +137,11 @@ def test_a_missing_cell_is_named(exemplars):
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        ([], "an object of tasks is needed"),
+        ([], "an object is needed"),
         ({"emotoin": {}}, "no task 'emotoin'; did you mean 'emotion'"),
-        ({"emotion": []}, "emotion: an object of languages is needed"),
+        ({"emotion": []}, "emotion: an object is needed"),
         ({"emotion": {"ge": {}}}, "emotion: unknown language 'ge'"),
-        ({"emotion": {"de": {"exemplars": []}}}, "emotion, de: an object with a non-empty array 'exemplars'"),
+        ({"emotion": {"de": {"exemplars": []}}}, "emotion, de, field 'exemplars': it is empty"),
         ({"emotion": {"de": {"exemplars": [3]}}}, "exemplar 0: an object is needed"),
         ({"emotion": {"de": {"exemplars": [{"input": "x", "label": "positive"}]}}}, "exemplar 0: no field 'text'"),
         (
@@ -183,7 +166,7 @@ def test_a_missing_cell_is_named(exemplars):
         ),
         (
             {"emotion": {"de": {"exemplars": [{"text": "x", "label": "positive", "trailing": 3}]}}},
-            "overrides and trailing must be text",
+            "field 'trailing': text is needed, found 3",
         ),
         (
             {"emotion": {"de": DOCUMENT["emotion"]["de"] | {"keywords": {"text": "", "answer": "Gefühl: "}}}},
@@ -206,13 +189,6 @@ def test_marks_of_the_file_are_no_text(tmp_path):
     exemplar = {"text": "\ufeffx\r", "label": "positive", "trailing": " \r", "overrides": {"answer": "Gefühl: \r"}}
     file = written(tmp_path, {"emotion": {"de": {"exemplars": [exemplar]}}})
     assert read_exemplars(file).of("emotion", "de") == (Exemplar(("x",), "positive", {"answer": "Gefühl: "}, " "),)
-
-
-def test_a_key_that_stands_twice_is_refused(tmp_path):
-    file = tmp_path / "exemplars.json"
-    file.write_text('{"emotion": {"de": {"exemplars": [{"text": "x", "text": "y", "label": "positive"}]}}}')
-    with pytest.raises(InputError, match="field 'exemplars', row 0: the key 'text' stands there twice"):
-        read_exemplars(file)
 
 
 def test_exemplars_of_other_names_of_a_language(tmp_path):

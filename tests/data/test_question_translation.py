@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from jaxalign.data.build import build_examples
-from jaxalign.data.folders import MINI
-from jaxalign.data.pair_files import read_pairs
+from jaxalign.data.pairs import read_pairs
 from jaxalign.data.question_translation import QuestionTranslation, QuestionTranslationConfig
 from jaxalign.data.tasks import TASKS
 from jaxalign.errors import InputError
+from jaxalign.files import MINI
 
 
 def test_mini_configuration_round_trips(tmp_path):
@@ -29,27 +29,6 @@ def test_files_of_pairs_round_trip(tmp_path):
     builder = QuestionTranslation(config=config, data_dir=tmp_path / "tfds")
     builder.download_and_prepare()
     assert read_pairs([Path(builder.data_path)]) == read_pairs([table])
-
-
-def test_there_is_a_configuration_for_every_task_and_language():
-    assert len(QuestionTranslation.builder_configs) == 3 * 19
-
-
-def test_a_folder_of_pair_files_builds_too(tmp_path):
-    folder = tmp_path / "pairs"
-    folder.mkdir()
-    (folder / "a.jsonl").write_text(
-        '{"source": "Wo?", "target": "Where?", "source_language": "de", "target_language": "en"}\n'
-    )
-    (folder / "train.fr").write_text("Quand ?\n")
-    (folder / "train.en").write_text("When?\n")
-    (folder / "notes.md").write_text("not a file of pairs")
-    builder = QuestionTranslation(
-        config=QuestionTranslationConfig.of_files("mine", [folder]), data_dir=tmp_path / "tfds"
-    )
-    builder.download_and_prepare()
-    pairs = read_pairs([Path(builder.data_path)])
-    assert [(pair.source_language, pair.response) for pair in pairs] == [("de", "Where?"), ("fr", "When?")]
 
 
 def test_a_folder_without_pairs_is_refused(tmp_path):

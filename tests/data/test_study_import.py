@@ -7,7 +7,7 @@ import pytest
 
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.prompts import few_shot_prefix, read_exemplars
-from jaxalign.data.study_import import import_study, read_script, study_exemplars
+from jaxalign.data.study import import_study, read_script, study_exemplars
 from jaxalign.data.tasks import TASKS, read_task_rows
 from jaxalign.errors import InputError
 
@@ -20,16 +20,6 @@ SCRIPTS = {
     "emotion_eval_2shot_irrelative.py": ("emotion", "irrelevant"),
     "snli_eval_6shot_enout.py": ("snli", "english"),
     "paws_eval_4shot_enout.py": ("paws", "english"),
-    "zsm_emotion_2shot.py": ("emotion", "in_language"),
-}
-ANSWERS = {
-    "emotion": {"positive_answers": "positive", "negative_answers": "negative"},
-    "snli": {
-        "positive_answers": "entailment",
-        "neutral_answers": "neutral",
-        "negative_answers": "contradiction",
-    },
-    "paws": {"positive_answers": "same", "negative_answers": "different"},
 }
 
 
@@ -56,14 +46,6 @@ def script(task, variant, languages):
     names = LOOP_NAMES[task].split()
     prefixes = {language: prefix(task, language, variant) for language in languages}
     lines = ["raise SystemExit('executed')", f"prompt_prefix = {prefixes!r}"]
-    for variable, name in ANSWERS[task].items():
-        table = {language: words[name] for language, words in TASKS[task].label_words.items()}
-        if task == "paws":  # empty texts for all but English, and no Dutch
-            table = {language: word * (language == "en") for language, word in table.items() if language != "nl"}
-        lines.append(f"{variable} = {table!r}")
-    if variant == "irrelevant":
-        lines.append("positive_answers_irrelative = {'en': 'ox', 'de': 'Ochse'}")
-        lines.append("negative_answers_irrelative = {'en': 'horse', 'de': 'Pferd'}")
     lines.append("for step, inputs in enumerate(samples):")
     for index, language in enumerate(languages):
         cues = TASKS[task].cues[language]
@@ -82,8 +64,7 @@ def script(task, variant, languages):
 def made_up(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("clone")
     for name, (task, variant) in SCRIPTS.items():
-        languages = ["en", "zh"] if name.startswith("zsm") else list(LANGUAGES)
-        (folder / name).write_text(script(task, variant, languages), encoding="utf-8")
+        (folder / name).write_text(script(task, variant, list(LANGUAGES)), encoding="utf-8")
     for task in TASKS.values():
         (folder / "data" / task.folder).mkdir(parents=True)
         for language in LANGUAGES:
@@ -125,28 +106,18 @@ def test_entries(made_up):
         "overrides": {"premise": "前提："},
     }
     assert chinese["keywords"] == {"premise": "前提: ", "hypothesis": "假设: ", "answer": "答案: "}
-    assert chinese["label_mismatch"] is None
-    assert document["snli"]["ja"]["label_mismatch"] == {"neutral": {"script": "中立", "test_file": "中性"}}
-    assert document["snli"]["no"]["test_file_labels"]["neutral"] == "motsigelse"
     emotion = document["emotion"]["en"]
     assert emotion["exemplars"][0] == {"text": "en says: it's positive, text", "label": "positive", "trailing": "   "}
     assert emotion["prefix_sha256"]["irrelevant"] == (
         hashlib.sha256(prefix("emotion", "en", "irrelevant").encode("utf-8")).hexdigest()
     )
-    assert document["emotion"]["de"]["irrelevant_labels_in_language"] == {"positive": "Ochse", "negative": "Pferd"}
-    assert document["emotion"]["fr"]["irrelevant_labels_in_language"] is None
-    lens = [code for code, entry in document["emotion"].items() if entry["logit_lens_supported_by_reference"]]
-    assert lens == ["en", "zh"]
-    assert document["paws"]["en"]["labels"] == {"same": "same", "different": "different"}
-    assert document["paws"]["nl"]["labels"] is None and document["paws"]["de"]["labels"] is None
 
 
 def test_a_script_is_read_and_not_run(tmp_path):
     file = tmp_path / "x.py"
-    file.write_text(
-        "open('ran', 'w')\nwords = {'en': 'a'}\nother = dict(en=open('ran', 'w'))\nrun = {'en': open('ran')}\n"
-    )
-    assert read_script(file).tables == {"words": {"en": "a"}}
+    file.write_text("open('ran', 'w')\nprompt_prefix = {'en': open('ran', 'w')}\n")
+    with pytest.raises(InputError, match="no prompt_prefix for en zh"):
+        read_script(file)
     assert list(tmp_path.iterdir()) == [file]
 
 
@@ -160,18 +131,12 @@ def damaged(clone, name, old, new):
 @pytest.mark.parametrize(
     ("name", "old", "new", "message"),
     [
-        ("snli_eval_6shot_enout.py", "prompt_prefix = {", "prompts = {", "no dictionary 'prompt_prefix'"),
+        ("snli_eval_6shot_enout.py", "prompt_prefix = {", "prompts = {", "no prompt_prefix for en zh"),
         ("snli_eval_6shot_enout.py", "prompt_prefix = {", "prompt_prefix = {{", "line 2: not Python"),
         ("snli_eval_6shot_enout.py", "\\nHypothese: ' + h", "\\nThese: ' + h", "the query for 'de' is"),
         ("snli_eval_6shot_enout.py", '"neutral"', '"neither"', "no exemplar of snli"),
         ("emotion_eval_2shot.py", "de says", "de sagt", "is not what its exemplars render to"),
-        ("emotion_eval_2shot_irrelative.py", "{'en': 'ox', ", "{", "no English word in positive_answers_irrelative"),
-        (
-            "data/snli/snli_de6_test.json",
-            "Widerspruch",
-            "Konsequenz",
-            "snli in de, class contradiction: one word is needed",
-        ),
+        ("data/snli/snli_de6_test.json", "Widerspruch", "Streit", "'Streit' is no label word"),
     ],
 )
 def test_another_version_is_refused_and_nothing_is_left(clone, tmp_path, name, old, new, message):
@@ -194,5 +159,5 @@ def test_an_existing_folder_is_kept(made_up, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     import_study(made_up, out)  # an empty one is taken
-    with pytest.raises(InputError, match="already there"):
+    with pytest.raises(InputError, match="there is something already"):
         import_study(made_up, out)

@@ -2,9 +2,11 @@ import json
 
 import pytest
 
+from jaxalign.data import tasks
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.tasks import (
     TASKS,
+    TaskData,
     TaskRow,
     correct_by_class,
     correct_by_reference,
@@ -82,6 +84,19 @@ def test_rows_keep_text_and_take_their_class_from_english(data):
     assert read_task_rows(data, TASKS["emotion"], "en", "test", ALL)[0].fields == ("Fine, really. ",)
     (second,) = read_task_rows(data, TASKS["emotion"], "de", "test", slice(1, 50))
     assert (second.task, second.language, second.row) == ("emotion", "de", 1)
+    assert task_named("snli") is TASKS["snli"]
+    with pytest.raises(InputError, match="no task 'pawz'; did you mean 'paws'"):
+        task_named("pawz")
+
+
+def test_each_file_is_read_once(data, monkeypatch):
+    read, calls = tasks.read_task_file, []
+    monkeypatch.setattr(tasks, "read_task_file", lambda file, *args: calls.append(file.name) or read(file, *args))
+    files = TaskData(data)
+    for _ in range(2):
+        for language in ("de", "en", "German"):
+            assert len(files.rows(TASKS["emotion"], language, slice(0, 1))) == 1
+    assert sorted(calls) == ["emotion_de500_test.json", "emotion_en500_test.json"]
 
 
 def test_exchanged_norwegian_words_are_corrected_by_the_english_row(tmp_path):
@@ -106,11 +121,11 @@ def test_train_files_may_say_yes_and_no_or_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([], "JSON array of rows is needed, found an empty array"),
-        ({"input": "x"}, "JSON array of rows is needed, found an object"),
-        ([EMOTION_DE[0], "x"], "row 1: an object is needed, found text"),
-        ([EMOTION_DE[0], {"text": "x", "answer": "positiv"}], "row 1: no field 'input'; the row has 'text', 'answer'"),
-        ([EMOTION_DE[0], {"input": 3, "answer": "positiv"}], "row 1, field 'input': text is needed, found a number"),
+        ([], "an array of rows is needed, found an empty one"),
+        ("x", "an array is needed, found"),
+        ([EMOTION_DE[0], "x"], 'row 1: an object is needed, found "x"'),
+        ([EMOTION_DE[0], {"text": "x", "answer": "positiv"}], "row 1: no field 'input'; there are 'text', 'answer'"),
+        ([EMOTION_DE[0], {"input": 3, "answer": "positiv"}], "row 1, field 'input': text is needed, found 3"),
         ([EMOTION_DE[0], {"input": " \n", "answer": "positiv"}], "row 1, field 'input': empty"),
         ([EMOTION_DE[0], {"input": "x"}], "row 1: no field 'answer'"),
         ([EMOTION_DE[0], {"input": "x", "answer": "positive"}], "row 1, field 'answer': 'positive' is no label word"),
@@ -160,37 +175,6 @@ def test_row_ranges(data):
         read_task_rows(data, TASKS["emotion"], "de", "test", slice(7, 9))
 
 
-def test_unknown_task_is_named():
-    assert task_named("snli") is TASKS["snli"]
-    with pytest.raises(InputError, match="no task 'pawz'; did you mean 'paws'"):
-        task_named("pawz")
-
-
-def test_marks_of_the_file_are_no_text(data):
-    """A byte-order mark, and line ends that another program left in the texts."""
-    rows = read_task_rows(data, TASKS["emotion"], "de", "test", ALL)
-    file = data / "ap_emotion" / "emotion_de500_test.json"
-    spoilt = [{"input": f"\ufeff{row.fields[0]}\r", "answer": f"{row.answer}\r"} for row in rows]
-    file.write_bytes(f"\ufeff{json.dumps(spoilt, indent=1)}".replace("\n", "\r\n").encode())
-    assert read_task_rows(data, TASKS["emotion"], "de", "test", ALL) == rows
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ('{"input": "\u200b", "answer": "positiv"}', "field 'input': no visible character"),
-        ('{"input": "\\ud800x", "answer": "positiv"}', "field 'input': '\\ud800' is half a character"),
-        ('{"input": "x", "input": "y", "answer": "positiv"}', "the key 'input' stands there twice"),
-    ],
-)
-def test_texts_that_are_none_are_refused(data, row, message):
-    file = data / "ap_emotion" / "emotion_de500_test.json"
-    file.write_text(f"[{json.dumps(EMOTION_DE[0])}, {row}]", encoding="utf-8")
-    with pytest.raises(InputError) as error:
-        read_task_rows(data, TASKS["emotion"], "de", "test", slice(0, 1))
-    assert f"{file}, row 1" in str(error.value) and message in str(error.value)
-
-
 def test_files_of_other_names_of_a_language(data):
     """The rows have the study's code; two names of one language are two files of it."""
     for name in ("zh-CN", "zho_Hans"):
@@ -204,8 +188,10 @@ def test_files_of_other_names_of_a_language(data):
     write(data / "ap_emotion", "emotion_zh-CN2_test.json", EMOTION_EN)
     with pytest.raises(InputError, match=r"emotion_zh-CN2_test.json and emotion_zho_Hans2_test.json both match"):
         read_task_rows(data, TASKS["emotion"], "zh", "test", ALL)
-    assert task_file_named(data / "emotion_es-4195_test.json") is None
-    assert task_file_named(data / "emotion_tr500_test.json") is None
+    named = task_file_named(data / "snli_de12_test.json")
+    assert named is not None and (named.task.name, named.language, named.split) == ("snli", "de", "test")
+    for other in ("snli_de12_test.jsonl", "snli_tr12_test.json", "emotion_es-4195_test.json", "snli_de_test.json"):
+        assert task_file_named(data / other) is None
 
 
 WORDS = {"en": ("positive", "negative"), "de": ("positiv", "negativ")}

@@ -9,11 +9,12 @@ import sentencepiece
 from tokenizers import Regex, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as File
 
-from jaxalign.data.label_sets import candidate_ids
-from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
+from jaxalign.data.pairs import QuestionPair
+from jaxalign.data.prompts import candidate_ids
+from jaxalign.data.tokenizer import TEMPLATES, Tokenizer, load_tokenizer, render_all, resolve_template
 from jaxalign.errors import InputError
 from tests.data.tiny_sentence_piece import USER_DEFINED, sentence_piece_model
-from tests.data.tiny_tokenizers import byte_level, sentencepiece_style
+from tests.data.tiny_tokenizers import byte_level, render, sentencepiece_style
 
 TEXTS = ["a", "", " two  blanks and the end ", "the</s>", "<s> é 積\n==== <unk>"]
 """Some spell control tokens."""
@@ -43,13 +44,13 @@ def test_a_bos_is_there_only_where_ordinary_calls_add_one():
     a, mark = tokenizer.vocabulary["a"], tokenizer.vocabulary["▁"]
     assert tokenizer.ids("a") == [mark, a]
     assert tokenizer.prompt_ids("a") == [1, mark, a]
-    assert (tokenizer.bos_id, tokenizer.eos_id) == (1, 2)
+    assert (tokenizer.opening, tokenizer.eos_id) == ([1], 2)
 
     backend = byte_level(special=("<|im_start|>",))
     backend.bos_token = "<|im_start|>"  # named, as SmolLM2's is, but never added
     tokenizer = Tokenizer(backend)
     assert tokenizer.prompt_ids("ab") == tokenizer.ids("ab")
-    assert tokenizer.bos_id is None
+    assert tokenizer.opening == [] and tokenizer.bos is None
     assert tokenizer.eos_id == tokenizer.vocabulary["<|endoftext|>"]
 
 
@@ -60,18 +61,6 @@ def test_a_batch_is_its_texts_one_by_one(make):
     assert tokenizer.batch_prompt_ids(texts) == [tokenizer.prompt_ids(text) for text in texts]
 
 
-def test_byte_level_is_told_from_the_tokenizer_itself():
-    assert Tokenizer(byte_level()).is_byte_level
-    assert not Tokenizer(sentencepiece_style()).is_byte_level
-
-
-def test_a_missing_eos_is_named():
-    backend = byte_level()
-    backend.eos_token = None
-    with pytest.raises(InputError, match="eos_token"):
-        _ = Tokenizer(backend).eos_id
-
-
 @pytest.mark.parametrize("make", [byte_level, sentencepiece_style])
 def test_a_saved_tokenizer_loads_equal(tmp_path, make):
     tokenizer = Tokenizer(make(merges=(("p", "o"), ("po", "s"))))
@@ -79,15 +68,7 @@ def test_a_saved_tokenizer_loads_equal(tmp_path, make):
     loaded = load_tokenizer(tmp_path)
     assert loaded.vocabulary == tokenizer.vocabulary
     assert loaded.prompt_ids("pos é 积") == tokenizer.prompt_ids("pos é 积")
-    assert (loaded.bos_id, loaded.eos_id) == (tokenizer.bos_id, tokenizer.eos_id)
-
-
-def test_fingerprint_changes_with_the_vocabulary_and_not_with_a_call():
-    first = Tokenizer(byte_level(merges=(("p", "o"),)))
-    same = Tokenizer(byte_level(merges=(("p", "o"),)))
-    same.backend(["a", "abc"], padding=False, truncation=True, max_length=2)
-    assert same.fingerprint == first.fingerprint
-    assert Tokenizer(byte_level(merges=(("p", "a"),))).fingerprint != first.fingerprint
+    assert (loaded.opening, loaded.eos_id) == (tokenizer.opening, tokenizer.eos_id)
 
 
 def test_fingerprint_is_of_what_a_tokenizer_does():
@@ -96,6 +77,7 @@ def test_fingerprint_is_of_what_a_tokenizer_does():
     whole = backend.backend_tokenizer
     whole.pre_tokenizer = pre_tokenizers.Sequence([whole.pre_tokenizer])
     plain = Tokenizer(byte_level(merges=(("p", "o"), ("o", "s"))))
+    plain.backend(["a", "abc"], padding=False, truncation=True, max_length=2)  # nor of a call
     assert backend.backend_tokenizer.to_str() != plain.backend.backend_tokenizer.to_str()
     assert Tokenizer(backend).fingerprint == plain.fingerprint
     # One vocabulary, but another order of merges: "pos" is "po s" or "p os".
@@ -106,24 +88,17 @@ def test_fingerprint_is_of_what_a_tokenizer_does():
     assert Tokenizer(other).fingerprint != plain.fingerprint
 
 
-def test_a_folder_without_tokenizer_files(tmp_path):
+def test_bad_folders_are_named(tmp_path):
     with pytest.raises(InputError, match="no tokenizer files"):
         load_tokenizer(tmp_path)
-    with pytest.raises(InputError, match="no tokenizer files"):
-        load_tokenizer(tmp_path / "absent")
-
-
-def test_a_cut_off_tokenizer_file(tmp_path):
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0", "model": {')
     with pytest.raises(InputError, match="does not load") as error:
         load_tokenizer(tmp_path)
     assert "\n" not in str(error.value)
-
-
-def test_the_import_waits_for_its_use():
-    """Neither transformers (seconds) nor torch (no run-time dependency) comes with the module."""
-    code = "import sys, jaxalign.data.tokenizer; print({'torch', 'transformers'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+    backend = byte_level()
+    backend.eos_token = None
+    with pytest.raises(InputError, match="eos_token"):
+        _ = Tokenizer(backend).eos_id
 
 
 def closing(tokenizer, single):
@@ -151,7 +126,7 @@ def test_nothing_stands_behind_a_prompt(tmp_path, make):
     prompts = [[1, *tokenizer.ids(text)] for text in TEXTS]
     assert [tokenizer.prompt_ids(text) for text in TEXTS] == prompts == tokenizer.batch_prompt_ids(TEXTS)
     assert not any(tokenizer.eos_id in ids for ids in prompts)
-    assert (tokenizer.opening, tokenizer.bos_id, tokenizer.bos) == ([1], 1, "<s>")
+    assert (tokenizer.opening, tokenizer.bos) == ([1], "<s>")
     [warning] = tokenizer.warnings("llama")
     assert "</s>" in warning and "add_eos_token" in warning
 
@@ -181,9 +156,7 @@ def test_a_begin_of_text_that_is_there_twice_is_told():
     assert tokenizer.bos == "<s> <s>"
     [warning] = tokenizer.warnings("mistral")
     assert "prompts begin with <s> <s>" in warning and "with one" in warning
-
-
-def test_llamas_byte_level_tokenizers_have_no_convention_but_llama_3():
+    # Of Llama's byte-level tokenizers only Llama 3's has a convention.
     assert Tokenizer(byte_level()).warnings("llama") == []
     backend = byte_level(special=("<|begin_of_text|>",))
     backend.bos_token = "<|begin_of_text|>"
@@ -236,18 +209,6 @@ def test_the_file_decides_and_not_the_familys_class(tmp_path, capfd, family, mak
     said = capfd.readouterr().err
     warned = [line for line in said.splitlines() if "normalizer, pre_tokenizer" in line]
     assert len(warned) == (family != "llama")
-
-
-@pytest.mark.parametrize(("family", "make"), [("qwen2", byte_level), ("mistral", sentencepiece_style)])
-def test_a_file_that_is_its_familys_is_not_told_of(tmp_path, capfd, family, make):
-    from transformers import Qwen2Tokenizer
-
-    tokenizer = make()
-    if family == "qwen2":
-        vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"]
-        tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=[])
-    load_tokenizer(save(tmp_path, tokenizer, family))
-    assert "warning" not in capfd.readouterr().err
 
 
 def test_another_format_beside_the_file_is_left_alone(tmp_path):
@@ -330,3 +291,133 @@ def test_other_sentencepiece_models_are_refused(tmp_path):
         assert "tokenizer.model" in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(InputError, match="only BPE"):
         load_tokenizer(save_sentence_piece(tmp_path, sentence_piece_model(model_type=1)))
+
+
+# Chat templates
+
+PAIR = QuestionPair('Frage: "\nTranslate the input from German to English:\n', 'Question: "', "de", "en")
+MISTRAL = Tokenizer(sentencepiece_style())
+QWEN = Tokenizer(byte_level(special=("<|im_start|>", "<|im_end|>")))
+
+
+@pytest.mark.parametrize(
+    ("template", "tokenizer", "prompt", "response"),
+    [
+        (
+            "default",
+            MISTRAL,
+            'Human: Frage: "\nTranslate the input from German to English:\n\nAssistant: ',
+            'Question: "</s>',
+        ),
+        (
+            "mistral",
+            MISTRAL,
+            '<s>[INST] Frage: "\nTranslate the input from German to English:\n [/INST]',
+            'Question: "</s>',
+        ),
+        (
+            "qwen",
+            QWEN,
+            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+            'Frage: "\nTranslate the input from German to English:\n<|im_end|>\n<|im_start|>assistant\n',
+            'Question: "<|im_end|>',
+        ),
+        (
+            "alpaca",
+            QWEN,
+            "Below is an instruction that describes a task. Write a response that appropriately completes the "
+            "request.\n\n### Instruction:\n"
+            'Frage: "\nTranslate the input from German to English:\n\n\n### Response:',
+            'Question: "<|endoftext|>',
+        ),
+        ("none", MISTRAL, '<s>Frage: "\nTranslate the input from German to English:\n', 'Question: "</s>'),
+        ("none", QWEN, 'Frage: "\nTranslate the input from German to English:\n', 'Question: "<|endoftext|>'),
+    ],
+)
+def test_text_of_each_template(template, tokenizer, prompt, response):
+    prompt_ids, response_ids = render(PAIR, template, tokenizer)
+    # The ▁ that a SentencePiece-style tokenizer puts before each side decodes to a space.
+    space = " " if tokenizer is MISTRAL else ""
+    opening = "<s>" if prompt.startswith("<s>") else ""
+    decode = tokenizer.backend.backend_tokenizer.decode
+    assert decode(prompt_ids, skip_special_tokens=False) == opening + space + prompt.removeprefix(opening)
+    assert decode(response_ids, skip_special_tokens=False) == space + response
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_many_pairs_are_rendered_as_each_alone(template: str, monkeypatch: pytest.MonkeyPatch):
+    tokenizer = QWEN if template == "qwen" else MISTRAL
+    texts = ["a", "", " two  blanks", "积极", "<|im_end|> and </s> as text", "\n"]
+    pairs = [QuestionPair(f"{number} {text}", text[::-1] + "x", "de", "en") for number, text in enumerate(3 * texts)]
+    each = [render(pair, template, tokenizer) for pair in pairs]
+    monkeypatch.setattr("jaxalign.data.tokenizer.AT_ONCE", 7)
+    assert list(render_all(iter(pairs), template, tokenizer)) == each
+
+
+def test_no_token_spans_the_seam():
+    pair = QuestionPair("ab", "cd", "de", "en")
+    tokenizer = Tokenizer(byte_level(merges=(("b", "c"),)))
+    v = tokenizer.vocabulary
+    assert tokenizer.ids("abcd") == [v["a"], v["bc"], v["d"]]
+    assert render(pair, "none", tokenizer) == ([v["a"], v["b"]], [v["c"], v["d"], v["<|endoftext|>"]])
+
+
+def test_alpaca_is_tokenised_as_one_text():
+    prompt_ids, response_ids = render(PAIR, "alpaca", MISTRAL)
+    prompt = TEMPLATES["alpaca"].around(PAIR.prompt)
+    assert prompt_ids + response_ids == [*MISTRAL.prompt_ids(prompt + PAIR.response), MISTRAL.eos_id]
+    assert prompt_ids == MISTRAL.prompt_ids(prompt)
+    # No ▁ before the response, other than where it is tokenised alone.
+    assert response_ids[0] == MISTRAL.vocabulary["Q"]
+
+
+def test_a_missing_special_token_is_named():
+    with pytest.raises(InputError, match=r"qwen needs '<\|im_start\|>', which the tokenizer lacks"):
+        render(PAIR, "qwen", MISTRAL)
+    with pytest.raises(InputError, match="mistral needs a begin-of-text token"):
+        render(PAIR, "mistral", QWEN)
+
+
+def test_auto_follows_the_family():
+    assert [resolve_template("auto", family) for family in ("mistral", "qwen2", "llama", "gemma3_text")] == [
+        "mistral",
+        "qwen",
+        "none",
+        "none",
+    ]
+    assert [resolve_template(name, "llama") for name in TEMPLATES] == list(TEMPLATES)
+    with pytest.raises(InputError, match="no template 'mistrall'; did you mean 'mistral'"):
+        resolve_template("mistrall", "mistral")
+
+
+MARKED = Tokenizer(sentencepiece_style())
+"""As MISTRAL, with control tokens for its turns, as later ones of Mistral's and ChatML fine-tunes have."""
+MARKED.backend.add_special_tokens({"extra_special_tokens": ["[INST]", "[/INST]", "<|im_start|>", "<|im_end|>"]})
+MARKED = Tokenizer(MARKED.backend)
+
+
+@pytest.mark.parametrize("tokenizer", [QWEN, MARKED], ids=["byte-level", "SentencePiece"])
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_only_the_template_makes_control_tokens(template, tokenizer):
+    """A source text that spells the end of a turn does not end it."""
+    if template == "mistral" and tokenizer is QWEN:
+        return  # no BOS
+    spelt = "".join(tokenizer.control_tokens)
+    shape, decode = TEMPLATES[template], tokenizer.backend.backend_tokenizer.decode
+    controls = []
+    for prompt, response in (("ab", "cd"), (f"a{spelt}b", f"cd {spelt}"), (f"{spelt} cd", f"a{spelt}b")):
+        ids = render(QuestionPair(prompt, response, "de", "en"), template, tokenizer)
+        controls.append([[id for id in side if id in tokenizer.control_ids] for side in ids])
+        # A SentencePiece-style tokenizer may put a space wherever a text begins.
+        whole, answer = (decode(side, skip_special_tokens=False).replace(" ", "") for side in (ids[0], ids[1][:-1]))
+        assert whole.removeprefix("<s>") == shape.around(prompt).replace(" ", "")
+        assert answer == response.replace(" ", "")
+    assert controls[0] == controls[1] == controls[2]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_texts_without_control_tokens_are_tokenised_as_one_call_does(template):
+    shape = TEMPLATES[template]
+    whole = MARKED.backend(shape.around("Frage é: "), add_special_tokens=False)["input_ids"]
+    prompt, _ = render(QuestionPair("Frage é: ", "R", "de", "en"), template, MARKED)
+    assert prompt[len(prompt) - len(whole) :] == whole

@@ -3,6 +3,10 @@
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from jaxalign.data.pairs import QuestionPair
+from jaxalign.data.tokenizer import Rendered, render_all
+from jaxalign.data.tokenizer import Tokenizer as View
+
 BYTE_PIECES = [f"<0x{byte:02X}>" for byte in range(256)]
 LETTERS = [chr(code) for code in range(0x20, 0x7F)]
 
@@ -40,3 +44,9 @@ def byte_level(merges: tuple[tuple[str, str], ...] = (), special: tuple[str, ...
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, normalized=False) for token in ("<|endoftext|>", *special)])
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
+
+
+def render(pair: QuestionPair, template: str, tokenizer: View) -> Rendered:
+    """The token ids of one pair's prompt and response."""
+    [rendered] = render_all([pair], template, tokenizer)
+    return rendered

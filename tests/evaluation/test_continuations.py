@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from jaxalign.errors import InputError
-from jaxalign.evaluation import continuations
-from jaxalign.evaluation.continuations import ContinuationScorer, Pair, Score, prefix_groups, queries_of
-from jaxalign.model.prefix_cache import shared_length
+from jaxalign.evaluation import score as scoring
+from jaxalign.evaluation.score import ContinuationScore, Pair, Scorer, prefix_groups, queries_of
+from jaxalign.model.ragged import shared_length
 from jaxalign.model.transformer import Decoder
 from tests.model.tiny_models import VOCABULARY, TinyModel, tiny_case, tiny_model
 from tests.training.tiny_runs import mesh_of
@@ -39,7 +39,7 @@ def some_pairs() -> list[Pair]:
 PAIRS = some_pairs()
 
 
-def uncached(torch_model: Any, pairs: Sequence[Pair]) -> dict[Pair, Score]:
+def uncached(torch_model: Any, pairs: Sequence[Pair]) -> dict[Pair, ContinuationScore]:
     """One text at a time, whole, in transformers; in float64 from the logits on."""
     scores = {}
     for context, continuation in pairs:
@@ -48,23 +48,23 @@ def uncached(torch_model: Any, pairs: Sequence[Pair]) -> dict[Pair, Score]:
         said = torch.log_softmax(logits, -1)[len(context) - 1 : -1]
         target = torch.tensor(continuation)
         total = float(said[torch.arange(len(target)), target].sum())
-        scores[context, continuation] = Score(total, bool((said.argmax(-1) == target).all()))
+        scores[context, continuation] = ContinuationScore(total, bool((said.argmax(-1) == target).all()))
     return scores
 
 
 def scored(
     tiny: TinyModel, pairs: Sequence[Pair], sizes: tuple[int, ...] = (), batch_tokens: int = 64
-) -> dict[Pair, Score]:
+) -> dict[Pair, ContinuationScore]:
     variables = {"params": tiny.params}
-    scorer = ContinuationScorer(Decoder(tiny.config), variables, mesh_of(*sizes), batch_tokens)
-    together: dict[Pair, Score] = {}
-    for some in scorer.score(variables, pairs):
+    scorer = Scorer(Decoder(tiny.config), variables, mesh_of(*sizes), batch_tokens)
+    together: dict[Pair, ContinuationScore] = {}
+    for some in scorer.continuations(variables, pairs):
         assert not together.keys() & some.keys()
         together |= some
     return together
 
 
-def assert_same(found: dict[Pair, Score], expected: dict[Pair, Score]) -> None:
+def assert_same(found: dict[Pair, ContinuationScore], expected: dict[Pair, ContinuationScore]) -> None:
     assert found.keys() == expected.keys()
     for pair, score in expected.items():
         # Float32 sums of up to 70 log-probabilities of about -5.
@@ -79,7 +79,7 @@ def assert_same(found: dict[Pair, Score], expected: dict[Pair, Score]) -> None:
 def test_scores_are_those_of_uncached_transformers(case: str, sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch):
     """Gemma's window is 5: branches look back over their context into the prefix."""
     tiny = tiny_case(case) if sizes == (1, 1, 1) else tiny_model(case, vocabulary=64)
-    monkeypatch.setattr(continuations, "BATCHES", 4)
+    monkeypatch.setattr(scoring, "BATCHES", 4)
     best = greedy_pair(tiny, PAIRS[0][0])
     pairs = [*PAIRS, best, *PAIRS[:2]]
     expected = uncached(tiny.torch_model, pairs)
@@ -111,11 +111,11 @@ def test_nothing_to_score_and_what_cannot_be():
 def test_contexts_stand_once_with_few_continuations_each(monkeypatch: pytest.MonkeyPatch):
     pairs = [((1, 2), (word,)) for word in (5, 6, 5)] + [((1,), (word, 9, 9)) for word in range(10)]
     assert [(query.prompt, len(query.words)) for query in queries_of(pairs)] == [([1, 2], 2), ([1], 10)]
-    monkeypatch.setattr(continuations, "BRANCHES", 4)
+    monkeypatch.setattr(scoring, "BRANCHES", 4)
     assert [len(query.words) for query in queries_of(pairs)] == [2, 4, 4, 2]
-    monkeypatch.setattr(continuations, "BRANCH_TOKENS", 8)
+    monkeypatch.setattr(scoring, "BRANCH_TOKENS", 8)
     assert [len(query.words) for query in queries_of(pairs)] == [2, 2, 2, 2, 2, 2]
-    monkeypatch.setattr(continuations, "BRANCH_TOKENS", 2)
+    monkeypatch.setattr(scoring, "BRANCH_TOKENS", 2)
     assert [len(query.words) for query in queries_of(pairs)] == [2, *[1] * 10]
 
 

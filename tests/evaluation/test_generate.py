@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,8 +9,8 @@ import pytest
 import torch
 
 from jaxalign.errors import InputError
-from jaxalign.evaluation.generate import NEAR_TIE, Chosen, Generator, best_token
-from jaxalign.model.prompt_batches import decode_prompts, last_position
+from jaxalign.evaluation.generate import NEAR_TIE, WATCH, Chosen, Generator, begin, best_token
+from jaxalign.model.ragged import decode_prompts, in_order, last_position
 from jaxalign.model.transformer import Decoder
 from tests.model.tiny_models import FAMILIES, VOCABULARY, WINDOW, TinyModel, slow_but, tiny_case, tiny_model
 from tests.training.tiny_runs import mesh_of
@@ -24,9 +25,11 @@ def make_generator(tiny: TinyModel, *sizes: int) -> Generator:
     return Generator(Decoder(tiny.config), {"params": tiny.params}, mesh_of(*sizes), batch_size=8)
 
 
-def choices(generator: Generator, prompts: Sequence[Sequence[int]], stops: Sequence[int], most: int = MOST) -> Chosen:
-    """What the generator's program returns for the prompts, margins included."""
-    return generator.runner(most)(generator.variables, prompts, np.array(stops, np.int32))
+def choices(
+    tiny: TinyModel, prompts: Sequence[Sequence[int]], stops: Sequence[int], most: int = MOST, sizes: Any = ()
+) -> Chosen:
+    """What is chosen after the prompts, margins included."""
+    return in_order(make_generator(tiny, *sizes).batches({"params": tiny.params}, prompts, stops, most))
 
 
 def without_cache(tiny: TinyModel, prompts: Sequence[Sequence[int]], max_tokens: int) -> np.ndarray:
@@ -68,8 +71,7 @@ def equal_until_a_near_tie(ours: Any, margins: Any, theirs: Any) -> int:
 @pytest.mark.parametrize("case", slow_but(FAMILIES, "gemma3_text"))
 def test_decoding_is_that_without_a_cache_and_that_of_transformers(case: str):
     tiny = tiny_case(case)
-    generator = make_generator(tiny)
-    free = choices(generator, PROMPTS, NO_STOPS)
+    free = choices(tiny, PROMPTS, NO_STOPS)
     assert free.counts.tolist() == [MOST] * len(PROMPTS) and not free.stopped.any()
     slow = without_cache(tiny, PROMPTS, MOST)
     compared = [equal_until_a_near_tie(*row) for row in zip(free.tokens, free.margins, slow, strict=True)]
@@ -78,8 +80,8 @@ def test_decoding_is_that_without_a_cache_and_that_of_transformers(case: str):
 
     # Ids that end some rows early, one at its first token; others reach the limit.
     stops = [int(free.tokens[0, 0]), int(free.tokens[1, 5])]
-    chosen = choices(generator, PROMPTS, stops)
-    answers = generator(generator.variables, PROMPTS, stops, MOST)
+    chosen = choices(tiny, PROMPTS, stops)
+    answers = make_generator(tiny)({"params": tiny.params}, PROMPTS, stops, MOST)
     for prompt, answer, tokens, margins, count in zip(
         PROMPTS, answers, chosen.tokens, chosen.margins, chosen.counts, strict=True
     ):
@@ -100,7 +102,7 @@ def test_a_batch_ends_with_its_last_row(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("jaxalign.evaluation.generate.best_token", counted)
     free = without_cache(tiny, PROMPTS[:3], 4)
     # Three rows of eight: the fillers would go on to the limit if they were not finished from the start.
-    chosen = choices(make_generator(tiny), PROMPTS[:3], stops=free[:, 3].tolist())
+    chosen = choices(tiny, PROMPTS[:3], stops=free[:, 3].tolist())
     jax.effects_barrier()
     assert chosen.stopped.all() and len(calls) == chosen.counts.max() <= 4
 
@@ -108,9 +110,9 @@ def test_a_batch_ends_with_its_last_row(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("sizes", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)])
 def test_answers_do_not_depend_on_mesh_company_or_order(sizes: tuple[int, int, int]):
     tiny = tiny_model("mistral", vocabulary=64)
-    one_way = choices(make_generator(tiny), PROMPTS, NO_STOPS, 8)
+    one_way = choices(tiny, PROMPTS, NO_STOPS, 8)
     order = np.random.default_rng(1).permutation(len(PROMPTS))
-    other = choices(make_generator(tiny, *sizes), [PROMPTS[i] for i in order], NO_STOPS, 8)
+    other = choices(tiny, [PROMPTS[i] for i in order], NO_STOPS, 8, sizes)
     for place, row in enumerate(order):
         equal_until_a_near_tie(one_way.tokens[row], one_way.margins[row], other.tokens[place])
     alike = (one_way.tokens[order] == other.tokens).all(-1)
@@ -120,22 +122,23 @@ def test_answers_do_not_depend_on_mesh_company_or_order(sizes: tuple[int, int, i
 
 
 def test_the_cache_lies_on_the_mesh_by_the_table():
-    tiny, mesh = tiny_model("qwen2", vocabulary=64), mesh_of(2, 2, 2)
-    variables = {"params": tiny.params}
-    function = make_generator(tiny, 2, 2, 2).runner(9).step
-    tokens, lengths = jnp.ones((8, 32), jnp.int32), jnp.full(8, 32)
-    with jax.set_mesh(mesh):
-        program = function.lower(variables, tokens, lengths, jnp.zeros(1, jnp.int32)).compile().as_text()
+    tiny = tiny_model("qwen2", vocabulary=64)
+    runner = make_generator(tiny, 2, 2, 2).runner
+    variables, arrays = runner.place({"params": tiny.params}), (np.ones((8, 32), np.int32), np.full(8, 32, np.int32))
+    rows, stops = [runner.put(array, runner.by_row) for array in arrays], runner.put(np.zeros(1, np.int32))
+    program = runner.lower(begin, variables, *rows, stops, max_tokens=9).compile().as_text()
     assert program is not None
     # [L,B,S,K,H] on one of eight devices: 8 rows over data and fsdp, 2 heads over tensor, 32 + 9 - 1 slots.
     assert "f32[3,2,40,1,8]" in program and "f32[3,8,40,2,8]" not in program
 
 
 def test_programs_are_counted_once_a_shape():
-    generator = make_generator(tiny_case("qwen2"))
+    tiny = tiny_case("qwen2")
+    generator = make_generator(tiny)
     for stops, most in (((3,), 4), ((5,), 4), ((5,), 6)):
-        generator(generator.variables, PROMPTS[:8], stops, most)
-    assert generator.counts.compilations == 2 and generator.counts.prompts == 24
+        generator({"params": tiny.params}, PROMPTS[:8], stops, most)
+    assert generator.runner.compilations == {"begin": 2, "advance": 2}
+    assert generator.runner.counts["compilations"] == 4 and generator.runner.counts["prompts"] == 24
 
 
 def test_equal_logits_take_the_lowest_id_and_margins_are_what_they_say():
@@ -167,3 +170,53 @@ def test_what_cannot_be_decoded_is_refused():
     broken = {"params": {**tiny.params, "norm": {"scale": np.full_like(tiny.params["norm"]["scale"], np.nan)}}}
     with pytest.raises(InputError, match=r"prompt 0: .* not finite"):
         generator(broken, PROMPTS[:2], NO_STOPS, 3)
+
+
+EIGHT = PROMPTS[2:]
+NO_STOP = (64,)
+A_FEW = WATCH + 3
+"""Not where the host looks."""
+
+
+@pytest.fixture(scope="module", params=[(1, 1, 1), pytest.param((2, 2, 2), marks=pytest.mark.slow)])
+def generate(request: pytest.FixtureRequest) -> Any:
+    """A generator, given its model's variables."""
+    tiny = tiny_model("mistral", vocabulary=64)
+    variables = {"params": tiny.params}
+    return partial(Generator(Decoder(tiny.config), variables, mesh_of(*request.param), batch_size=8), variables)
+
+
+def test_a_text_goes_on_until_the_host_ends_it(generate: Any):
+    """Eight prompts; each text is known from decoding without an end."""
+    whole = [answer.ids for answer in generate(EIGHT, NO_STOP, A_FEW)]
+    assert {len(ids) for ids in whole} == {A_FEW}
+
+    def third_is(*tokens: int):
+        return lambda ids: len(ids) > 2 and ids[2] in tokens
+
+    free = generate(EIGHT, NO_STOP, A_FEW, has_ended=lambda ids: False)
+    assert [answer.ids for answer in free] == whole
+
+    ended = generate(EIGHT, NO_STOP, A_FEW, has_ended=third_is(whole[0][2]))
+    for answer, ids in zip(ended, whole, strict=True):
+        # The host looks after the first token and then after every WATCH.
+        assert answer.ids == (ids[: 1 + WATCH] if ids[2] == whole[0][2] else ids) and not answer.stopped
+    chosen = generate.func.chosen_tokens
+    generate(EIGHT, NO_STOP, A_FEW, has_ended=lambda ids: True)
+    assert generate.func.chosen_tokens == chosen + len(EIGHT)
+
+    # A token ends a text as before, also among texts that the host ends.
+    stops = [whole[1][4]]
+    mixed = generate(EIGHT, stops, A_FEW, has_ended=third_is(whole[0][2]))
+    expected = generate(EIGHT, stops, A_FEW)
+    for answer, other, ids in zip(mixed, expected, whole, strict=True):
+        if ids[2] != whole[0][2]:
+            assert answer == other
+    assert mixed[1].stopped and mixed[1].ids == expected[1].ids
+
+
+def test_an_answer_of_one_token_and_one_without_room(generate: Any):
+    answers = generate(EIGHT, NO_STOP, 1, has_ended=lambda ids: False)
+    assert [len(answer.ids) for answer in answers] == [1] * len(EIGHT)
+    with pytest.raises(InputError, match="prompt 0 has 120 tokens"):
+        generate([[1] * 120], NO_STOP, 16, has_ended=lambda ids: False)

@@ -6,15 +6,18 @@ from typing import Any, get_args
 import jax
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jaxalign.data.prompts import PromptStyle, Variant
-from jaxalign.data.tasks import TASKS
+from jaxalign.data.tasks import TASKS, TaskData
 from jaxalign.errors import InputError
-from jaxalign.evaluation.cells import CellKey, GridData, cell_keys
-from jaxalign.evaluation.grid import evaluate_grid
-from jaxalign.evaluation.score_labels import LabelScores, Scorer
+from jaxalign.evaluation.cells import CellKey, GridData, cell_keys, label_cells
+from jaxalign.evaluation.grid import Grid, OtherOrigin, finished, run_grid, save_cell
+from jaxalign.evaluation.score import LabelScores, Scorer
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
+from tests.any_input import VALUES, quick, spoilt_bytes, spoilt_document, value_or_one_line, written
 
 SETTINGS = {"model": "tiny", "dtype": "float32"}
 DESCRIPTION = {"model": "tiny", "adapter": None, "tuned_on": [], "config": {}, "command": "c", "versions": {}}
@@ -29,11 +32,13 @@ def scorer() -> Scorer:
 @pytest.fixture
 def data(tmp_path: Path) -> GridData:
     exemplars = tiny_world.write_data(tmp_path / "data")
-    return GridData(tmp_path / "data", exemplars, tiny_world.byte_tokenizer(), slice(0, 5), "study", seed=0)
+    return GridData(TaskData(tmp_path / "data"), exemplars, tiny_world.byte_tokenizer(), slice(0, 5), "study", seed=0)
 
 
 def run(out: Path, scorer: Any, data: GridData, settings: dict[str, Any] = SETTINGS, keys: Any = KEYS) -> Any:
-    return evaluate_grid(out, scorer, tiny_world.variables(), data, keys, settings, DESCRIPTION)
+    """A command: it reads the files anew."""
+    data = replace(data, tasks=TaskData(data.tasks.folder))
+    return run_grid(Grid(out), label_cells(data, keys), scorer, tiny_world.variables(), settings, DESCRIPTION)
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -44,8 +49,8 @@ class StopsAfter:
     """A scorer that scores so many cells and then raises, as a run that is killed or runs out of memory."""
 
     def __init__(self, scorer: Scorer, cells: int, error: type[BaseException] = KeyboardInterrupt):
-        self.scorer, self.cells, self.error, self.place = scorer, cells, error, scorer.place
-        self.counts, self.compilations, self.compile_seconds = scorer.counts, {}, scorer.compile_seconds
+        self.scorer, self.cells, self.error = scorer, cells, error
+        self.runner, self.timing = scorer.runner, scorer.timing
 
     def score(self, *arguments: Any) -> LabelScores:
         if not self.cells:
@@ -107,7 +112,7 @@ def test_a_stopped_run_continues_and_ends_the_same(tmp_path: Path, scorer: Score
 @pytest.mark.parametrize("error", [InputError, jax.errors.JaxRuntimeError])
 def test_cells_that_fail_are_listed_and_the_others_scored(tmp_path, scorer, data, error):
     run(tmp_path / "whole", scorer, data)
-    (data.folder / "ap_emotion/emotion_de6_test.json").rename(tmp_path / "away.json")
+    (data.tasks.folder / "ap_emotion/emotion_de6_test.json").rename(tmp_path / "away.json")
     results = run(tmp_path / "out", StopsAfter(scorer, 2, error), data)
     assert [(cell["task"], cell["language"]) for cell in results["cells"]] == [("emotion", "en"), ("snli", "en")]
     missing, failed = results["failures"]
@@ -115,7 +120,7 @@ def test_cells_that_fail_are_listed_and_the_others_scored(tmp_path, scorer, data
     assert "emotion_de" in missing["error"]
     assert failed == {"task": "snli", "language": "de", "variant": "english", "error": "no memory left"}
     # The same command, once they can be scored, adds them.
-    (tmp_path / "away.json").rename(data.folder / "ap_emotion/emotion_de6_test.json")
+    (tmp_path / "away.json").rename(data.tasks.folder / "ap_emotion/emotion_de6_test.json")
     run(tmp_path / "out", StopsAfter(scorer, 2), data)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
@@ -130,8 +135,8 @@ def test_cells_made_with_other_settings_are_refused_by_name(tmp_path: Path, scor
         run(tmp_path, scorer, replace(data, style="mended"))
     moved = jax.tree.map(lambda x: x + np.float32(1e-3), tiny_world.variables())
     with pytest.raises(InputError, match="weights_sha256="):
-        evaluate_grid(tmp_path, scorer, moved, data, KEYS, SETTINGS, DESCRIPTION)
-    file = data.folder / "ap_emotion/emotion_en6_test.json"
+        run_grid(Grid(tmp_path), label_cells(data, KEYS), scorer, moved, SETTINGS, DESCRIPTION)
+    file = data.tasks.folder / "ap_emotion/emotion_en6_test.json"
     file.write_text(file.read_text().replace("en input 2", "another review"))
     with pytest.raises(InputError, match="inputs_sha256="):
         run(tmp_path, scorer, data)
@@ -141,3 +146,27 @@ def test_a_finished_cell_of_other_settings_is_refused_before_anything_is_scored(
     run(tmp_path, scorer, data, keys=KEYS[3:])
     with pytest.raises(InputError, match="seed="):
         run(tmp_path, StopsAfter(scorer, 0), replace(data, seed=1))
+
+
+MADE_FROM, RECORDS = {"model": "tiny", "rows": [0, 1]}, [{"row": 0}, {"row": 1}]
+CELL = {"made_from": MADE_FROM, "records": RECORDS}
+
+
+def test_a_cell_is_read_as_it_was_saved(tmp_path):
+    save_cell(tmp_path / "cell.json", MADE_FROM, RECORDS)
+    assert finished(tmp_path / "cell.json", MADE_FROM) == RECORDS
+    with pytest.raises(OtherOrigin, match='made with model="tiny", now "large"'):
+        finished(tmp_path / "cell.json", {**MADE_FROM, "model": "large"})
+
+
+@pytest.mark.parametrize("content", [[], {}, {"made_from": 3, "records": []}, {"made_from": {}, "records": 3}])
+def test_what_is_no_cell_is_refused(tmp_path, content):
+    with pytest.raises(InputError, match="not a finished cell as it was written"):
+        finished(written(tmp_path / "cell.json", json.dumps(content)), MADE_FROM)
+
+
+@quick
+@given((spoilt_document(CELL) | VALUES).map(json.dumps) | st.just(json.dumps(CELL).encode()).flatmap(spoilt_bytes))
+def test_cells_of_any_shape(tmp_path, content):
+    records = value_or_one_line(finished, written(tmp_path / "cell.json", content), MADE_FROM)
+    assert records is None or isinstance(records, list)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from jaxalign.data.label_queries import Continuation, LabelQuery
-from jaxalign.evaluation.packed_queries import (
+from jaxalign.data.prompts import Continuation, LabelQuery
+from jaxalign.evaluation.score import (
     Item,
     batch_sizes,
     fill,
@@ -105,8 +105,8 @@ def test_batches_hold_all_rows_in_few_sizes(unit: int):
 def test_filled_rows_tell_their_items_apart():
     one, two, three = items_of(3, 2, 4)
     reads = query_items(0, query(5, 6), 4)[0].reads
-    rows = fill([[one, two._replace(reads=reads)], [three]], count=3, length=6)
-    np.testing.assert_array_equal(rows.tokens, [[1, 1, 1, 2, 2, 0], [3, 3, 3, 3, 0, 0], [0] * 6])
-    np.testing.assert_array_equal(rows.segment_ids, [[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 0, 0], [0] * 6])
-    np.testing.assert_array_equal(rows.positions, [[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 0, 0], [0] * 6])
-    assert [read.slot for read in rows.reads] == [3 + 1]
+    (tokens, positions, segment_ids, _), found = fill([[one, two._replace(reads=reads)], [three]], count=3, length=6)
+    np.testing.assert_array_equal(tokens, [[1, 1, 1, 2, 2, 0], [3, 3, 3, 3, 0, 0], [0] * 6])
+    np.testing.assert_array_equal(segment_ids, [[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 0, 0], [0] * 6])
+    np.testing.assert_array_equal(positions, [[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 0, 0], [0] * 6])
+    assert [read.slot for read in found] == [3 + 1]

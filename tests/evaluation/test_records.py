@@ -1,25 +1,32 @@
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from jaxalign.data.label_queries import LabelQuery
-from jaxalign.data.prompts import read_exemplars
-from jaxalign.data.tasks import TASKS, TaskRow
+from jaxalign.data.prompts import LabelQuery, read_exemplars
+from jaxalign.data.tasks import TASKS, TaskData, TaskRow
 from jaxalign.errors import InputError
 from jaxalign.evaluation import cells
-from jaxalign.evaluation.cells import Cell, CellKey, GridData, render_cell
-from jaxalign.evaluation.records import best_class, records_of, summary
-from jaxalign.evaluation.score_labels import LabelScores
+from jaxalign.evaluation.cells import CellKey, GridData, LabelCell, best_class, label_cell
+from jaxalign.evaluation.score import LabelScores
 from tests import tiny_world
 
 
-def cell_of(task: str, language: str, answers: list[tuple[str, str]]) -> Cell:
+def cell_of(task: str, language: str, answers: list[tuple[str, str]]) -> LabelCell:
     rows = [TaskRow(task, language, i, (), answer, gold) for i, (answer, gold) in enumerate(answers)]
     candidates = {name: [index] for index, name in enumerate(TASKS[task].classes)}
-    return Cell(CellKey(task, language, "english"), "study", rows, [LabelQuery([1, 2], ())] * len(rows), candidates)
+    data: Any = SimpleNamespace(style="study", seed=0)
+    return LabelCell(CellKey(task, language, "english"), data, rows, candidates)
+
+
+def records_of(cell: LabelCell, masses: Any, words: Any) -> list[dict[str, Any]]:
+    scores = LabelScores(np.array(masses, np.float32), np.array(words))
+    return cell.records([LabelQuery([1, 2], ())] * len(cell), scores)
 
 
 NORWEGIAN = cell_of(
@@ -29,8 +36,7 @@ NORWEGIAN = cell_of(
 
 
 def test_a_record():
-    scores = LabelScores(np.array([[0.5, 0.25, 0.125]] * 3, np.float32), np.array([[-3.0, -1.0, -2.0]] * 3))
-    record = records_of(NORWEGIAN, scores, seed=0)[1]
+    record = records_of(NORWEGIAN, [[0.5, 0.25, 0.125]] * 3, [[-3.0, -1.0, -2.0]] * 3)[1]
     assert list(record.items()) == [
         ("task", "snli"),
         ("language", "no"),
@@ -48,11 +54,11 @@ def test_a_record():
 
 
 def test_reference_scoring_goes_through_the_scripts_words_and_corrected_through_english():
-    records = records_of(NORWEGIAN, LabelScores(np.eye(3, dtype=np.float32), -np.eye(3)), seed=0)
+    records = records_of(NORWEGIAN, np.eye(3), -np.eye(3))
     assert [record["prediction"] for record in records] == ["entailment", "neutral", "contradiction"]
     assert [record["correct_corrected"] for record in records] == [True, True, True]
     assert [record["correct_reference"] for record in records] == [True, False, False]
-    found = summary(NORWEGIAN, records, seed=0)
+    found = NORWEGIAN.summary(records)
     assert found["accuracy_corrected"] == 1 and found["accuracy_reference"] == pytest.approx(1 / 3)
     # By whole words the gold class is the least likely everywhere.
     assert found["accuracy_whole_word"] == 0
@@ -62,17 +68,15 @@ def test_reference_scoring_goes_through_the_scripts_words_and_corrected_through_
 
 def test_near_ties_are_counted():
     masses = [[0.3, 0.3, 0.1], [0.1, 0.30001, 0.3], [0.30003, 0.1, 0.3]]
-    records = records_of(NORWEGIAN, LabelScores(np.array(masses, np.float32), -np.eye(3)), seed=0)
-    assert summary(NORWEGIAN, records, seed=0)["near_ties"] == 2
+    records = records_of(NORWEGIAN, masses, -np.eye(3))
+    assert NORWEGIAN.summary(records)["near_ties"] == 2
 
 
 def test_shared_candidates_are_listed():
     cell = cell_of("emotion", "ja", [("ポジティブ", "positive")])
-    cell = Cell(cell.key, cell.style, cell.rows, cell.queries, {"positive": [3, 7], "negative": [5, 7]})
-    scores = LabelScores(np.array([[0.5, 0.25]], np.float32), np.array([[-1.0, -2.0]]))
-    assert summary(cell, records_of(cell, scores, 0), 0)["shared_candidates"] == [
-        {"classes": ["positive", "negative"], "ids": [7]}
-    ]
+    cell = replace(cell, candidates={"positive": [3, 7], "negative": [5, 7]})
+    found = cell.summary(records_of(cell, [[0.5, 0.25]], [[-1.0, -2.0]]))
+    assert found["shared_candidates"] == [{"classes": ["positive", "negative"], "ids": [7]}]
 
 
 def test_ties_fall_evenly_and_the_same_way_every_time():
@@ -91,7 +95,7 @@ def test_ties_fall_evenly_and_the_same_way_every_time():
 def test_a_label_word_without_tokens_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tiny_world.write_data(tmp_path)
     exemplars = read_exemplars(tmp_path / "exemplars.json")
-    data = GridData(tmp_path, exemplars, tiny_world.byte_tokenizer(), slice(0, 5), "study", seed=0)
+    data = GridData(TaskData(tmp_path), exemplars, tiny_world.byte_tokenizer(), slice(0, 5), "study", seed=0)
     monkeypatch.setattr(cells, "scored_candidates", lambda *arguments: {"positive": [], "negative": [1]})
     with pytest.raises(InputError, match=r"emotion, en: .*'positive'"):
-        render_cell(data, CellKey("emotion", "en", "english"), [])
+        label_cell(data, CellKey("emotion", "en", "english"))

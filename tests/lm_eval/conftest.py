@@ -8,7 +8,7 @@ import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from jaxalign.lm_eval.language_model import JaxalignLM
+from jaxalign.lm_eval import JaxalignLM
 from tests.data.tiny_tokenizers import byte_level, sentencepiece_style
 from tests.model.tiny_models import tiny_model
 from tests.training.tiny_runs import mesh_of

@@ -10,14 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxalign.cli.certificate import logits_of
-from jaxalign.cli.configuration import config_with
-from jaxalign.cli.loading import load_model, merged
-from jaxalign.errors import InputError
-from jaxalign.lm_eval import language_model
-from jaxalign.lm_eval.language_model import ARGUMENTS, JaxalignLM
+from jaxalign.cli.export import logits_of
+from jaxalign.cli.settings import load_model
+from jaxalign.configuration import config_with
+from jaxalign.lm_eval import ARGUMENTS, JaxalignLM
+from jaxalign.loading import merged
 from jaxalign.model.lora import LoraConfig, lora_shapes
-from jaxalign.model.peft_adapters import save_adapter
+from jaxalign.model.peft import save_adapter
 from tests.any_input import TEXTS, quick, value_or_one_line
 from tests.data.tiny_tokenizers import byte_level
 from tests.lm_eval.conftest import requests_of
@@ -87,40 +86,18 @@ def test_arguments_reach_the_model(places, monkeypatch, path, arguments, differs
 
 
 NAMES = st.sampled_from([*ARGUMENTS, "batch_size", "max_batch_size", "device", "pretrained", "self"]) | TEXTS
-GIVEN = TEXTS | st.sampled_from(
-    [
-        "None",
-        "true",
-        "False",
-        "0",
-        "-1",
-        "1.5",
-        "1e400",
-        "9" * 400,
-        "٣",
-        "bfloat16",
-        "nf4",
-        "nowhere",
-        "a=b",
-        "[1]",
-        "{}",
-    ]
-)
+WORDS = ["None", "true", "False", "0", "-1", "1.5", "1e400", "٣", "bfloat16", "nf4", "nowhere", "a=b", "[1]", "{}"]
+GIVEN = TEXTS | st.sampled_from([*WORDS, "9" * 400])
 
 
 @quick
 @given(st.lists(st.builds("{}={}".format, NAMES, GIVEN) | NAMES, max_size=5).map(",".join))
 def test_arguments_of_any_text(monkeypatch, arguments):
     """They are refused, or come as far as to a model, which is not there."""
-    monkeypatch.setattr(language_model, "load_model", lambda config: None)
-    monkeypatch.setattr(language_model, "merged", lambda model, param_dtype: stop())
+    monkeypatch.setattr("jaxalign.lm_eval.load_model", lambda config: None)
+    monkeypatch.setattr("jaxalign.lm_eval.merged", lambda model, param_dtype: stop())
     with suppress(Reached):
         assert value_or_one_line(JaxalignLM.create_from_arg_string, arguments) is None
-
-
-def test_self_is_no_argument():
-    with pytest.raises(InputError, match="self: no such argument"):
-        JaxalignLM.create_from_arg_string("path=nowhere,self=1")
 
 
 class Reached(Exception):

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import pytest
 from lm_eval.tasks import TaskManager
 from lm_eval_tasks import write_tasks
 
-from jaxalign.lm_eval.__main__ import main
+from jaxalign.lm_eval import main
 
 TASKS = "mini_emotion_de,mini_translation_de_en,mini_perplexity_en"
 Command = Callable[..., tuple[int, str, str]]
@@ -104,9 +105,11 @@ def test_what_the_system_refuses_is_one_line(command: Command, folders: dict[str
     assert code == 2 and "symbolic link" in err.splitlines()[-1] and "Traceback" not in err
 
 
-def test_without_the_extra_it_is_asked_for(command: Command, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("jaxalign.lm_eval.__main__.find_spec", lambda name: None)
-    assert command("ls", "models") == (2, "", "jaxalign: lm-eval is not installed: pip install 'jaxalign[lm-eval]'\n")
+def test_without_the_extra_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    monkeypatch.setitem(sys.modules, "lm_eval.__main__", None)
+    with pytest.raises(SystemExit, match="2"):
+        run_path("jaxalign/lm_eval.py", run_name="__main__")
+    assert capsys.readouterr().err == "jaxalign: lm-eval is not installed: pip install 'jaxalign[lm-eval]'\n"
 
 
 PROCESS = """
@@ -123,7 +126,7 @@ class Without:  # None in sys.modules would be a torch that is there, to dataset
         return None if name.partition(".")[0] in ("torch", "peft") else self.finder.find_spec(name, *where)
 
 sys.meta_path[:] = map(Without, sys.meta_path)
-from jaxalign.lm_eval.__main__ import main
+from jaxalign.lm_eval import main
 
 sys.exit(main())
 """

@@ -13,7 +13,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval_tasks import tasks, write_tasks
 
-from jaxalign.lm_eval.language_model import JaxalignLM
+from jaxalign.lm_eval import JaxalignLM
 from tests.training.tiny_runs import mesh_of
 
 pytestmark = pytest.mark.real_weights

@@ -14,11 +14,12 @@ from jaxalign.model import architectures
 from jaxalign.model.attention import init_cache
 from jaxalign.model.lora import LoraConfig, lora_shapes, projection_sizes
 from jaxalign.model.quantised import quantise_params
-from jaxalign.model.sharding import cache_shardings, param_specs, ways
+from jaxalign.model.sharding import axis_size, cache_shardings, param_specs
 from jaxalign.model.transformer import Decoder
 from jaxalign.runtime import MESH_AXES
-from jaxalign.training.optimizer import OptimizerConfig, cosine_schedule, make_optimizer
+from jaxalign.training.optimizer import cosine_schedule, make_optimizer
 from jaxalign.training.step import new_state
+from tests.defaults import base_optimizer
 from tests.model.test_hf_config import EXPECTED, NAMES
 from tests.training.tiny_runs import mesh_of
 
@@ -55,7 +56,7 @@ def base_shapes(name: str) -> Any:
 
 def state_shapes(trainable: Any) -> Any:
     """The train state around a collection."""
-    settings = OptimizerConfig()
+    settings = base_optimizer()
     optimizer = make_optimizer(settings, cosine_schedule(settings, 100))
     return jax.eval_shape(partial(new_state, optimizer=optimizer), trainable)
 
@@ -101,7 +102,7 @@ def test_every_leaf_has_its_place_on_every_mesh(name):
         mesh = mesh_without_devices(*sizes)
         specs = param_specs(trees, mesh)
         held = sum(
-            leaf.size / math.prod(ways(axes, mesh) for axes in spec)
+            leaf.size / math.prod(axis_size(axes, mesh) for axes in spec)
             for leaf, spec in zip(jax.tree.leaves(trees["base"]), jax.tree.leaves(specs["base"]), strict=True)
         )
         # Norms and biases are whole on every device: with 256 devices they are 4 % of Gemma 3 1B's share.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from jaxalign.model.attention import attention
+from jaxalign.model.attention import attend, grouped_attention, plain_attention
 
 B, T, K, G, H = 2, 13, 2, 3, 8
 SEGMENTS = np.array([[1] * 5 + [2] * 6 + [0] * 2, [1] * 13])
@@ -37,7 +37,7 @@ def test_value_and_gradient_are_those_of_torch(dtype: jnp.dtype, tolerance: floa
     expected.backward(torch.from_numpy(back.transpose(0, 2, 1, 3).copy()))
 
     ours = [jnp.asarray(x, dtype) for x in (q, k, v)]
-    value, pull = jax.vjp(lambda q, k, v: attention(q, k, v, jnp.asarray(seen()), SCALE), *ours)
+    value, pull = jax.vjp(lambda q, k, v: attend(q, k, v, jnp.asarray(seen()), SCALE), *ours)
     assert value.dtype == dtype
     real = SEGMENTS != 0
     pairs = [(np.asarray(value, np.float32)[real], expected.detach().numpy().transpose(0, 2, 1, 3)[real])]
@@ -48,8 +48,21 @@ def test_value_and_gradient_are_those_of_torch(dtype: jnp.dtype, tolerance: floa
         np.testing.assert_allclose(ours_, theirs, atol=tolerance * np.abs(theirs).max())
 
 
+def test_the_gradient_is_that_of_autodiff():
+    q, k, v, back = (jnp.asarray(x) for x in inputs())
+    back = back.reshape(B, T, K, G, H).transpose(2, 0, 3, 1, 4)
+    grouped = (q.reshape(B, T, K, G, H).transpose(2, 0, 3, 1, 4), k, v)
+    ours, theirs = (
+        jax.vjp(lambda *arrays, function=function: function(*arrays, jnp.asarray(seen()), SCALE), *grouped)
+        for function in (grouped_attention, plain_attention)
+    )
+    np.testing.assert_array_equal(ours[0], theirs[0])
+    for gradient, expected in zip(ours[1](back), theirs[1](back), strict=True):
+        np.testing.assert_allclose(gradient, expected, atol=1e-5 * np.abs(expected).max())
+
+
 def test_nothing_of_queries_times_keys_is_kept_for_the_gradient():
     q, k, v, _ = inputs()
-    _, pull = jax.vjp(lambda q, k, v: attention(q, k, v, jnp.asarray(seen()), SCALE), q, k, v)
+    _, pull = jax.vjp(lambda q, k, v: attend(q, k, v, jnp.asarray(seen()), SCALE), q, k, v)
     kept = [leaf for leaf in jax.tree.leaves(pull) if leaf.dtype != bool]
     assert kept and all(leaf.shape[-2:] != (T, T) for leaf in kept)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from jaxalign.model.attention import Sight, layer_kinds, rotary_frequencies, rotate, sights
-from jaxalign.model.block import Attention, Block, rms_norm
+from jaxalign.model.attention import MaskAndRope, layer_kinds, masks_and_ropes, rotary_frequencies, rotate
+from jaxalign.model.transformer import Attention, Block, rms_norm
 from tests.model.tiny_inputs import LENGTH, ROUNDING, plain, relative, some_tokens
 from tests.model.tiny_models import FAMILIES, TinyModel, numpy_of, tiny_case
 
@@ -23,10 +23,10 @@ def layer_params(model: TinyModel, layer: int) -> Any:
     return jax.tree.map(lambda stacked: stacked[layer], model.params["layers"])
 
 
-def sight_of(model: TinyModel, layer: int) -> Sight:
+def sight_of(model: TinyModel, layer: int) -> MaskAndRope:
     _, positions, segment_ids = plain(some_tokens())
     where = (jnp.asarray(positions), jnp.asarray(segment_ids))
-    every = sights(model.config, *where, *where, jnp.float32)
+    every = masks_and_ropes(model.config, *where, *where, jnp.float32)
     return jax.tree.map(lambda kinds: kinds[layer_kinds(model.config)[1][layer]], every)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxalign.model.fingerprint import weights_sha256
+from jaxalign.model.weights import weights_sha256
 from jaxalign.runtime import make_mesh
 
 TREE = {"a": np.arange(64, dtype=np.float32).reshape(8, 8), "b": {"c": np.ones(3, np.float16)}}

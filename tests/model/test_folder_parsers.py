@@ -11,12 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from jaxalign.model.config import ModelConfig
-from jaxalign.model.hf_config import read_config, read_end_ids
-from jaxalign.model.hf_weights import load_params
+from jaxalign.model.config import ModelConfig, read_config, read_end_ids
 from jaxalign.model.lora import LoraConfig, lora_shapes
-from jaxalign.model.peft_adapters import load_adapter, save_adapter
-from jaxalign.model.weights import weight_table
+from jaxalign.model.peft import load_adapter, save_adapter
+from jaxalign.model.weights import load_params, weight_table
 from tests.any_input import TEXTS, VALUES, quick, spoilt_bytes, spoilt_document, thorough, value_or_one_line, written
 from tests.model.test_hf_config import EXPECTED
 

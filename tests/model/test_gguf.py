@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax.traverse_util import flatten_dict
 from gguf.quants import quantize
 from transformers import AutoModelForCausalLM
 
@@ -18,6 +17,7 @@ from jaxalign.errors import InputError
 from jaxalign.model.config import RopeScaling
 from jaxalign.model.gguf import gguf_types, load_gguf_params, read_gguf_config
 from jaxalign.model.weights import place_whole
+from tests.model.tiny_inputs import arrays
 from tests.model.tiny_models import TinyModel, numpy_of, params_of, tiny_model
 
 ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "gemma3_text": "gemma3"}
@@ -114,10 +114,6 @@ def write_gguf(path, model, kind=F32, tensors=None, split=0, **metadata):
     writer.write_tensors_to_file()
     writer.close()
     return path
-
-
-def arrays(tree) -> dict[str, np.ndarray]:
-    return {path: np.asarray(leaf) for path, leaf in flatten_dict(tree, sep="/").items()}
 
 
 def same_config(got, expected):

@@ -12,7 +12,7 @@ from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKEN
 
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
-from jaxalign.model.gguf_tokenizer import read_gguf_tokenizer
+from jaxalign.model.gguf import read_gguf_tokenizer
 from jaxalign.sentence_piece import empty_model
 from tests.data.tiny_sentence_piece import USER_DEFINED, sentence_piece_model
 
@@ -239,7 +239,12 @@ def test_turn_markers_are_control_tokens_whatever_their_type(tmp_path):
     for token in [*markers, *SPECIAL[:2]]:
         assert backend(f"a{token}", add_special_tokens=False)["input_ids"][-1] == vocabulary[token]
         assert tokenizer.control_ids.isdisjoint(tokenizer.ids(f"a{token}"))
-    assert tokenizer.ids_between("<|im_start|>user\n", "a<|im_end|>", "<|im_end|>").count(vocabulary["<|im_end|>"]) == 1
+    assert (
+        tokenizer.batch_ids_between("<|im_start|>user\n", ["a<|im_end|>"], "<|im_end|>")[0].count(
+            vocabulary["<|im_end|>"]
+        )
+        == 1
+    )
 
 
 def test_prompts_do_not_end_as_the_file_asks(tmp_path):

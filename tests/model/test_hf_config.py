@@ -12,8 +12,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from jaxalign.errors import InputError
 from jaxalign.model.attention import rotary_frequencies
-from jaxalign.model.config import ModelConfig, RopeScaling
-from jaxalign.model.hf_config import config_from_hf, read_config, read_end_ids
+from jaxalign.model.config import ModelConfig, RopeScaling, config_from_hf, read_config, read_end_ids
 
 MISTRAL_7B_V01 = """{
   "architectures": ["MistralForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",

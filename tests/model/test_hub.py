@@ -80,19 +80,9 @@ def refusal(text: str) -> str:
         ("org/model@v1.0", HubId("org/model", "v1.0")),
         ("org/model@refs/pr/3", HubId("org/model", "refs/pr/3")),
         ("Qwen/Qwen2.5-7B", HubId("Qwen/Qwen2.5-7B", None)),
-        ("nowhere", None),
-        ("/org/model", None),
-        ("./org/model", None),
-        ("../org/model", None),
-        ("~/model", None),
-        ("org/model.gguf", None),
-        ("org/model.GGUF", None),
-        ("a/b/c", None),
-        ("org/model@", None),
-        ("org/model@../../main", None),
-        ("org/model@main\n", None),
-        ("gs://org/model", None),
-        ("", None),
+        *((text, None) for text in ("nowhere", "/org/model", "./org/model", "../org/model", "~/model", "", "a/b/c")),
+        *((text, None) for text in ("org/model.gguf", "org/model.GGUF", "org/model@", "org/model@../../main")),
+        *((text, None) for text in ("org/model@main\n", "gs://org/model")),
     ],
 )
 def test_what_is_taken_for_an_id(text, found):
@@ -100,24 +90,7 @@ def test_what_is_taken_for_an_id(text, found):
 
 
 PARTS = st.sampled_from(
-    [
-        "org",
-        "model",
-        "a--b",
-        "a..b",
-        "-",
-        "_",
-        ".",
-        "x." * 60,
-        "v.git",
-        "é",
-        "\0",
-        "\n",
-        "..",
-        "v1.0",
-        "refs/pr/3",
-        "%2e%2e",
-    ]
+    ["org", "model", "a--b", "a..b", "-", "_", ".", "x." * 60, "v.git", "é", "\0", "\n", "..", "v1.0", "%2e%2e"]
 )
 
 
@@ -178,48 +151,20 @@ def test_a_download_that_failed_goes_on_with_what_is_missing(hub):
     assert SHARDS[0] not in hub.gets() and hub.gets()[SHARDS[1]] > 0
 
 
-@pytest.fixture(params=["links", "files"])
-def cache_of(request, monkeypatch):
-    """A cache of links to contents, or one of files, as on Windows."""
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", request.param == "files")
-    return request.param
-
-
-@pytest.mark.parametrize("name", [SHARDS[0], "tokenizer.json"])
-def test_a_file_that_is_not_what_the_hub_says_is_refused_and_fetched_again(hub, cache_of, name):
-    """Of the right size: that is what huggingface_hub compares."""
-    hub.spoilt.add(name)
-    message = refusal("org/model")
-    assert name in message and "hash" in message
-    hub.spoilt.clear()
-    assert files_in(local_model("org/model")) == MODEL
-
-
-def test_a_file_spoilt_in_the_cache_after_it_was_checked_is_read_again(hub, cache_of):
-    file = local_model("org/model") / SHARDS[0]
-    assert file.is_symlink() is (cache_of == "links")
-    blob = file.resolve()
-    blob.write_bytes(bytes(len(MODEL[SHARDS[0]])))
-    later = blob.stat().st_mtime + 10
-    os.utime(blob, (later, later))
-    assert "hash" in refusal("org/model")
-    assert files_in(local_model("org/model")) == MODEL
-
-
 def test_what_the_hub_has_not(hub):
-    assert "no such model" in refusal("org/absent") and "log in" in refusal("org/absent")
-    assert "no revision v9" in refusal("org/model@v9")
-    assert "no name that a model on the hub can have (Cannot have -- or .." in refusal("org/a--b")
+    """Its library's own words, and what to do."""
+    assert "Repository Not Found" in refusal("org/absent") and "log in" in refusal("org/absent")
+    assert "Revision Not Found" in refusal("org/model@v9")
+    assert "Cannot have -- or .." in refusal("org/a--b")
     hub.listed_only.add(SHARDS[0])
-    message = refusal("org/model")
-    assert SHARDS[0] in message and "has it not" in message
+    assert f"Entry Not Found for url: {hub.url}/org/model/resolve/{COMMIT}/{SHARDS[0]}" in refusal("org/model")
 
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_gated_model_needs_a_token(hub, status, monkeypatch):
     hub.gated, hub.gated_status = "org/model", status
     message = refusal("org/model")
-    assert "gated" in message and f"{hub.url}/org/model" in message and "HF_TOKEN" in message
+    assert "gated" in message and f"{hub.url}/api/models/org/model" in message and "HF_TOKEN" in message
     monkeypatch.setenv("HF_TOKEN", "secret")
     assert files_in(local_model("org/model")) == MODEL
 
@@ -233,7 +178,7 @@ def test_pickled_weights_are_refused_and_not_fetched(hub):
     hub.models["org/gguf"] = {"config.json": b"{}", "model-q4.gguf": b"GGUF"}
     assert "model-q4.gguf" in refusal("org/gguf") and "model-q4.gguf" not in hub.gets()
     hub.models["org/empty"] = {"config.json": b"{}"}
-    assert "no model.safetensors" in refusal("org/empty")
+    assert "no model*.safetensors in it" in refusal("org/empty")
 
 
 def test_no_network(hub, endpoint):
@@ -241,14 +186,13 @@ def test_no_network(hub, endpoint):
         gone = other.url
     local_model("org/model", CONFIG_FILES)
     endpoint(gone)
-    message = refusal("org/model")
-    assert "not whole" in message and "cannot be reached" in message
+    assert "Connection refused" in refusal("org/model")
     endpoint(hub.url)
     folder = local_model("org/model")
     endpoint(gone)
     assert local_model("org/model") == folder
     message = refusal("org/other")
-    assert "cannot be reached" in message and constants.HF_HUB_CACHE in message and "name a folder" in message
+    assert "Connection refused" in message and constants.HF_HUB_CACHE in message and "no such folder here" in message
 
 
 # The same in processes of their own, which read the environment.

@@ -14,37 +14,22 @@ import torch
 from jaxalign.errors import InputError
 from jaxalign.model.lora import LoraConfig, init_lora, lora_shapes, merge_lora, projection_sizes, updated_norms
 from jaxalign.model.transformer import Decoder
-from tests.model.tiny_models import VOCABULARY, TinyModel, numpy_of, put, tiny_case
+from tests.model.tiny_inputs import ROUNDING, logits_of, plain, relative, some_tokens
+from tests.model.tiny_models import TinyModel, numpy_of, put, tiny_case
 
 EVERYWHERE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, (2, 9), dtype=np.int32)
-INPUTS = (TOKENS, np.broadcast_to(np.arange(9, dtype=np.int32), TOKENS.shape), np.ones_like(TOKENS))
-
+INPUTS = plain(some_tokens(length=9))
+TOKENS = INPUTS[0]
 LABELS = np.roll(TOKENS, -1, axis=1)
 
-# Float32 rounding through a few layers, summed in another order: 2e-6 is seen.
-ROUNDING = 1e-5
 
-
-def logits_of(model: TinyModel, lora: LoraConfig | None, variables: dict[str, Any]) -> np.ndarray:
-    decoder = Decoder(model.config, lora)
-
-    @jax.jit
-    def run(variables):
-        hidden = decoder.apply(variables, *INPUTS).hidden
-        return decoder.apply(variables, hidden, method="logits")
-
-    return np.asarray(run(variables))
+def model_logits(model: TinyModel, lora: LoraConfig | None, variables: dict[str, Any]) -> np.ndarray:
+    return np.asarray(logits_of(Decoder(model.config, lora), variables, *INPUTS))
 
 
 def kind(lora: LoraConfig) -> str:
     """rsLoRA, DoRA, both or neither, for the name of a test."""
     return ("-rslora" if lora.rslora else "") + ("-dora" if lora.dora else "")
-
-
-def relative(ours: Any, reference: Any) -> float:
-    reference = np.asarray(reference)
-    return float(np.abs(np.asarray(ours) - reference).max() / np.abs(reference).max())
 
 
 def random_lora(model: TinyModel, lora: LoraConfig) -> Any:
@@ -118,7 +103,7 @@ class PeftTwin:
 )
 def test_logits_and_gradients_are_those_of_peft(name: str, lora: LoraConfig):
     model = tiny_case(name)
-    unadapted = logits_of(model, None, {"params": model.params})
+    unadapted = model_logits(model, None, {"params": model.params})
     twin = PeftTwin(model, lora)
     logits = twin.model(torch.tensor(TOKENS)).logits
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(LABELS, dtype=torch.long).flatten()).backward()
@@ -142,10 +127,10 @@ def test_a_fresh_adapter_changes_nothing(targets: tuple[str, ...], dora: bool):
     model = tiny_case("llama_mha")
     lora = LoraConfig(rank=4, alpha=8.0, targets=targets, dora=dora)
     tree = init_lora(jax.random.key(0), model.config, lora, model.params)
-    adapted = logits_of(model, lora, {"params": model.params, "lora": tree})
+    adapted = model_logits(model, lora, {"params": model.params, "lora": tree})
     # Adding exact zeros, or dividing norms by themselves (a rounding for each product, so one target at a time); the
     # two programs may be fused differently.
-    assert relative(adapted, logits_of(model, None, {"params": model.params})) < 1e-6
+    assert relative(adapted, model_logits(model, None, {"params": model.params})) < 1e-6
 
 
 def test_a_fresh_adapter_is_drawn_as_peft_draws_it():
@@ -169,8 +154,8 @@ def test_merged_equals_unmerged(name: str, dora: bool):
     lora = LoraConfig(rank=4, alpha=10.0, targets=EVERYWHERE, dora=dora)
     tree = random_lora(model, lora)
     merged = merge_lora(model.params, tree, lora)
-    unmerged_logits = logits_of(model, lora, {"params": model.params, "lora": tree})
-    assert relative(logits_of(model, None, {"params": merged}), unmerged_logits) < ROUNDING
+    unmerged_logits = model_logits(model, lora, {"params": model.params, "lora": tree})
+    assert relative(model_logits(model, None, {"params": merged}), unmerged_logits) < ROUNDING
     assert merged["layers"]["mlp"] is not model.params["layers"]["mlp"]
     assert merged["embed_tokens"] is model.params["embed_tokens"]
 
@@ -214,4 +199,4 @@ def test_targets_that_match_nothing_are_refused(targets: tuple[str, ...]):
 def test_forgotten_adapters_are_an_error():
     model = tiny_case("llama_mha")
     with pytest.raises(flax.errors.FlaxError):
-        logits_of(model, LoraConfig(4, 8.0), {"params": model.params})
+        model_logits(model, LoraConfig(4, 8.0), {"params": model.params})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from jaxalign.model.losses import next_token_loss
+from jaxalign.model.losses import next_token_loss, plain_nats, summed_nats
 from tests.model.tiny_models import numpy_of
 
 B, T, D, V = 3, 11, 8, 23
@@ -116,6 +116,16 @@ def test_a_head_tuned_in_bfloat16(tuned_in: Any):
         np.testing.assert_allclose(
             gradient.astype(jnp.float32), reference, rtol=2**-7, atol=1e-3 * np.abs(reference).max()
         )
+
+
+def test_the_gradient_is_that_of_autodiff():
+    chunks = tuple(jnp.asarray(array)[None] for array in (HIDDEN, TARGETS, MASK))
+
+    def loss(hidden: jax.Array, kernel: jax.Array, sums: Any) -> jax.Array:
+        return sums(lambda states, weight: head(weight)(states), (hidden[None], *chunks[1:]), (kernel,))
+
+    ours, theirs = (jax.value_and_grad(loss, argnums=(0, 1))(HIDDEN, HEAD, sums) for sums in (summed_nats, plain_nats))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=ROUNDING, rtol=ROUNDING), ours, theirs)
 
 
 def test_every_logit_is_computed_once():

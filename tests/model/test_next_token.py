@@ -3,7 +3,7 @@ import numpy as np
 import scipy.special
 import scipy.stats
 
-from jaxalign.model.next_token import entropy_bits, label_masses, pad_label_sets
+from jaxalign.model.readout import entropy_bits, label_masses, pad_label_sets
 
 LOGITS = np.random.default_rng(0).normal(0, 3, (2, 5, 40)).astype(np.float32)
 

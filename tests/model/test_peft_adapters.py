@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import warnings
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +13,18 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from jaxalign.errors import InputError
-from jaxalign.model.hf_config import decoder_name, read_config
-from jaxalign.model.hf_weights import load_params
+from jaxalign.model.config import decoder_name, read_config
 from jaxalign.model.lora import LoraConfig, lora_shapes, projection_sizes
-from jaxalign.model.peft_adapters import load_adapter, save_adapter
+from jaxalign.model.peft import load_adapter, save_adapter
 from jaxalign.model.transformer import Decoder
-from tests.model.tiny_models import FAMILIES, VOCABULARY, tiny_case
+from jaxalign.model.weights import load_params
+from tests.model.tiny_inputs import logits_of, plain
+from tests.model.tiny_models import FAMILIES, tiny_case
 from tests.model.vision import in_transformers, save_vision_model
 
 QWEN = tiny_case("qwen2").config
 EVERYWHERE = LoraConfig(3, 12.0, tuple(projection_sizes(QWEN)))
-TOKENS = np.arange(2, 2 + 2 * 9).reshape(2, 9) % VOCABULARY
+TOKENS = np.arange(2, 2 + 2 * 9, dtype=np.int32).reshape(2, 9)
 
 
 def random_adapter(config, lora):
@@ -40,19 +40,13 @@ def random_adapter(config, lora):
     return tree
 
 
-@partial(jax.jit, static_argnums=(0, 1))
 def our_logits(config, lora, params, tree):
-    decoder = Decoder(config, lora=lora)
-    variables = {"params": params, "lora": tree}
-    tokens = jnp.asarray(TOKENS, jnp.int32)
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    output = decoder.apply(variables, tokens, positions, jnp.ones_like(tokens))
-    return decoder.apply(variables, output.hidden, method="logits")
+    return logits_of(Decoder(config, lora=lora), {"params": params, "lora": tree}, *plain(TOKENS))
 
 
 def torch_logits(model):
     with torch.no_grad():
-        return model(torch.from_numpy(TOKENS)).logits.numpy()
+        return model(torch.tensor(TOKENS)).logits.numpy()
 
 
 @pytest.mark.parametrize(
@@ -204,7 +198,7 @@ def add_tensors(folder, **tensors):
         ({"lm_head.weight": (61, 32)}, "embedding or head were tuned"),
         ({"model.embed_tokens.lora_embedding_A": (2, 61)}, "embedding or head were tuned"),
         ({"model.embed_tokens.token_adapter.trainable_tokens_delta": (3, 32)}, "embedding or head were tuned"),
-        ({"model.layers.0.self_attn.q_proj.bias": (32,)}, r"unexpected: .*q_proj\.bias"),
+        ({"model.layers.0.self_attn.q_proj.bias": (32,)}, r"unexpected tensors: .*q_proj\.bias"),
     ],
 )
 def test_more_than_factors_is_refused_by_what_it_is(tensors, said, tmp_path):
@@ -292,7 +286,7 @@ def test_an_adapter_of_another_model_is_refused_with_names(tmp_path):
         load_adapter(tmp_path, dataclasses.replace(config, layers=4))
     with pytest.raises(InputError, match=r"unexpected.*layers\.2\."):
         load_adapter(tmp_path, dataclasses.replace(config, layers=2))
-    with pytest.raises(InputError, match=r"wrong shapes"):
+    with pytest.raises(InputError, match=r"wrong tensors.*lora_A\.weight is \[2, 32\], not \[3, 32\]"):
         load_adapter(tmp_path, saved(tmp_path, r=3))
     with pytest.raises(InputError, match=r"missing.*k_proj"):
         load_adapter(tmp_path, saved(tmp_path, target_modules=["q_proj", "k_proj"]))

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.model import block
+from jaxalign.model import transformer
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.lora import LoraConfig, lora_shapes, projection_sizes
-from jaxalign.model.product import kernel_of, product
-from jaxalign.model.quantised import SCHEMES, quantise_params
+from jaxalign.model.quantised import SCHEMES, kernel_of, product, quantise_params
+from jaxalign.model.quantised import plain_product as plain
 from jaxalign.model.transformer import Decoder
 from jaxalign.runtime import make_mesh
 
@@ -21,11 +21,6 @@ RANDOM = np.random.default_rng(0)
 X, KERNEL, WEIGHTS = (RANDOM.normal(size=shape).astype(np.float32) for shape in ((2, 7, 128), (128, 24), (2, 7, 24)))
 TOLERANCE = {F32: 1e-6, BF16: 2**-8}
 """Of the largest: sums in another order; or one rounding of the result to bfloat16."""
-
-
-def plain(x: Any, stored: Any, dtype: Any, path: str = "") -> jax.Array:
-    """`product` as autodiff would have it."""
-    return x @ kernel_of(stored).astype(dtype)
 
 
 def gradients(multiply: Any, x: Any, stored: Any, dtype: Any) -> Any:
@@ -75,7 +70,10 @@ def test_a_float32_kernel_has_a_gradient_that_was_never_bfloat16():
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_quantised_weights_pass_the_gradient_on(scheme: str, dtype: Any):
     stored = SCHEMES[scheme].quantise(jnp.asarray(KERNEL))
-    ours, theirs = gradients(product, X, stored, dtype), gradients(plain, X, {"kernel": kernel_of(stored)}, dtype)
+    ours, theirs = (
+        gradients(product, X, stored, dtype),
+        gradients(plain, X, {"kernel": kernel_of(stored)}, dtype),
+    )
     assert ours[0] == theirs[0]
     assert far(ours[1][0], theirs[1][0]) < TOLERANCE[dtype]
 
@@ -139,5 +137,5 @@ def test_the_backward_pass_keeps_no_converted_copy_of_all_layers(stored_as: str,
 
 
 def test_autodiff_would_keep_one(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(block, "product", plain)
+    monkeypatch.setattr(transformer, "product", plain)
     assert backward_memory("int8", LORA, "none") > 1

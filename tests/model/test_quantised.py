@@ -10,13 +10,12 @@ import torch
 
 from jaxalign.errors import InputError
 from jaxalign.model.lora import LoraConfig, init_lora, projection_sizes
-from jaxalign.model.product import kernel_of
-from jaxalign.model.quantised import quantise_params
+from jaxalign.model.quantised import kernel_of, quantise_params
 from jaxalign.model.sharding import param_shardings
 from jaxalign.model.transformer import Decoder
 from jaxalign.runtime import make_mesh
-from jaxalign.training.optimizer import OptimizerConfig
-from tests.model.test_nf4 import by_bitsandbytes
+from tests.defaults import base_optimizer
+from tests.model.test_schemes import by_bitsandbytes
 from tests.model.tiny_models import TinyModel, slow_but, tiny_model
 from tests.training.tiny_runs import LORA, TinyRun, mesh_of, random_adapter, tiny_plan
 
@@ -159,7 +158,7 @@ def test_a_mesh_changes_nothing(scheme: str):
 
 def test_inputs_that_are_no_whole_blocks_are_refused():
     model = tiny_model("llama")
-    with pytest.raises(InputError, match=r"layers/self_attn/[qkvo]_proj: nf4 .* 32 is no multiple"):
+    with pytest.raises(InputError, match=r"layers/(self_attn|mlp)/\w+_proj: nf4 .* (32|48) is no multiple"):
         quantised(model, "nf4")
     quantised(model, "int8")
 
@@ -174,7 +173,7 @@ def test_training_state_is_float32_and_the_base_stays(stored_as: str):
     before = jax.tree.map(np.array, params)
     decoder = Decoder(model.config, LORA, dtype=jnp.bfloat16)
     trainable = {"lora": random_adapter(model.config)}
-    run = TinyRun(decoder, {"params": params}, trainable, tiny_plan(8), OptimizerConfig(learning_rate=1e-2))
+    run = TinyRun(decoder, {"params": params}, trainable, tiny_plan(8), base_optimizer(learning_rate=1e-2))
     course = run.go()
     types = {leaf.dtype for leaf in jax.tree.leaves((run.state.trainable, run.state.opt_state)) if leaf.ndim}
     assert types == {jnp.dtype("float32")}

@@ -1,6 +1,5 @@
 """The decoder against transformers (torch, float32, eager attention) on tiny random models."""
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,18 +10,12 @@ import torch
 
 from jaxalign.model.attention import init_cache
 from jaxalign.model.transformer import Decoder
-from tests.model.tiny_inputs import LENGTH, ROUNDING, plain, relative, some_tokens
+from tests.model.tiny_inputs import LENGTH, ROUNDING, logits_of, plain, relative, some_tokens
 from tests.model.tiny_models import CASES, FAMILIES, VOCABULARY, WIDTH, WINDOW, TinyModel, numpy_of, tiny_case
 
 
-@partial(jax.jit, static_argnums=0)
-def run(decoder: Decoder, params: Any, *inputs: np.ndarray, neuron_mask: jax.Array | None = None) -> jax.Array:
-    hidden = decoder.apply({"params": params}, *inputs, neuron_mask=neuron_mask).hidden
-    return decoder.apply({"params": params}, hidden, method="logits")
-
-
-def logits_of(model: TinyModel, *inputs: np.ndarray, **options: Any) -> np.ndarray:
-    return np.asarray(run(Decoder(model.config), model.params, *inputs, **options))
+def model_logits(model: TinyModel, *inputs: np.ndarray, **options: Any) -> np.ndarray:
+    return np.asarray(logits_of(Decoder(model.config), {"params": model.params}, *inputs, **options))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -31,7 +24,7 @@ def test_logits(name: str):
     tokens = some_tokens()
     with torch.no_grad():
         theirs = model.torch_model(torch.tensor(tokens)).logits
-    ours = logits_of(model, *plain(tokens))
+    ours = model_logits(model, *plain(tokens))
     assert ours.dtype == np.float32
     assert relative(ours, theirs) < ROUNDING
 
@@ -51,7 +44,7 @@ def test_packed_segments_do_not_see_each_other(name: str):
     cut = 7
     slots = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), tokens.shape)
     first = slots < cut
-    packed = logits_of(model, tokens, np.where(first, slots, slots - cut), np.where(first, 1, 2).astype(np.int32))
+    packed = model_logits(model, tokens, np.where(first, slots, slots - cut), np.where(first, 1, 2).astype(np.int32))
     with torch.no_grad():
         apart = [model.torch_model(torch.tensor(part)).logits for part in (tokens[:, :cut], tokens[:, cut:])]
     assert relative(packed, np.concatenate(apart, axis=1)) < ROUNDING
@@ -62,7 +55,7 @@ def test_padding_on_the_right_changes_nothing(name: str):
     model = tiny_case(name)
     length = 11
     tokens, positions, segment_ids = (array * (np.arange(LENGTH) < length) for array in plain(some_tokens()))
-    padded = logits_of(model, tokens, positions, segment_ids)
+    padded = model_logits(model, tokens, positions, segment_ids)
     with torch.no_grad():
         theirs = model.torch_model(torch.tensor(tokens[:, :length])).logits
     assert relative(padded[:, :length], theirs) < ROUNDING
@@ -94,7 +87,7 @@ def test_decoding_with_the_cache_equals_the_full_pass(name: str):
         for row in range(2):
             pieces[row].append(np.asarray(logits[row]))
         done += count
-    whole = logits_of(model, *plain(tokens))
+    whole = model_logits(model, *plain(tokens))
     for row, length in enumerate(lengths):
         assert relative(np.concatenate(pieces[row]), whole[row, : length + done]) < ROUNDING
     assert int(cache.offset) == prompt + done
@@ -124,9 +117,9 @@ def test_bfloat16_storage_computes_in_float32(name: str):
     stored = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), model.params)
     widened = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), stored)
     inputs = plain(some_tokens())
-    ours = logits_of(TinyModel(None, model.config, stored), *inputs)
+    ours = model_logits(TinyModel(None, model.config, stored), *inputs)
     # The same numbers through the same operations; the compiler may fuse the casts differently.
-    assert relative(ours, logits_of(TinyModel(None, model.config, widened), *inputs)) < 1e-6
+    assert relative(ours, model_logits(TinyModel(None, model.config, widened), *inputs)) < 1e-6
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -137,7 +130,7 @@ def test_bfloat16_compute(name: str):
         theirs = model.torch_model(torch.tensor(tokens)).logits
         embed = numpy_of(model.torch_model.to(torch.bfloat16).model.embed_tokens(torch.tensor(tokens)))
     stored = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), model.params)
-    ours = run(Decoder(model.config, dtype=jnp.bfloat16), stored, *plain(tokens))
+    ours = logits_of(Decoder(model.config, dtype=jnp.bfloat16), {"params": stored}, *plain(tokens))
     assert ours.dtype == np.float32
     # Rounding to 8 bits (4e-3) at each of some ten operations a layer.
     assert relative(ours, theirs) < 0.1
@@ -182,9 +175,9 @@ def test_neuron_mask_zeroes_activations(name: str):
         layer.mlp.act_fn.register_forward_hook(lambda _, __, output, keep=keep: output * torch.tensor(keep))
     with torch.no_grad():
         theirs = model.torch_model(torch.tensor(inputs[0])).logits
-    ours = logits_of(model, *inputs, neuron_mask=jnp.asarray(mask, jnp.float32))
+    ours = model_logits(model, *inputs, neuron_mask=jnp.asarray(mask, jnp.float32))
     assert relative(ours, theirs) < ROUNDING
-    assert relative(logits_of(model, *inputs), theirs) > 0.1
+    assert relative(model_logits(model, *inputs), theirs) > 0.1
 
 
 def test_remat_changes_memory_and_no_gradient():

@@ -1,9 +1,13 @@
 """Inputs of the tiny models, and how far two results lie apart."""
 
+from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
+from jaxalign.model.transformer import Decoder
 from tests.model.tiny_models import VOCABULARY
 
 LENGTH = 17
@@ -28,3 +32,15 @@ def plain(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tokens with the positions and segment ids of rows that are one segment each."""
     positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
     return tokens, positions, np.ones_like(tokens)
+
+
+@partial(jax.jit, static_argnums=0)
+def logits_of(decoder: Decoder, variables: Any, *inputs: np.ndarray, neuron_mask: jax.Array | None = None) -> jax.Array:
+    """float32 [B,T,V] of (tokens, positions, segment ids)."""
+    hidden = decoder.apply(variables, *inputs, neuron_mask=neuron_mask).hidden
+    return decoder.apply(variables, hidden, method="logits")
+
+
+def arrays(tree: Any) -> dict[str, np.ndarray]:
+    """The leaves by their paths, on the host."""
+    return {path: np.asarray(leaf) for path, leaf in flatten_dict(tree, sep="/").items()}

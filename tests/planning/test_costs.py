@@ -12,10 +12,9 @@ from jax.sharding import PartitionSpec as P
 
 from jaxalign.model import transformer
 from jaxalign.model.lora import projection_sizes
-from jaxalign.planning import costs
-from jaxalign.planning.costs import Costs, count, group_size, valid_positions
-from jaxalign.planning.hlo import parse, parse_instruction
-from jaxalign.planning.job import Job
+from jaxalign.planning import hlo
+from jaxalign.planning.chips import Job
+from jaxalign.planning.hlo import Costs, count, group_size, parse, parse_instruction, valid_positions
 from tests.planning.toy import TOY, costs_on_cpu, toy_job
 from tests.training.tiny_runs import mesh_of
 
@@ -95,7 +94,7 @@ def test_a_scanned_step_costs_what_the_same_step_unrolled_does(changes, left_out
     The CPU's compiler copies whole what layers keep for the backward pass, on its way from one loop to the other: a
     twelfth of the adapter step's traffic, which is left aside.
     """
-    monkeypatch.setattr(costs, "NO_TRAFFIC", costs.NO_TRAFFIC | {"copy"})
+    monkeypatch.setattr(hlo, "NO_TRAFFIC", hlo.NO_TRAFFIC | {"copy"})
     job = toy_job(**changes)
     scanned = costs_on_cpu(job)
     monkeypatch.setattr(transformer.nn, "scan", partial(nn.scan, unroll=TOY.layers))

@@ -6,7 +6,7 @@ import pytest
 
 from jaxalign.model.lora import LoraConfig
 from jaxalign.planning import flops
-from jaxalign.training.step import StepConfig
+from tests.defaults import base_step
 from tests.planning.toy import TOY, costs_on_cpu, toy_job
 
 EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -29,8 +29,8 @@ GEMMA = replace(
     [
         {},
         {"remat": "dots"},
-        {"remat": "full", "step": StepConfig(accumulation=2, loss_chunk=48)},
-        {"remat": "full", "step": StepConfig(accumulation=2, loss_chunk=48, rows_at_once=2)},
+        {"remat": "full", "step": base_step(accumulation=2, loss_chunk=48)},
+        {"remat": "full", "step": base_step(accumulation=2, loss_chunk=48, rows_at_once=2)},
         {"remat": "full", "lora": LoraConfig(4, 8.0, EVERY)},
         {"remat": "full", "lora": LoraConfig(4, 8.0, EVERY, dora=True)},
         {"remat": "full", "lora": None},

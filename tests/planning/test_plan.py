@@ -9,13 +9,10 @@ import pytest
 
 from jaxalign.errors import InputError
 from jaxalign.model import architectures
-from jaxalign.planning.advice import advice, changes
-from jaxalign.planning.chips import GIB
-from jaxalign.planning.costs import COLLECTIVES
-from jaxalign.planning.job import from_json
-from jaxalign.planning.plan import lines, make_plan, refused_peak
-from jaxalign.planning.table import smallest_that_fits, table
-from jaxalign.training.step import StepConfig
+from jaxalign.planning.chips import GIB, from_json
+from jaxalign.planning.hlo import COLLECTIVES
+from jaxalign.planning.plan import advice, changes, lines, make_plan, refused_peak, smallest_that_fits, table
+from tests.defaults import base_step
 from tests.planning.toy import TOY, toy_job
 
 CAPACITY = int(15.75 * GIB)
@@ -58,7 +55,7 @@ def test_times_are_costs_over_rates():
 def test_storages_are_ranked_with_what_it_takes_to_dequantise_them():
     """Mistral-7B on v6e, a row on each chip: all else alike, the form of most work is the slowest."""
     mistral = architectures.read("mistral-7b-v0.1")
-    step = StepConfig(rows_at_once=1)
+    step = base_step(rows_at_once=1, loss_chunk=256)
     job = toy_job(architecture=mistral, topology="v6e:2x4", length=512, dtype="bfloat16", step=step)
     plans = {
         stored: make_plan(replace(job, param_dtype=stored), "mistral", facts_with(0))

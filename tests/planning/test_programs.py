@@ -7,8 +7,8 @@ import pytest
 
 from jaxalign.errors import InputError
 from jaxalign.planning import flops
-from jaxalign.planning.programs import PREFIX, bytes_per_device, lower
-from jaxalign.training.step import StepConfig
+from jaxalign.planning.compile import PREFIX, bytes_per_device, lower
+from tests.defaults import base_step
 from tests.planning.toy import TOY, costs_on_cpu, toy_job
 from tests.training.tiny_runs import mesh_of
 
@@ -45,9 +45,7 @@ def test_weights_that_are_stored_narrower_take_less(program):
     deep = replace(TOY, layers=24)
 
     def peak(param_dtype: str) -> int:
-        job = toy_job(
-            architecture=deep, program=program, param_dtype=param_dtype, rows=1, step=StepConfig(loss_chunk=8)
-        )
+        job = toy_job(architecture=deep, program=program, param_dtype=param_dtype, rows=1, step=base_step(loss_chunk=8))
         of = lower(job, mesh_of()).lowered.compile().memory_analysis()
         return of.argument_size_in_bytes + of.temp_size_in_bytes
 
@@ -62,7 +60,7 @@ def test_a_mesh_that_does_not_divide_is_refused():
 
 def test_smaller_chunks_of_the_loss_gather_nothing_more():
     """The head is gathered before the chunks, not for each of them."""
-    one, many = (costs_on_cpu(toy_job(step=StepConfig(loss_chunk=chunk))).collectives for chunk in (32, 4))
+    one, many = (costs_on_cpu(toy_job(step=base_step(loss_chunk=chunk))).collectives for chunk in (32, 4))
     assert many["all-gather"] == one["all-gather"]
 
 

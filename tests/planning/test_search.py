@@ -6,11 +6,9 @@ from typing import Any
 import pytest
 
 from jaxalign.model import architectures
-from jaxalign.planning.chips import GIB
-from jaxalign.planning.estimate import estimate
-from jaxalign.planning.job import Job
-from jaxalign.planning.search import COMPILATIONS, candidates, meshes, search
-from jaxalign.training.step import StepConfig
+from jaxalign.planning.chips import GIB, Job
+from jaxalign.planning.plan import COMPILATIONS, candidates, estimate, meshes, search
+from tests.defaults import base_step
 from tests.planning.test_plan import facts_with
 from tests.planning.toy import toy_job
 
@@ -62,7 +60,9 @@ def test_meshes_use_every_device_and_cut_no_head():
 
 def test_where_weights_are_dequantised_more_rows_at_once_are_faster():
     """Once for all rows of a device: of few rows it is what bounds, of many the products are."""
-    job = replace(mistral_job(), topology="v6e:2x4", mesh=(8, 1, 1), length=512, remat="full", step=StepConfig())
+    job = replace(
+        mistral_job(), topology="v6e:2x4", mesh=(8, 1, 1), length=512, remat="full", step=base_step(loss_chunk=256)
+    )
 
     def speed(rows_of_a_device: int, stored: str) -> float:
         return estimate(replace(job, rows=8 * rows_of_a_device, param_dtype=stored)).tokens_per_second

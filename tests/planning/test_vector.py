@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import pytest
 
 from jaxalign.model import architectures
-from jaxalign.model.nf4 import dequantise, quantise
+from jaxalign.model.quantised import SCHEMES
+from jaxalign.planning.flops import counted, operations, operations_a_weight
 from jaxalign.planning.hlo import parse
-from jaxalign.planning.vector import counted, operations, operations_a_weight
-from jaxalign.training.step import StepConfig
+from tests.defaults import base_step
 from tests.planning.toy import toy_job
 
 
@@ -37,7 +37,9 @@ def test_what_only_lays_out_is_not_counted():
 def test_the_compiler_leaves_as_many():
     """Of NF4: choices and comparisons in the compiled program, an element each."""
     kernel = jax.ShapeDtypeStruct((128, 128), jnp.float32)
-    text = jax.jit(lambda stored: dequantise(**stored)).lower(jax.eval_shape(quantise, kernel)).compile().as_text()
+    nf4 = SCHEMES["nf4"]
+    codes = jax.eval_shape(nf4.quantise, kernel)
+    text = jax.jit(lambda stored: nf4.dequantise(**stored)).lower(codes).compile().as_text()
     assert text is not None
     every = [one for computation in parse(text).computations.values() for one in computation.instructions.values()]
     for opcode, count in {"select": 15, "compare": 4}.items():
@@ -51,7 +53,7 @@ def test_a_step_of_a_7b_model_by_hand():
     job = toy_job(architecture=mistral, mesh=(1, 4, 2), rows=16, dtype="bfloat16", param_dtype="nf4")
     assert operations(job) == 2 * 25 * weights / 2
     in_blocks = toy_job(architecture=mistral, mesh=(1, 8, 1), rows=16, dtype="bfloat16", param_dtype="nf4")
-    in_blocks = toy_job(**vars(in_blocks) | {"step": StepConfig(rows_at_once=1)})
+    in_blocks = toy_job(**vars(in_blocks) | {"step": base_step(rows_at_once=1, loss_chunk=256)})
     assert operations(in_blocks) == 2 * 2 * 25 * weights
     scored = toy_job(**vars(in_blocks) | {"program": "score"})
     assert operations(scored) == 25 * weights

@@ -5,12 +5,10 @@ from typing import Any
 
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.lora import LoraConfig
-from jaxalign.planning.costs import Costs, count
-from jaxalign.planning.hlo import parse
-from jaxalign.planning.job import Job
-from jaxalign.planning.programs import lower
-from jaxalign.training.optimizer import OptimizerConfig
-from jaxalign.training.step import StepConfig
+from jaxalign.planning.chips import Job
+from jaxalign.planning.compile import lower
+from jaxalign.planning.hlo import Costs, count, parse
+from tests.defaults import base_optimizer, base_step
 from tests.training.tiny_runs import mesh_of
 
 TOY = ModelConfig(
@@ -41,8 +39,8 @@ def toy_job(**changes: Any) -> Job:
         param_dtype="float32",
         lora=LoraConfig(4, 8.0),
         remat="none",
-        optimizer=OptimizerConfig(),
-        step=StepConfig(loss_chunk=64),
+        optimizer=base_optimizer(),
+        step=base_step(loss_chunk=64),
     )
     return replace(job, **changes)
 

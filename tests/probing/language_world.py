@@ -1,6 +1,7 @@
-"""Three languages with letters of their own, and a model that has two neurons for each of them."""
+"""Probes of the tiny world; and three languages with letters of their own, and two neurons for each of them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,31 @@ import jax
 import numpy as np
 
 from jaxalign.data.prompts import Exemplars
+from jaxalign.data.tasks import TaskData
+from jaxalign.model.ragged import Runner
+from jaxalign.probing.probe import TASK, ProbeRun, probe_texts
+from jaxalign.runtime import make_mesh
 from tests import tiny_world
 
 LETTERS = {"en": "abcdefghijklm", "de": "nopqrstuvwxyz", "zh": "ABCDEFGHIJKLM"}
 PLANTED = {"en": [[0, 3], [2, 1]], "de": [[0, 17], [1, 9]], "zh": [[1, 20], [2, 23]]}
 """(layer, index) of the neurons that are active on this language's letters alone."""
+
+
+def probe_run(
+    folder: Path,
+    rows: slice = slice(0, 6),
+    languages: Sequence[str] = tiny_world.LANGUAGES,
+    variables: Any = None,
+    mesh: tuple[int, int, int] = (8, 1, 1),
+    exemplars: Exemplars | None = None,
+) -> ProbeRun:
+    """The tiny model on the tiny world's rows, which are written where no exemplars are given."""
+    exemplars = exemplars or tiny_world.write_data(folder)
+    files, tokenizer = TaskData(folder), tiny_world.byte_tokenizer()
+    texts = probe_texts([files.rows(TASK, language, rows) for language in languages], exemplars, tokenizer)
+    variables = tiny_world.variables() if variables is None else variables
+    return ProbeRun(Runner(tiny_world.DECODER, variables, make_mesh(*mesh), 8), variables, texts)
 
 
 def write_languages(folder: Path, shuffled: bool = False) -> Exemplars:

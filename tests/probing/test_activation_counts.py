@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +8,14 @@ import pytest
 import torch
 
 from jaxalign.errors import InputError
-from jaxalign.model.prompt_batches import EmptyFillerRunner
+from jaxalign.model.ragged import Runner
 from jaxalign.model.transformer import Decoder
-from jaxalign.probing.activation_counts import count_function, write_neuron_counts
-from jaxalign.probing.neuron_counts import read_counts
-from jaxalign.probing.prompts import ProbeData, probe_texts
-from jaxalign.probing.run import ProbeRun
+from jaxalign.probe_files import write_probe
+from jaxalign.probing.neurons import count_batch, neuron_counts, read_counts
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
 from tests.model.tiny_models import VOCABULARY, numpy_of, tiny_case, tiny_model
+from tests.probing.language_world import probe_run
 
 RNG = np.random.default_rng(0)
 PROMPTS = [RNG.integers(1, VOCABULARY, n).tolist() for n in (3, 70, 20, 1, 40, 9, 11, 12, 13, 30)]
@@ -41,10 +39,10 @@ def gates_in_torch(model: Any, prompt: list[int]) -> np.ndarray:
 
 def counts_of(decoder: Decoder, params: Any, mesh: Any, batch_size: int) -> np.ndarray:
     variables = {"params": params}
-    runner = EmptyFillerRunner(count_function(decoder), variables, mesh, batch_size)
-    batches = [jax.device_get(counts) for _, counts in runner.outputs(variables, PROMPTS)]
-    assert all(batch.finite.all() and batch.active.dtype == np.int32 for batch in batches)
-    return np.sum([batch.active for batch in batches], axis=0)
+    runner = Runner(decoder, variables, mesh, batch_size)
+    batches = [jax.device_get(counts) for _, counts in runner.batches(count_batch, variables, PROMPTS)]
+    assert all(finite.all() and active.dtype == np.int32 for active, finite in batches)
+    return np.sum([active for active, _ in batches], axis=0)
 
 
 @pytest.mark.parametrize("case", ["llama_gqa_llama3_rope", "gemma3_text"])
@@ -74,34 +72,22 @@ def test_a_gate_of_zero_is_not_active():
     assert not counts_of(Decoder(tiny_case("qwen2").config), params, make_mesh(8, 1, 1), 16).any()
 
 
-def probe_run(folder: Path, variables: Any, rows: slice = slice(1, 6)) -> ProbeRun:
-    data = ProbeData(folder, tiny_world.write_data(folder), tiny_world.byte_tokenizer(), rows)
-    description = {"model": "tiny"}
-    return ProbeRun(folder, tiny_world.DECODER, variables, make_mesh(8, 1, 1), data, ["en", "de", "zh"], 8, description)
-
-
-def test_files_of_the_counts(tmp_path: Path):
-    run = probe_run(tmp_path, tiny_world.variables())
-    document = write_neuron_counts(run)
-    assert json.loads((tmp_path / "neuron_counts.json").read_text()) == document
-    assert document["model"] == "tiny" and document["language"] == ["en", "de", "zh"]
-    with np.load(tmp_path / "neuron_counts.npz") as arrays:
-        assert set(arrays) == set(document["axes"])
-        assert arrays["active"].shape == (3, 3, 24)
+def test_counts_of_texts_are_those_of_each_alone(tmp_path: Path):
+    run = probe_run(tmp_path, slice(1, 6))
+    write_probe(tmp_path, "neuron_counts", neuron_counts(run))
     counts = read_counts(tmp_path / "neuron_counts.npz")
     # One token a byte: "zh input 1" to "zh input 5".
-    assert counts.tokens.tolist() == [50, 50, 50]
+    assert counts.tokens.tolist() == [50, 50, 50] and counts.active.shape == (3, 3, 24)
     variables = jax.tree.map(jnp.asarray, run.variables)
 
     @jax.jit
     def active_in(tokens: jax.Array) -> jax.Array:
         positions = jnp.arange(tokens.size)[None]
         taps = {"tap": lambda layer, hidden, gate: (gate > 0).sum((0, 1))}
-        return run.decoder.apply(variables, tokens[None], positions, jnp.ones_like(positions), **taps).taps
+        return run.runner.decoder.apply(variables, tokens[None], positions, jnp.ones_like(positions), **taps).taps
 
-    # Row by row, without a batch.
     for language, active in zip(counts.languages, counts.active, strict=True):
-        alone = [active_in(jnp.array(prompt)) for prompt in probe_texts(run.data, language)[1]]
+        alone = [active_in(jnp.array(text)) for text in run.texts[language].texts]
         np.testing.assert_array_equal(active, np.sum(alone, axis=0))
 
 
@@ -109,6 +95,5 @@ def test_states_that_are_not_finite_are_named(tmp_path: Path):
     broken = jax.tree.map(np.array, tiny_world.variables())
     byte = tiny_world.byte_tokenizer().prompt_ids("z")[0]
     broken["params"]["embed_tokens"]["embedding"][byte] = np.nan
-    with pytest.raises(InputError, match=r"zh, row \d: hidden states are not finite"):
-        write_neuron_counts(probe_run(tmp_path, broken))
-    assert not (tmp_path / "neuron_counts.npz").exists()
+    with pytest.raises(InputError, match=r"zh, row 0: hidden states or logits are not finite"):
+        neuron_counts(probe_run(tmp_path, variables=broken))

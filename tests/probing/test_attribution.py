@@ -1,5 +1,3 @@
-import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxalign.data.tasks import TaskData
 from jaxalign.errors import InputError
-from jaxalign.model.prefix_cache import PrefixRunner, prefill
-from jaxalign.model.prompt_batches import PromptRunner
+from jaxalign.model.ragged import Runner
+from jaxalign.model.readout import group_masses
 from jaxalign.model.transformer import Decoder
-from jaxalign.model.vocabulary import group_masses
-from jaxalign.probing.attribution import AttributionInputs, attribution_arrays, attribution_function, write_attribution
-from jaxalign.probing.prompts import ProbeData
-from jaxalign.probing.run import ProbeRun
+from jaxalign.probing.attribution import attribution, attribution_arrays, attribution_batch, token_languages
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
 from tests.model.tiny_models import VOCABULARY, tiny_case
+from tests.probing.language_world import probe_run
 from tests.probing.numpy_lens import lens_in_numpy
 
 RNG = np.random.default_rng(0)
@@ -39,10 +36,9 @@ def test_masses_are_those_of_transformers_hidden_states(case: str):
     tiny, positions = tiny_case(case), 2
     variables = {"params": tiny.params}
     # 61 tokens in chunks of 16: the last reaches back.
-    function = attribution_function(Decoder(tiny.config), LANGUAGES + SCRIPTS, positions, chunk=16)
-    mesh, start = make_mesh(8, 1, 1), [5, 3, 60, 7]
-    prefix = PrefixRunner(partial(prefill, Decoder(tiny.config)), variables, mesh)(variables, start)
-    masses = PromptRunner(function, variables, mesh, 8)(variables, PROMPTS, AttributionInputs(GROUPS, prefix))
+    runner, start = Runner(Decoder(tiny.config), variables, make_mesh(8, 1, 1), 8), [5, 3, 60, 7]
+    wanted: Any = {"group_count": LANGUAGES + SCRIPTS, "positions": positions, "chunk": 16}
+    masses = runner(attribution_batch, variables, PROMPTS, runner.run_prefix(variables, start), GROUPS, **wanted)
     assert masses.shape == (len(PROMPTS), tiny.config.layers, positions, LANGUAGES + SCRIPTS)
     np.testing.assert_allclose(masses[..., :LANGUAGES].sum(-1), 1, atol=1e-6)
     np.testing.assert_allclose(masses[..., LANGUAGES:].sum(-1), 1, atol=1e-6)
@@ -67,16 +63,14 @@ def test_chunks_change_nothing(chunk: int):
 def test_a_mesh_changes_nothing(mesh: tuple[int, int, int]):
     groups = np.stack([np.arange(264) % LANGUAGES, LANGUAGES + np.arange(264) // 132]).astype(np.int32)
     variables = tiny_world.variables()
-    function = attribution_function(tiny_world.DECODER, LANGUAGES + SCRIPTS, chunk=100)
-    one, many = (
-        PromptRunner(function, variables, make_mesh(*sizes), 8)(variables, PROMPTS, AttributionInputs(groups))
-        for sizes in ((8, 1, 1), mesh)
-    )
+    wanted: Any = {"group_count": LANGUAGES + SCRIPTS, "chunk": 100}
+    runners = (Runner(tiny_world.DECODER, variables, make_mesh(*sizes), 8) for sizes in ((8, 1, 1), mesh))
+    one, many = (runner(attribution_batch, variables, PROMPTS, None, groups, **wanted) for runner in runners)
     np.testing.assert_allclose(many, one, atol=1e-6)
 
 
 def test_means_are_over_rows_and_split_by_kind():
-    masses = {"en": np.array([[[[0.25, 0.75, 0.5, 0.5]]], [[[0.75, 0.25, 0.5, 0.5]]]]), "de": np.ones((1, 1, 1, 4))}
+    masses = [np.array([[[[0.25, 0.75, 0.5, 0.5]]], [[[0.75, 0.25, 0.5, 0.5]]]]), np.ones((1, 1, 1, 4))]
     arrays = attribution_arrays(masses, languages=1)
     np.testing.assert_allclose(arrays["language_mass_mean"], [[[[0.5, 0.5]]], [[[1, 1]]]])
     np.testing.assert_allclose(arrays["script_mass_half_width"], np.zeros((2, 1, 1, 2)))
@@ -84,27 +78,22 @@ def test_means_are_over_rows_and_split_by_kind():
     np.testing.assert_allclose(arrays["language_mass_half_width"][0], [[[0.49, 0.49]]])
 
 
-def tiny_run(folder: Path, rows: slice) -> ProbeRun:
-    data = ProbeData(folder, tiny_world.write_data(folder), tiny_world.byte_tokenizer(), rows)
-    mesh = make_mesh(8, 1, 1)
-    return ProbeRun(folder / "out", tiny_world.DECODER, tiny_world.variables(), mesh, data, ["de", "zh"], 8, {"m": 1})
+def map_of(folder: Path) -> Any:
+    return lambda: token_languages(tiny_world.byte_tokenizer(), tiny_world.CONFIG.vocab_size, TaskData(folder))
 
 
-def test_files_of_the_attribution(tmp_path: Path):
-    document = write_attribution(tiny_run(tmp_path, slice(0, 4)), positions=2)
-    assert json.loads((tmp_path / "out/attribution.json").read_text()) == document
+def test_arrays_of_the_attribution(tmp_path: Path):
+    found = attribution(probe_run(tmp_path, slice(0, 4), ["de", "zh"]), map_of(tmp_path), positions=2)
+    document = found.document
     assert document["token_language"] == ["en", "zh", "de", "undecidable"] and document["position"] == [-2, -1]
-    assert document["m"] == 1 and document["rows"] == {"de": 4, "zh": 4}
-    assert document["token_map"]["held_out"]["all"]["tokens"] > 0
-    with np.load(tmp_path / "out/attribution.npz", allow_pickle=False) as arrays:
-        assert set(arrays) == set(document["axes"])
-        for name, axes in document["axes"].items():
-            assert arrays[name].shape == tuple(len(document[axis]) for axis in axes)
-        for kind in ("language", "script"):
-            np.testing.assert_allclose(arrays[f"{kind}_mass_mean"].sum(-1), 1, atol=1e-5)
+    assert document["rows"] == {"de": 4, "zh": 4} and document["token_map"]["held_out"]["all"]["tokens"] > 0
+    assert found.arrays.keys() == document["axes"].keys()
+    for name, axes in document["axes"].items():
+        assert found.arrays[name].shape == tuple(len(document[axis]) for axis in axes)
+    for kind in ("language", "script"):
+        np.testing.assert_allclose(found.arrays[f"{kind}_mass_mean"].sum(-1), 1, atol=1e-5)
 
 
 def test_prompts_shorter_than_the_positions_are_refused(tmp_path: Path):
     with pytest.raises(InputError, match=r"de, row 1 has \d+ tokens, fewer than the 500 positions"):
-        write_attribution(tiny_run(tmp_path, slice(1, 3)), positions=500)
-    assert not (tmp_path / "out").exists()
+        attribution(probe_run(tmp_path, slice(1, 3), ["de"]), map_of(tmp_path), positions=500)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,27 +8,24 @@ import numpy as np
 import pytest
 import torch
 
-from jaxalign.data.prompts import few_shot_prefix
-from jaxalign.data.tasks import TASKS
 from jaxalign.errors import InputError
-from jaxalign.model.prompt_batches import PromptRunner, decode_prompts
+from jaxalign.model.ragged import Runner, decode_prompts
 from jaxalign.model.transformer import Decoder
 from jaxalign.probing.capture import (
     NO_TOKEN,
     Capture,
-    CaptureInputs,
     Position,
-    capture_function,
+    capture_batch,
     capture_languages,
     captured_layers,
     check_position,
     parse_capture,
 )
-from jaxalign.probing.prompts import ProbeData, probe_prompts
-from jaxalign.probing.run import ProbeRun
+from jaxalign.probing.probe import ProbeRun
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
 from tests.model.tiny_models import FAMILIES, VOCABULARY, numpy_of, tiny_case
+from tests.probing.language_world import probe_run
 
 RNG = np.random.default_rng(0)
 PREFIX = RNG.integers(1, VOCABULARY, 10).tolist()
@@ -45,9 +43,9 @@ SLICES: dict[Position, slice] = {
 def captured(case: str, layers: tuple[int, ...], position: Position, prefix: list[int]) -> np.ndarray:
     tiny = tiny_case(case)
     variables = {"params": tiny.params}
-    function = capture_function(Decoder(tiny.config), layers, position)
-    runner = PromptRunner(function, variables, make_mesh(4, 2, 1), 8)
-    return runner(variables, PROMPTS, CaptureInputs(np.array([*prefix, NO_TOKEN, NO_TOKEN], np.int32)))
+    runner = Runner(Decoder(tiny.config), variables, make_mesh(4, 2, 1), 8)
+    examples = np.array([*prefix, NO_TOKEN, NO_TOKEN], np.int32)
+    return runner(capture_batch, variables, PROMPTS, None, examples, layers=layers, position=position)
 
 
 def states_of_transformers(case: str, prompt: list[int]) -> np.ndarray:
@@ -86,34 +84,24 @@ def test_a_query_begins_where_the_prompt_leaves_the_prefix():
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> ProbeData:
-    return ProbeData(tmp_path, tiny_world.write_data(tmp_path), tiny_world.byte_tokenizer(), slice(1, 5))
-
-
-def capture_tiny_world(data: ProbeData, capture: Capture):
-    languages = ["en", "de", "zh"]
-    return capture_languages(run_on(data, tiny_world.variables(), languages), capture, languages)
-
-
-def run_on(data: ProbeData, variables: Any, languages: list[str]) -> ProbeRun:
-    return ProbeRun(data.folder, tiny_world.DECODER, variables, make_mesh(8, 1, 1), data, languages, 8, {})
+def run(tmp_path: Path) -> ProbeRun:
+    return probe_run(tmp_path, slice(1, 5))
 
 
 @pytest.mark.parametrize(
     "position",
     ["query_mean", *(pytest.param(each, marks=pytest.mark.slow) for each in ("prompt_mean", "last", -3, 2))],
 )
-def test_what_prompts_share_is_run_once_and_counts_in_each_of_them(data: ProbeData, position: Position):
+def test_what_prompts_share_is_run_once_and_counts_in_each_of_them(run: ProbeRun, position: Position):
     """Beside whole prompts: positions before, in and behind the few-shot text."""
-    languages = list(capture_tiny_world(data, Capture((0, 1, 3), position)))
-    assert [each.language for each in languages] == ["en", "de", "zh"]
-    assert all(each.rows == [1, 2, 3, 4] and each.states.shape == (4, 3, 16) for each in languages)
-    # A token is a byte here, so the prefix has as many tokens as bytes.
-    start = len((few_shot_prefix(TASKS["emotion"], "zh", data.exemplars, "in_language") + "\n").encode())
-    chosen = {"query_mean": slice(start, None), "prompt_mean": slice(None), "last": slice(-1, None)}
+    languages = list(capture_languages(run, Capture((0, 1, 3), position), run.languages))
+    assert [texts.language for texts, _ in languages] == ["en", "de", "zh"]
+    assert all(texts.numbers == [1, 2, 3, 4] and states.shape == (4, 3, 16) for texts, states in languages)
+    texts, found = languages[2]
+    # A token is a byte here, so no token is merged at the seam.
+    chosen = {"query_mean": slice(len(texts.examples), None), "prompt_mean": slice(None), "last": slice(-1, None)}
     chosen |= {-3: slice(-3, -2), 2: slice(2, 3)}
-    _, prompts = probe_prompts(data, "zh")
-    for row, prompt in enumerate(prompts):
+    for row, prompt in enumerate(texts.prompts):
         tokens, lengths = jnp.array([prompt], jnp.int32), jnp.array([len(prompt)], jnp.int32)
         whole = decode_prompts(
             tiny_world.DECODER, tiny_world.variables(), tokens, lengths, lambda layer, hidden, gate: hidden
@@ -122,7 +110,7 @@ def test_what_prompts_share_is_run_once_and_counts_in_each_of_them(data: ProbeDa
         layers = (embeddings[0], whole.taps[0, 0], whole.hidden[0])
         expected = np.stack([states[chosen[position]].mean(axis=0) for states in layers])
         # Float32 twice, summed in another order over up to a hundred positions.
-        np.testing.assert_allclose(languages[2].states[row], expected, atol=1e-5)
+        np.testing.assert_allclose(found[row], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -133,21 +121,23 @@ def test_what_prompts_share_is_run_once_and_counts_in_each_of_them(data: ProbeDa
         (Capture(None, -500), "no position -500"),
     ],
 )
-def test_what_the_model_or_a_text_lacks_is_refused(data: ProbeData, capture: Capture, message: str):
+def test_what_the_model_or_a_text_lacks_is_refused(run: ProbeRun, capture: Capture, message: str):
     with pytest.raises(InputError, match=message):
-        next(capture_tiny_world(data, capture))
+        next(capture_languages(run, capture, run.languages))
 
 
-def test_a_prompt_without_a_query_is_refused():
-    with pytest.raises(InputError, match="de, row 7: its prompt of 2 tokens has no position query_mean"):
-        check_position("query_mean", "de", {6: [1, 2, 3], 7: [1, 2]}, [1, 2])
+def test_a_prompt_without_a_query_is_refused(run: ProbeRun):
+    texts = run.texts["de"]
+    texts.__dict__["examples"] = texts.prompts[2]
+    with pytest.raises(InputError, match=r"de, row 3: its prompt of \d+ tokens has no position query_mean"):
+        check_position("query_mean", texts)
 
 
-def test_states_that_are_not_finite_are_refused(data: ProbeData):
+def test_states_that_are_not_finite_are_refused(run: ProbeRun):
     broken = jax.tree.map(np.copy, tiny_world.variables())
     broken["params"]["norm"]["scale"][3] = np.nan
-    with pytest.raises(InputError, match="en, row 1: hidden states are not finite"):
-        next(capture_languages(run_on(data, broken, ["en"]), Capture(None, "last"), ["en"]))
+    with pytest.raises(InputError, match="en, row 1: hidden states or logits are not finite"):
+        next(capture_languages(replace(run, variables=broken), Capture(None, "last"), ["en"]))
 
 
 def test_layers_and_positions_as_text():

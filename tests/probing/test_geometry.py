@@ -1,32 +1,26 @@
 """Geometry against the definitions in NumPy, and what a row's value is worth in simulations."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from jaxalign.errors import InputError
-from jaxalign.model.prompt_batches import PromptRunner
+from jaxalign.model.ragged import Runner
 from jaxalign.model.transformer import Decoder
-from jaxalign.probing.capture import Capture, CaptureInputs, capture_function
-from jaxalign.probing.geometry import write_geometry
-from jaxalign.probing.likeness import (
+from jaxalign.probing.capture import Capture, capture_batch
+from jaxalign.probing.geometry import (
     GEOMETRY_AXES,
-    MEASURES,
+    geometry,
     geometry_arrays,
     language_geometry,
     linear_cka,
     ranks,
-    row_values,
 )
-from jaxalign.probing.prompts import ProbeData
-from jaxalign.probing.run import ProbeRun
 from jaxalign.runtime import make_mesh
-from jaxalign.statistics import bootstrap_intervals
-from tests import tiny_world
+from jaxalign.statistics import MEASURES, bootstrap_intervals, row_values
 from tests.model.tiny_models import VOCABULARY, numpy_of, tiny_case
+from tests.probing.language_world import probe_run
 
 RNG = np.random.default_rng(0)
 
@@ -48,29 +42,29 @@ def test_cka_is_its_definition_and_rows_are_its_jackknife(rows: int, widths: tup
     cka = cka_by_definition(first, second)
     pairs = [[np.delete(states, i, axis=0) for states in (first, second)] for i in range(rows)]
     without = np.array([cka_by_definition(*pair) for pair in pairs])
-    found = linear_cka(first, second)
+    found, _ = linear_cka(first, second)
     # Float64 on both sides.
-    assert found.rows.mean() == pytest.approx(cka, rel=1e-12)
-    np.testing.assert_allclose(found.rows, cka + (rows - 1) * (without.mean() - without), atol=1e-10)
+    assert found.mean() == pytest.approx(cka, rel=1e-12)
+    np.testing.assert_allclose(found, cka + (rows - 1) * (without.mean() - without), atol=1e-10)
 
 
 def test_chance_of_cka_is_its_mean_over_orders():
     first, second = related(9, (12, 12))
     shuffled = [cka_by_definition(first, second[RNG.permutation(9)]) for _ in range(4000)]
     error = np.std(shuffled) / np.sqrt(len(shuffled))
-    assert linear_cka(first, second).chance == pytest.approx(np.mean(shuffled), abs=4 * error) and error < 0.003
+    assert linear_cka(first, second)[1] == pytest.approx(np.mean(shuffled), abs=4 * error) and error < 0.003
 
 
 def test_cka_is_one_for_turned_and_zero_for_constant_states():
     states = RNG.normal(size=(10, 4)).astype(np.float32)
     turn, _ = np.linalg.qr(RNG.normal(size=(4, 4)))
-    np.testing.assert_allclose(linear_cka(states, 3 * states @ turn + 1).rows, 1.0, atol=1e-6)
+    np.testing.assert_allclose(linear_cka(states, 3 * states @ turn + 1)[0], 1.0, atol=1e-6)
     for dtype in (np.float32, np.float64):
         for other in (states, np.full((10, 4), 7, dtype)):
-            constant = linear_cka(other, np.full((10, 4), 0.1, dtype))
-            assert (constant.rows == 0).all() and constant.chance == 0
-    spoilt = linear_cka(np.where(np.arange(10)[:, None] == 3, np.nan, states), states)
-    assert np.isnan([*spoilt.rows, spoilt.chance]).all()
+            rows, chance = linear_cka(other, np.full((10, 4), 0.1, dtype))
+            assert (rows == 0).all() and chance == 0
+    rows, chance = linear_cka(np.where(np.arange(10)[:, None] == 3, np.nan, states), states)
+    assert np.isnan([*rows, chance]).all()
 
 
 def test_ranks_by_hand():
@@ -80,8 +74,8 @@ def test_ranks_by_hand():
     np.testing.assert_array_equal(ranks(queries, candidates), [1, 2, 3])
     # States that are all equal find nothing, nor do they once their mean is off.
     equal = np.full((4, 1, 3), 0.3, np.float32)
-    geometry = language_geometry(equal, equal)
-    assert (geometry.rank == 4).all() and (geometry.rank_centred == 4).all()
+    compared = language_geometry(equal, equal)
+    assert (compared.rank == 4).all() and (compared.rank_centred == 4).all()
 
 
 def test_retrieval_is_brute_force_over_transformers_states():
@@ -90,10 +84,11 @@ def test_retrieval_is_brute_force_over_transformers_states():
     # Half of a prompt is its translation's, so that some but not all rows are found.
     prompts[1] = [other[: len(own) // 2] + own[len(own) // 2 :] for own, other in zip(*prompts, strict=True)]
     variables, layers = {"params": tiny.params}, tuple(range(tiny.config.layers + 1))
-    runner = PromptRunner(
-        capture_function(Decoder(tiny.config), layers, "prompt_mean"), variables, make_mesh(8, 1, 1), 8
+    runner, nothing = Runner(Decoder(tiny.config), variables, make_mesh(8, 1, 1), 8), np.zeros(0, np.int32)
+    english, language = (
+        runner(capture_batch, variables, texts, None, nothing, layers=layers, position="prompt_mean")
+        for texts in prompts
     )
-    english, language = (runner(variables, texts, CaptureInputs(np.zeros(0, np.int32))) for texts in prompts)
     found = geometry_arrays([language_geometry(language, english)])
     with torch.no_grad():
         states = [
@@ -122,41 +117,16 @@ def test_retrieval_is_brute_force_over_transformers_states():
         assert found["cka"][0, k] == pytest.approx(expected, abs=1e-4)
 
 
-def run_on(out: Path, data: ProbeData, languages: list[str], description: dict[str, str]) -> ProbeRun:
-    mesh = make_mesh(8, 1, 1)
-    return ProbeRun(out, tiny_world.DECODER, tiny_world.variables(), mesh, data, languages, 8, description)
-
-
-def test_files_of_the_geometry(tmp_path: Path):
-    data = ProbeData(tmp_path, tiny_world.write_data(tmp_path), tiny_world.byte_tokenizer(), slice(1, 6))
-    run = run_on(tmp_path / "out", data, ["de", "en", "zh"], {"model": "tiny"})
-    document = write_geometry(run, Capture((0, 3), "query_mean"))
-    assert json.loads((tmp_path / "out/geometry.json").read_text()) == document
+def test_arrays_of_the_geometry(tmp_path: Path):
+    found = geometry(probe_run(tmp_path, slice(1, 6), ["de", "en", "zh"]), Capture((0, 3), "query_mean"))
+    arrays, document = found.arrays, found.document
     assert document["language"] == ["de", "zh"] and document["layer"] == [0, 3] and document["row"] == [1, 2, 3, 4, 5]
-    assert document["position"] == "query_mean" and document["compared_with"] == "en" and document["model"] == "tiny"
-    sizes = {"language": 2, "layer": 2, "row": 5, "bound": 2}
-    with np.load(tmp_path / "out/geometry.npz", allow_pickle=False) as stored:
-        arrays = dict(stored)
+    assert document["position"] == "query_mean" and document["compared_with"] == "en"
     assert arrays.keys() == document["axes"].keys() == GEOMETRY_AXES.keys()
     for name, array in arrays.items():
-        assert array.shape == tuple(sizes[axis] for axis in document["axes"][name])
+        assert array.shape == tuple(len(document[axis]) for axis in document["axes"][name])
     for measure, values in row_values(arrays).items():
         np.testing.assert_allclose(arrays[measure], values.mean(axis=-1), atol=1e-6)
         bounds = np.clip(bootstrap_intervals(values), 0, 1)
         np.testing.assert_allclose(arrays[f"{measure}_interval"], bounds, atol=1e-6)
     assert set(row_values(arrays)) == set(MEASURES)
-
-
-@pytest.mark.parametrize(
-    ("rows", "languages", "message"),
-    [
-        (slice(0, 2), ["en", "de"], "2 rows of each language are too few"),
-        (slice(0, 4), ["de", "zh"], "compared with en"),
-        (slice(0, 4), ["en"], "one more"),
-    ],
-)
-def test_what_cannot_be_compared_is_refused(tmp_path: Path, rows: slice, languages: list[str], message: str):
-    data = ProbeData(tmp_path, tiny_world.write_data(tmp_path), tiny_world.byte_tokenizer(), rows)
-    with pytest.raises(InputError, match=message):
-        write_geometry(run_on(tmp_path / "out", data, languages, {}), Capture(None, "last"))
-    assert not (tmp_path / "out").exists()

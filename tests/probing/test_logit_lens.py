@@ -1,4 +1,3 @@
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,33 +7,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.data.label_queries import label_queries
-from jaxalign.data.tasks import TASKS, read_task_rows
+from jaxalign.data.prompts import label_queries
 from jaxalign.errors import InputError
-from jaxalign.evaluation.score_labels import Scorer
-from jaxalign.model.next_token import entropy_bits, label_masses, pad_label_sets
-from jaxalign.model.prompt_batches import PromptRunner, decode_prompts, last_position
+from jaxalign.evaluation.score import Scorer
+from jaxalign.model.ragged import Runner, decode_prompts, last_position
+from jaxalign.model.readout import entropy_bits, head_gram, label_masses, pad_label_sets
 from jaxalign.model.transformer import Decoder
-from jaxalign.model.vocabulary import head_gram
 from jaxalign.probing.logit_lens import (
     LanguageLens,
-    LensInputs,
     LensRows,
     WordSets,
-    check_survivors,
-    lens_arrays,
-    lens_document,
-    lens_function,
+    lens_batch,
+    lens_probe,
+    logit_lens,
     relative_energy,
-    surviving_classes,
     word_sets,
-    write_logit_lens,
 )
-from jaxalign.probing.prompts import ProbeData
-from jaxalign.probing.run import ProbeRun
+from jaxalign.probing.probe import TASK
 from jaxalign.runtime import make_mesh
-from tests import tiny_world
 from tests.model.tiny_models import FAMILIES, VOCABULARY, TinyModel, numpy_of, tiny_case
+from tests.probing.language_world import probe_run
 from tests.probing.numpy_lens import lens_in_numpy
 
 RNG = np.random.default_rng(0)
@@ -45,8 +37,8 @@ LABELS = [[5, 9, 30], [7]]
 def run_lens(tiny: TinyModel) -> tuple[np.ndarray, ...]:
     """Masses, entropy, energy and finiteness of PROMPTS, on eight devices."""
     decoder, variables = Decoder(tiny.config), {"params": tiny.params}
-    runner = PromptRunner(lens_function(decoder), variables, make_mesh(8, 1, 1), 8)
-    return runner(variables, PROMPTS, LensInputs(pad_label_sets(LABELS), head_gram(decoder, variables, chunk=10)))
+    runner, gram = Runner(decoder, variables, make_mesh(8, 1, 1), 8), head_gram(decoder, variables, chunk=10)
+    return runner(lens_batch, variables, PROMPTS, None, pad_label_sets(LABELS), gram)
 
 
 @pytest.mark.parametrize("case", FAMILIES)
@@ -74,15 +66,15 @@ def test_the_last_layer_is_what_the_model_says(case: str, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(jax, "jit", optimised)
     tiny = tiny_case(case)
-    decoder, variables, labels = Decoder(tiny.config), {"params": tiny.params}, pad_label_sets(LABELS)
+    variables, labels = {"params": tiny.params}, pad_label_sets(LABELS)
 
-    def said(variables: Any, tokens: jax.Array, lengths: jax.Array, extra: Any) -> Any:
+    def said(decoder: Decoder, variables: Any, tokens: jax.Array, lengths: jax.Array) -> Any:
         last = last_position(decode_prompts(decoder, variables, tokens, lengths).hidden, lengths)
         logits: Any = decoder.apply(variables, last, method="logits")
         return label_masses(logits, labels), entropy_bits(logits)
 
     masses, entropy, *_ = run_lens(tiny)
-    expected = PromptRunner(said, variables, make_mesh(8, 1, 1), 8)(variables, PROMPTS)
+    expected = Runner(Decoder(tiny.config), variables, make_mesh(8, 1, 1), 8)(said, variables, PROMPTS)
     np.testing.assert_array_equal(masses[:, -1], expected[0])
     np.testing.assert_array_equal(entropy[:, -1], expected[1])
 
@@ -129,20 +121,20 @@ def test_untrained_tokens_have_no_direction():
 
 def test_a_class_survives_if_its_two_words_can_be_told_apart():
     sets = WordSets(english=[[1, 2], [3, 4]], language=[[2, 5], [6]])
-    assert surviving_classes(sets, "sv") == [False, True]
-    assert surviving_classes(WordSets([[1, 2], [3]], [[1, 2], [3]]), "en") == [True, True]
-    assert surviving_classes(WordSets([[1], []], [[], [2]]), "zh") == [False, False]
-    assert surviving_classes(WordSets([[], [1]], [[], [1]]), "en") == [False, True]
+    assert sets.surviving("sv") == [False, True]
+    assert WordSets([[1, 2], [3]], [[1, 2], [3]]).surviving("en") == [True, True]
+    assert WordSets([[1], []], [[], [2]]).surviving("zh") == [False, False]
+    assert WordSets([[], [1]], [[], [1]]).surviving("en") == [False, True]
 
 
 def test_the_second_way_drops_only_tokens_of_both_languages():
     sets = WordSets(english=[[1, 2], [3, 4]], language=[[2, 5], [4, 6, 7]]).unshared()
     assert sets == WordSets(english=[[1], [3]], language=[[5], [6, 7]])
     assert sets.all() == [[1], [3], [5], [6, 7], [1, 3], [5, 6, 7]]
-    assert surviving_classes(sets, "sv") == [True, True]
+    assert sets.surviving("sv") == [True, True]
     # A word may share all that it begins with, also with the other class's: its rows go.
     gone = WordSets(english=[[1, 2], [3]], language=[[3], [5]]).unshared()
-    assert gone == WordSets([[1, 2], []], [[], [5]]) and surviving_classes(gone, "sv") == [False, False]
+    assert gone == WordSets([[1, 2], []], [[], [5]]) and gone.surviving("sv") == [False, False]
 
 
 def lens_rows(latent: list[list[float]], survives: list[bool]) -> LanguageLens:
@@ -156,7 +148,8 @@ def test_means_leave_out_rows_that_do_not_survive():
         "is": lens_rows([[0.1, 0.5], [0.9, 0.9], [0.3, 0.7]], [True, False, True]),
         "de": lens_rows([[0.2, 0.4]], [False]),
     }
-    arrays, document = lens_arrays(lens), lens_document(lens)
+    found = lens_probe(lens)
+    arrays, document = found.arrays, found.document
     np.testing.assert_allclose(arrays["latent_mean"], [[0.2, 0.6], [np.nan, np.nan]], rtol=1e-6)
     # Two samples 0.2 apart: deviation 0.1 * sqrt(2), so the half-width is 1.96 * 0.1.
     np.testing.assert_allclose(arrays["latent_half_width"][0], [0.196, 0.196], rtol=1e-5)
@@ -171,36 +164,29 @@ def test_means_leave_out_rows_that_do_not_survive():
 
 def test_no_surviving_row_in_any_language_is_an_error():
     with pytest.raises(InputError, match="no row survives in de, nl"):
-        check_survivors({code: lens_rows([[0.1]], [True]) for code in ("de", "nl")})
+        lens_probe({code: lens_rows([[0.1]], [True]) for code in ("de", "nl")})
 
 
-def test_files_of_the_lens(tmp_path: Path):
-    exemplars = tiny_world.write_data(tmp_path)
-    data = ProbeData(tmp_path, exemplars, tiny_world.byte_tokenizer(), slice(0, 5))
-    variables, mesh = tiny_world.variables(), make_mesh(8, 1, 1)
-    document = write_logit_lens(
-        ProbeRun(tmp_path / "out", tiny_world.DECODER, variables, mesh, data, ["en", "de", "zh"], 8, {"model": "tiny"})
-    )
-    assert json.loads((tmp_path / "out/logit_lens.json").read_text()) == document
+def test_arrays_of_the_lens(tmp_path: Path):
+    run = probe_run(tmp_path, slice(0, 5))
+    found = logit_lens(run)
+    lens, document = found.arrays, found.document
     # In bytes, German words begin as the English ones do; Chinese shares nothing.
     assert document["surviving_rows"] == {"en": 5, "de": 0, "zh": 5}
     # Nor does anything of the German words begin them alone.
     assert document["unshared_surviving_rows"] == document["surviving_rows"]
-    assert document["model"] == "tiny"
-    with np.load(tmp_path / "out/logit_lens.npz") as arrays:
-        assert set(arrays) == set(document["axes"])
-        assert all(array.shape == (3, 3) for array in arrays.values())
-        assert all(np.isnan(array[1]).all() and np.isfinite(array[[0, 2]]).all() for array in arrays.values())
-        for name in document["axes"]:
-            if not name.startswith("unshared_"):
-                np.testing.assert_array_equal(arrays[f"unshared_{name}"], arrays[name])
-        lens = dict(arrays)
+    assert lens.keys() == document["axes"].keys()
+    assert all(array.shape == (3, 3) for array in lens.values())
+    assert all(np.isnan(array[1]).all() and np.isfinite(array[[0, 2]]).all() for array in lens.values())
+    for name in lens:
+        if not name.startswith("unshared_"):
+            np.testing.assert_array_equal(lens[f"unshared_{name}"], lens[name])
     # The last layer again, scored row by row: gold class of each row, and both words together.
-    rows = read_task_rows(tmp_path, TASKS["emotion"], "zh", "test", data.rows)
-    queries = label_queries(rows, exemplars, data.tokenizer, "in_language", "study")
-    sets = word_sets(data, "zh")
-    scores = Scorer(tiny_world.DECODER, variables, mesh).score(variables, queries, sets.all()).prefix_mass
-    gold = [TASKS["emotion"].classes.index(row.gold_class) for row in rows]
+    texts = run.texts["zh"]
+    queries = label_queries(texts.rows, texts.exemplars, texts.tokenizer, "in_language", "study")
+    sets = word_sets(texts.tokenizer, "zh").all()
+    scores = Scorer(run.runner.decoder, run.variables, run.runner.mesh).score(run.variables, queries, sets).prefix_mass
+    gold = [TASK.classes.index(row.gold_class) for row in texts.rows]
     last = {
         "latent": np.mean([scores[i, c] for i, c in enumerate(gold)]),
         "out": np.mean([scores[i, 2 + c] for i, c in enumerate(gold)]),

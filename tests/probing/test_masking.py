@@ -1,7 +1,9 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,26 +11,25 @@ import scipy.stats
 import torch
 
 from jaxalign.errors import InputError
-from jaxalign.model.prompt_batches import PromptRunner
+from jaxalign.model.ragged import Runner
 from jaxalign.model.transformer import Decoder
-from jaxalign.probing.activation_counts import write_neuron_counts
 from jaxalign.probing.masking import (
     TextNats,
     change_with_interval,
-    nats_function,
+    masking,
+    nats_batch,
     neuron_mask,
     random_control,
     reference_perplexity,
-    write_masking,
+    transplant,
+    with_neurons,
 )
-from jaxalign.probing.neuron_counts import read_counts
-from jaxalign.probing.neurons import activation_probabilities, language_neurons, select_neurons
-from jaxalign.probing.prompts import ProbeData
-from jaxalign.probing.run import ProbeRun
+from jaxalign.probing.neurons import ActivationCounts, activation_probabilities, neuron_counts, selection_probes
+from jaxalign.probing.probe import ProbeRun
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
 from tests.model.tiny_models import VOCABULARY, tiny_case
-from tests.probing.language_world import PLANTED, planted_variables, write_languages
+from tests.probing.language_world import PLANTED, planted_variables, probe_run, write_languages
 
 RNG = np.random.default_rng(0)
 PROMPTS = [RNG.integers(1, VOCABULARY, n).tolist() for n in (3, 30, 20, 2)]
@@ -58,15 +59,15 @@ def test_nats_are_those_of_transformers_with_masked_gates(case: str):
     tiny = tiny_case(case)
     mask = (RNG.random((tiny.config.layers, tiny.config.mlp_dim)) > 0.3).astype(np.float32)
     variables = {"params": tiny.params}
-    runner = PromptRunner(nats_function(Decoder(tiny.config)), variables, make_mesh(8, 1, 1), 8)
+    runner = Runner(Decoder(tiny.config), variables, make_mesh(8, 1, 1), 8)
     for each in (np.ones_like(mask), mask):
-        found = runner(variables, PROMPTS, jnp.asarray(each))
+        found = runner(nats_batch, variables, PROMPTS, each)
         expected = [nats_in_torch(tiny.torch_model, prompt, each) for prompt in PROMPTS]
         # Sums of up to 29 terms of about 5 nats, float32 against float64.
         np.testing.assert_allclose(found.nats, [row[0] for row in expected], rtol=1e-4)
         np.testing.assert_allclose(found.likeliest_nats, [row[1] for row in expected], rtol=1e-4)
         assert found.mistaken.tolist() == [row[2] for row in expected]
-    assert runner.counts.compilations == 1
+    assert runner.counts["compilations"] == 1
 
 
 def test_controls_are_as_many_others_in_each_layer():
@@ -99,38 +100,30 @@ def test_interval_of_a_change():
 
 def test_the_perplexity_of_the_follow_up_is_lower():
     sums = TextNats(np.array([6.0, 4.0]), np.array([1.0, 0.0]), np.array([2, 0]))
-    assert reference_perplexity(sums, np.array([3, 4])) == pytest.approx(np.exp((7 / 5 + 4 / 4) / 2))
+    assert float(reference_perplexity(sums, np.array([3, 4]))) == pytest.approx(np.exp((7 / 5 + 4 / 4) / 2))
 
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> ProbeRun:
-    """A model with two neurons for each of three languages, texts of them, and the counts of their activity."""
+    """A model with two neurons for each of three languages, and texts of them."""
     folder = tmp_path_factory.mktemp("planted")
-    data = ProbeData(folder, write_languages(folder), tiny_world.byte_tokenizer(), slice(0, 6))
-    run = ProbeRun(
-        folder, tiny_world.DECODER, planted_variables(), make_mesh(8, 1, 1), data, ["en", "de", "zh"], 8, {"model": "m"}
-    )
-    write_neuron_counts(run)
-    return run
+    return probe_run(folder, variables=planted_variables(), exemplars=write_languages(folder))
 
 
-def selected(run: ProbeRun) -> dict[str, np.ndarray]:
-    counts = read_counts(run.out / "neuron_counts.npz")
-    selection = select_neurons(activation_probabilities(counts), "code", rate=6 / 72)
-    return {code: language_neurons(selection, index) for index, code in enumerate(counts.languages)}
+def selected(run: ProbeRun) -> tuple[ActivationCounts, dict[str, Any]]:
+    found = neuron_counts(run)
+    counts = ActivationCounts(found.languages, found.arrays["active"], found.arrays["tokens"])
+    own = selection_probes(counts, "code", rate=6 / 72)["selection"].arrays
+    return counts, {code: pairs.tolist() for code, pairs in own.items()}
 
 
 def test_planted_neurons_are_found_and_do_what_they_were_planted_for(planted: ProbeRun):
-    own = selected(planted)
-    assert {code: pairs.tolist() for code, pairs in own.items()} == PLANTED
-    document = write_masking(planted, own, seed=0)
-    assert json.loads((planted.out / "masking.json").read_text()) == document
+    assert selected(planted)[1] == PLANTED
+    found = masking(planted, {code: np.array(pairs) for code, pairs in PLANTED.items()}, seed=0)
+    arrays, document = found.arrays, found.document
     assert document["neurons"] == {"en": 2, "de": 2, "zh": 2} and len(document["mask"]) == 7
     assert document["row"] == [0, 1, 2, 3, 4, 5] and document["masked_language"] == ["en", "de", "zh"]
-    with np.load(planted.out / "masking.npz") as stored:
-        arrays = dict(stored)
-    assert set(arrays) == set(document["axes"])
-    assert arrays["nats"].shape == (7, 3, 6)
+    assert arrays.keys() == document["axes"].keys() and arrays["nats"].shape == (7, 3, 6)
     change = arrays["log_perplexity_change"]
     assert change.shape == (3, 3, 3, 3)
     others = ~np.eye(3, dtype=bool)
@@ -146,33 +139,71 @@ def test_planted_neurons_are_found_and_do_what_they_were_planted_for(planted: Pr
     )
 
 
-def test_with_languages_shuffled_no_neuron_belongs_to_one(planted: ProbeRun, tmp_path: Path):
+def test_with_languages_shuffled_no_neuron_belongs_to_one(tmp_path: Path):
     """The same texts, two of each language in every file: the planted neurons are active in all alike."""
-    data = ProbeData(tmp_path, write_languages(tmp_path, shuffled=True), planted.data.tokenizer, slice(0, 6))
-    run = ProbeRun(
-        tmp_path, planted.decoder, planted.variables, planted.mesh, data, planted.languages, planted.batch_size, {}
-    )
-    write_neuron_counts(run)
-    counts = read_counts(tmp_path / "neuron_counts.npz")
+    exemplars = write_languages(tmp_path, shuffled=True)
+    run = probe_run(tmp_path, variables=planted_variables(), exemplars=exemplars)
+    counts, own = selected(run)
     planted_ones = np.concatenate([np.array(pairs) for pairs in PLANTED.values()])
     probabilities = activation_probabilities(counts)[:, planted_ones[:, 0], planted_ones[:, 1]]
     np.testing.assert_allclose(probabilities, 1 / 3, atol=1e-6)
-    chosen = {tuple(pair) for pairs in selected(run).values() for pair in pairs.tolist()}
-    assert chosen.isdisjoint(map(tuple, planted_ones.tolist()))
+    assert {tuple(pair) for pairs in own.values() for pair in pairs}.isdisjoint(map(tuple, planted_ones.tolist()))
     # Without those of one language every file loses, where its own alone did.
-    own = {code: np.array(pairs, np.int32) for code, pairs in PLANTED.items()}
-    write_masking(run, own, seed=0)
-    with np.load(tmp_path / "masking.npz") as stored:
-        change = stored["log_perplexity_change"]
-    assert (change[0, ..., 0] > 0.01).all()
+    found = masking(run, {code: np.array(pairs) for code, pairs in PLANTED.items()}, seed=0)
+    assert (found.arrays["log_perplexity_change"][0, ..., 0] > 0.01).all()
 
 
-def test_a_text_that_predicts_nothing_is_named(planted: ProbeRun, tmp_path: Path):
-    data = ProbeData(tmp_path, write_languages(tmp_path), planted.data.tokenizer, slice(0, 6))
+def test_a_text_that_predicts_nothing_is_named(tmp_path: Path):
+    exemplars = write_languages(tmp_path)
     file = next(tmp_path.glob("*/emotion_de*"))
     rows = json.loads(file.read_text())
     rows[3]["input"] = "n"
     file.write_text(json.dumps(rows))
-    run = ProbeRun(tmp_path, planted.decoder, planted.variables, planted.mesh, data, ["de"], 8, {})
     with pytest.raises(InputError, match="de, row 3: a text of one token"):
-        write_masking(run, {"de": np.zeros((0, 2), np.int32)}, seed=0)
+        masking(probe_run(tmp_path, languages=["de"], exemplars=exemplars), {"de": np.zeros((0, 2), int)}, seed=0)
+
+
+def test_parameters_without_neurons_are_a_mask_in_the_forward_pass():
+    decoder, variables = tiny_world.DECODER, jax.tree.map(jnp.asarray, tiny_world.variables())
+    mask = (np.random.default_rng(0).random((3, 24)) > 0.4).astype(np.float32)
+    tokens, positions = jnp.arange(1, 17)[None], jnp.arange(16)[None]
+    inputs = tokens, positions, jnp.ones_like(tokens)
+    apply = jax.jit(lambda variables, mask: decoder.apply(variables, *inputs, neuron_mask=mask).hidden)
+    whole, expected = jnp.ones((3, 24)), apply(variables, jnp.asarray(mask))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), variables["params"])
+    found = apply({"params": with_neurons(variables["params"], zeros, jnp.asarray(mask))}, whole)
+    # The same sums, float32; without the mask they differ by some tenths.
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(apply(variables, whole) - expected).max() > 1e-2
+
+
+def run_without_planted(folder: Path) -> ProbeRun:
+    """Of a base model that is as the planted one, but its planted neurons write nothing."""
+    variables = planted_variables()
+    for pairs in PLANTED.values():
+        for layer, index in pairs:
+            variables["params"]["layers"]["mlp"]["down_proj"]["kernel"][layer, index] = 0
+    return probe_run(folder, variables=variables, mesh=(2, 2, 2), exemplars=write_languages(folder))
+
+
+def test_a_language_s_tuned_neurons_do_in_the_base_what_tuning_did_for_it(tmp_path: Path):
+    base = run_without_planted(tmp_path)
+    run, own = replace(base, variables=planted_variables()), {code: np.array(p) for code, p in PLANTED.items()}
+    found = transplant(run, own, 0, lambda tuned: base.placed["params"])
+    assert found.document["weights"][:3] == ["base", "tuned", "en"] and len(found.document["weights"]) == 8
+    assert found.arrays.keys() == found.document["axes"].keys()
+    base_nats, tuned_nats, *transplants = found.arrays["nats"]
+    assert (tuned_nats < base_nats).all()
+    for k in range(3):
+        for language in range(3):
+            # The other planted neurons are silent on these texts, to the last bit.
+            expected = (tuned_nats if k == language else base_nats)[language]
+            np.testing.assert_array_equal(transplants[k][language], expected)
+    change = found.arrays["log_perplexity_change"]
+    assert change.shape == (3, 3, 3, 3) and (np.diagonal(change[0, :, :, 0]) < -0.01).all()
+
+
+def test_a_tuning_of_attention_alone_is_refused(planted: ProbeRun):
+    own = {code: np.array(pairs) for code, pairs in PLANTED.items()}
+    with pytest.raises(InputError, match=r"changed no feed-forward weight.*lora\.targets=gate_proj,up_proj,down_proj"):
+        transplant(planted, own, 0, lambda tuned: {**tuned, "norm": None})

@@ -5,19 +5,19 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import InputError
-from jaxalign.probing.neuron_counts import ActivationCounts, read_counts
 from jaxalign.probing.neurons import (
     CLASSES,
+    ActivationCounts,
     activation_probabilities,
-    activity_threshold,
     general_neurons,
     language_entropy,
     language_neurons,
     largest_passing,
     lowest,
     neuron_scores,
+    read_counts,
     select_neurons,
-    selection_document,
+    selection_probes,
 )
 
 RNG = np.random.default_rng(0)
@@ -60,8 +60,8 @@ def test_the_two_scores_rank_alike_at_weights_of_a_constant_ratio():
 
 def test_the_threshold_is_the_nth_smallest():
     p = RNG.random((2, 3, 17)).astype(np.float32)
-    assert activity_threshold(p) == sorted(p.ravel().tolist())[round(0.95 * 102) - 1]
-    assert activity_threshold(np.array([[[0.5]], [[0.25]]], np.float32)) == 0.5
+    assert select_neurons(p).threshold == sorted(p.ravel().tolist())[round(0.95 * 102) - 1]
+    assert select_neurons(np.array([[[0.5]], [[0.25]]], np.float32)).threshold == 0.5
 
 
 def test_of_equal_scores_the_first_are_taken():
@@ -100,7 +100,9 @@ def test_selection_finds_what_was_planted():
     assert language_neurons(selection, 1).tolist() == [[0, 3], [1, 8], [1, 9]]
     assert language_neurons(selection, 1).dtype == np.int32
     assert general_neurons(selection).tolist() == [[1, 40], [1, 41], [1, 42]]  # of all, though none is selected
-    document = selection_document(selection, p, ["en", "zh", "de"], "code", 0.04)
+    # Of a million tokens, so that probabilities are float32 ones.
+    counts = ActivationCounts(["en", "zh", "de"], np.round(p * 1e6).astype(np.int64), np.full(3, 10**6))
+    document = selection_probes(counts, "code", 0.04)["selection"].document
     assert document["histogram"] == [0, 3, 1, 0] and document["neurons"] == {"en": 1, "zh": 3, "de": 1}
     assert document["classes"] == dict(zip(CLASSES, (0, 3, 1, 0), strict=True))
     assert document["classes_per_layer"]["language_specific"] == [1, 2]

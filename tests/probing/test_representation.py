@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import numpy as np
@@ -6,20 +5,17 @@ import pytest
 import scipy.stats
 from sklearn.decomposition import PCA
 
-from jaxalign.errors import InputError
 from jaxalign.probing.capture import capture_languages
-from jaxalign.probing.prompts import ProbeData
-from jaxalign.probing.representation import (
+from jaxalign.probing.geometry import (
     PCA_AXES,
     WHOLE_PROMPTS,
+    first_component,
     joint_pca,
-    language_correlations,
+    pca,
     pca_arrays,
-    write_representation,
 )
-from jaxalign.probing.run import ProbeRun
-from jaxalign.runtime import make_mesh
-from tests import tiny_world
+from jaxalign.statistics import correlations as correlations_of
+from tests.probing.language_world import probe_run
 
 RNG = np.random.default_rng(0)
 
@@ -29,12 +25,12 @@ def test_joint_pca_is_scikit_learns_full_decomposition(shape: tuple[int, int]):
     states = (RNG.normal(size=shape) @ RNG.normal(size=(shape[1], shape[1])) + 7).astype(np.float32)
     fit = PCA(n_components=2, svd_solver="full")
     expected = fit.fit_transform(states.astype(np.float64))
-    found = joint_pca(states, 2)
-    signs = np.sign((found.coordinates * expected).sum(0))
+    found, explained = joint_pca(states, 2)
+    signs = np.sign((found * expected).sum(0))
     # Float64 on both sides; the spectrum is well apart.
-    np.testing.assert_allclose(found.coordinates * signs, expected, atol=1e-7 * np.abs(expected).max())
-    np.testing.assert_allclose(found.explained, fit.explained_variance_ratio_, rtol=1e-9)
-    assert (found.coordinates[np.abs(found.coordinates).argmax(0), [0, 1]] > 0).all()
+    np.testing.assert_allclose(found * signs, expected, atol=1e-7 * np.abs(expected).max())
+    np.testing.assert_allclose(explained, fit.explained_variance_ratio_, rtol=1e-9)
+    assert (found[np.abs(found).argmax(0), [0, 1]] > 0).all()
 
 
 def test_correlations_are_pearsons_of_the_first_joint_component():
@@ -42,7 +38,7 @@ def test_correlations_are_pearsons_of_the_first_joint_component():
     states = np.stack([shared, shared + RNG.normal(size=(30, 8)), -shared, RNG.normal(size=(30, 8)) * 3])
     first = PCA(n_components=1, svd_solver="full").fit_transform(states.reshape(-1, 8)).reshape(4, 30)
     expected = np.array([[scipy.stats.pearsonr(a, b)[0] for b in first] for a in first], float)
-    found = language_correlations(states)
+    found = correlations_of(first_component(states))
     np.testing.assert_allclose(found, expected, atol=1e-9)
     assert found[0, 1] > 0.95 and found[0, 2] == pytest.approx(-1)
 
@@ -78,34 +74,17 @@ def test_intervals_of_correlations_are_those_of_drawn_rows():
         assert interval[0, 1, 1] - interval[0, 1, 0] > 0.1
 
 
-def test_files_of_the_pca(tmp_path: Path):
-    exemplars = tiny_world.write_data(tmp_path)
-    data = ProbeData(tmp_path, exemplars, tiny_world.byte_tokenizer(), slice(1, 6))
-    variables, mesh, decoder = tiny_world.variables(), make_mesh(8, 1, 1), tiny_world.DECODER
-    run = ProbeRun(tmp_path / "out", decoder, variables, mesh, data, ["en", "de", "zh"], 8, {"model": "tiny"})
-    document = write_representation(run, ["zh", "en"])
-    assert json.loads((tmp_path / "out/pca.json").read_text()) == document
-    assert document["row"] == [1, 2, 3, 4, 5] and document["layer"] == [0, 1, 2, 3]
-    captured = capture_languages(run, WHOLE_PROMPTS, run.languages)
-    states = np.stack([each.states for each in captured])
+def test_arrays_of_the_pca(tmp_path: Path):
+    run = probe_run(tmp_path, slice(1, 6))
+    found = pca(run, ["zh", "en"])
+    assert found.document["row"] == [1, 2, 3, 4, 5] and found.document["layer"] == [0, 1, 2, 3]
+    states = np.stack([states for _, states in capture_languages(run, WHOLE_PROMPTS, run.languages)])
     expected = pca_arrays(states, [2, 0])
-    with np.load(tmp_path / "out/pca.npz") as arrays:
-        assert set(arrays) == set(document["axes"]) == set(expected)
-        assert arrays["points"].shape == (4, 2, 5, 2) and arrays["correlations"].shape == (4, 3, 3)
-        for name, array in expected.items():
-            np.testing.assert_array_equal(arrays[name], array)
-        chinese, english = states[2, :, 1], states[0, :, 1]
-        np.testing.assert_allclose(
-            arrays["points"][1].reshape(10, 2), joint_pca(np.concatenate([chinese, english]), 2).coordinates, rtol=1e-5
-        )
-
-
-@pytest.mark.parametrize(
-    ("rows", "scatter", "message"),
-    [(slice(0, 2), ["en"], "too few"), (slice(0, 4), ["fr"], "scatter languages fr"), (slice(0, 4), [], "(none)")],
-)
-def test_what_cannot_be_correlated_is_refused(tmp_path: Path, rows: slice, scatter: list[str], message: str):
-    data = ProbeData(tmp_path, tiny_world.write_data(tmp_path), tiny_world.byte_tokenizer(), rows)
-    decoder, variables, mesh = tiny_world.DECODER, tiny_world.variables(), make_mesh(8, 1, 1)
-    with pytest.raises(InputError, match=message):
-        write_representation(ProbeRun(tmp_path, decoder, variables, mesh, data, ["en", "de"], 8, {}), scatter)
+    assert found.arrays.keys() == found.document["axes"].keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found.arrays[name], array)
+    points = found.arrays["points"]
+    assert points.shape == (4, 2, 5, 2) and found.arrays["correlations"].shape == (4, 3, 3)
+    chinese, english = states[2, :, 1], states[0, :, 1]
+    joint = joint_pca(np.concatenate([chinese, english]), 2)[0]
+    np.testing.assert_allclose(points[1].reshape(10, 2), joint, rtol=1e-5)

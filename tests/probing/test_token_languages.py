@@ -4,14 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxalign.data.tasks import TASKS
+from jaxalign.data.tasks import TaskData
 from jaxalign.data.tokenizer import Tokenizer
-from jaxalign.probing.token_languages import (
+from jaxalign.probing.attribution import (
     SCRIPT_CLASSES,
     HeldOut,
     decide,
     languages_with_texts,
-    on_held_out,
     parallel_texts,
     script_languages,
     script_of_bytes,
@@ -19,6 +18,7 @@ from jaxalign.probing.token_languages import (
     token_languages,
     token_scripts,
 )
+from jaxalign.probing.probe import TASK
 from tests import tiny_world
 from tests.data.tiny_tokenizers import byte_level, sentencepiece_style
 
@@ -113,25 +113,19 @@ def test_counts_pass_over_special_tokens():
     assert counts[tokenizer.vocabulary["▁"]] == 2 and counts.sum() == 6  # and no BOS
 
 
-def test_held_out_tokens_are_counted_by_what_the_map_says():
-    language_of = np.array([0, 1, 2, 1])
-    assert on_held_out(language_of, 2, 1, np.array([3, 5, 7, 1])) == HeldOut(tokens=16, decided=9, correct=6)
-
-
 def write_emotion(folder: Path, texts: dict[str, list[str]]) -> None:
-    task = TASKS["emotion"]
-    (folder / task.folder).mkdir()
+    (folder / TASK.folder).mkdir()
     for language, lines in texts.items():
-        word = task.label_words[language]["positive"]
+        word = TASK.label_words[language]["positive"]
         rows = [{"input": line, "answer": word} for line in lines]
-        (folder / task.folder / f"emotion_{language}{len(lines)}_test.json").write_text(json.dumps(rows))
+        (folder / TASK.folder / f"emotion_{language}{len(lines)}_test.json").write_text(json.dumps(rows))
 
 
 def test_map_of_texts_and_its_accuracy(tmp_path: Path):
     # "a" is English, "o" German, "e" both; the held-out last fifth says "o" once in English.
     write_emotion(tmp_path, {"en": ["aaaee"] * 8 + ["aaaao"] * 2, "de": ["oooee"] * 10})
     tokenizer = tiny_world.byte_tokenizer()
-    found = token_languages(tokenizer, tiny_world.CONFIG.vocab_size, tmp_path)
+    found = token_languages(tokenizer, tiny_world.CONFIG.vocab_size, TaskData(tmp_path))
     assert found.languages == ["en", "de"]
     assert [found.language_of[tokenizer.vocabulary[letter]] for letter in "aoez"] == [0, 1, 2, 2]
     assert found.held_out == {"en": HeldOut(10, 10, 8), "de": HeldOut(10, 6, 6)}
@@ -140,7 +134,8 @@ def test_map_of_texts_and_its_accuracy(tmp_path: Path):
 
 def test_texts_are_the_fields_of_every_task_there_is(tmp_path: Path):
     tiny_world.write_data(tmp_path)
-    assert languages_with_texts(tmp_path) == ["en", "zh", "de"]
-    texts = parallel_texts(tmp_path, "de")
-    assert texts.held_out == ["de input 5", "de premise 5", "de hypothesis 5"]
-    assert len(texts.counted) == 5 + 10 and not set(texts.counted) & set(texts.held_out)
+    files = TaskData(tmp_path)
+    assert languages_with_texts(files, TASK) == ["en", "zh", "de"]
+    counted, held_out = parallel_texts(files, "de")
+    assert held_out == ["de input 5", "de premise 5", "de hypothesis 5"]
+    assert len(counted) == 5 + 10 and not set(counted) & set(held_out)

@@ -10,15 +10,13 @@ import numpy as np
 
 from jaxalign.data.tasks import TASKS
 from jaxalign.files import read_json, write_json, write_json_lines
-from jaxalign.probing.likeness import GEOMETRY_AXES, geometry_arrays, language_geometry
-from jaxalign.probing.logit_lens import LanguageLens, LensRows, lens_arrays, lens_document
+from jaxalign.probe_files import Probe, write_probe
+from jaxalign.probing.attribution import SCRIPT_CLASSES, UNDECIDABLE
+from jaxalign.probing.geometry import GEOMETRY_AXES, PCA_AXES, geometry_arrays, language_geometry, pca_arrays
+from jaxalign.probing.logit_lens import LanguageLens, LensRows, lens_probe
 from jaxalign.probing.masking import EFFECTS
-from jaxalign.probing.neurons import language_neurons, select_neurons, selection_document
-from jaxalign.probing.records import write_probe
-from jaxalign.probing.representation import PCA_AXES, pca_arrays
-from jaxalign.probing.token_languages import SCRIPT_CLASSES, UNDECIDABLE
-from jaxalign.reporting.probe_files import TRANSPLANT_AXES
-from jaxalign.reporting.results import Key
+from jaxalign.probing.neurons import ActivationCounts, selection_probes
+from jaxalign.reporting.folders import PROBE_ARRAYS, Key
 from jaxalign.statistics import wilson_interval
 
 VERSIONS = {"jax": "0.10.2", "flax": "0.12.8", "jaxalign": "0.1.0"}
@@ -185,7 +183,8 @@ def write_lens(folder: Path, languages: Sequence[str], layers: int = 12, rows: i
         )
 
     lens = {language: LanguageLens(lens_rows(language != "de"), lens_rows(True)) for language in languages}
-    write_probe(folder, "logit_lens", lens_arrays(lens), {**lens_document(lens), **PROBED})
+    found = lens_probe(lens)
+    write_probe(folder, "logit_lens", Probe(found.arrays, {**found.document, **PROBED}))
 
 
 def write_pca(
@@ -208,7 +207,7 @@ def write_pca(
         "row": list(range(rows)),
         **PROBED,
     }
-    write_probe(folder, "pca", pca_arrays(states, [languages.index(code) for code in scatter]), document)
+    write_probe(folder, "pca", Probe(pca_arrays(states, [languages.index(code) for code in scatter]), document))
 
 
 def write_geometry(folder: Path, languages: Sequence[str], layers: int = 4, shared: float = 1.0) -> None:
@@ -226,7 +225,8 @@ def write_geometry(folder: Path, languages: Sequence[str], layers: int = 4, shar
         "position": "query_mean",
         **PROBED,
     }
-    write_probe(folder, "geometry", geometry_arrays([language_geometry(each, english) for each in states]), document)
+    arrays = geometry_arrays([language_geometry(each, english) for each in states])
+    write_probe(folder, "geometry", Probe(arrays, document))
 
 
 def write_attribution(folder: Path, languages: Sequence[str], layers: int = 4) -> None:
@@ -248,7 +248,7 @@ def write_attribution(folder: Path, languages: Sequence[str], layers: int = 4) -
         "token_map": {"held_out": {"all": {"tokens": 100, "decided": 0.8, "accuracy": 0.95}}},
         **PROBED,
     }
-    write_probe(folder, "attribution", arrays, document)
+    write_probe(folder, "attribution", Probe(arrays, document))
 
 
 def write_masking(
@@ -264,7 +264,7 @@ def write_masking(
         "estimate": ["change", "low", "high"],
         **PROBED,
     }
-    write_probe(folder, name, {array: change}, document)
+    write_probe(folder, name, Probe({array: change}, document))
 
 
 def write_transplant(folder: Path, languages: Sequence[str]) -> None:
@@ -274,7 +274,7 @@ def write_transplant(folder: Path, languages: Sequence[str]) -> None:
         ["base", "tuned", *languages, *(f"random, as {code}" for code in languages)],
     )
     document = {
-        "axes": TRANSPLANT_AXES,
+        "axes": PROBE_ARRAYS["transplant"],
         "language": list(languages),
         "transplanted_language": list(languages),
         "effect": list(EFFECTS),
@@ -286,20 +286,19 @@ def write_transplant(folder: Path, languages: Sequence[str]) -> None:
         "log_perplexity_change": random.normal(size=(3, len(languages), len(languages), 3)),
         "perplexity": random.uniform(5, 20, (len(weights), len(languages))),
     }
-    write_probe(folder, "transplant", arrays, document)
+    write_probe(folder, "transplant", Probe(arrays, document))
 
 
 def write_selection(folder: Path, english: Sequence[tuple[int, int]], rate: float = 0.1) -> Path:
     """The selection of a model of two layers of ten, whose neurons are English at these places, Swahili at (1, 0)."""
     codes = ["en", "sw"]
-    probabilities = np.full((2, 2, 10), 0.1, np.float32)
+    active = np.ones((2, 2, 10), np.int64)
     for layer, index in english:
-        probabilities[:, layer, index] = 0.9, 0.0
-    probabilities[:, 1, 0] = 0.0, 0.9
-    selection = select_neurons(probabilities, "lape", rate)
-    own = {code: language_neurons(selection, index) for index, code in enumerate(codes)}
-    document = selection_document(selection, probabilities, codes, "lape", rate)
-    write_probe(folder, "selection", own, {**document, **PROBED, "command": "jaxalign neurons counts.npz"})
+        active[:, layer, index] = 9, 0
+    active[:, 1, 0] = 0, 9
+    found = selection_probes(ActivationCounts(codes, active, np.full(2, 10)), "lape", rate)["selection"]
+    document = {**found.document, **PROBED, "command": "jaxalign neurons counts.npz"}
+    write_probe(folder, "selection", Probe(found.arrays, document))
     return folder
 
 

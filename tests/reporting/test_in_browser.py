@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from jaxalign.files import read_json
-from jaxalign.reporting.html import write_report
+from jaxalign.reporting.page import write_report
 from tests.reporting.browser import Page, browser_page
 from tests.reporting.folders import name_model, write_both_sides
 

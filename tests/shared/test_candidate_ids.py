@@ -8,10 +8,18 @@ from typing import get_args
 
 import pytest
 
-from jaxalign.data.label_queries import label_queries, scored_candidates
-from jaxalign.data.label_sets import collisions, label_candidates
 from jaxalign.data.languages import LANGUAGES
-from jaxalign.data.prompts import PromptStyle, few_shot_prompt, label_words, read_exemplars, variants_of
+from jaxalign.data.prompts import (
+    PromptStyle,
+    collisions,
+    few_shot_prompt,
+    label_candidates,
+    label_queries,
+    label_words,
+    read_exemplars,
+    scored_candidates,
+    variants_of,
+)
 from jaxalign.data.tasks import TASKS, read_task_rows
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
 

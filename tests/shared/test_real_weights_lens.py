@@ -9,16 +9,16 @@ import torch
 import transformers
 
 from jaxalign.data.prompts import read_exemplars
+from jaxalign.data.tasks import TaskData
 from jaxalign.data.tokenizer import load_tokenizer
-from jaxalign.model.hf_config import read_config
-from jaxalign.model.hf_weights import load_params
-from jaxalign.model.next_token import pad_label_sets
-from jaxalign.model.prompt_batches import PromptRunner
+from jaxalign.model.config import read_config
+from jaxalign.model.ragged import Runner
+from jaxalign.model.readout import head_gram, pad_label_sets
 from jaxalign.model.transformer import Decoder
-from jaxalign.model.vocabulary import head_gram
-from jaxalign.probing.attribution import AttributionInputs, attribution_function
-from jaxalign.probing.logit_lens import LensInputs, lens_function, word_sets
-from jaxalign.probing.prompts import ProbeData, probe_prompts
+from jaxalign.model.weights import load_params
+from jaxalign.probing.attribution import attribution_batch
+from jaxalign.probing.logit_lens import lens_batch, word_sets
+from jaxalign.probing.probe import TASK, probe_texts
 from tests.probing.numpy_lens import lens_in_numpy
 from tests.training.tiny_runs import mesh_of
 
@@ -30,17 +30,16 @@ LANGUAGES = ("en", "zh", "sw")
 @pytest.mark.parametrize("name", ["smollm2", "gemma3"])
 def test_lens_and_attribution_are_numpys(shared: Path, models: Path, name: str):
     config, tokenizer = read_config(models / name), load_tokenizer(models / name)
-    data = ProbeData(shared / "data", read_exemplars(shared / "data/exemplars.json"), tokenizer, slice(0, 1))
-    prompts = [probe_prompts(data, language)[1][0] for language in LANGUAGES]
-    labels = word_sets(data, "zh").all()
+    rows = [TaskData(shared / "data").rows(TASK, language, slice(0, 1)) for language in LANGUAGES]
+    texts = probe_texts(rows, read_exemplars(shared / "data/exemplars.json"), tokenizer)
+    prompts = [each.prompts[0] for each in texts.values()]
+    labels = word_sets(tokenizer, "zh").all()
     groups = np.arange(config.vocab_size, dtype=np.int32)[None] % 5
 
     variables, decoder, mesh = {"params": load_params(models / name, config, jnp.float32)}, Decoder(config), mesh_of()
-    inputs = LensInputs(pad_label_sets(labels), head_gram(decoder, variables))
-    masses, entropy, energy, _ = PromptRunner(lens_function(decoder), variables, mesh, 4)(variables, prompts, inputs)
-    by_group = PromptRunner(attribution_function(decoder, 5), variables, mesh, 4)(
-        variables, prompts, AttributionInputs(groups)
-    )
+    runner, inputs = Runner(decoder, variables, mesh, 4), (None, pad_label_sets(labels), head_gram(decoder, variables))
+    masses, entropy, energy, _ = runner(lens_batch, variables, prompts, *inputs)
+    by_group = runner(attribution_batch, variables, prompts, None, groups, group_count=5)
 
     torch_model = transformers.AutoModelForCausalLM.from_pretrained(models / name, dtype=torch.float32)
     for i, prompt in enumerate(prompts):

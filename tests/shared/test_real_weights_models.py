@@ -16,9 +16,9 @@ from transformers import AutoTokenizer
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.prompts import few_shot_prompt, read_exemplars
 from jaxalign.data.tasks import TASKS, read_task_rows
+from jaxalign.model.config import read_config
 from jaxalign.model.gguf import load_gguf_params, read_gguf_config, read_gguf_tokenizer
-from jaxalign.model.hf_config import read_config
-from jaxalign.model.hf_weights import load_params, save_params
+from jaxalign.model.weights import load_params, save_params
 
 pytestmark = pytest.mark.real_weights
 

@@ -10,15 +10,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from jaxalign.data.label_queries import label_queries, scored_candidates
-from jaxalign.data.prompts import read_exemplars
+from jaxalign.data.prompts import label_queries, read_exemplars, scored_candidates
 from jaxalign.data.tasks import TASKS, read_task_rows
 from jaxalign.data.tokenizer import load_tokenizer
-from jaxalign.evaluation.score_labels import Scorer
-from jaxalign.model.hf_config import read_config
-from jaxalign.model.hf_weights import load_params
+from jaxalign.evaluation.score import Scorer
+from jaxalign.model.config import read_config
 from jaxalign.model.quantised import quantise_params
 from jaxalign.model.transformer import Decoder
+from jaxalign.model.weights import load_params
 from tests.training.tiny_runs import mesh_of
 
 pytestmark = pytest.mark.real_weights

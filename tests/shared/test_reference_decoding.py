@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM
 from jaxalign.data.math_problems import MATH_TASKS, alpaca_prompt, read_problems
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.evaluation.generate import NEAR_TIE, Generator
-from jaxalign.model.hf_config import read_config
-from jaxalign.model.hf_weights import load_params
+from jaxalign.model.config import read_config
+from jaxalign.model.ragged import in_order
 from jaxalign.model.transformer import Decoder
+from jaxalign.model.weights import load_params
 from tests.training.tiny_runs import mesh_of
 
 pytestmark = pytest.mark.real_weights
@@ -32,7 +33,7 @@ def test_answers_are_those_of_transformers(shared: Path, models: Path, name: str
         for problem in read_problems(shared / "data", MATH_TASKS["mgsm"], language, slice(0, 3))
     ]
     generator = Generator(Decoder(config), variables, mesh_of(), batch_size=len(prompts))
-    chosen = generator.runner(MOST)(variables, prompts, np.array([tokenizer.eos_id], np.int32))
+    chosen = in_order(generator.batches(variables, prompts, [tokenizer.eos_id], MOST))
 
     model: Any = AutoModelForCausalLM.from_pretrained(models / name, dtype=torch.float32).eval()
     compared, near_ties, different = 0, 0, 0

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from jaxalign.data.batches import BatchLayout, fit_pairs, training_plan
+from jaxalign.data.batches import fit_pairs, training_plan
 from jaxalign.data.build import build_examples, write_pairs
+from jaxalign.data.check import warn_of_exemplars
 from jaxalign.data.languages import LANGUAGES
-from jaxalign.data.pair_files import read_pairs
-from jaxalign.data.pairs import Rendering, instruction_languages, languages_of
+from jaxalign.data.pairs import Rendering, instruction_languages, languages_of, read_pairs
 from jaxalign.data.prompts import (
     Difference,
     differences,
@@ -23,11 +23,11 @@ from jaxalign.data.prompts import (
     read_exemplars,
     variants_of,
 )
-from jaxalign.data.study_import import import_study
+from jaxalign.data.study import import_study
 from jaxalign.data.tasks import TASKS, TaskRow, correct_by_class, correct_by_reference, read_task_rows, task_file
-from jaxalign.data.templates import render
 from jaxalign.data.tokenizer import load_tokenizer
-from jaxalign.data.validation import warn_of_exemplars
+from tests.data.tiny_tokenizers import render
+from tests.defaults import base_layout
 
 ALL = slice(None)
 
@@ -173,7 +173,7 @@ def test_packing_the_snli_questions_wastes_little(shared, models, name, language
     file = shared / f"data/snli/snli_{language}10k_train_question.json"
     pairs = read_pairs([file])
     fitted = fit_pairs([render(pair, "none", tokenizer) for pair in pairs], 512, "drop")
-    layout = BatchLayout(pairs_per_step=0, rows_per_step=16, length=512)
+    layout = base_layout(pairs_per_step=0, rows_per_step=16, length=512)
     assert len(fitted.pairs) > 9900
     assert training_plan(fitted.pairs, layout, epochs=1, steps=0, seed=0).padding <= 0.05
 
@@ -206,7 +206,7 @@ def test_qaligns_question_pairs_read(shared, language, count):
 
 
 def test_the_study_imports(shared, tmp_path):
-    """A clone of the study's repository gives the same exemplars; whole entries are equal, notes ("_...") are not."""
+    """A clone of the study's repository gives the same exemplars, cues and hashes; other notes are not written."""
     place = os.environ.get("JAXALIGN_STUDY_CLONE")
     if not place:
         pytest.skip("needs JAXALIGN_STUDY_CLONE, a clone of github.com/Shimao-Zhang/LLM-Multilingual-Learner")
@@ -214,7 +214,8 @@ def test_the_study_imports(shared, tmp_path):
     imported, expected = read(tmp_path / "out" / "exemplars.json"), read(shared / "data" / "exemplars.json")
     for task in TASKS:
         for language in LANGUAGES:
-            assert imported[task][language] == expected[task][language]
+            entry, other = imported[task][language], expected[task][language]
+            assert entry == {name: other[name] for name in ("exemplars", "keywords", "prefix_sha256")}
     copied = sorted((tmp_path / "out").glob("*/*.json"))
     assert len(copied) >= 60
     for file in copied:
@@ -223,9 +224,9 @@ def test_the_study_imports(shared, tmp_path):
             assert file.read_bytes() == theirs.read_bytes()
 
 
-def test_the_readme_tells_what_mended_prompts_differ_in(exemplars):
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    assert differences_table(exemplars).strip() in readme
+def test_the_documents_tell_what_mended_prompts_differ_in(exemplars):
+    page = (Path(__file__).parents[2] / "docs" / "study.md").read_text(encoding="utf-8")
+    assert differences_table(exemplars).strip() in page
 
 
 def test_what_the_released_data_is_warned_of(shared, capsys):

@@ -8,7 +8,7 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
-from jaxalign.model.gguf_tokenizer import read_gguf_tokenizer
+from jaxalign.model.gguf import read_gguf_tokenizer
 from tests.model.test_gguf_tokenizer import write_sentence_piece_model
 
 MODELS = ("tokenizer.model.v1", "mistral_instruct_tokenizer_240323.model.v3")

@@ -20,16 +20,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxalign import runtime
-from jaxalign.data.batches import BatchLayout, heldout_plan
+from jaxalign.data.batches import heldout_plan
 from jaxalign.errors import Preempted
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.hf_weights import load_params
 from jaxalign.model.transformer import Decoder
-from jaxalign.model.weights import Index, Leaf, place_on
-from jaxalign.training.checkpoint import Kept
-from jaxalign.training.loop import Hook, LoopConfig, train
-from jaxalign.training.optimizer import OptimizerConfig
-from jaxalign.training.step import StepConfig
+from jaxalign.model.weights import Index, Leaf, load_params, place_on
+from jaxalign.training.loop import Hook, train
+from tests.defaults import base_layout, base_loop, base_optimizer, base_retention, base_step
 from tests.training.tiny_runs import LORA, mesh_of, random_pairs, tiny_plan
 
 STEPS = 20
@@ -82,13 +79,13 @@ def train_job(
         Decoder(CONFIG, ADAPTERS.get(tune)),
         base_params(),
         tiny_plan(STEPS, accumulation=2, row_multiple=row_multiple),
-        heldout_plan(random_pairs(20, seed=9), BatchLayout(8, row_multiple=row_multiple)),
+        heldout_plan(random_pairs(20, seed=9), base_layout(8, row_multiple=row_multiple)),
         run=Path(run),
         mesh=mesh,
-        optimizer_config=OptimizerConfig(learning_rate=1e-3 if tune == "all" else 1e-2),
-        step_config=StepConfig(accumulation=2),
-        loop_config=LoopConfig(log_every=1, heldout_every=1, checkpoint_every=checkpoint_every, watch_every=1),
-        kept=Kept(),
+        optimizer_config=base_optimizer(learning_rate=1e-3 if tune == "all" else 1e-2),
+        step_config=base_step(accumulation=2),
+        loop_config=base_loop(log_every=1, heldout_every=1, checkpoint_every=checkpoint_every, watch_every=1),
+        retention=base_retention(),
         seed=0,
         document={"config": {"model": "tiny"}},
         fingerprint={"model": "tiny"},

@@ -12,8 +12,8 @@ import pytest
 
 from jaxalign.errors import InputError
 from jaxalign.files import AnyPath, path_of
-from jaxalign.training.bad_steps import NonFiniteStep, dump_bad_step
 from jaxalign.training.checkpoint import open_checkpoints, read_trained
+from jaxalign.training.loop import NonFiniteStep, dump_bad_step
 from tests.fake_storage import FakeStorage
 from tests.training.whole_runs import (
     PLAN,
@@ -66,7 +66,7 @@ def test_a_killed_run_ends_as_one_on_this_machine(storage, local, tmp_path):
     repository = Path(__file__).parents[2]
     killed = subprocess.run(command, cwd=repository, env=os.environ, capture_output=True, text=True, check=False)
     assert killed.returncode == -9, killed.stderr
-    with open_checkpoints(run, create=False) as checkpoints:
+    with open_checkpoints(run) as checkpoints:
         assert checkpoints.latest_step() in (2, 4)
     # Rows were uploaded before the checkpoint that needs them was saved.
     assert metrics(run)[-1]["step"] == 4
@@ -85,7 +85,7 @@ def test_a_finished_run_does_nothing(run, storage, capsys):
 def test_a_checkpoint_that_was_not_written_to_its_end_is_none(run, local, storage):
     """What a kill in the middle of writing leaves: no file that says that it is whole."""
     del storage.objects[f"{run}/checkpoints/9/commit_success.txt".removeprefix("gs://")]
-    with open_checkpoints(run, create=False) as checkpoints:
+    with open_checkpoints(run) as checkpoints:
         assert checkpoints.latest_step() == 8
     tiny_training(run)
     assert_same_run(run, local)

@@ -12,9 +12,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from jaxalign.errors import InputError
-from jaxalign.training.checkpoint import open_checkpoints, read_trained
-from jaxalign.training.optimizer import OptimizerConfig
-from jaxalign.training.start import start
+from jaxalign.training.checkpoint import open_checkpoints, read_trained, start
+from tests.defaults import base_optimizer, base_retention
 from tests.training.tiny_runs import tiny_run
 from tests.training.whole_runs import (
     MODEL,
@@ -194,11 +193,11 @@ def test_no_damage_to_any_file_goes_unnoticed_or_ends_a_run(tmp_path, finished):
     """Each file of the newest checkpoint, damaged in each way: the state is the saved one, or the one before it; the
     parameters alone are the saved ones, or refused."""
     run, _ = finished
-    like = tiny_run(MODEL, PLAN, OptimizerConfig(learning_rate=1e-2)).state
+    like = tiny_run(MODEL, PLAN, base_optimizer(learning_rate=1e-2)).state
     fingerprint = read_trained(run).record.fingerprint
 
     def state_in(folder: Path) -> tuple[int, Any]:
-        with open_checkpoints(folder, create=True) as checkpoints:
+        with open_checkpoints(folder, base_retention()) as checkpoints:
             step, state, _ = start(checkpoints, None, like, lambda: like, fingerprint)
             return step, jax.device_get((state.trainable, state.opt_state))
 

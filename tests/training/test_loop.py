@@ -15,9 +15,7 @@ from jaxalign.model.lora import LoraConfig
 from jaxalign.model.transformer import Decoder
 from jaxalign.training import loop
 from jaxalign.training.checkpoint import open_checkpoints, read_adapter, read_trained
-from jaxalign.training.loop import LoopConfig
-from jaxalign.training.optimizer import OptimizerConfig
-from jaxalign.training.step import StepConfig
+from tests.defaults import base_loop, base_optimizer, base_step
 from tests.training.tiny_runs import LORA, mesh_of, random_adapter, tiny_plan
 from tests.training.whole_runs import (
     MODEL,
@@ -51,7 +49,7 @@ def test_a_run_leaves_its_records(undisturbed):
     assert [row["step"] for row in steps] == list(range(1, STEPS + 1))
     assert set(steps[0]) == {"step", "loss", "learning_rate", "gradient_norm", "tokens", "skipped", "seconds"}
     assert [row["tokens"] for row in steps] == [PLAN.rows_at(step).loss_mask.sum() for step in range(STEPS)]
-    with open_checkpoints(run, create=False) as checkpoints:
+    with open_checkpoints(run) as checkpoints:
         assert list(checkpoints.all_steps()) == [8, 9]
     lora, adapter = read_adapter(run)
     assert lora == LORA
@@ -93,10 +91,10 @@ def test_a_finished_run_says_so_and_does_nothing(undisturbed, capsys):
     ("changes", "key"),
     [
         ({"fingerprint": {"model": "another"}}, "model was 'tiny' and is now 'another'"),
-        ({"optimizer_config": OptimizerConfig(learning_rate=2e-2)}, "optimizer.learning_rate was 0.01"),
+        ({"optimizer_config": base_optimizer(learning_rate=2e-2)}, "optimizer.learning_rate was 0.01"),
         ({"plan": tiny_plan(STEPS, accumulation=2, packed=False)}, "batch.packed"),
         ({"decoder": Decoder(MODEL.config, LoraConfig(2, 8.0))}, "lora.rank was 4 and is now 2"),
-        ({"step_config": StepConfig(accumulation=1)}, "batch.accumulation was 2 and is now 1"),
+        ({"step_config": base_step(accumulation=1)}, "batch.accumulation was 2 and is now 1"),
     ],
 )
 def test_another_fingerprint_is_refused(undisturbed, changes, key):
@@ -118,7 +116,7 @@ def test_a_named_run_is_continued_in_a_new_folder(tmp_path, undisturbed):
 def test_an_initial_adapter_is_the_start_and_stays_usable(tmp_path):
     start = jax.device_put(random_adapter(MODEL.config))
     # The first update of a warm-up is one of learning rate 0.
-    warming = OptimizerConfig(learning_rate=1e-2, warmup_fraction=1.0)
+    warming = base_optimizer(learning_rate=1e-2, warmup_fraction=1.0)
     plan = tiny_plan(1, accumulation=2)
     trained = tiny_training(tmp_path, initial_adapter=start, plan=plan, optimizer_config=warming)
     assert_equal_bits(trained["lora"], jax.device_get(start))
@@ -141,14 +139,14 @@ def test_full_tuning_trains_the_parameters(tmp_path):
 def test_rows_are_written_every_so_many_steps(tmp_path):
     tiny_training(
         tmp_path,
-        loop_config=LoopConfig(log_every=4, heldout_every=3, checkpoint_every=5, watch_every=2),
+        loop_config=base_loop(log_every=4, heldout_every=3, checkpoint_every=5, watch_every=2),
         hooks=[interrupt_at(-1)],
     )
     rows = metrics(tmp_path)
     assert [row["step"] for row in rows if "loss" in row] == [1, 4, 8, 9]
     assert [row["step"] for row in rows if "heldout_loss" in row] == [0, 3, 6, 9]
     assert [row["step"] for row in rows if "square" in row] == [0, 2, 4, 6, 8, 9]
-    with open_checkpoints(tmp_path, create=False) as checkpoints:
+    with open_checkpoints(tmp_path) as checkpoints:
         assert list(checkpoints.all_steps()) == [5, 9]
 
 
@@ -178,7 +176,7 @@ def test_steps_are_dispatched_ahead_compile_once_and_move_nothing(tmp_path, monk
 
     monkeypatch.setattr(loop, "make_train_step", make_watched)
     monkeypatch.setattr(loop.MetricsLog, "write", write_watched)
-    tiny_training(tmp_path, held_out=None, loop_config=LoopConfig(log_every=1, checkpoint_every=STEPS))
+    tiny_training(tmp_path, held_out=None, loop_config=base_loop(log_every=1, checkpoint_every=STEPS))
     assert events_of("dispatched") == events_of("read") == list(range(1, STEPS + 1))
     for step in range(1, STEPS):
         assert events.index(("dispatched", step + 1)) < events.index(("read", step))
@@ -202,4 +200,4 @@ def test_without_held_out_batches_and_hooks_only_steps_are_logged(tmp_path):
 @pytest.mark.parametrize("key", ["log_every", "heldout_every", "checkpoint_every", "watch_every"])
 def test_impossible_intervals_are_refused(key):
     with pytest.raises(InputError, match=key):
-        LoopConfig(**{key: 0})
+        base_loop(**{key: 0})

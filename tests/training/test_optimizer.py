@@ -9,7 +9,8 @@ import torch
 from transformers.optimization import get_cosine_schedule_with_warmup
 
 from jaxalign.errors import InputError
-from jaxalign.training.optimizer import OptimizerConfig, cosine_schedule, make_optimizer
+from jaxalign.training.optimizer import cosine_schedule, make_optimizer
+from tests.defaults import base_optimizer
 
 
 @pytest.mark.parametrize(
@@ -26,7 +27,7 @@ def test_schedule_is_that_of_transformers(total, fraction, warmup):
         theirs.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         theirs_schedule.step()
-    ours = jax.vmap(cosine_schedule(OptimizerConfig(3e-4, fraction), total))(jnp.arange(total))
+    ours = jax.vmap(cosine_schedule(base_optimizer(3e-4, fraction), total))(jnp.arange(total))
     assert theirs[0] == (0.0 if fraction else 3e-4)
     # float32 cosine: half an ulp of 1 near the end of the decay, times the learning rate.
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=3e-4 * 1e-7)
@@ -48,7 +49,7 @@ def test_updates_are_those_of_clipped_adamw_in_torch(weight_decay):
         parameters.values(), lr=1e-2, betas=(0.9, 0.99), eps=1e-6, weight_decay=weight_decay
     )
     schedule = get_cosine_schedule_with_warmup(torch_optimizer, round(0.2 * total), total)
-    config = OptimizerConfig(1e-2, 0.2, weight_decay, 0.9, 0.99, 1e-6, clip_norm)
+    config = base_optimizer(1e-2, 0.2, weight_decay, 0.9, 0.99, 1e-6, clip_norm)
     optimizer = make_optimizer(config, cosine_schedule(config, total))
     ours: Any = jax.tree.map(jnp.asarray, start)
     state = optimizer.init(ours)
@@ -70,7 +71,7 @@ def test_updates_are_those_of_clipped_adamw_in_torch(weight_decay):
 
 
 def test_state_is_float32():
-    config = OptimizerConfig()
+    config = base_optimizer()
     state = make_optimizer(config, cosine_schedule(config, 10)).init({"a": jnp.zeros((2,))})
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("float32"), jnp.dtype("int32")}
 
@@ -78,7 +79,7 @@ def test_state_is_float32():
 @pytest.mark.parametrize("wrong", [{"warmup_fraction": 1.5}, {"learning_rate": 0.0}, {"clip_norm": -1.0}])
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
-        OptimizerConfig(**wrong)
+        base_optimizer(**wrong)
 
 
 @pytest.mark.parametrize(
@@ -96,4 +97,4 @@ def test_impossible_settings_are_refused(wrong):
 def test_numbers_out_of_their_range_are_refused_by_name(key, values):
     for value in values:
         with pytest.raises(InputError, match=rf"optimizer\.{key}={value}"):
-            OptimizerConfig(**{key: value})
+            base_optimizer(**{key: value})

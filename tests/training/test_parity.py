@@ -13,15 +13,14 @@ from transformers.optimization import get_cosine_schedule_with_warmup
 from jaxalign.data.batches import Batch, BatchPlan
 from jaxalign.model.lora import LoraConfig
 from jaxalign.model.transformer import Decoder
-from jaxalign.training.optimizer import OptimizerConfig
-from jaxalign.training.step import StepConfig
+from tests.defaults import base_optimizer, base_step
 from tests.model.tiny_models import TinyModel, numpy_of, params_of, tiny_case
 from tests.training.tiny_runs import LORA, Course, TinyRun, random_adapter, tiny_plan, tiny_run
 
 STEPS = 30
 WARMUP_STEPS = 3
 ACCUMULATION = 4
-OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_fraction=0.1, weight_decay=0.01, clip_norm=1.0)
+OPTIMIZER = base_optimizer(learning_rate=1e-2, warmup_fraction=0.1, weight_decay=0.01, clip_norm=1.0)
 
 
 def micro_batches(batch: Batch) -> list[Batch]:
@@ -126,7 +125,7 @@ def test_tuning_adapters_is_that_of_peft(case, lora, reduction):
     model = tiny_case(case)
     plan = tiny_plan(STEPS, accumulation=ACCUMULATION, packed=False)
     start = random_adapter(model.config, lora, model.params)
-    ours = tiny_run(model, plan, OPTIMIZER, lora, step_config=StepConfig(ACCUMULATION, reduction)).go()
+    ours = tiny_run(model, plan, OPTIMIZER, lora, step_config=base_step(ACCUMULATION, reduction)).go()
     adapter = TorchAdapter(model, start, lora)
     theirs = train_in_torch(adapter.model, list(adapter.factors.values()), plan, reduction)
 
@@ -141,7 +140,7 @@ def test_tuning_all_parameters_is_that_of_torch():
     model = tiny_case("qwen2_tied")
     plan = tiny_plan(STEPS, accumulation=ACCUMULATION, packed=False)
     ours = TinyRun(
-        Decoder(model.config), {}, {"params": model.params}, plan, OPTIMIZER, step_config=StepConfig(ACCUMULATION)
+        Decoder(model.config), {}, {"params": model.params}, plan, OPTIMIZER, step_config=base_step(ACCUMULATION)
     ).go()
     theirs = train_in_torch(model.torch_model, list(model.torch_model.parameters()), plan, "token_mean")
 

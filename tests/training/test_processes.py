@@ -13,8 +13,8 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding
 
 from jaxalign.errors import InputError
-from jaxalign.model.hf_weights import save_params
 from jaxalign.model.sharding import batch_spec
+from jaxalign.model.weights import save_params
 from jaxalign.runtime import join_processes
 from jaxalign.training.checkpoint import open_checkpoints
 from jaxalign.training.step import held_rows
@@ -93,7 +93,7 @@ def test_a_notice_to_one_process_saves_for_all_and_other_meshes_go_on(tmp_path, 
     """SIGTERM to the second of two processes; then 4 devices of one process, and 8 of one, from the same checkpoint."""
     run = tmp_path / "run"
     two_processes([{"run": str(run), "shape": (2, 2, 2), "tune": tune, "send": "SIGTERM", "to": 1, "at": 6}], 75)
-    with open_checkpoints(run, create=False) as checkpoints:
+    with open_checkpoints(run) as checkpoints:
         stopped = checkpoints.latest_step()
     assert stopped is not None and 6 < stopped < cluster.STEPS
     for shape in ((1, 4, 1), (2, 2, 1), (1, 8, 1)):

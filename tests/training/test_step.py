@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.data.batches import Batch, BatchLayout, TokenisedPairs, training_plan
+from jaxalign.data.batches import Batch, TokenisedPairs, training_plan
 from jaxalign.errors import InputError
 from jaxalign.model.transformer import Decoder
-from jaxalign.training.optimizer import OptimizerConfig
-from jaxalign.training.step import StepConfig, place_batch
+from jaxalign.training.step import place_batch
+from tests.defaults import base_layout, base_optimizer, base_step
 from tests.model.tiny_models import tiny_case
 from tests.training.tiny_runs import LORA, TinyRun, mesh_of, random_adapter, tiny_plan, tiny_run
 
-OPTIMIZER = OptimizerConfig(learning_rate=1e-2)
+OPTIMIZER = base_optimizer(learning_rate=1e-2)
 
 
 def loss_and_gradients(run: TinyRun) -> Any:
@@ -67,7 +67,7 @@ def test_eight_devices_train_as_one(shape):
     model = SimpleNamespace(config=config, params=params)
     plan = tiny_plan(6, packed=False, accumulation=2, row_multiple=4)
     courses = [
-        tiny_run(model, plan, OPTIMIZER, mesh=mesh, step_config=StepConfig(accumulation=2)).go()
+        tiny_run(model, plan, OPTIMIZER, mesh=mesh, step_config=base_step(accumulation=2)).go()
         for mesh in (mesh_of(), mesh_of(*shape))
     ]
     # One sum of float32 terms, split over devices.
@@ -87,7 +87,7 @@ def test_state_lies_on_the_mesh_by_the_table():
 def test_accumulation_changes_nothing_under_token_mean():
     model = tiny_case("llama_gqa_llama3_rope")
     plan = tiny_plan(4, packed=False, accumulation=4)
-    whole, parts = (tiny_run(model, plan, OPTIMIZER, step_config=StepConfig(a)).go() for a in (1, 4))
+    whole, parts = (tiny_run(model, plan, OPTIMIZER, step_config=base_step(a)).go() for a in (1, 4))
     np.testing.assert_allclose(parts.losses, whole.losses, atol=1e-5, rtol=0)
     np.testing.assert_allclose(parts.gradient_norms, whole.gradient_norms, rtol=1e-5)
 
@@ -99,7 +99,7 @@ def test_rows_at_once_change_nothing(reduction, shape):
     plan = tiny_plan(4, accumulation=2, row_multiple=2, rows_at_once=1)
     assert any(not row for step in plan.rows for row in step), "some blocks are empty"
     whole, by_row = (
-        tiny_run(model, plan, OPTIMIZER, mesh=mesh, step_config=StepConfig(2, reduction, rows_at_once=rows)).go()
+        tiny_run(model, plan, OPTIMIZER, mesh=mesh, step_config=base_step(2, reduction, rows_at_once=rows)).go()
         for mesh, rows in ((mesh_of(), 0), (mesh_of(*shape), 1))
     )
     np.testing.assert_allclose(by_row.losses, whole.losses, atol=1e-5, rtol=0)
@@ -111,14 +111,14 @@ def test_empty_rows_are_passed_over():
     """What only filler rows hold, the padding's embedding, is not computed with."""
     model = tiny_case("llama_gqa_llama3_rope")
     pairs = TokenisedPairs(np.arange(1, 61, dtype=np.int32), np.arange(0, 61, 6), np.full(10, 3))
-    layout = BatchLayout(pairs_per_step=5, packed=False, row_multiple=8)
+    layout = base_layout(pairs_per_step=5, packed=False, row_multiple=8)
     plan = training_plan(pairs, layout, epochs=1, steps=1, seed=0)
     plan = replace(plan, length=5)  # as long as every pair: no padding beside them
     table = model.params["embed_tokens"]["embedding"].at[0].set(jnp.nan)
     params = {**model.params, "embed_tokens": {"embedding": table}}
     model = SimpleNamespace(config=model.config, params=params)
     losses = [
-        tiny_run(model, plan, OPTIMIZER, step_config=StepConfig(rows_at_once=rows)).go().gradient_norms[0]
+        tiny_run(model, plan, OPTIMIZER, step_config=base_step(rows_at_once=rows)).go().gradient_norms[0]
         for rows in (1, 0)
     ]
     assert np.isfinite(losses[0]) and np.isnan(losses[1])
@@ -129,7 +129,7 @@ def test_filler_micro_batches_do_not_count():
     plan = tiny_plan(1, packed=False, accumulation=4)
     batch = plan.rows_at(0)
     batch.loss_mask[12:] = False
-    run = tiny_run(tiny_case("qwen2"), plan, OPTIMIZER, step_config=StepConfig(4, "micro_batch_mean"))
+    run = tiny_run(tiny_case("qwen2"), plan, OPTIMIZER, step_config=base_step(4, "micro_batch_mean"))
     sums = [run.eval_loss(run.state.trainable, run.frozen, Batch(*(x[i : i + 4] for x in batch))) for i in (0, 4, 8)]
     means = [float(total) / float(count) for total, count in sums]
     _, metrics = run.step(run.state, run.frozen, place_batch(batch, run.shardings.batch))
@@ -162,6 +162,6 @@ def test_first_update_of_a_warm_up_moves_nothing_and_base_is_untouched():
 
 def test_impossible_settings_are_refused():
     with pytest.raises(InputError, match="reduction"):
-        StepConfig(reduction="mean")  # pyright: ignore[reportArgumentType]: the point of the test
+        base_step(reduction="mean")  # pyright: ignore[reportArgumentType]: the point of the test
     with pytest.raises(InputError, match="rows_at_once=-1"):
-        StepConfig(rows_at_once=-1)
+        base_step(rows_at_once=-1)

@@ -11,13 +11,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxalign.data.batches import Batch, BatchLayout, TokenisedPairs, training_plan
+from jaxalign.data.batches import Batch, TokenisedPairs, training_plan
 from jaxalign.errors import InputError, Preempted
-from jaxalign.training.checkpoint import Kept, read_trained
-from jaxalign.training.loop import LoopConfig
-from jaxalign.training.optimizer import OptimizerConfig
-from jaxalign.training.start import check_fingerprint
-from jaxalign.training.step import StepConfig, place_batch
+from jaxalign.training.checkpoint import check_fingerprint, read_trained
+from jaxalign.training.step import place_batch
+from tests.defaults import base_layout, base_loop, base_optimizer, base_retention, base_step
 from tests.training.tiny_runs import random_adapter, random_pairs, tiny_plan, tiny_run
 from tests.training.whole_runs import (
     MODEL,
@@ -41,8 +39,8 @@ def pairs_with_a_rare_id() -> TokenisedPairs:
     return TokenisedPairs(ids, pairs.starts, pairs.prompt_lengths)
 
 
-RARE_PLAN = training_plan(pairs_with_a_rare_id(), BatchLayout(16, accumulation=2), epochs=1, steps=STEPS, seed=5)
-SKIP = StepConfig(accumulation=2, nonfinite="skip", loss_chunk=16)
+RARE_PLAN = training_plan(pairs_with_a_rare_id(), base_layout(16, accumulation=2), epochs=1, steps=STEPS, seed=5)
+SKIP = base_step(accumulation=2, nonfinite="skip", loss_chunk=16)
 BAD_STEPS = [step + 1 for step, rows in enumerate(RARE_PLAN.rows) if any(RARE_PAIR in row for row in rows)]
 
 
@@ -55,7 +53,7 @@ def broken_params() -> Any:
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_rows_on_disk(tmp_path, capsys):
     bad = BAD_STEPS[0]
     assert 1 < bad < STEPS
-    settings: dict[str, Any] = {"plan": RARE_PLAN, "held_out": None, "loop_config": LoopConfig(1, 9, 9, 9)}
+    settings: dict[str, Any] = {"plan": RARE_PLAN, "held_out": None, "loop_config": base_loop(1, 9, 9, 9)}
     undisturbed = tiny_training(tmp_path / "undisturbed", **settings)
 
     run = tmp_path / "run"
@@ -68,7 +66,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_rows_on_disk(tmp_path,
     assert document["step"] == bad and document["loss"] == "nan" and document["gradient_norm"] == "nan"
     assert any(RARE_PAIR in row for row in document["pairs_in_rows"])
     # The dump replays: its loss is not finite, on the model that the run had.
-    broken = tiny_run(MODEL, RARE_PLAN, OptimizerConfig())
+    broken = tiny_run(MODEL, RARE_PLAN, base_optimizer())
     broken.frozen = {"params": broken_params()}
     total, _ = broken.eval_loss(broken.state.trainable, broken.frozen, place_batch(rows, broken.shardings.batch))
     assert np.isnan(total)
@@ -95,7 +93,7 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path, capsys):
     assert f"({len(BAD_STEPS)} so far)" in capsys.readouterr().err
 
     # The same updates without those of the bad steps.
-    by_hand = tiny_run(MODEL, RARE_PLAN, OptimizerConfig(learning_rate=1e-2), step_config=SKIP)
+    by_hand = tiny_run(MODEL, RARE_PLAN, base_optimizer(learning_rate=1e-2), step_config=SKIP)
     rates = []
     for step in range(1, STEPS + 1):
         if step not in BAD_STEPS:
@@ -134,8 +132,8 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
     heights = [0.0, 5.0, 1.0, 4.0, 2.0, 6.0, 3.0, 7.0, 8.0, 9.0]
     run = tmp_path / "run"
     settings: dict[str, Any] = {
-        "kept": Kept(last=2, best=2),
-        "loop_config": LoopConfig(1, heldout_every=1, checkpoint_every=1, watch_every=1),
+        "retention": base_retention(last=2, best=2),
+        "loop_config": base_loop(1, heldout_every=1, checkpoint_every=1, watch_every=1),
         "held_out": None,
         "hooks": [lambda step, collections: {"heldout_loss": heights[step]}],
     }
@@ -150,7 +148,7 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
 @pytest.mark.parametrize("wrong", [{"last": 0}, {"best": -1}])
 def test_impossible_numbers_of_checkpoints_are_refused(wrong):
     with pytest.raises(InputError, match="keep_"):
-        Kept(**wrong)
+        base_retention(**wrong)
 
 
 def test_a_longer_run_is_told_the_way_that_exists(tmp_path, finished):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from jaxalign.data.batches import BatchLayout, BatchPlan, TokenisedPairs, training_plan
+from jaxalign.data.batches import BatchPlan, TokenisedPairs, training_plan
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.lora import LoraConfig, init_lora
 from jaxalign.model.transformer import Decoder
@@ -23,6 +23,7 @@ from jaxalign.training.step import (
     make_train_step,
     place_batch,
 )
+from tests.defaults import base_layout, base_step
 
 VOCABULARY = 61
 """Ids at most, as in tests.model.tiny_models, whose import of torch other processes can do without."""
@@ -39,7 +40,7 @@ def random_pairs(count: int, seed: int = 0) -> TokenisedPairs:
 
 def tiny_plan(steps: int, **layout: Any) -> BatchPlan:
     """A plan of `steps` steps of 16 of 48 random pairs: a few steps see several epochs."""
-    return training_plan(random_pairs(48), BatchLayout(pairs_per_step=16, **layout), epochs=1, steps=steps, seed=5)
+    return training_plan(random_pairs(48), base_layout(pairs_per_step=16, **layout), epochs=1, steps=steps, seed=5)
 
 
 def mesh_of(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
@@ -90,7 +91,7 @@ class TinyRun:
 
         self.plan, self.frozen, self.loss_sums = plan, frozen, plain_loss_sums
         self.shardings = make_shardings(trainable, frozen, optimizer, mesh or mesh_of())
-        self.step = make_train_step(loss_sums, optimizer, schedule, self.shardings, step_config or StepConfig())
+        self.step = make_train_step(loss_sums, optimizer, schedule, self.shardings, step_config or base_step())
         self.eval_loss = make_eval_loss(loss_sums, self.shardings)
         self.state: TrainState = init_state(trainable, optimizer, self.shardings)
 

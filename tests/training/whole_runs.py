@@ -8,13 +8,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxalign.data.batches import BatchLayout, heldout_plan
+from jaxalign.data.batches import heldout_plan
 from jaxalign.files import AnyPath
 from jaxalign.model.transformer import Decoder
-from jaxalign.training.checkpoint import Kept, open_checkpoints
-from jaxalign.training.loop import LoopConfig, train
-from jaxalign.training.optimizer import OptimizerConfig
-from jaxalign.training.step import StepConfig
+from jaxalign.training.checkpoint import open_checkpoints
+from jaxalign.training.loop import train
+from tests.defaults import base_layout, base_loop, base_optimizer, base_retention, base_step
 from tests.model.tiny_models import tiny_case
 from tests.training.tiny_runs import LORA, mesh_of, random_pairs, tiny_plan
 
@@ -32,10 +31,10 @@ def tiny_training(run: AnyPath, **changes: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "run": run,
         "mesh": mesh_of(),
-        "optimizer_config": OptimizerConfig(learning_rate=1e-2),
-        "step_config": StepConfig(accumulation=2),
-        "loop_config": LoopConfig(log_every=1, heldout_every=1, checkpoint_every=2, watch_every=1),
-        "kept": Kept(),
+        "optimizer_config": base_optimizer(learning_rate=1e-2),
+        "step_config": base_step(accumulation=2),
+        "loop_config": base_loop(log_every=1, heldout_every=1, checkpoint_every=2, watch_every=1),
+        "retention": base_retention(),
         "seed": 0,
         "document": {"config": {"model": "tiny", "seed": 0}},
         "fingerprint": {"model": "tiny"},
@@ -44,7 +43,7 @@ def tiny_training(run: AnyPath, **changes: Any) -> dict[str, Any]:
     decoder = settings.pop("decoder", Decoder(MODEL.config, LORA))
     params = settings.pop("params", MODEL.params)
     plan = settings.pop("plan", PLAN)
-    held_out = settings.pop("held_out", heldout_plan(random_pairs(20, seed=9), BatchLayout(8, row_multiple=4)))
+    held_out = settings.pop("held_out", heldout_plan(random_pairs(20, seed=9), base_layout(8, row_multiple=4)))
     return jax.device_get(train(decoder, params, plan, held_out, **settings))
 
 
@@ -73,7 +72,7 @@ def assert_equal_bits(tree: Any, other: Any) -> None:
 
 def end_state(run: AnyPath) -> tuple[int, Any]:
     """The newest checkpoint: its step, and parameters and optimizer state as NumPy arrays."""
-    with open_checkpoints(run, create=False) as checkpoints:
+    with open_checkpoints(run) as checkpoints:
         step = checkpoints.latest_step()
         assert step is not None
         folder, reader = checkpoints.directory / str(step), ocp.StandardCheckpointHandler()
@@ -92,5 +91,5 @@ def assert_same_run(run: AnyPath, undisturbed: AnyPath) -> None:
 
 
 def kept_steps(run: Path) -> list[int]:
-    with open_checkpoints(run, create=False) as checkpoints:
+    with open_checkpoints(run) as checkpoints:
         return list(checkpoints.all_steps())

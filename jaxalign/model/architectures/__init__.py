@@ -7,8 +7,7 @@ from pathlib import Path
 
 from jaxalign import files
 from jaxalign.errors import InputError
-from jaxalign.model.config import ModelConfig
-from jaxalign.model.hf_config import config_from_hf
+from jaxalign.model.config import ModelConfig, config_from_hf
 
 FOLDER = Path(__file__).parent
 

@@ -1,0 +1,249 @@
+"""A comparison for reading and for machines: tables for a terminal, `compare.json`, `compare.csv`, `compare.md`."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jaxalign.data.languages import LANGUAGES
+from jaxalign.errors import InputError
+from jaxalign.files import published, write_text
+from jaxalign.reporting.changes import LEVEL
+from jaxalign.reporting.compare import POWER, RESAMPLES, SEED, Comparison, MeanGain, PairedCell
+from jaxalign.reporting.folders import Results
+from jaxalign.reporting.words import (
+    Table,
+    block_title,
+    cells_text,
+    code_span,
+    count_text,
+    interval_text,
+    language_title,
+    number_text,
+    one_line,
+    own_markdown,
+    p_text,
+    percent,
+    signed,
+)
+
+TERMINAL_KINDS = ("all", "tuning", "tier")
+"""Slices that the terminal shows; the files hold the others too."""
+
+
+def write_files(comparison: Comparison, folder: Path, command: str) -> list[Path]:
+    """Writes the three files, each whole or not at all; `command` is the command line that makes them."""
+    if folder.is_file():
+        raise InputError(f"{folder}: a file; name a folder for compare.json, compare.csv and compare.md")
+    texts = {
+        # Escapes, so that a broken name in a result (a lone surrogate) can be written too.
+        "compare.json": json.dumps(document(comparison, command), indent=1) + "\n",
+        "compare.csv": csv_text(comparison),
+        "compare.md": markdown(comparison, command),
+    }
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    return [folder / name for name in texts]
+
+
+def document(comparison: Comparison, command: str) -> dict[str, Any]:
+    """Everything that was computed, and from what."""
+    return {
+        "before": source(comparison.before),
+        "after": [source(each) for each in comparison.afters],
+        "tuned_on": list(comparison.seen) or None,
+        "cells": [cell_document(cell) for cell in comparison.cells],
+        "means": [asdict(mean) for mean in comparison.means],
+        "only_before": [key._asdict() for key in comparison.only_before],
+        "only_after": [key._asdict() for key in comparison.only_after],
+        "failures": [
+            {"folder": published(str(folder)), **failure.key._asdict(), "error": published(failure.error)}
+            for folder, failure in comparison.failures
+        ],
+        "method": {"level": LEVEL, "power": POWER, "resamples": RESAMPLES, "seed": SEED, "notes": notes(comparison)},
+        "geometry": comparison.geometry.document() if comparison.geometry else None,
+        "correlations": comparison.correlations.document() if comparison.correlations else None,
+        "command": published(command),
+    }
+
+
+def source(results: Results) -> dict[str, Any]:
+    """Where one side of the comparison comes from."""
+    kept = ("dtype", "param_dtype", "tuned_on")
+    shown = {name: published(results.document.get(name) or "") or None for name in ("model", "adapter", "command")}
+    return {"folder": published(str(results.folder)), **shown, **{name: results.document.get(name) for name in kept}}
+
+
+def cell_document(cell: PairedCell) -> dict[str, Any]:
+    language = LANGUAGES[cell.language]
+    return {
+        **cell.key._asdict(),
+        "prompts": cell.before.prompts,
+        "seen": cell.seen,
+        "script": language.script,
+        "family": language.family,
+        "tier": language.tier,
+        "count": len(cell.rows),
+        "rows_left_out": cell.left_out,
+        "corrected": asdict(cell.corrected),
+        "reference": asdict(cell.reference),
+        "whole_word_before": cell.before.accuracy_whole_word,
+        "whole_word_after": [each.accuracy_whole_word for each in cell.afters],
+    }
+
+
+def csv_text(comparison: Comparison) -> str:
+    """One line per cell: the JSON's cells, nested fields joined by "_", values of several runs by a space."""
+    lines = [dict(flat(cell_document(cell))) for cell in comparison.cells]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """(column, value) pairs; an interval becomes the columns low and high."""
+    columns: list[tuple[str, Any]] = []
+    for key, item in value.items():
+        name = prefix + key
+        if isinstance(item, Mapping):
+            columns += flat(item, f"{name}_")
+        elif key.startswith("interval"):
+            columns += [(f"{name}_low", item[0]), (f"{name}_high", item[1])]
+        elif key == "runs":
+            columns += [
+                (f"{prefix}run_{of_run}", " ".join(str(run[of_run]) for run in item))
+                for of_run in ("correct", "lost", "won", "p_value")
+            ]
+        elif isinstance(item, list):
+            columns.append((name, " ".join("" if each is None else str(each) for each in item)))
+        else:
+            columns.append((name, item))
+    return columns
+
+
+def plain_text(comparison: Comparison) -> str:
+    """The tables of every task for a terminal, and what their columns and marks mean."""
+    failures = [
+        one_line(f"Failed in {folder}: {cells_text([failure.key])}: {failure.error}")
+        for folder, failure in comparison.failures
+    ]
+    tables = [table.text() for _, of_part in tables_of(comparison, TERMINAL_KINDS) for table in of_part]
+    return "\n\n".join([*tables, "\n".join([*failures, *notes(comparison)])])
+
+
+def accuracy_tables(comparison: Comparison) -> str:
+    """The tables of every task alone."""
+    titled = tables_of(comparison, TERMINAL_KINDS)[: len(comparison.by_block)]
+    return "\n\n".join(table.text() for _, tables in titled for table in tables)
+
+
+def markdown(comparison: Comparison, command: str) -> str:
+    """The same tables, with every slice, for a README."""
+    sides = [("Before", comparison.before), *(("After", each) for each in comparison.afters)]
+    parts = ["\n".join(f"- {label}: {source_text(each)}" for label, each in sides)]
+    for title, tables in tables_of(comparison, ("all", "tuning", "script", "family", "tier"), "language"):
+        parts += [f"### {title}", *(table.markdown() for table in tables)]
+    if comparison.failures:
+        parts.append(
+            "\n".join(
+                f"- Failed in {code_span(published(str(folder)))}: {cells_text([failure.key])}: "
+                f"{code_span(published(failure.error))}"
+                for folder, failure in comparison.failures
+            )
+        )
+    parts.append("\n".join(f"- {own_markdown(note)}" for note in notes(comparison)))
+    parts.append(f"Made by {code_span(published(command))}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def source_text(results: Results) -> str:
+    adapter = f", adapter {code_span(published(results.adapter))}" if results.adapter else ""
+    return f"model {code_span(published(results.model))}{adapter}, in {code_span(published(str(results.folder)))}"
+
+
+def tables_of(comparison: Comparison, kinds: Sequence[str], first: str = "") -> list[tuple[str, list[Table]]]:
+    """(title, tables) of every task and of what the probes changed; means of those kinds of slices.
+
+    `first`: what the first column of a task's cells is called, in place of the task.
+    """
+    spread = ["seed dev."] if len(comparison.afters) > 1 else []
+    titled = []
+    for block, (cells, means) in comparison.by_block.items():
+        title = block_title(*block)
+        head = ["before", "after", "gain  ", *spread, "p", "Holm", "B-H", "detectable", "rows", "tuned on"]
+        of_cells = Table([first or title, *head], [cell_line(cell, spread) for cell in cells])
+        head = ["mean over", "languages", "before", "after", "gain", "95 % interval", *spread]
+        of_means = Table(head, [mean_line(mean, spread) for mean in means if mean.kind in kinds])
+        titled.append((title, [of_cells, of_means]))
+    for title, change in (("geometry", comparison.geometry), ("correlations", comparison.correlations)):
+        if change:
+            titled.append((title, [change.table()]))
+    return titled
+
+
+def cell_line(cell: PairedCell, spread: Sequence[str]) -> list[str]:
+    score = cell.corrected
+    return [
+        language_title(cell.language),
+        percent(score.accuracy_before),
+        percent(score.accuracy_after),
+        signed(score.gain_points) + score.mark.ljust(2),
+        *[number_text(score.seed_deviation_points) for _ in spread],
+        *map(p_text, (score.p_value, score.p_holm, score.p_benjamini_hochberg)),
+        number_text(score.smallest_detectable_points),
+        str(len(cell.rows)),
+        {True: "yes", False: "no", None: "not recorded"}[cell.seen],
+    ]
+
+
+def mean_line(mean: MeanGain, spread: Sequence[str]) -> list[str]:
+    score = mean.corrected
+    return [
+        mean.name,
+        str(len(mean.languages)),
+        percent(score.accuracy_before),
+        percent(score.accuracy_after),
+        signed(score.gain_points),
+        interval_text(score.interval_points),
+        *[number_text(score.seed_deviation_points) for _ in spread],
+    ]
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What the tables' columns and marks mean, and what was left out, one sentence or two each."""
+    runs, cells = len(comparison.afters), len(comparison.cells)
+    level = f"{100 * LEVEL:.0f} %"
+    resampled = "languages and of rows" if runs == 1 else "languages, of rows and of runs"
+    texts = [
+        "Accuracies in %, gains and deviations in percentage points, under corrected scoring; only rows that all "
+        "folders scored.",
+        f"** significant at {level} after Holm's correction over the {count_text(cells, 'cell')} of this comparison; "
+        f"* only after Benjamini and Hochberg's (of all marks {level} are false on average at most).",
+        "p: exact McNemar test, two-sided; Holm, B-H: p after correction; detectable: the smallest gain that one "
+        f"uncorrected test of this cell finds with {100 * POWER:.0f} % power.",
+        f"Intervals of mean gains: 95 %, crossed bootstrap, {RESAMPLES:,} resamples of {resampled}, a row being the "
+        "same item in every language. Of one language, its rows alone are resampled.",
+    ]
+    if runs > 1:
+        texts.append(
+            f"Means over {runs} runs. Their p-values are not pooled: p is the largest of them, and 1 where they point "
+            "in different directions; so is detectable the largest. seed dev.: sample standard deviation over the runs."
+        )
+    if left_out := [cell.key for cell in comparison.cells if cell.left_out]:
+        texts.append(f"Rows that not every folder scored were left out of {cells_text(left_out)}.")
+    for block, (of_block, means) in comparison.by_block.items():
+        if any(len(cell.rows) > means[0].count for cell in of_block):
+            texts.append(
+                f"Means of {block_title(*block)} are over the {count_text(means[0].count, 'row')} that all its "
+                "languages have; the others were left out."
+            )
+    texts += [change.table().note for change in (comparison.geometry, comparison.correlations) if change]
+    for side, keys in (("before", comparison.only_before), ("after", comparison.only_after)):
+        if keys:
+            texts.append(f"Only {side}, not compared: {cells_text(keys)}.")
+    return texts
