@@ -25,11 +25,10 @@ def numbers_of(axes: Axes) -> list[list[float]]:
     """The numbers of the lines, areas, points, bars and images of an axes; of heat maps the values alone."""
     meshes = [each for each in axes.collections if isinstance(each, QuadMesh)]
     arrays: list[Any] = [image.get_array() for image in [*axes.images, *meshes]]
-    arrays += [line.get_xydata() for line in axes.lines]
-    if not arrays or axes.lines:  # on heat maps these are frames
+    if not arrays:  # what else stands on a heat map are marks
+        arrays += [line.get_xydata() for line in axes.lines]
         arrays += [patch.get_patch_transform().transform(patch.get_path().vertices) for patch in axes.patches]
-    for collection in axes.collections:
-        if collection not in meshes:
+        for collection in axes.collections:
             arrays += [collection.get_offsets(), *(path.vertices for path in collection.get_paths())]
     floats = [np.ma.filled(np.ma.asarray(array, dtype=np.float64), np.nan) for array in arrays]
     return [[float(f"{number:.5g}") for number in array.ravel()] for array in floats]
