@@ -172,6 +172,5 @@ def alone(what: str) -> None:
 
 
 def wait_for_all() -> None:
-    """Returns when every process has come here."""
     if processes() > 1:
         multihost_utils.sync_global_devices("wait for all")

@@ -8,7 +8,7 @@ import pytest
 from jaxalign.data.check import errors_of, warn_of_exemplars
 from jaxalign.data.pairs import Rendering, read_pairs
 from jaxalign.data.prompts import read_exemplars
-from jaxalign.data.tasks import TASKS, read_task_rows
+from jaxalign.data.tasks import TASKS, TaskData
 from jaxalign.errors import InputError, InputErrors, gather
 from jaxalign.files import MINI
 from tests import tiny_world
@@ -182,7 +182,7 @@ def test_broken_files_are_told_of(tmp_path):
 def test_exemplars_of_one_class_and_of_test_rows_are_warned_of(tmp_path, capsys):
     """Once, and counted over the cells."""
     exemplars = tiny_world.write_data(tmp_path)
-    rows = {code: read_task_rows(tmp_path, TASKS["emotion"], code, "test", slice(None)) for code in ("en", "de", "zh")}
+    rows = {code: TaskData(tmp_path).rows(TASKS["emotion"], code) for code in ("en", "de", "zh")}
     warn_of_exemplars(exemplars, rows.values())
     assert capsys.readouterr().err == "" and errors_of(tmp_path, Rendering())[str(exemplars.file)] == []
     document = json.loads(exemplars.file.read_text())
