@@ -129,10 +129,8 @@ def parse_json(text: str, where: str) -> Any:
         document = json.loads(text, object_pairs_hook=object_of)
     except json.JSONDecodeError:
         raise
-    except RecursionError:
-        raise InputError(f"{where}: JSON nested too deeply") from None
-    except ValueError:
-        raise InputError(f"{where}: a number of too many digits") from None
+    except (RecursionError, ValueError):
+        raise InputError(f"{where}: JSON nested too deeply, or a number of too many digits") from None
     if repeated:
         raise InputErrors(repeated)
     return document

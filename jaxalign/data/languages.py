@@ -31,15 +31,17 @@ class Language:
     other_names: str
 
 
-_CHINESE = "zho|chi|cmn|Mandarin|Mandarin Chinese|Chinese (Mandarin)|Simplified Chinese|Chinese (Simplified)"
+_CHINESE = (
+    "zho|chi|cmn|Mandarin|Mandarin Chinese|Chinese (Mandarin)|Simplified Chinese|Chinese (Simplified)|"
+    "Traditional Chinese|Chinese (Traditional)"
+)
+_NORWEGIAN = "nor|nb|nob|Bokmål|Norwegian Bokmål|Norwegian (Bokmål)"
 _SWAHILI = "swa|swh|Kiswahili|Swahili (macrolanguage)|Swahili (individual language)"
 LANGUAGES: dict[str, Language] = {
     language.code: language
     for language in (
         Language("en", "English", "Latin", "Germanic", "high", "eng"),
-        Language(
-            "zh", "Chinese", "Han", "Sino-Tibetan", "high", f"{_CHINESE}|Traditional Chinese|Chinese (Traditional)"
-        ),
+        Language("zh", "Chinese", "Han", "Sino-Tibetan", "high", _CHINESE),
         Language("de", "German", "Latin", "Germanic", "high", "deu|ger"),
         Language("fr", "French", "Latin", "Romance", "high", "fra|fre"),
         Language("es", "Spanish", "Latin", "Romance", "high", "spa|Castilian|Spanish; Castilian"),
@@ -51,9 +53,7 @@ LANGUAGES: dict[str, Language] = {
         Language("sl", "Slovenian", "Latin", "Slavic", "low", "slv|Slovene"),
         Language("pl", "Polish", "Latin", "Slavic", "low", "pol"),
         Language("bg", "Bulgarian", "Cyrillic", "Slavic", "low", "bul"),
-        Language(
-            "no", "Norwegian", "Latin", "Germanic", "low", "nor|nb|nob|Bokmål|Norwegian Bokmål|Norwegian (Bokmål)"
-        ),
+        Language("no", "Norwegian", "Latin", "Germanic", "low", _NORWEGIAN),
         Language("ms", "Malay", "Latin", "Austronesian", "low", "msa|may|zsm|Standard Malay|Malay (macrolanguage)"),
         Language("is", "Icelandic", "Latin", "Germanic", "low", "isl|ice"),
         Language("hi", "Hindi", "Devanagari", "Indo-Aryan", "low", "hin"),

@@ -174,7 +174,7 @@ def test_broken_files_are_told_of(tmp_path):
     (tmp_path / "deep.json").write_text("[" * 100_000)
     starts(told(tmp_path / "deep.json"), [": JSON nested too deeply"])
     (tmp_path / "long.jsonl").write_text("9" * 5000)
-    starts(told(tmp_path / "long.jsonl"), [", row 0: a number of too many digits"])
+    starts(told(tmp_path / "long.jsonl"), [", row 0: JSON nested too deeply, or a number of too many digits"])
     (tmp_path / "latin1.csv").write_bytes("source,größe\n".encode("latin-1"))
     starts(told(tmp_path / "latin1.csv"), [": not UTF-8 text (byte 9)"])
 
