@@ -27,6 +27,7 @@ from jaxalign.reporting.words import (
     own_markdown,
     p_text,
     percent,
+    said,
     signed,
 )
 
@@ -99,9 +100,7 @@ def csv_text(comparison: Comparison) -> str:
     """One line per cell: the JSON's cells, nested fields joined by "_", values of several runs by a space."""
     lines = [dict(flat(cell_document(cell))) for cell in comparison.cells]
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
+    csv.writer(text, lineterminator="\n").writerows([lines[0], *(line.values() for line in lines)])
     return text.getvalue()
 
 
@@ -144,8 +143,12 @@ def accuracy_tables(comparison: Comparison) -> str:
 
 def markdown(comparison: Comparison, command: str) -> str:
     """The same tables, with every slice, for a README."""
-    sides = [("Before", comparison.before), *(("After", each) for each in comparison.afters)]
-    parts = ["\n".join(f"- {label}: {source_text(each)}" for label, each in sides)]
+    sides = []
+    for index, each in enumerate((comparison.before, *comparison.afters)):
+        model, folder = (code_span(published(text)) for text in (each.model, str(each.folder)))
+        adapter = f", adapter {code_span(published(each.adapter))}" if each.adapter else ""
+        sides.append(f"- {'After' if index else 'Before'}: model {model}{adapter}, in {folder}")
+    parts = ["\n".join(sides)]
     for title, tables in tables_of(comparison, ("all", "tuning", "script", "family", "tier"), "language"):
         parts += [f"### {title}", *(table.markdown() for table in tables)]
     if comparison.failures:
@@ -159,11 +162,6 @@ def markdown(comparison: Comparison, command: str) -> str:
     parts.append("\n".join(f"- {own_markdown(note)}" for note in notes(comparison)))
     parts.append(f"Made by {code_span(published(command))}.")
     return "\n\n".join(parts) + "\n"
-
-
-def source_text(results: Results) -> str:
-    adapter = f", adapter {code_span(published(results.adapter))}" if results.adapter else ""
-    return f"model {code_span(published(results.model))}{adapter}, in {code_span(published(str(results.folder)))}"
 
 
 def tables_of(comparison: Comparison, kinds: Sequence[str], first: str = "") -> list[tuple[str, list[Table]]]:
@@ -190,8 +188,7 @@ def cell_line(cell: PairedCell, spread: Sequence[str]) -> list[str]:
     score = cell.corrected
     return [
         language_title(cell.language),
-        percent(score.accuracy_before),
-        percent(score.accuracy_after),
+        *map(percent, (score.accuracy_before, score.accuracy_after)),
         signed(score.gain_points) + score.mark.ljust(2),
         *[number_text(score.seed_deviation_points) for _ in spread],
         *map(p_text, (score.p_value, score.p_holm, score.p_benjamini_hochberg)),
@@ -206,8 +203,7 @@ def mean_line(mean: MeanGain, spread: Sequence[str]) -> list[str]:
     return [
         mean.name,
         str(len(mean.languages)),
-        percent(score.accuracy_before),
-        percent(score.accuracy_after),
+        *map(percent, (score.accuracy_before, score.accuracy_after)),
         signed(score.gain_points),
         interval_text(score.interval_points),
         *[number_text(score.seed_deviation_points) for _ in spread],
@@ -216,34 +212,21 @@ def mean_line(mean: MeanGain, spread: Sequence[str]) -> list[str]:
 
 def notes(comparison: Comparison) -> list[str]:
     """What the tables' columns and marks mean, and what was left out, one sentence or two each."""
-    runs, cells = len(comparison.afters), len(comparison.cells)
-    level = f"{100 * LEVEL:.0f} %"
-    resampled = "languages and of rows" if runs == 1 else "languages, of rows and of runs"
-    texts = [
-        "Accuracies in %, gains and deviations in percentage points, under corrected scoring; only rows that all "
-        "folders scored.",
-        f"** significant at {level} after Holm's correction over the {count_text(cells, 'cell')} of this comparison; "
-        f"* only after Benjamini and Hochberg's (of all marks {level} are false on average at most).",
-        "p: exact McNemar test, two-sided; Holm, B-H: p after correction; detectable: the smallest gain that one "
-        f"uncorrected test of this cell finds with {100 * POWER:.0f} % power.",
-        f"Intervals of mean gains: 95 %, crossed bootstrap, {RESAMPLES:,} resamples of {resampled}, a row being the "
-        "same item in every language. Of one language, its rows alone are resampled.",
-    ]
-    if runs > 1:
-        texts.append(
-            f"Means over {runs} runs. Their p-values are not pooled: p is the largest of them, and 1 where they point "
-            "in different directions; so is detectable the largest. seed dev.: sample standard deviation over the runs."
-        )
-    if left_out := [cell.key for cell in comparison.cells if cell.left_out]:
-        texts.append(f"Rows that not every folder scored were left out of {cells_text(left_out)}.")
-    for block, (of_block, means) in comparison.by_block.items():
-        if any(len(cell.rows) > means[0].count for cell in of_block):
-            texts.append(
-                f"Means of {block_title(*block)} are over the {count_text(means[0].count, 'row')} that all its "
-                "languages have; the others were left out."
-            )
-    texts += [change.table().note for change in (comparison.geometry, comparison.correlations) if change]
-    for side, keys in (("before", comparison.only_before), ("after", comparison.only_after)):
-        if keys:
-            texts.append(f"Only {side}, not compared: {cells_text(keys)}.")
-    return texts
+    means_over = {
+        block_title(*block): count_text(means[0].count, "row")
+        for block, (cells, means) in comparison.by_block.items()
+        if any(len(cell.rows) > means[0].count for cell in cells)
+    }
+    text = said(
+        "comparison",
+        runs=len(comparison.afters),
+        cells=count_text(len(comparison.cells), "cell"),
+        level=f"{100 * LEVEL:.0f} %",
+        power=f"{100 * POWER:.0f} %",
+        resamples=f"{RESAMPLES:,}",
+        left_out=cells_text(cell.key for cell in comparison.cells if cell.left_out),
+        means_over=means_over,
+        changes=[change.table().note for change in (comparison.geometry, comparison.correlations) if change],
+        only={"before": cells_text(comparison.only_before), "after": cells_text(comparison.only_after)},
+    )
+    return text.split("\n")[:-1]

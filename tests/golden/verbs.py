@@ -104,6 +104,8 @@ def call_library() -> tuple[int, int]:
     gains = ja.compare("out/ja_before", "out/ja_after")
     ja.report("out/ja_before", "out/ja_after", out="out/ja_report.html")
     ja.export("out/ja_run", "out/ja_peft", ["out/ja_before", "out/ja_after"])
-    means = [[mean.kind, mean.name, mean.corrected.before, mean.corrected.after] for mean in gains.means]
+    means = [
+        [mean.kind, mean.name, mean.corrected.accuracy_before, mean.corrected.accuracy_after] for mean in gains.means
+    ]
     Path("out/ja_returned.json").write_text(json.dumps({"probes": sorted(probes), "means": means}))
     return 0, 0
