@@ -28,6 +28,7 @@ from tests.reporting.folders import (
     write_geometry,
     write_lens,
     write_pca,
+    write_run,
     write_selection,
 )
 from tests.reporting.read_page import HOSTILE, Page, assert_alone
@@ -109,9 +110,9 @@ def test_what_was_measured_is_said(written: Path, text: str) -> None:
     assert page.count("svg") == 16
 
 
-def test_hostile_text_stays_text(folders: tuple[Path, Path], text: str) -> None:
-    harmless = Page(text)
-    run = folders[0].parent / "run"
+def test_hostile_text_stays_text(tmp_path: Path) -> None:
+    cells, run = {("emotion", "en"): 0.6, ("emotion", "zh"): 0.6}, write_run(tmp_path / "run")
+    folders = [write_evaluation(tmp_path / name, cells, adapter="run") for name in ("before", "after")]
     for path in (folders[0] / "results.json", folders[1] / "results.json", run / "run.json"):
         document = read_json(path)
         # A lone surrogate is written as an escape, as json.dumps does by default.
@@ -120,12 +121,14 @@ def test_hostile_text_stays_text(folders: tuple[Path, Path], text: str) -> None:
         document |= {"failures": [{"task": "paws", "language": "sw", "variant": "english", "error": HOSTILE}]}
         path.write_text(json.dumps(document))
     for folder in folders:
-        name_model(folder, model=HOSTILE)
+        write_geometry(folder, ["en", "zh"], layers=2)
+        name_model(folder, model=HOSTILE, adapter="run")
     text = report(*folders, command=HOSTILE)
     page = Page(text)
     assert page.open == []
     assert page.count("script") == page.count("img") == 0
-    assert page.count("svg") == harmless.count("svg")
+    # Gains, accuracy, the training curve, the geometry twice.
+    assert page.count("svg") == 5
     assert "<script>alert(1)</script>" in page.text  # as text
     assert "{{ 7 * 7 }}[U+0000][U+202E]abc[U+2066][U+D800]&amp;" in page.text
     assert not re.search("[\x00\u202a-\u202e\u2066-\u2069]", text)
