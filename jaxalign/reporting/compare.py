@@ -28,13 +28,7 @@ from jaxalign.reporting.folders import (
     read_run,
 )
 from jaxalign.reporting.words import block_title, cells_text
-from jaxalign.statistics import (
-    crossed_bootstrap,
-    holm,
-    mcnemar_exact,
-    smallest_detectable_difference,
-    wilson_interval,
-)
+from jaxalign.statistics import crossed_bootstrap, holm, mcnemar_exact, smallest_detectable_difference, wilson_interval
 
 POWER = 0.8
 RESAMPLES = 2000

@@ -22,7 +22,7 @@ from jaxalign.data.tasks import TASKS
 from jaxalign.errors import InputError
 from jaxalign.files import published, write_text
 from jaxalign.probe_files import Probe
-from jaxalign.reporting import figures
+from jaxalign.reporting import figures, words
 from jaxalign.reporting.changes import (
     NEURON_EFFECTS,
     PairedChange,
@@ -35,21 +35,6 @@ from jaxalign.reporting.changes import (
 from jaxalign.reporting.compare import Comparison, PairedCell, compare
 from jaxalign.reporting.folders import model_documents, model_of_all, read_probes
 from jaxalign.reporting.text import notes
-from jaxalign.reporting.words import (
-    Table,
-    block_title,
-    cells_text,
-    count_text,
-    interval_text,
-    language_title,
-    number_text,
-    p_text,
-    percent,
-    said,
-    signed,
-    templates,
-    visible,
-)
 
 EXAMPLES_PER_CELL = 3
 PANELS_PER_FIGURE = 3
@@ -90,7 +75,7 @@ class Section:
     text: str = ""
     plots: Sequence[Plot] = ()
     folded: Sequence[Plot] = ()  # shown on request
-    tables: Sequence[Table] = ()
+    tables: Sequence[words.Table] = ()
     notes: Sequence[str] = ()  # on what is missing
 
 
@@ -113,11 +98,21 @@ def write_report(before: Path, afters: Sequence[Path], out: Path, command: str) 
 
 def page(template: str, **values: Any) -> str:
     """The text of a page; whatever is not Markup is escaped on its way into it, and names no place on this machine."""
-    formats = (percent, signed, language_title, cells_text, p_text, interval_text, number_text, count_text, fact_text)
-    environment = templates(
-        {format.__name__: format for format in formats} | {"pretty": partial(json.dumps, ensure_ascii=False, indent=2)},
+    names = (
+        "percent",
+        "signed",
+        "language_title",
+        "cells_text",
+        "p_text",
+        "interval_text",
+        "number_text",
+        "count_text",
+    )
+    filters = {name: getattr(words, name) for name in names}
+    environment = words.templates(
+        filters | {"fact_text": fact_text, "pretty": partial(json.dumps, ensure_ascii=False, indent=2)},
         autoescape=True,
-        finalize=lambda value: value if hasattr(value, "__html__") else visible(published(str(value))),
+        finalize=lambda value: value if hasattr(value, "__html__") else words.visible(published(str(value))),
     )
     return environment.get_template(template).render(**values)
 
@@ -138,7 +133,7 @@ def comparison_page(comparison: Comparison, command: str) -> str:
         run=run,
         sides={"before": comparison.before, **after},
         blocks=[
-            {"title": block_title(*block), "cells": cells, "means": means, "plot": accuracy_plot(block, cells)}
+            {"title": words.block_title(*block), "cells": cells, "means": means, "plot": accuracy_plot(block, cells)}
             for block, (cells, means) in comparison.by_block.items()
         ],
         gain_plot=gain_plot(comparison),
@@ -164,8 +159,8 @@ def accuracy_plot(block: tuple[str, str], cells: Sequence[PairedCell]) -> Plot:
         for quantity in ("accuracy", "interval")
     )
     figure = figures.accuracy_dots(languages, accuracies, intervals, chance=1 / len(TASKS[block[0]].classes))
-    label = f"Accuracy on {block_title(*block)} before and after, by language"
-    return inline(figure, f"accuracy-{'-'.join(block)}", label, said("accuracy"))
+    label = f"Accuracy on {words.block_title(*block)} before and after, by language"
+    return inline(figure, f"accuracy-{'-'.join(block)}", label, words.said("accuracy"))
 
 
 def gain_plot(comparison: Comparison) -> Plot:
@@ -177,8 +172,10 @@ def gain_plot(comparison: Comparison) -> Plot:
     for cell in comparison.cells:
         place = blocks.index(cell.block), languages.index(cell.language)
         values[place], marks[place] = cell.corrected.gain_points, cell.corrected.mark
-    figure = figures.gain_map([block_title(*block).replace(", ", ",\n") for block in blocks], languages, values, marks)
-    return inline(figure, "gains", "Gain in every task and language", said("gains"))
+    figure = figures.gain_map(
+        [words.block_title(*block).replace(", ", ",\n") for block in blocks], languages, values, marks
+    )
+    return inline(figure, "gains", "Gain in every task and language", words.said("gains"))
 
 
 def fact_text(value: Any) -> str:
@@ -294,26 +291,26 @@ def lens_section(sides: Sides) -> Section:
     codes = common(runs)
     values = {code: {label: figures.lens_values(probe, code) for label, probe in runs.items()} for code in codes}
     has_rows = [code for code in codes if all(np.isfinite(each["latent_mean"]).all() for each in values[code].values())]
-    if without := [language_title(code) for code in codes if code not in has_rows]:
-        notes.append(said("lens_without", languages=without))
+    if without := [words.language_title(code) for code in codes if code not in has_rows]:
+        notes.append(words.said("lens_without", languages=without))
     plots = []
     for start in range(0, len(has_rows), PANELS_PER_FIGURE):
         chosen = has_rows[start : start + PANELS_PER_FIGURE]
-        panels = [(f"{language_title(c)}, {label}", c, values[c][label]) for label in runs for c in chosen]
+        panels = [(f"{words.language_title(c)}, {label}", c, values[c][label]) for label in runs for c in chosen]
         counts = []
         for code in chosen:
             survive = sorted({probe.document["surviving_rows"][code] for probe in runs.values()})
             rows = max(probe.document["rows"][code] for probe in runs.values())
-            counts.append(f"{language_title(code)} {' and '.join(map(str, survive))} of {rows}")
-        label = f"logit lens of {', '.join(map(language_title, chosen))}"
+            counts.append(f"{words.language_title(code)} {' and '.join(map(str, survive))} of {rows}")
+        label = f"logit lens of {', '.join(map(words.language_title, chosen))}"
         figure = figures.lens_figure(panels, len(chosen))
-        plots.append(inline(figure, f"lens-{start}", label, said("lens_rows", counts=counts)))
+        plots.append(inline(figure, f"lens-{start}", label, words.said("lens_rows", counts=counts)))
     first, folded = plots[:1], plots[1:]
     if len(runs) == 1:
         [(label, probe)] = runs.items()
         first, folded = small_multiples(probe, label), plots
     table = lens_table(runs, codes)
-    return Section(title, said("lens") if first else "", first, folded, [table] if table.lines else [], notes)
+    return Section(title, words.said("lens") if first else "", first, folded, [table] if table.lines else [], notes)
 
 
 def small_multiples(probe: Probe, label: str) -> list[Plot]:
@@ -323,7 +320,7 @@ def small_multiples(probe: Probe, label: str) -> list[Plot]:
     if probe.document["surviving_rows"] == probe.document["unshared_surviving_rows"]:
         pages.pop("logit_lens_unshared", None)
     return [
-        inline(figure, f"{name}-{label}", f"{name.replace('_', ' ')} by language", said(name))
+        inline(figure, f"{name}-{label}", f"{name.replace('_', ' ')} by language", words.said(name))
         for name, figure in pages.items()
     ]
 
@@ -343,17 +340,19 @@ def representation_section(sides: Sides, change: PairedChange | None) -> Section
             if chosen:
                 label = f"PCA at layers {' and '.join(map(str, chosen))}"
                 figure = figures.pca_scatter(points, scattered, chosen)
-                place.append(inline(figure, f"pca-{chosen[0]}", label, said("pca")))
+                place.append(inline(figure, f"pca-{chosen[0]}", label, words.said("pca")))
     codes = common(runs)
     correlations = {label: select(probe, codes)["correlations"] for label, probe in runs.items()}
     groups, lines = [("variance on two components", len(runs))], []
     for layer in layers:
         explained = [probe.arrays["explained_variance_ratio"][layer].sum() for probe in runs.values()]
-        lines.append([str(layer), *(f"{percent(float(value))} %" for value in explained)])
+        lines.append([str(layer), *(f"{words.percent(float(value))} %" for value in explained)])
     has_english = "en" in codes and len(codes) > 1
     if has_english:
         figure = figures.correlation_map(correlations, codes)
-        plots.append(inline(figure, "correlation", "correlation with English over the layers", said("correlation")))
+        plots.append(
+            inline(figure, "correlation", "correlation with English over the layers", words.said("correlation"))
+        )
         english, others = codes.index("en"), [index for index, code in enumerate(codes) if code != "en"]
         groups.append(("mean correlation with English", len(runs)))
         for layer, line in zip(layers, lines, strict=True):
@@ -361,7 +360,7 @@ def representation_section(sides: Sides, change: PairedChange | None) -> Section
     else:
         where = " in both" if len(sides) > 1 else ""
         notes.append(f"English or a second language was not probed{where}: no correlation with English.")
-    tables = [Table(["layer", *(label for _ in groups for label in runs)], lines, groups=groups)]
+    tables = [words.Table(["layer", *(label for _ in groups for label in runs)], lines, groups=groups)]
     if change:
         tables.append(change.table())
     elif len(runs) > 1 and any(len(probe.languages) > 1 for probe in runs.values()):
@@ -392,7 +391,7 @@ def geometry_section(sides: Sides, change: PairedChange | None) -> Section:
     ):
         titles = ", ".join(figures.GEOMETRY_TITLES[measure].replace("\n", " ") for measure in measures)
         figure = figures.geometry_lines(arrays, codes, layers, measures)
-        plots.append(inline(figure, name, f"{titles} over the layers", said("geometry", positions=positions)))
+        plots.append(inline(figure, name, f"{titles} over the layers", words.said("geometry", positions=positions)))
     tables = []
     if change:
         tables = [change.table()]
@@ -413,7 +412,7 @@ def attribution_section(sides: Sides) -> Section:
     for label, probe in runs.items():
         pages = figures.attribution_pages(probe, label).items()
         for (name, figure), (kind, plots) in zip(pages, by_kind.items(), strict=True):
-            caption = said("attribution", kind=kind, label=label)
+            caption = words.said("attribution", kind=kind, label=label)
             plots.append(inline(figure, f"{name}-{label}", f"{name.replace('_', ' ')}, {label}", caption))
     notes = [*dict.fromkeys(token_map_text(probe.document) for probe in runs.values()), *absent]
     tables = [attribution_table(runs, common(runs))] if common(runs) else []
@@ -423,7 +422,7 @@ def attribution_section(sides: Sides) -> Section:
 def token_map_text(attribution: Mapping[str, Any]) -> str:
     """How good the map from tokens to languages is on texts that it was not made from; of `attribution.json`."""
     held_out = attribution["token_map"]["held_out"]["all"]
-    return said("token_map", decided=held_out.get("decided"), accuracy=held_out.get("accuracy"))
+    return words.said("token_map", decided=held_out.get("decided"), accuracy=held_out.get("accuracy"))
 
 
 def neurons_section(folders: Mapping[str, Path]) -> Section:
@@ -436,7 +435,7 @@ def neurons_section(folders: Mapping[str, Path]) -> Section:
     neurons = read_neurons(folders)
     most = max(1, *(int(each.max()) for each in neurons.by_layer.values()))
     figure = figures.layers_map(neurons.by_layer, neurons.codes, "neurons", "viridis", (0, most))
-    plot = inline(figure, "neurons", "neurons of each language over the layers", said("neurons"))
+    plot = inline(figure, "neurons", "neurons of each language over the layers", words.said("neurons"))
     return Section(title, "", [plot], tables=neurons.tables)
 
 
@@ -449,7 +448,7 @@ def effect_section(name: str, title: str, sides: Sides) -> Section:
     notes = [] if name == "transplant" else absent
     plots = []
     for label, probe in runs.items():
-        caption = said("effect", quantity=effect.quantity, done=effect.done, label=label)
+        caption = words.said("effect", quantity=effect.quantity, done=effect.done, label=label)
         figure = figures.effect_map(probe, name)
         plots.append(inline(figure, f"{name}-{label}", f"{name.replace('_', ' ')}, {label}", caption))
     if not common(runs):
