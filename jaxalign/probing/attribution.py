@@ -24,7 +24,7 @@ from jaxalign.model.attention import Prefix
 from jaxalign.model.ragged import decode_prompts, shared_length
 from jaxalign.model.readout import CHUNK, group_masses
 from jaxalign.model.transformer import Decoder
-from jaxalign.probe_files import Probe
+from jaxalign.probe_files import PROBE_ARRAYS, Probe
 from jaxalign.probing.probe import TASK, VARIANT, ProbeRun, check_finite
 from jaxalign.statistics import mean_and_half_width
 
@@ -262,11 +262,7 @@ def attribution(run: ProbeRun, token_map: Callable[[], TokenLanguages], position
         masses.append(run.ask(attribution_batch, prompts, shared, tokens.groups, **wanted))
         check_finite(texts, masses[-1])
     document = {
-        "axes": {
-            f"{kind}_mass_{statistic}": ["language", "layer", "position", f"token_{kind}"]
-            for kind in ("language", "script")
-            for statistic in ("mean", "half_width")
-        },
+        "axes": PROBE_ARRAYS["attribution"],
         "language": run.languages,
         "layer": list(range(1, run.config.layers + 1)),
         "position": list(range(-positions, 0)),

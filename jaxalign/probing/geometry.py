@@ -13,11 +13,10 @@ from typing import NamedTuple
 import numpy as np
 import scipy.linalg
 
-from jaxalign.probe_files import Probe
+from jaxalign.probe_files import PROBE_ARRAYS, Probe
 from jaxalign.probing.capture import Capture, capture_languages, captured_layers
 from jaxalign.probing.probe import TASK, VARIANT, ProbeRun
 from jaxalign.statistics import (
-    MEASURES,
     bootstrap_intervals,
     centred,
     correlations,
@@ -31,17 +30,6 @@ TIE = 1e-12
 """Cosines (float64) this near to each other are equal."""
 LEAST_ROWS = 3
 """CKA without one row still needs two, and a correlation of fewer rows says nothing."""
-
-BY_ROW = ["language", "layer", "row"]
-GEOMETRY_AXES = {
-    "cka_rows": BY_ROW,
-    "rank": BY_ROW,
-    "rank_centred": BY_ROW,
-    "cka_chance": ["language", "layer"],
-    **{measure: ["language", "layer"] for measure in MEASURES},
-    **{f"{measure}_interval": ["language", "layer", "bound"] for measure in MEASURES},
-}
-"""The arrays of `geometry.npz`. English, which the others are compared with, is not on the language axis."""
 
 
 def linear_cka(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, float]:
@@ -142,7 +130,7 @@ def geometry(run: ProbeRun, capture: Capture) -> Probe:
     _, english = next(captured)
     arrays = geometry_arrays([language_geometry(states, english) for _, states in captured])
     document = {
-        "axes": GEOMETRY_AXES,
+        "axes": PROBE_ARRAYS["geometry"],
         "layer": list(captured_layers(capture, run.config.layers)),
         "language": others,
         "row": run.texts[ENGLISH].numbers,
@@ -157,16 +145,6 @@ def geometry(run: ProbeRun, capture: Capture) -> Probe:
 
 WHOLE_PROMPTS = Capture(layers=None, position="prompt_mean")
 """What the study analyses: every layer, averaged over all positions of a prompt, BOS included."""
-
-PCA_AXES = {
-    "points": ["layer", "scatter_language", "row", "component"],
-    "explained_variance_ratio": ["layer", "component"],
-    "correlations": ["layer", "language", "language"],
-    "correlations_interval": ["layer", "language", "language", "bound"],
-    "first_component": ["layer", "language", "row"],
-}
-"""The arrays of `pca.npz`. `points` and their shares of variance are of a fit of two components to the scatter
-languages alone, the others of a fit of one component to all languages."""
 
 
 def joint_pca(states: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray]:
@@ -250,7 +228,7 @@ def pca(run: ProbeRun, scattered: Sequence[str]) -> Probe:
     languages = run.languages
     states = np.stack([states for _, states in capture_languages(run, WHOLE_PROMPTS, languages)])
     document = {
-        "axes": PCA_AXES,
+        "axes": PROBE_ARRAYS["pca"],
         "layer": list(range(states.shape[2])),
         "language": languages,
         "scatter_language": list(scattered),

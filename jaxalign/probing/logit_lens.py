@@ -25,7 +25,7 @@ from jaxalign.model.attention import Prefix
 from jaxalign.model.ragged import decode_prompts, last_position, shared_length
 from jaxalign.model.readout import LabelSets, directions, entropy_bits, head_gram, label_masses, pad_label_sets
 from jaxalign.model.transformer import Decoder
-from jaxalign.probe_files import Probe
+from jaxalign.probe_files import PROBE_ARRAYS, Probe
 from jaxalign.probing.probe import TASK, VARIANT, ProbeRun, ProbeTexts
 from jaxalign.statistics import mean_and_half_width
 
@@ -200,7 +200,7 @@ def lens_probe(lens: Mapping[str, LanguageLens]) -> Probe:
         arrays[f"{prefix}{quantity}_mean"] = np.stack(mean).astype(np.float32)
         arrays[f"{prefix}{quantity}_half_width"] = np.stack(half_width).astype(np.float32)
     document = {
-        "axes": {name: ["language", "layer"] for name in arrays},
+        "axes": PROBE_ARRAYS["logit_lens"],
         "language": list(lens),
         "layer": list(range(1, arrays["entropy_mean"].shape[1] + 1)),
         "units": {

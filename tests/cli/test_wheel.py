@@ -23,7 +23,7 @@ from jaxalign.files import MINI
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.tasks import TASKS, TaskData
 from jaxalign.model import architectures
-from jaxalign.reporting.page import template_text
+from jaxalign.reporting.words import templates
 import jaxalign
 
 print(jaxalign.__file__)
@@ -36,7 +36,7 @@ for task in TASKS.values():
 for name in architectures.names():
     architectures.read(name)
 for name in ("report.html.jinja", "probe_page.html.jinja", "card.md.jinja"):
-    assert template_text(name)
+    assert templates({}).loader.get_source(templates({}), name)
 """
 
 
