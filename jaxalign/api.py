@@ -22,9 +22,8 @@ from ml_collections import ConfigDict
 from jaxalign import runtime
 from jaxalign.cli.data import gather_pairs
 from jaxalign.cli.demo import demo as run_demo
-from jaxalign.cli.evaluate import check_settings, chosen_cells, evaluate_model
+from jaxalign.cli.evaluate import check_settings, chosen_cells, evaluate_model, open_tasks
 from jaxalign.cli.export import export as export_run
-from jaxalign.cli.open_answers import open_tasks
 from jaxalign.cli.probe import FILE_OF, probe_model, probe_settings
 from jaxalign.cli.settings import EvaluationData, load_model, rendering
 from jaxalign.cli.train import ready_to_tune, train_model

@@ -321,7 +321,8 @@ class Scorer:
                     targets[row, label] = target
             found, said, finite = jax.device_get(self.runner.call(head, variables, padded, targets, labels))
             if not finite[: len(some)].all():
-                raise InputError("the model's logits are not finite; check the weights, or compute in float32")
+                where = "" if labels is None else f"prompt {some[int(np.argmin(finite))].query}: "
+                raise InputError(f"{where}the model's logits are not finite; check the weights, or compute in float32")
             yield from zip(some, found, said, strict=False)
         self.seconds["head"] += time.perf_counter() - start
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxalign as ja
-from jaxalign.cli.open_answers import heldout_pairs
+from jaxalign.cli.evaluate import heldout_pairs
 from jaxalign.configuration import config_with
 from jaxalign.data.pairs import QuestionPair
 from jaxalign.errors import InputError

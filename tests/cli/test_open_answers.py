@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxalign.cli.data import gather_pairs
-from jaxalign.cli.open_answers import check_open_answers, evaluate_open_answers, heldout_pairs, open_tasks
+from jaxalign.cli.evaluate import check_open_answers, evaluate_open_answers, heldout_pairs, open_tasks
 from jaxalign.cli.settings import load_model
 from jaxalign.configuration import config_from_flags
 from jaxalign.data.batches import split_heldout
