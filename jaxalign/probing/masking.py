@@ -89,7 +89,7 @@ def random_control(mask: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 def reference_perplexity(sums: TextNats, tokens: np.ndarray) -> np.ndarray:
     """The follow-up's "PPL", float64 [...] of sums and tokens [..., R]: exp of the mean over texts of each one's mean
-    over its tokens and, where that is another, the likeliest, whose nats are few: so it may fall as perplexity rises."""
+    over its tokens and, where that is another, the likeliest, of few nats: so it may fall as perplexity rises."""
     return np.exp(np.mean((sums.nats + sums.likeliest_nats) / (tokens + sums.mistaken), axis=-1))
 
 
