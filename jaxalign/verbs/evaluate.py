@@ -7,9 +7,6 @@ from typing import Any, get_args
 import jax
 from ml_collections import ConfigDict
 
-from jaxalign.cli import settings as of_config
-from jaxalign.cli.data import gather_pairs
-from jaxalign.cli.settings import EvaluationData, chosen_languages, load_model, out_folder, split_list
 from jaxalign.configuration import provenance, recorded_config
 from jaxalign.data.batches import fit_pairs, split_heldout
 from jaxalign.data.check import warn_of_exemplars
@@ -33,6 +30,9 @@ from jaxalign.model.hub import model_name
 from jaxalign.reporting.folders import check_of_one_model, read_run_document
 from jaxalign.runtime import agree
 from jaxalign.training.checkpoint import read_trained
+from jaxalign.verbs import settings as of_config
+from jaxalign.verbs.data import gather_pairs
+from jaxalign.verbs.settings import EvaluationData, chosen_languages, load_model, out_folder, split_list
 
 OPEN_TASKS = (*MATH_TASKS, TRANSLATION)
 

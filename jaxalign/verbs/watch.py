@@ -11,9 +11,6 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxalign.cli import evaluate as evaluation
-from jaxalign.cli.probe import ProbeSettings, probe_settings, selection_rule
-from jaxalign.cli.settings import EvaluationData, chosen_languages, split_list
 from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import Records, label_cell
 from jaxalign.evaluation.generate import Generator
@@ -25,6 +22,9 @@ from jaxalign.probe_files import Probe
 from jaxalign.probing.geometry import ENGLISH
 from jaxalign.probing.neurons import ActivationCounts, selection_probes
 from jaxalign.training.loop import Hook
+from jaxalign.verbs import evaluate as evaluation
+from jaxalign.verbs.probe import ProbeSettings, probe_settings, selection_rule
+from jaxalign.verbs.settings import EvaluationData, chosen_languages, split_list
 
 Numbers = dict[str, float]
 """By name: `quantity/cell`, `quantity/language`, or `quantity`."""
