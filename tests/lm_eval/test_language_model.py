@@ -256,7 +256,7 @@ def test_wrong_arguments(folders, arguments: dict[str, Any], named: str):
 def test_a_batch_size_may_be_left_to_us(
     folders, monkeypatch: pytest.MonkeyPatch, given: Any, most: int | None, size: int
 ):
-    monkeypatch.setattr("jaxalign.runtime.make_mesh", lambda **sizes: mesh_of())
+    monkeypatch.setattr("jaxalign.runtime.make_mesh", lambda *sizes: mesh_of())
     ours = JaxalignLM.create_from_arg_obj(
         {"pretrained": str(folders["qwen2"])}, {"batch_size": given, "max_batch_size": most}
     )
