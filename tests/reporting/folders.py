@@ -13,7 +13,7 @@ from jaxalign.files import read_json, write_json, write_json_lines
 from jaxalign.probe_files import PROBE_ARRAYS, Probe, write_probe
 from jaxalign.probing.attribution import SCRIPT_CLASSES, UNDECIDABLE
 from jaxalign.probing.geometry import geometry_arrays, language_geometry, pca_arrays
-from jaxalign.probing.logit_lens import LanguageLens, LensRows, lens_probe
+from jaxalign.probing.logit_lens import LensRows, lens_probe
 from jaxalign.probing.masking import EFFECTS
 from jaxalign.probing.neurons import ActivationCounts, selection_probes
 from jaxalign.reporting.folders import Key
@@ -190,7 +190,9 @@ def write_lens(folder: Path, languages: Sequence[str], layers: int = 12, rows: i
             survives=np.full(rows, survives),
         )
 
-    found = lens_probe({code: LanguageLens(lens_rows(code != "de"), lens_rows(True)) for code in languages})
+    ways = {language: (lens_rows(language != "de"), lens_rows(True)) for language in languages}
+    lens = {language: LensRows(*map(np.stack, zip(*both, strict=True))) for language, both in ways.items()}
+    found = lens_probe(lens)
     write_probe(folder, "logit_lens", Probe(found.arrays, {**found.document, **PROBED}))
 
 
