@@ -26,7 +26,6 @@ import numpy as np
 from workers import answer, exit_code, peak_mib, surroundings
 
 from jaxalign import files
-from jaxalign.cli.train import plans, tuning_of
 from jaxalign.configuration import config_with
 from jaxalign.data import batches
 from jaxalign.data.batches import BatchPlan, TokenisedPairs, fit_pairs
@@ -37,6 +36,7 @@ from jaxalign.data.tokenizer import Tokenizer, edges, render_all
 from jaxalign.errors import InputError
 from jaxalign.files import MINI
 from jaxalign.loading import config_and_tokenizer
+from jaxalign.verbs.train import plans, tuning_of
 
 WAYS = ("before", "after")
 LAYOUTS = {"pairs": {}, "rows": {"pairs_per_step": 0, "rows_per_step": 16}}

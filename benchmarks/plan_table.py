@@ -17,11 +17,11 @@ from typing import Any
 from tqdm import tqdm
 
 from jaxalign import files
-from jaxalign.cli.plan import architecture_named, job_of, planned_job
 from jaxalign.configuration import config_from_flags
 from jaxalign.model import architectures
 from jaxalign.planning.chips import GIB
 from jaxalign.planning.plan import estimate
+from jaxalign.verbs.plan import architecture_named, job_of, planned_job
 
 SLICES = (
     *("v5e:1x1", "v5e:2x4", "v5e:4x4", "v5e:16x16", "v5p:2x2x1", "v5p:4x4x4"),

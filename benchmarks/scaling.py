@@ -13,9 +13,9 @@ import matplotlib.pyplot as plt
 from tqdm import tqdm
 
 from jaxalign import files
-from jaxalign.cli.plan import architecture_named, job_of, planned_job
 from jaxalign.configuration import config_from_flags
 from jaxalign.planning.chips import parse_slice
+from jaxalign.verbs.plan import architecture_named, job_of, planned_job
 
 SLICES = {
     "v5e": ("2x4", "4x8", "8x8", "16x16"),

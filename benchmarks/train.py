@@ -26,7 +26,6 @@ from train_peer import SETTINGS
 from train_ways import OURS
 from workers import Worker, exit_code, surroundings, take_turns
 
-from jaxalign.cli.train import plans, tuning_of
 from jaxalign.configuration import config_from_flags
 from jaxalign.data.batches import BatchPlan, fit_pairs
 from jaxalign.data.pairs import read_pairs
@@ -34,6 +33,7 @@ from jaxalign.data.tokenizer import load_tokenizer, render_all, resolve_template
 from jaxalign.files import write_json
 from jaxalign.model.config import ModelConfig, read_config
 from jaxalign.model.lora import lora_shapes
+from jaxalign.verbs.train import plans, tuning_of
 
 ON_A_CPU = ("--config.batch.rows_at_once=1",)
 """Our settings: small products are as fast as large ones there, and what a step does not hold is not computed."""

@@ -19,10 +19,6 @@ from train import ON_A_CPU, real_plan
 from workers import exit_code, surroundings
 
 import jaxalign as ja
-from jaxalign.cli.evaluate import chosen_cells, prompt_style
-from jaxalign.cli.probe import probe_settings
-from jaxalign.cli.train import lora_config
-from jaxalign.cli.watch import watch_settings
 from jaxalign.configuration import config_from_flags
 from jaxalign.data.batches import BatchPlan
 from jaxalign.data.tasks import parse_rows
@@ -35,6 +31,10 @@ from jaxalign.model.config import ModelConfig, read_config
 from jaxalign.model.ragged import shared_length
 from jaxalign.probing.capture import shared_tokens
 from jaxalign.probing.probe import probe_texts
+from jaxalign.verbs.evaluate import chosen_cells, prompt_style
+from jaxalign.verbs.probe import probe_settings
+from jaxalign.verbs.train import lora_config
+from jaxalign.verbs.watch import watch_settings
 
 
 def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:

@@ -2,7 +2,7 @@
 
 import sys
 
-from jaxalign.cli.main import main
+from jaxalign.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

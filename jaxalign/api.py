@@ -20,14 +20,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxalign import runtime
-from jaxalign.cli.data import gather_pairs
-from jaxalign.cli.demo import demo as run_demo
-from jaxalign.cli.evaluate import check_settings, chosen_cells, evaluate_model
-from jaxalign.cli.export import export as export_run
-from jaxalign.cli.open_answers import open_tasks
-from jaxalign.cli.probe import FILE_OF, probe_model, probe_settings
-from jaxalign.cli.settings import EvaluationData, load_model, rendering
-from jaxalign.cli.train import ready_to_tune, train_model
 from jaxalign.configuration import command, config_with
 from jaxalign.data.pairs import QuestionPair, pair_of
 from jaxalign.errors import InputError, gather
@@ -39,6 +31,14 @@ from jaxalign.reporting.compare import compare as compared
 from jaxalign.reporting.folders import Results, TrainingRun, read_results, read_run
 from jaxalign.reporting.page import write_report
 from jaxalign.runtime import alone, wait_for_all
+from jaxalign.verbs.data import gather_pairs
+from jaxalign.verbs.demo import demo as run_demo
+from jaxalign.verbs.evaluate import check_settings, chosen_cells, evaluate_model
+from jaxalign.verbs.export import export as export_run
+from jaxalign.verbs.open_answers import open_tasks
+from jaxalign.verbs.probe import FILE_OF, probe_model, probe_settings
+from jaxalign.verbs.settings import EvaluationData, load_model, rendering
+from jaxalign.verbs.train import ready_to_tune, train_model
 
 PathLike = str | Path
 PairLike = QuestionPair | Mapping[str, Any]

@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxalign import runtime
-from jaxalign.cli.main import complain, open_standard_streams
-from jaxalign.cli.settings import load_model
+from jaxalign.cli import complain, open_standard_streams
 from jaxalign.configuration import config_with
 from jaxalign.errors import InputError
 from jaxalign.evaluation.generate import Generator
@@ -22,6 +21,7 @@ from jaxalign.loading import Model, merged
 from jaxalign.log import say
 from jaxalign.model.config import read_end_ids
 from jaxalign.runtime import alone
+from jaxalign.verbs.settings import load_model
 
 try:
     from lm_eval.__main__ import cli_evaluate

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import jaxalign as ja
-from jaxalign.cli import main
+from jaxalign import cli
 from jaxalign.configuration import config_from_flags, leaves, load_config, shipped_configs
 from tests.cli.conftest import save_model
 
@@ -132,8 +132,8 @@ def jaxalign_commands(text: str) -> Iterator[list[str]]:
 def parse(words: list[str]) -> tuple[str, list[str]]:
     """The verb and the files of a command, whose settings are read as the command line reads them."""
     flags = [word for word in words if word.startswith("-") and word not in ("--help", "--config=CONFIG")]
-    verb, paths = main.split_verb([word for word in words if not word.startswith("-")])
-    config_from_flags(flags, main.default_config(verb))
+    verb, paths = cli.split_verb([word for word in words if not word.startswith("-")])
+    config_from_flags(flags, "demo" if verb == "demo" else "base")
     return verb, paths
 
 
@@ -159,7 +159,7 @@ def test_settings_exist(name: str) -> None:
 def test_every_verb_and_every_recipe_is_told_of() -> None:
     verbs = DOCUMENTS["README.md"].partition("## Verbs")[2].partition("\n## ")[0]
     table = re.findall(r"^\| `([a-z ]+)[^`]*` \|", verbs, flags=re.MULTILINE)
-    assert {verb.strip() for verb in table} == set(main.VERBS)
+    assert {verb.strip() for verb in table} == set(cli.VERBS)
     recipes = {file.stem for file in shipped_configs().glob("*.py")} - {"base"}
     assert {name for name in recipes if f"`{name}`" not in DOCUMENTS["docs/tuning.md"]} == set()
 
@@ -242,7 +242,7 @@ def run_commands(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     found = tiny_commands(name)
     for words in found:
         monkeypatch.setattr("sys.argv", ["jaxalign", *words])
-        code = main.main()
+        code = cli.main()
         assert code == 0, (words, capsys.readouterr().err)
     return len(found)
 

@@ -33,12 +33,13 @@ ROWS = (
     ("training", "evaluation", "probing"),
     ("reporting", "planning"),
     ("loading",),
-    ("cli",),
-    ("api", "lm_eval", "__main__"),
+    ("verbs",),
+    ("api", "cli"),
+    ("lm_eval", "__main__"),
 )
 ROW_OF = {part: row for row, parts in enumerate(ROWS) for part in parts}
 NEVER = {"torch", "tensorflow", "peft", "accelerate"}
-INDEPENDENT = "jaxalign.cli.export"
+INDEPENDENT = "jaxalign.verbs.export"
 """The path of other libraries, that `verify` compares with."""
 
 
@@ -120,9 +121,9 @@ def test_a_default_stands_in_one_place():
 
 def test_the_independent_path_is_imported_when_asked():
     """Not when the file is: commands that compare nothing need none of it."""
-    source = (PACKAGE / "cli" / "export.py").read_text(encoding="utf-8")
+    source = (PACKAGE / "verbs" / "export.py").read_text(encoding="utf-8")
     at_the_top = [ast.unparse(node) for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
-    assert not {name.partition(".")[0] for name in imports("\n".join(at_the_top), "jaxalign.cli")} & NEVER
+    assert not {name.partition(".")[0] for name in imports("\n".join(at_the_top), "jaxalign.verbs")} & NEVER
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_configs_import_the_config_loader_alone(file):
 
 FROM_FILES = """
 import sys
-from jaxalign.cli.main import attempt
+from jaxalign.cli import attempt
 code = attempt(sys.argv[1:])
 heavy = sorted({name.partition(".")[0] for name in sys.modules} & {"jax", "jaxlib", "flax", "transformers", "torch"})
 sys.exit(code or " ".join(heavy) or 0)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
-JAXALIGN = ("-c", "import sys; from jaxalign.cli.main import main; sys.exit(main())")
+JAXALIGN = ("-c", "import sys; from jaxalign.cli import main; sys.exit(main())")
 """`jaxalign`, behind the interpreter."""
 
 

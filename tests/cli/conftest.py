@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from jaxalign.cli import main
+from jaxalign import cli
 from tests.data.tiny_tokenizers import byte_level
 
 Command = Callable[..., tuple[int, str, str]]
@@ -66,7 +66,7 @@ def jaxalign(tmp_path_factory) -> Command:
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
             patch.setenv("XDG_CACHE_HOME", str(cache))
             patch.setattr("sys.argv", ["jaxalign", *map(str, arguments)])
-            code = main.main()
+            code = cli.main()
         return code, out.getvalue(), err.getvalue()
 
     return call

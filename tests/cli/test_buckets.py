@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from jaxalign import files
-from jaxalign.cli.train import stage_configs
 from jaxalign.configuration import load_config
 from jaxalign.errors import InputError
+from jaxalign.verbs.train import stage_configs
 from tests.cli.conftest import TRAIN
 from tests.fake_storage import ABSENT
 

@@ -13,7 +13,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 from transformers.utils import logging
 
-from jaxalign.cli import export
+from jaxalign.verbs import export
 
 
 def read(folder):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxalign.cli.main import VERBS, attempt
+from jaxalign.cli import VERBS, attempt
 from jaxalign.configuration import (
     command,
     config_from_flags,

@@ -13,8 +13,6 @@ import torch
 import transformers
 from transformers import AutoTokenizer
 
-from jaxalign.cli.export import logits_of, name_from, save_tokenizer, token_ids
-from jaxalign.cli.settings import load_model
 from jaxalign.configuration import config_with
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
 from jaxalign.errors import InputError
@@ -22,6 +20,8 @@ from jaxalign.files import whole_folder
 from jaxalign.loading import Model
 from jaxalign.model.peft import load_adapter
 from jaxalign.training.checkpoint import read_adapter
+from jaxalign.verbs.export import logits_of, name_from, save_tokenizer, token_ids
+from jaxalign.verbs.settings import load_model
 from tests.cli.conftest import TRAIN
 from tests.data.test_tokenizer import save_sentence_piece
 from tests.data.tiny_sentence_piece import USER_DEFINED, sentence_piece_model

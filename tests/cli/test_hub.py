@@ -9,10 +9,10 @@ import pytest
 import transformers
 from huggingface_hub import constants
 
-from jaxalign.cli.plan import architecture_named
+from jaxalign.verbs.plan import architecture_named
 from tests.fake_hub import COMMIT, model_files, served_hub
 
-MAIN = "import sys; from jaxalign.cli.main import main; sys.exit(main())"
+MAIN = "import sys; from jaxalign.cli import main; sys.exit(main())"
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import jaxalign as ja
-from jaxalign.cli.open_answers import heldout_pairs
 from jaxalign.configuration import config_with
 from jaxalign.data.pairs import QuestionPair
 from jaxalign.errors import InputError
 from jaxalign.training import loop
+from jaxalign.verbs.open_answers import heldout_pairs
 from tests.cli.conftest import save_model
 from tests.two_processes import end_of, start_two
 
@@ -44,7 +44,7 @@ def folder(base: ja.LoadedModel, model_folder: Path, tmp_path_factory: pytest.Te
 
 
 @pytest.mark.parametrize(
-    "code", ["import jaxalign", "from jaxalign.cli import main; sys.argv = ['jaxalign', '--help']; main.main()"]
+    "code", ["import jaxalign", "from jaxalign.cli import main; sys.argv = ['jaxalign', '--help']; main()"]
 )
 def test_import_loads_nothing_heavy(code: str):
     """Neither does the command line before it knows its verb; jax alone takes a second."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxalign.cli.main import VERBS
+from jaxalign.cli import VERBS
 
 FULL = Path("/dev/full")
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxalign.cli.probe import neurons_to_change
 from jaxalign.configuration import config_from_flags
+from jaxalign.verbs.probe import neurons_to_change
 
 COUNTS = {
     "languages": np.array(["en", "de", "zh"]),

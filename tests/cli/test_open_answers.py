@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxalign.cli.data import gather_pairs
-from jaxalign.cli.open_answers import check_open_answers, evaluate_open_answers, heldout_pairs, open_tasks
-from jaxalign.cli.settings import load_model
 from jaxalign.configuration import config_from_flags
 from jaxalign.data.batches import split_heldout
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.errors import InputError
 from jaxalign.files import read_json, write_json
+from jaxalign.verbs.data import gather_pairs
+from jaxalign.verbs.open_answers import check_open_answers, evaluate_open_answers, heldout_pairs, open_tasks
+from jaxalign.verbs.settings import load_model
 
 SETTINGS = {"model": "tiny"}
 TASKS = "mgsm,translation,emotion"

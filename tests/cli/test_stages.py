@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxalign.cli import train
 from jaxalign.training import loop
 from jaxalign.training.checkpoint import read_trained
+from jaxalign.verbs import train
 
 # Questions from Chinese first, then English ones with their answers, on another schedule.
 STAGES = ({"build.sources": "zh"}, {"build.control": "answers", "optimizer.warmup_fraction": 0.0, "steps": 2})

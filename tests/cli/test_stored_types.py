@@ -11,12 +11,12 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from jaxalign.cli.plan import stored_type
-from jaxalign.cli.settings import load_model
 from jaxalign.configuration import config_from_flags
 from jaxalign.loading import merged
 from jaxalign.log import warn
 from jaxalign.model import architectures, weights
+from jaxalign.verbs.plan import stored_type
+from jaxalign.verbs.settings import load_model
 from tests.cli.conftest import TRAIN
 from tests.cli.test_plan import TOY
 

@@ -116,7 +116,7 @@ def test_the_wheel_finds_its_files_from_anywhere(in_the_wheel: Callable[..., str
 @pytest.mark.slow
 def test_the_wheel_alone_runs_the_demo(in_the_wheel: Callable[..., str], model_folder: Path, tmp_path: Path) -> None:
     small = ("--config.languages=en,zh", "--config.rows=0:12", "--config.steps=1", f"--config.model={model_folder}")
-    said = in_the_wheel("import sys; from jaxalign.cli.main import main; sys.exit(main())", "demo", *small)
+    said = in_the_wheel("import sys; from jaxalign.cli import main; sys.exit(main())", "demo", *small)
     assert "Done. Accuracy before and after" in said
     assert (tmp_path / "empty" / "jaxalign-demo" / "report.html").is_file()
 

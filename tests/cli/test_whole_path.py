@@ -8,9 +8,9 @@ import torch
 import transformers
 from peft import PeftModel
 
-from jaxalign.cli.export import logits_of
-from jaxalign.cli.settings import load_model
 from jaxalign.configuration import config_with
+from jaxalign.verbs.export import logits_of
+from jaxalign.verbs.settings import load_model
 from tests.cli.conftest import TRAIN
 from tests.test_curves import shown_by_tensorboard
 

@@ -22,7 +22,7 @@ class NoTensorFlow(MetaPathFinder):
 
 
 sys.meta_path.insert(0, NoTensorFlow())
-from jaxalign.cli.main import main
+from jaxalign.cli import main
 
 code = main()
 assert "tensorflow" not in sys.modules

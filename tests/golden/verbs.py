@@ -14,7 +14,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 import jaxalign as ja
-from jaxalign.cli.main import main
+from jaxalign.cli import main
 from tests.golden.figures import save_numbers
 
 COMMANDS = [

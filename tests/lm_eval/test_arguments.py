@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxalign.cli.export import logits_of
-from jaxalign.cli.settings import load_model
 from jaxalign.configuration import config_with
 from jaxalign.lm_eval import ARGUMENTS, JaxalignLM
 from jaxalign.loading import merged
 from jaxalign.model.lora import LoraConfig, lora_shapes
 from jaxalign.model.peft import save_adapter
+from jaxalign.verbs.export import logits_of
+from jaxalign.verbs.settings import load_model
 from tests.any_input import TEXTS, quick, value_or_one_line
 from tests.data.tiny_tokenizers import byte_level
 from tests.lm_eval.conftest import requests_of

@@ -9,10 +9,10 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from jaxalign.cli.export import stated_licence
 from jaxalign.reporting.card import model_card
 from jaxalign.reporting.folders import TrainingRun
 from jaxalign.reporting.words import code_block, code_span, markdown_text
+from jaxalign.verbs.export import stated_licence
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-RUN = "import sys; from jaxalign.cli.main import main; code = main(); import resource; print('peak KiB', "
+RUN = "import sys; from jaxalign.cli import main; code = main(); import resource; print('peak KiB', "
 MAIN = RUN + "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
 
 HISTOGRAM = [1369, 1866, 617, 310, 153, 127, 59, 40, 27, 20, 0]

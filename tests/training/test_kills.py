@@ -96,7 +96,7 @@ def test_kills_of_smollm2(tmp_path):
             "checkpoint_every": 1,
         }
         flags = [f"--config.{key}={value}" for key, value in settings.items()]
-        return start("-c", "import sys; from jaxalign.cli.main import main; sys.exit(main())", "train", *flags)
+        return start("-c", "import sys; from jaxalign.cli import main; sys.exit(main())", "train", *flags)
 
     def steps_logged(run: Path) -> int:
         file = run / "metrics.jsonl"

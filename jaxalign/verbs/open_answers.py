@@ -6,8 +6,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxalign.cli.data import gather_pairs
-from jaxalign.cli.settings import chosen_languages, out_folder, rendering, split_list
 from jaxalign.configuration import provenance, recorded_config
 from jaxalign.data.batches import fit_pairs, split_heldout
 from jaxalign.data.fields import array, field
@@ -24,6 +22,8 @@ from jaxalign.loading import Model
 from jaxalign.log import tell
 from jaxalign.reporting.folders import read_run_document
 from jaxalign.training.checkpoint import read_trained
+from jaxalign.verbs.data import gather_pairs
+from jaxalign.verbs.settings import chosen_languages, out_folder, rendering, split_list
 
 OPEN_TASKS = (*MATH_TASKS, TRANSLATION)
 

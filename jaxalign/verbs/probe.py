@@ -12,8 +12,6 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxalign.cli.evaluate import grid_data, prompt_style, settings
-from jaxalign.cli.settings import EvaluationData, chosen_languages, load_model, out_folder, split_list
 from jaxalign.configuration import provenance
 from jaxalign.data.check import warn_of_exemplars
 from jaxalign.data.fields import field, read_object
@@ -56,6 +54,8 @@ from jaxalign.reporting.figures import write_plots
 from jaxalign.reporting.folders import check_of_one_model
 from jaxalign.reporting.page import token_map_text
 from jaxalign.runtime import agree
+from jaxalign.verbs.evaluate import grid_data, prompt_style, settings
+from jaxalign.verbs.settings import EvaluationData, chosen_languages, load_model, out_folder, split_list
 
 FILE_OF = {
     name: name

@@ -8,19 +8,19 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from jaxalign.cli.data import build_pairs
-from jaxalign.cli.evaluate import check_settings, evaluate_model
-from jaxalign.cli.export import export
-from jaxalign.cli.probe import probe_model, probe_settings
-from jaxalign.cli.report import report
-from jaxalign.cli.settings import EvaluationData, load_model, out_folder, split_list
-from jaxalign.cli.train import ready_to_tune, train_model
 from jaxalign.configuration import changed
 from jaxalign.errors import InputError
 from jaxalign.files import check_writable
 from jaxalign.loading import with_adapter
 from jaxalign.reporting.compare import compare
 from jaxalign.reporting.text import accuracy_tables
+from jaxalign.verbs.data import build_pairs
+from jaxalign.verbs.evaluate import check_settings, evaluate_model
+from jaxalign.verbs.export import export
+from jaxalign.verbs.probe import probe_model, probe_settings
+from jaxalign.verbs.report import report
+from jaxalign.verbs.settings import EvaluationData, load_model, out_folder, split_list
+from jaxalign.verbs.train import ready_to_tune, train_model
 
 PROBED = "0:12"
 """Rows of each language that the probes read: enough to draw, and quick."""

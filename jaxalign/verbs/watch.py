@@ -12,10 +12,6 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxalign.cli.evaluate import chosen_cells, grid_data, unreadable
-from jaxalign.cli.open_answers import OPEN_TASKS, cells_of, check_open_answers, open_tasks
-from jaxalign.cli.probe import ProbeSettings, probe_settings, selection_rule
-from jaxalign.cli.settings import EvaluationData, chosen_languages, split_list
 from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import label_cell
 from jaxalign.evaluation.generate import Generator
@@ -27,6 +23,10 @@ from jaxalign.probe_files import Probe
 from jaxalign.probing.geometry import ENGLISH
 from jaxalign.probing.neurons import ActivationCounts, selection_probes
 from jaxalign.training.loop import Hook
+from jaxalign.verbs.evaluate import chosen_cells, grid_data, unreadable
+from jaxalign.verbs.open_answers import OPEN_TASKS, cells_of, check_open_answers, open_tasks
+from jaxalign.verbs.probe import ProbeSettings, probe_settings, selection_rule
+from jaxalign.verbs.settings import EvaluationData, chosen_languages, split_list
 
 Numbers = dict[str, float]
 """By name: `quantity/cell`, `quantity/language`, or `quantity`."""

@@ -8,8 +8,6 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxalign import files, runtime
-from jaxalign.cli.settings import split_list
-from jaxalign.cli.train import Tuning, stage_configs, tuning_of
 from jaxalign.data.batches import round_up
 from jaxalign.errors import InputError
 from jaxalign.evaluation.score import SHORTEST_ROW
@@ -22,6 +20,8 @@ from jaxalign.model.weights import stored_types
 from jaxalign.planning.chips import PROGRAMS, Job, parse_slice
 from jaxalign.planning.compile import facts_of, versions
 from jaxalign.planning.plan import advice, lines, make_plan, search, smallest_that_fits, table
+from jaxalign.verbs.settings import split_list
+from jaxalign.verbs.train import Tuning, stage_configs, tuning_of
 
 
 def plan(config: ConfigDict, paths: Sequence[str]) -> None:

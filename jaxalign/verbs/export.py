@@ -23,7 +23,6 @@ import numpy as np
 from huggingface_hub import metadata_load
 from ml_collections import ConfigDict
 
-from jaxalign.cli.settings import load_model, out_folder
 from jaxalign.configuration import changed, command, installed_versions
 from jaxalign.data.fields import read_object
 from jaxalign.data.languages import LANGUAGES
@@ -65,6 +64,7 @@ from jaxalign.model.weights import save_params, stored_types, weights_sha256
 from jaxalign.reporting.card import check_recorded, model_card
 from jaxalign.reporting.folders import TrainingRun, read_results, read_run
 from jaxalign.training.checkpoint import read_adapter, read_trained
+from jaxalign.verbs.settings import load_model, out_folder
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 NOT_CHECKED = "not checked"

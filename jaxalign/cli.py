@@ -16,7 +16,7 @@ from jaxalign.reporting.words import one_line
 
 
 class Verb(NamedTuple):
-    """A module of jaxalign.cli and its function; the verb's arguments, and how many at least; a line of help."""
+    """A module of jaxalign.verbs and its function; the verb's arguments, and how many at least; a line of help."""
 
     call: str
     arguments: str
@@ -109,7 +109,7 @@ def run(arguments: Sequence[str]) -> None:
     module, function = verb.call.split(".")
     paths = [os.path.expanduser(path) for path in paths]  # as records name them
     if name in FROM_FILES:
-        getattr(importlib.import_module(f"jaxalign.cli.{module}"), function)(config, paths)
+        getattr(importlib.import_module(f"jaxalign.verbs.{module}"), function)(config, paths)
         return
     from jaxalign import runtime
 
@@ -122,7 +122,7 @@ def run(arguments: Sequence[str]) -> None:
     runtime.start(waits_for_notice=name == "train")
     if name not in TOGETHER:
         runtime.alone(f"jaxalign {name}")
-    getattr(importlib.import_module(f"jaxalign.cli.{module}"), function)(config, paths)
+    getattr(importlib.import_module(f"jaxalign.verbs.{module}"), function)(config, paths)
     runtime.wait_for_all()
 
 

@@ -9,9 +9,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxalign.cli.data import gather_pairs
-from jaxalign.cli.settings import load_model, run_folder, split_list
-from jaxalign.cli.watch import Watch, watch_settings
 from jaxalign.configuration import provenance
 from jaxalign.data.batches import (
     BatchLayout,
@@ -41,6 +38,9 @@ from jaxalign.training import loop
 from jaxalign.training.checkpoint import Retention
 from jaxalign.training.optimizer import OptimizerConfig
 from jaxalign.training.step import StepConfig
+from jaxalign.verbs.data import gather_pairs
+from jaxalign.verbs.settings import load_model, run_folder, split_list
+from jaxalign.verbs.watch import Watch, watch_settings
 
 
 @dataclass(frozen=True)

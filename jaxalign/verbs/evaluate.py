@@ -6,8 +6,6 @@ from typing import Any, get_args
 import jax
 from ml_collections import ConfigDict
 
-from jaxalign.cli.open_answers import OPEN_TASKS, check_open_answers, evaluate_open_answers, open_tasks
-from jaxalign.cli.settings import EvaluationData, chosen_languages, chosen_tasks, load_model, out_folder, split_list
 from jaxalign.configuration import provenance
 from jaxalign.data.check import warn_of_exemplars
 from jaxalign.data.prompts import PromptStyle, Variant, differences_table
@@ -23,6 +21,8 @@ from jaxalign.log import tell
 from jaxalign.model.hub import model_name
 from jaxalign.reporting.folders import check_of_one_model
 from jaxalign.runtime import agree
+from jaxalign.verbs.open_answers import OPEN_TASKS, check_open_answers, evaluate_open_answers, open_tasks
+from jaxalign.verbs.settings import EvaluationData, chosen_languages, chosen_tasks, load_model, out_folder, split_list
 
 
 def evaluate(config: ConfigDict, paths: Sequence[str]) -> None:

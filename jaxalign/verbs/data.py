@@ -7,7 +7,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxalign.cli.settings import chosen_languages, chosen_tasks, out_folder, rendering, split_list
 from jaxalign.data.build import build_examples, write_pairs
 from jaxalign.data.check import (
     control_characters,
@@ -28,6 +27,7 @@ from jaxalign.errors import InputError
 from jaxalign.files import data_folder, local_path, write_json
 from jaxalign.loading import config_and_tokenizer, model_path
 from jaxalign.reporting.words import one_line
+from jaxalign.verbs.settings import chosen_languages, chosen_tasks, out_folder, rendering, split_list
 
 
 def build(config: ConfigDict, paths: Sequence[str]) -> None:

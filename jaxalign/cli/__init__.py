@@ -1,1 +1,0 @@
-"""The command line: a file per verb, thin over the stages."""
