@@ -264,7 +264,7 @@ def topology_devices(name: str) -> list[Any]:
         raise InputError(f"--config.topology={name}: libtpu has no such slice ({error})") from None
 
 
-def main() -> None:
+def compile_one() -> None:
     """Reads one job, writes its facts, or {"input_error": ...}."""
     job = from_json(json.load(sys.stdin))
     runtime.start()
@@ -278,4 +278,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    compile_one()

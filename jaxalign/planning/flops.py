@@ -41,7 +41,7 @@ def adapters(config: ModelConfig, lora: LoraConfig, positions: int) -> int:
     return sum(2 * lora.rank * sum(sizes[name][1]) for name in lora.targets) * config.layers * positions
 
 
-def head(config: ModelConfig, positions: int) -> int:
+def logits(config: ModelConfig, positions: int) -> int:
     """The logits of so many positions."""
     return 2 * config.width * config.vocab_size * positions
 
@@ -58,7 +58,7 @@ def train_step(job: Job) -> int:
     total += recomputed(job)
     # The positions that fill up the last chunk of the loss meet the head, too.
     columns = min(max(1, job.step.loss_chunk // (job.rows_at_once // (job.mesh[0] * job.mesh[1]))), job.length)
-    total += head(config, job.rows * -(-job.length // columns) * columns) * (3 if lora is None else 2)
+    total += logits(config, job.rows * -(-job.length // columns) * columns) * (3 if lora is None else 2)
     if lora is None:
         return total + weights
     total += 3 * adapters(config, lora, P)

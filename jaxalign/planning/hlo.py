@@ -45,7 +45,7 @@ class Shape:
 
 
 @dataclass
-class Instruction:
+class HloInstruction:
     name: str
     opcode: str
     type_text: str
@@ -82,26 +82,26 @@ class Instruction:
 @dataclass
 class Computation:
     name: str
-    instructions: dict[str, Instruction] = field(default_factory=dict)
+    instructions: dict[str, HloInstruction] = field(default_factory=dict)
 
     @property
-    def root(self) -> Instruction:
+    def root(self) -> HloInstruction:
         return next(instruction for instruction in self.instructions.values() if instruction.is_root)
 
-    def operands(self, instruction: Instruction) -> Iterator[Instruction]:
+    def operands(self, instruction: HloInstruction) -> Iterator[HloInstruction]:
         return (self.instructions[name] for name in instruction.operands if name in self.instructions)
 
     @cached_property
-    def users(self) -> dict[str, list[Instruction]]:
+    def users(self) -> dict[str, list[HloInstruction]]:
         """Name -> the instructions that take that one as an operand, in order."""
-        users: dict[str, list[Instruction]] = {}
+        users: dict[str, list[HloInstruction]] = {}
         for instruction in self.instructions.values():
             for operand in dict.fromkeys(instruction.operands):
                 users.setdefault(operand, []).append(instruction)
         return users
 
     @property
-    def parameters(self) -> list[Instruction]:
+    def parameters(self) -> list[HloInstruction]:
         """In the order of their numbers."""
         found = [one for one in self.instructions.values() if one.opcode == "parameter"]
         return sorted(found, key=lambda one: int(one.literal))
@@ -112,7 +112,7 @@ class Module:
     entry: str
     computations: dict[str, Computation]
 
-    def called(self, instruction: Instruction, attribute: str = "calls") -> Computation:
+    def called(self, instruction: HloInstruction, attribute: str = "calls") -> Computation:
         return self.computations[instruction.called(attribute) or ""]
 
 
@@ -134,14 +134,14 @@ def parse(text: str) -> Module:
     return Module(entry, computations)
 
 
-def parse_instruction(name: str, rest: str, is_root: bool) -> Instruction:
+def parse_instruction(name: str, rest: str, is_root: bool) -> HloInstruction:
     """`rest`: everything behind the equals sign."""
     end = closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
     type_text, call = rest[:end], rest[end:].lstrip()
     opening = call.index("(")
     close = closing(call, opening)
     literal = call[opening + 1 : close]
-    return Instruction(
+    return HloInstruction(
         name, call[:opening], type_text, re.findall(r"%([\w.\-]+)", literal), call[close + 1 :], literal, is_root
     )
 
@@ -159,7 +159,7 @@ def closing(text: str, opening: int) -> int:
 SAME_VALUE = ("bitcast", "copy", "convert", "reshape", "copy-done")
 
 
-def trip_count(loop: Instruction, computation: Computation, module: Module) -> int:
+def trip_count(loop: HloInstruction, computation: Computation, module: Module) -> int:
     """The runs of a loop that `computation` holds.
 
     What XLA has noted; or, of a loop that counts up to a constant, (limit - start) / increment. The TPU compiler notes
@@ -180,19 +180,19 @@ def trip_count(loop: Instruction, computation: Computation, module: Module) -> i
     raise ValueError(f"{loop.name}: the number of its runs is not in the program's text")
 
 
-def element(value: Instruction, index: int, computation: Computation) -> Instruction | None:
+def element(value: HloInstruction, index: int, computation: Computation) -> HloInstruction | None:
     """The instruction that makes one element of a tuple; None where the tuple comes from elsewhere."""
     return list(computation.operands(value))[index] if value.opcode == "tuple" else None
 
 
-def original(value: Instruction | None, computation: Computation) -> Instruction | None:
+def original(value: HloInstruction | None, computation: Computation) -> HloInstruction | None:
     """What a value is a copy of, in whatever layout or type."""
     while value is not None and value.opcode in SAME_VALUE:
         value = next(computation.operands(value), None)
     return value
 
 
-def number(value: Instruction | None, computation: Computation) -> int | None:
+def number(value: HloInstruction | None, computation: Computation) -> int | None:
     """The value of a whole-number constant, seen through copies; None of anything else."""
     value = original(value, computation)
     is_number = value is not None and value.opcode == "constant" and re.fullmatch(r"-?\d+", value.literal)
@@ -282,7 +282,7 @@ def add_computation(costs: Costs, module: Module, name: str, times: int, is_fuse
                 add_computation(costs, module, called, times, is_fused or instruction.opcode == "fusion", channels)
 
 
-def product_flops(instruction: Instruction, computation: Computation) -> float:
+def product_flops(instruction: HloInstruction, computation: Computation) -> float:
     """2 for each multiplication of a matrix product, written as `dot` or (on TPU) as `convolution`.
 
     Of a convolution those that meet no padding: a batched product is one whose window is mostly padding. The rule of
@@ -322,7 +322,7 @@ def valid_positions(
     return found
 
 
-def passes(instruction: Instruction, computation: Computation) -> int:
+def passes(instruction: HloInstruction, computation: Computation) -> int:
     """How often the matrix unit, which multiplies bfloat16, runs over a product.
 
     At precision `highest` float32 is the sum of three bfloat16 numbers, and six of their nine products are added up; at
@@ -336,7 +336,7 @@ def passes(instruction: Instruction, computation: Computation) -> int:
 
 
 def add_collective(
-    costs: Costs, instruction: Instruction, computation: Computation, times: int, channels: set[str]
+    costs: Costs, instruction: HloInstruction, computation: Computation, times: int, channels: set[str]
 ) -> None:
     """Adds the instruction where it is a collective whose channel is none of `channels`."""
     kind = instruction.opcode.removesuffix("-start")
@@ -358,7 +358,7 @@ def add_collective(
     total.sent += round(whole * share * (2 if kind == "all-reduce" else 1)) * times
 
 
-def group_size(instruction: Instruction) -> int:
+def group_size(instruction: HloInstruction) -> int:
     """How many devices take part.
 
     XLA writes groups as lists, `{{0,1},{2,3}}`; as groups by members, `[2,2]<=[4]`; or as axes of a mesh,
@@ -376,7 +376,7 @@ def group_size(instruction: Instruction) -> int:
     return 1
 
 
-def traffic(instruction: Instruction, computation: Computation, module: Module) -> int:
+def traffic(instruction: HloInstruction, computation: Computation, module: Module) -> int:
     """Bytes that an instruction reads from and writes to main memory.
 
     Of an array that is only sliced, or written to in part, that part: a loop over layers reads one layer's weights.
@@ -398,7 +398,7 @@ def traffic(instruction: Instruction, computation: Computation, module: Module) 
     return read + written(instruction, computation)
 
 
-def fusion_traffic(fusion: Instruction, operands: list[Instruction], module: Module) -> int:
+def fusion_traffic(fusion: HloInstruction, operands: list[HloInstruction], module: Module) -> int:
     """What a fusion reads of its operands and writes of its outputs.
 
     Without those that are one buffer, which a collective under way fills meanwhile; an operand may be two outputs.
@@ -416,7 +416,7 @@ def fusion_traffic(fusion: Instruction, operands: list[Instruction], module: Mod
     return sum(read) + sum(put)
 
 
-def read_of(parameter: Instruction, operand: Instruction, called: Computation, module: Module) -> int:
+def read_of(parameter: HloInstruction, operand: HloInstruction, called: Computation, module: Module) -> int:
     """What a fusion reads of one operand."""
     if any(shape.on_chip for shape in operand.shapes):
         return 0
@@ -426,9 +426,9 @@ def read_of(parameter: Instruction, operand: Instruction, called: Computation, m
     return sum(shape.bytes for shape in operand.shapes)
 
 
-def uses_of(instruction: Instruction, called: Computation, module: Module) -> list[tuple[Instruction, int]]:
+def uses_of(instruction: HloInstruction, called: Computation, module: Module) -> list[tuple[HloInstruction, int]]:
     """Who takes an instruction's value, and as which operand; seen through copies, and into fusions of a fusion."""
-    uses: list[tuple[Instruction, int]] = []
+    uses: list[tuple[HloInstruction, int]] = []
     for user in called.users.get(instruction.name, []):
         if user.opcode in ("bitcast", "copy"):
             uses += uses_of(user, called, module)
@@ -447,7 +447,7 @@ def uses_of(instruction: Instruction, called: Computation, module: Module) -> li
     return uses
 
 
-def written(instruction: Instruction, computation: Computation) -> int:
+def written(instruction: HloInstruction, computation: Computation) -> int:
     """What an instruction writes: of an array that it only changes in part, that part."""
     source = instruction
     while source.opcode == "bitcast":

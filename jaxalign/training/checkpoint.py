@@ -264,7 +264,7 @@ class Start(NamedTuple):
     evaluated: bool
 
 
-def start(
+def beginning(
     checkpoints: Checkpoints,
     resume: AnyPath | None,
     like: TrainState,

@@ -129,10 +129,10 @@ class RunFolder:
     document: Mapping[str, Any]
     """of run.json, JSON; its config goes into the checkpoints too"""
     fingerprint: checkpoint.Fingerprint
-    """what the result depends on beyond the arguments of `train` (the base model's name, say); flat JSON"""
+    """what the result depends on beyond the arguments of `run_training` (the base model's name, say); flat JSON"""
 
 
-def train(
+def run_training(
     decoder: Decoder,
     params: Any,
     plan: BatchPlan,
@@ -193,7 +193,7 @@ def train(
         checkpoint.open_checkpoints(run, config.retention) as checkpoints,
         preemption_notice() as preempted,
     ):
-        first, state, evaluated = checkpoint.start(checkpoints, config.resume, like, initial, fingerprint)
+        first, state, evaluated = checkpoint.beginning(checkpoints, config.resume, like, initial, fingerprint)
         own = checkpoints.latest_step()
         if config.step.nonfinite == "stop":
             # What an earlier call left out under "skip" is no reason to stop.

@@ -211,7 +211,7 @@ def train_model(
             "dtype": config.dtype,
             "param_dtype": model.param_dtype,
         }
-        loop.train(
+        loop.run_training(
             replace(decoder, remat=config.remat),
             model.params,
             plan,

@@ -130,7 +130,7 @@ def test_what_a_search_finds_is_said_as_flags(ok, toy, tmp_path, monkeypatch):
         ((), "--config.topology= is needed"),
         (("--config.topology=v5e:2x4", "--config.mesh.tensor=3"), "does not divide into the 8 devices"),
         (("--config.topology=v5e:2x4", "--config.plan.programs=sing"), "choose among train, score, lens"),
-        (("--config.topology=v5e:2x4", "--config.param_dtype=int3"), "--config.param_dtype=int3: choose"),
+        (("--config.topology=v5e:2x4", "--config.param_dtype=int3"), "param_dtype=int3: choose"),
         (("--config.topology=v5e:3x5",), "libtpu has no such slice"),
         (("--config.topology=v5e:2x4", "--config.model=mistral"), "mistral: no such architecture; known are gemma"),
     ],

@@ -25,7 +25,7 @@ from jaxalign.errors import Preempted
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.transformer import Decoder
 from jaxalign.model.weights import Index, Leaf, load_params, place_on
-from jaxalign.training.loop import Hook, RunFolder, TrainConfig, train
+from jaxalign.training.loop import Hook, RunFolder, TrainConfig, run_training
 from tests.defaults import base_layout, base_loop, base_optimizer, base_retention, base_step
 from tests.training.tiny_runs import LORA, mesh_of, random_pairs, tiny_plan
 
@@ -75,7 +75,7 @@ def train_job(
             os.kill(os.getpid(), signal.Signals[send])
         return {}
 
-    return train(
+    return run_training(
         Decoder(CONFIG, ADAPTERS.get(tune)),
         base_params(),
         tiny_plan(STEPS, accumulation=2, row_multiple=row_multiple),

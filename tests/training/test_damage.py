@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from jaxalign.errors import InputError
-from jaxalign.training.checkpoint import open_checkpoints, read_trained, start
+from jaxalign.training.checkpoint import beginning, open_checkpoints, read_trained
 from tests.defaults import base_optimizer, base_retention
 from tests.training.tiny_runs import tiny_run
 from tests.training.whole_runs import (
@@ -186,7 +186,7 @@ def test_no_damage_to_any_file_goes_unnoticed_or_ends_a_run(tmp_path, finished):
 
     def state_in(folder: Path) -> tuple[int, Any]:
         with open_checkpoints(folder, base_retention()) as checkpoints:
-            step, state, _ = start(checkpoints, None, like, lambda: like, fingerprint)
+            step, state, _ = beginning(checkpoints, None, like, lambda: like, fingerprint)
             return step, jax.device_get((state.trainable, state.opt_state))
 
     saved = {9: state_in(run)[1]}

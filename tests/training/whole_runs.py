@@ -15,7 +15,7 @@ from jaxalign.data.batches import BatchPlan, heldout_plan
 from jaxalign.files import AnyPath
 from jaxalign.model.transformer import Decoder
 from jaxalign.training.checkpoint import open_checkpoints
-from jaxalign.training.loop import Hook, RunFolder, TrainConfig, train
+from jaxalign.training.loop import Hook, RunFolder, TrainConfig, run_training
 from tests.defaults import base_layout, base_loop, base_optimizer, base_retention, base_step
 from tests.model.tiny_models import tiny_case
 from tests.training.tiny_runs import LORA, mesh_of, random_pairs, tiny_plan
@@ -52,7 +52,7 @@ def tiny_training(
     """Nine steps on the tiny Llama: evaluation every step, a checkpoint every second one."""
     folder = RunFolder(run, {"config": {"model": "tiny", "seed": 0}}, fingerprint or {"model": "tiny"})
     config = replace(CONFIG, **settings)
-    trained = train(decoder, params, plan, held_out, config, folder, mesh or mesh_of(), initial_adapter, hooks)
+    trained = run_training(decoder, params, plan, held_out, config, folder, mesh or mesh_of(), initial_adapter, hooks)
     return jax.device_get(trained)
 
 
