@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.lora import LoraConfig
-from jaxalign.planning.flops import adapters, attention, head, projections
+from jaxalign.planning.flops import adapters, attention, logits, projections
 
 
 def forward(config: ModelConfig, start: int, end: int) -> int:
@@ -28,13 +28,13 @@ def forward(config: ModelConfig, start: int, end: int) -> int:
 
 def one_at_a_time(config: ModelConfig, lengths: Sequence[int], *, full_logits: bool) -> int:
     """Every prompt whole."""
-    return sum(forward(config, 0, length) + head(config, length if full_logits else 1) for length in lengths)
+    return sum(forward(config, 0, length) + logits(config, length if full_logits else 1) for length in lengths)
 
 
 def behind_a_prefix(config: ModelConfig, prefix: int, lengths: Sequence[int]) -> int:
     """The shared prefix once, what follows it in every prompt, and one position of each at the head."""
     after = sum(forward(config, prefix, length) for length in lengths)
-    return forward(config, 0, prefix) + after + head(config, len(lengths))
+    return forward(config, 0, prefix) + after + logits(config, len(lengths))
 
 
 def tuning_needs(config: ModelConfig, lora: LoraConfig, lengths: Iterable[int], targets: int) -> int:
@@ -43,7 +43,7 @@ def tuning_needs(config: ModelConfig, lora: LoraConfig, lengths: Iterable[int], 
     of_layers = sum(forward(config, 0, length) for length in lengths)
     of_projections = projections(config, sum(lengths))
     of_adapters = adapters(config, lora, sum(lengths))
-    return 2 * of_projections + 3 * (of_layers - of_projections + of_adapters) + 2 * head(config, targets)
+    return 2 * of_projections + 3 * (of_layers - of_projections + of_adapters) + 2 * logits(config, targets)
 
 
 def tuning_takes(
@@ -55,4 +55,4 @@ def tuning_takes(
     of_projections = projections(config, sum(rows))
     others = attention(config, config.layers * sum(length**2 for length in rows)) + adapters(config, lora, sum(rows))
     again = of_projections + others if recomputed else 0
-    return 2 * of_projections + 3 * others + again + 2 * head(config, head_positions)
+    return 2 * of_projections + 3 * others + again + 2 * logits(config, head_positions)

@@ -79,9 +79,9 @@ def gather_work(config: ConfigDict, plan: BatchPlan, steps: int) -> dict[str, An
         "length": plan.length,
         "targets_per_row": plan.targets_per_row,
         "lora": asdict(tuning.lora),
-        "optimizer": asdict(tuning.optimizer),
-        "warmup_steps": int(tuning.optimizer.warmup_fraction * steps + 0.5),
-        "step": asdict(tuning.step),
+        "optimizer": asdict(tuning.run.optimizer),
+        "warmup_steps": int(tuning.run.optimizer.warmup_fraction * steps + 0.5),
+        "step": asdict(tuning.run.step),
     }
 
 

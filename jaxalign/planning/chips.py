@@ -1,7 +1,4 @@
-"""TPU chips and the slices made of them: capacity, and the rates that a program cannot exceed.
-
-What is compiled: one program on one slice, as a record that travels to another process as JSON.
-"""
+"""TPU chips, the slices made of them, and a job: one program on one slice, which travels to another process as JSON."""
 
 import math
 import re
@@ -104,13 +101,11 @@ def parse_slice(name: str) -> Slice:
     """The slice that a name like `v5e:4x4` or `v5p:2x2x1` means; InputError where the name means none."""
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     chip = CHIPS.get(match[1]) if match else None
-    if match is None or chip is None:
+    shape = tuple(int(size) for size in match[2].split("x")) if match else ()
+    if chip is None or len(shape) != chip.links // 2 or 0 in shape:
         raise InputError(
             f"--config.topology={name}: give a chip ({', '.join(CHIPS)}) and its grid, as in v5e:4x4 or v5p:2x2x1"
         )
-    shape = tuple(int(size) for size in match[2].split("x"))
-    if len(shape) != chip.links // 2 or 0 in shape:
-        raise InputError(f"--config.topology={name}: a grid of {match[1]} has {chip.links // 2} sizes above 0")
     return Slice(name, chip, shape)
 
 

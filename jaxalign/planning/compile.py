@@ -1,24 +1,18 @@
-"""The process that compiles: a job as JSON on standard input, what its program costs as JSON on standard output.
+"""Facts about compiled programs: from the cache, or from a process that compiles the project's own functions with
+shapes in place of arrays. Nothing is allocated, nothing runs.
 
-A process of its own, since libtpu takes hold of the one that it is loaded into, and may end it.
-
-The project's own compiled functions with shapes in place of arrays: nothing is allocated, nothing runs.
-
-Facts about compiled programs: from the cache, or from a process that compiles.
+A process of its own, since libtpu takes hold of the one that it is loaded into, and may end it: this file as a program,
+a job as JSON on standard input, what its program costs as JSON on standard output.
 """
 
-import dataclasses
-import gzip
 import hashlib
-import importlib.util
 import json
 import math
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -133,7 +127,6 @@ def prefix_shapes(decoder: Decoder) -> Prefix:
 
 
 def base_shapes(job: Job) -> dict[str, Any]:
-    """The base parameters as they are stored."""
     return stored_shapes(job.architecture, job.dtype, job.param_dtype)
 
 
@@ -148,12 +141,10 @@ def stored_shapes(architecture: ModelConfig, dtype: str, param_dtype: str) -> di
             return jax.eval_shape(SCHEMES[param_dtype].quantise, shape)
         return shape
 
-    table = weight_table(architecture)
-    return assemble(table, architecture.layers, nothing_to_read, place)
+    def read(*_: Any) -> None:
+        raise AssertionError("a plan reads no weights")
 
-
-def nothing_to_read(*_: Any) -> Any:
-    raise AssertionError("a plan reads no weights")
+    return assemble(weight_table(architecture), architecture.layers, read, place)
 
 
 def bytes_per_device(tree: Any) -> int:
@@ -166,7 +157,6 @@ def bytes_per_device(tree: Any) -> int:
     return sum(map(size, jax.tree.leaves(tree)))
 
 
-PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax")
 SOURCES = ("data/batches.py", "model", "training", "planning", "runtime.py")
 """What of this package decides what a training step is, where it runs and how it is counted."""
 MORE_SOURCES = {"train": (), "score": ("evaluation",), "lens": ("probing",)}
@@ -183,12 +173,20 @@ OF_OTHER_PROCESSES = ("JAXALIGN_DISTRIBUTED", "JAX_COORDINATOR_ADDRESS", "JAX_NU
 
 
 def facts_of(job: Job) -> dict[str, Any]:
-    """What `compile.compiled_facts` says of the job, compiled only where no earlier call has.
+    """What `compiled_facts` says of the job, compiled only where no earlier call has.
+
+    They are kept by all that they depend on: the job, the compiler's versions and this package's source.
 
     Raises:
       InputError: libtpu is missing or knows no such slice, the mesh does not suit it, or the compiler failed.
     """
-    path = runtime.cache_folder() / "plans" / f"{key_of(job)}.json"
+    package = Path(jaxalign.__file__).parent
+    digest = hashlib.sha256(json.dumps([asdict(job), versions()], sort_keys=True).encode())
+    for name in SOURCES + MORE_SOURCES[job.program]:
+        place = package / name
+        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            digest.update(file.read_bytes())
+    path = runtime.cache_folder() / "plans" / f"{digest.hexdigest()}.json"
     if path.is_file():
         return files.read_json(path)
     facts = compiled_elsewhere(job)
@@ -196,31 +194,12 @@ def facts_of(job: Job) -> dict[str, Any]:
     return facts
 
 
-def key_of(job: Job) -> str:
-    """A digest of all that the facts depend on."""
-    document = {
-        "job": dataclasses.asdict(job),
-        "versions": versions(),
-        "source": source_digest(SOURCES + MORE_SOURCES[job.program]),
-    }
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
-
-
 def versions() -> dict[str, str]:
     """Of the packages that decide what a program compiles to."""
-    if importlib.util.find_spec("libtpu") is None:
-        raise InputError("plan compiles with libtpu, which is not installed: pip install 'jaxalign[plan]'")
-    return {name: metadata.version(name) for name in PACKAGES}
-
-
-def source_digest(names: Sequence[str]) -> str:
-    """A digest of the package's source files of these names, or in folders of them."""
-    package, digest = Path(jaxalign.__file__).parent, hashlib.sha256()
-    for name in names:
-        place = package / name
-        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
+    try:
+        return {name: metadata.version(name) for name in ("jax", "jaxlib", "libtpu", "flax", "optax")}
+    except metadata.PackageNotFoundError:
+        raise InputError("plan compiles with libtpu, which is not installed: pip install 'jaxalign[plan]'") from None
 
 
 def compiled_elsewhere(job: Job) -> dict[str, Any]:
@@ -230,7 +209,7 @@ def compiled_elsewhere(job: Job) -> dict[str, Any]:
     path = os.pathsep.join(filter(None, [package, environment.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, "-m", "jaxalign.planning.compile"],
-        input=json.dumps(dataclasses.asdict(job)),
+        input=json.dumps(asdict(job)),
         capture_output=True,
         text=True,
         env=environment | ENVIRONMENT | {"PYTHONPATH": path},
@@ -245,11 +224,12 @@ def compiled_elsewhere(job: Job) -> dict[str, Any]:
 
 
 def compiled_facts(job: Job) -> dict[str, Any]:
-    """Compiles the job's program for its slice, and says what the compiler and the compiled text say of it.
+    """Compiles the job's program for its slice, and says what the compiler and the compiled text say of it, or that the
+    compiler refused it.
 
     Raises:
       InputError: no such slice, or the mesh does not suit it.
-      jax.errors.JaxRuntimeError: the compiler's refusal, among them RESOURCE_EXHAUSTED.
+      jax.errors.JaxRuntimeError: the compiler failed in another way than by RESOURCE_EXHAUSTED.
     """
     mesh = runtime.make_mesh(*job.mesh, devices=topology_devices(job.topology))
     started = time.perf_counter()
@@ -259,40 +239,19 @@ def compiled_facts(job: Job) -> dict[str, Any]:
         "arguments": {kind: bytes_per_device(tree) for kind, tree in program.arguments.items() if tree is not None},
         "trace_seconds": round(time.perf_counter() - started, 2),
     }
-    said = said_by_compiler(program.lowered, job.topology)
-    if "text" in said:
-        facts["costs"] = dataclasses.asdict(count(parse(said.pop("text"))))
-    return facts | said
-
-
-def said_by_compiler(lowered: Any, topology: str) -> dict[str, Any]:
-    """`compiled` of the program, kept by its text: a change of this package that leaves a program as it was, or counts
-    it in another way, compiles nothing again.
-    """
-    document = json.dumps([lowered.as_text(), topology, versions()])
-    path = runtime.cache_folder() / "programs" / f"{hashlib.sha256(document.encode()).hexdigest()}.json.gz"
-    if path.is_file():
-        return json.loads(gzip.decompress(path.read_bytes()))
-    said = compiled(lowered)
-    with files.whole_file(path) as partial:
-        partial.write_bytes(gzip.compress(json.dumps(said).encode()))
-    return said
-
-
-def compiled(lowered: Any) -> dict[str, Any]:
-    """Compiles: the program's memory and its compiled text, or that the compiler refused it."""
     started = time.perf_counter()
     try:
-        program = lowered.compile()
+        compiled = program.lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return {"refused": str(error), "compile_seconds": round(time.perf_counter() - started, 2)}
-    seconds = round(time.perf_counter() - started, 2)
-    memory = program.memory_analysis()
+        return facts | {"refused": str(error), "compile_seconds": round(time.perf_counter() - started, 2)}
+    facts["compile_seconds"] = round(time.perf_counter() - started, 2)
+    memory = compiled.memory_analysis()
     names = ("argument", "output", "alias", "temp", "generated_code")
-    sizes = {name: getattr(memory, f"{name}_size_in_bytes") for name in names}
-    return {"memory": sizes, "text": program.as_text(), "compile_seconds": seconds}
+    facts["memory"] = {name: getattr(memory, f"{name}_size_in_bytes") for name in names}
+    facts["costs"] = asdict(count(parse(compiled.as_text())))
+    return facts
 
 
 def topology_devices(name: str) -> list[Any]:
@@ -305,7 +264,7 @@ def topology_devices(name: str) -> list[Any]:
         raise InputError(f"--config.topology={name}: libtpu has no such slice ({error})") from None
 
 
-def main() -> None:
+def compile_one() -> None:
     """Reads one job, writes its facts, or {"input_error": ...}."""
     job = from_json(json.load(sys.stdin))
     runtime.start()
@@ -319,4 +278,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    compile_one()

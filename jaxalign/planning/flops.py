@@ -1,12 +1,11 @@
-"""Floating-point operations of one optimizer step, counted from the architecture: matrix products alone.
+"""Operations of one optimizer step, counted from the architecture.
 
-A product [m,k] x [k,n] costs 2 m k n. Attention is counted as it is computed, every query against every key of its
-row. Axis letters as in model/transformer.py; P positions of a step, r an adapter's rank.
+Matrix products: [m,k] x [k,n] costs 2 m k n. Attention is counted as it is computed, every query against every key of
+its row. Axis letters as in model/transformer.py; P positions of a step, r an adapter's rank.
 
-What the vector unit has to do whatever is fused: turn every layer's weights from the form in which they are stored
-into the type in which they are multiplied.
-
-Counted in our own code, an operation an element; the compiler's estimates of such loops are several times too large.
+And what the vector unit has to do whatever is fused: turn every layer's weights from the form in which they are stored
+into the type in which they are multiplied. Counted in our own code, an operation an element; the compiler's estimates
+of such loops are several times too large.
 """
 
 from functools import lru_cache
@@ -22,7 +21,7 @@ from jaxalign.planning.chips import Job
 
 
 def layer_weights(config: ModelConfig) -> int:
-    """Weights in the projections of one layer."""
+    """In the projections of one layer."""
     return sum(inputs * outputs for _, (inputs, outputs) in projection_sizes(config).values())
 
 
@@ -42,14 +41,7 @@ def adapters(config: ModelConfig, lora: LoraConfig, positions: int) -> int:
     return sum(2 * lora.rank * sum(sizes[name][1]) for name in lora.targets) * config.layers * positions
 
 
-def norms_of_dora(config: ModelConfig, lora: LoraConfig) -> int:
-    """All layers' `updated_norms`, once: A^T W, A^T A and its product with B."""
-    sizes, r = projection_sizes(config), lora.rank
-    each = (sizes[name][1] for name in lora.targets)
-    return config.layers * sum(2 * r * i * o + 2 * r * r * (i + o) for i, o in each)
-
-
-def head(config: ModelConfig, positions: int) -> int:
+def logits(config: ModelConfig, positions: int) -> int:
     """The logits of so many positions."""
     return 2 * config.width * config.vocab_size * positions
 
@@ -64,13 +56,17 @@ def train_step(job: Job) -> int:
     total = weights + scores  # forward
     total += weights + 2 * scores  # gradients of the inputs; of q, k, v and the attention weights
     total += recomputed(job)
-    total += head(config, head_positions(job)) * (3 if lora is None else 2)
+    # The positions that fill up the last chunk of the loss meet the head, too.
+    columns = min(max(1, job.step.loss_chunk // (job.rows_at_once // (job.mesh[0] * job.mesh[1]))), job.length)
+    total += logits(config, job.rows * -(-job.length // columns) * columns) * (3 if lora is None else 2)
     if lora is None:
         return total + weights
     total += 3 * adapters(config, lora, P)
     if lora.dora:
+        # `updated_norms`: A^T W, A^T A and its product with B
+        sizes, r = [projection_sizes(config)[name][1] for name in lora.targets], lora.rank
         times = job.rows // job.rows_at_once * (1 if job.remat == "none" else 2)
-        total += times * norms_of_dora(config, lora)
+        total += times * config.layers * sum(2 * r * i * o + 2 * r * r * (i + o) for i, o in sizes)
     return total
 
 
@@ -88,13 +84,6 @@ def recomputed(job: Job) -> int:
         if lora is not None and "down_proj" in lora.targets:
             total -= 2 * lora.rank * config.width * config.layers * P
     return total
-
-
-def head_positions(job: Job) -> int:
-    """Positions of a step that meet the head, those that fill up the last chunk among them."""
-    rows_of_a_device = job.rows_at_once // (job.mesh[0] * job.mesh[1])
-    columns = min(max(1, job.step.loss_chunk // rows_of_a_device), job.length)
-    return job.rows * -(-job.length // columns) * columns
 
 
 LAYOUT = ("broadcast_in_dim", "concatenate", "reshape", "slice", "split", "squeeze", "transpose")

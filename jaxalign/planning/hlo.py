@@ -1,13 +1,8 @@
-"""Compiled HLO text as computations of instructions, each with its shapes, operands and attributes.
+"""What one device does when it runs a compiled program: arithmetic, memory traffic and collectives, read from its text.
 
-XLA prints one instruction a line: `%name = type opcode(%operand, ...), attribute=value, ...`.
-
-How often the body of a loop in compiled HLO runs.
-
-What one device does when it runs a compiled program: arithmetic, memory traffic and collectives.
-
-XLA's own cost analysis counts the body of a loop once; here it counts as often as it runs, and loops within loops
-multiply. Only matrix products count as arithmetic, as in flops.py.
+XLA prints one instruction a line: `%name = type opcode(%operand, ...), attribute=value, ...`. Its own cost analysis
+counts the body of a loop once; here it counts as often as it runs, and loops within loops multiply. Only matrix
+products count as arithmetic, as in flops.py.
 """
 
 import math
@@ -24,7 +19,7 @@ FAST_MEMORY = re.compile(r"S\([1-9]\d*\)")
 
 @dataclass(frozen=True)
 class Shape:
-    """One array: its item type, dimensions, and whether it lies on the chip rather than in main memory."""
+    """One array; `on_chip`: it does not lie in main memory."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -43,9 +38,14 @@ class Shape:
             bits = int(digits[0]) if digits else 0
         return -(-self.size * bits // 8)
 
+    @property
+    def in_memory(self) -> int:
+        """Its bytes in main memory."""
+        return 0 if self.on_chip else self.bytes
+
 
 @dataclass
-class Instruction:
+class HloInstruction:
     name: str
     opcode: str
     type_text: str
@@ -82,29 +82,26 @@ class Instruction:
 @dataclass
 class Computation:
     name: str
-    instructions: dict[str, Instruction] = field(default_factory=dict)
+    instructions: dict[str, HloInstruction] = field(default_factory=dict)
 
     @property
-    def root(self) -> Instruction:
+    def root(self) -> HloInstruction:
         return next(instruction for instruction in self.instructions.values() if instruction.is_root)
 
-    def operands(self, instruction: Instruction) -> Iterator[Instruction]:
+    def operands(self, instruction: HloInstruction) -> Iterator[HloInstruction]:
         return (self.instructions[name] for name in instruction.operands if name in self.instructions)
 
-    def users(self, name: str) -> list[Instruction]:
-        """The instructions that take this one as an operand, in order."""
-        return self._users.get(name, [])
-
     @cached_property
-    def _users(self) -> dict[str, list[Instruction]]:
-        users: dict[str, list[Instruction]] = {}
+    def users(self) -> dict[str, list[HloInstruction]]:
+        """Name -> the instructions that take that one as an operand, in order."""
+        users: dict[str, list[HloInstruction]] = {}
         for instruction in self.instructions.values():
             for operand in dict.fromkeys(instruction.operands):
                 users.setdefault(operand, []).append(instruction)
         return users
 
     @property
-    def parameters(self) -> list[Instruction]:
+    def parameters(self) -> list[HloInstruction]:
         """In the order of their numbers."""
         found = [one for one in self.instructions.values() if one.opcode == "parameter"]
         return sorted(found, key=lambda one: int(one.literal))
@@ -114,6 +111,9 @@ class Computation:
 class Module:
     entry: str
     computations: dict[str, Computation]
+
+    def called(self, instruction: HloInstruction, attribute: str = "calls") -> Computation:
+        return self.computations[instruction.called(attribute) or ""]
 
 
 HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*-> .*\{$")
@@ -134,14 +134,14 @@ def parse(text: str) -> Module:
     return Module(entry, computations)
 
 
-def parse_instruction(name: str, rest: str, is_root: bool) -> Instruction:
+def parse_instruction(name: str, rest: str, is_root: bool) -> HloInstruction:
     """`rest`: everything behind the equals sign."""
     end = closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
     type_text, call = rest[:end], rest[end:].lstrip()
     opening = call.index("(")
     close = closing(call, opening)
     literal = call[opening + 1 : close]
-    return Instruction(
+    return HloInstruction(
         name, call[:opening], type_text, re.findall(r"%([\w.\-]+)", literal), call[close + 1 :], literal, is_root
     )
 
@@ -159,7 +159,7 @@ def closing(text: str, opening: int) -> int:
 SAME_VALUE = ("bitcast", "copy", "convert", "reshape", "copy-done")
 
 
-def trip_count(loop: Instruction, computation: Computation, module: Module) -> int:
+def trip_count(loop: HloInstruction, computation: Computation, module: Module) -> int:
     """The runs of a loop that `computation` holds.
 
     What XLA has noted; or, of a loop that counts up to a constant, (limit - start) / increment. The TPU compiler notes
@@ -170,50 +170,43 @@ def trip_count(loop: Instruction, computation: Computation, module: Module) -> i
     """
     if noted := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
         return int(noted[1])
-    condition, body = (module.computations[loop.called(name) or ""] for name in ("condition", "body"))
+    condition, body = (module.called(loop, name) for name in ("condition", "body"))
     if condition.root.opcode == "compare" and "direction=LT" in condition.root.attributes:
         counter, limit = condition.operands(condition.root)
         if counter.opcode == "get-tuple-element" and limit.opcode == "constant":
-            index = tuple_index(counter)
+            index = int(re.findall(r"\bindex=(\d+)", counter.attributes)[0])
             start = number(element(next(computation.operands(loop)), index, computation), computation)
             return -(-(int(limit.literal) - (start or 0)) // increment(body, index, module))
     raise ValueError(f"{loop.name}: the number of its runs is not in the program's text")
 
 
-def tuple_index(instruction: Instruction) -> int:
-    """Which element of its tuple a get-tuple-element takes."""
-    match = re.search(r"\bindex=(\d+)", instruction.attributes)
-    assert match is not None
-    return int(match[1])
-
-
-def element(value: Instruction, index: int, computation: Computation) -> Instruction | None:
+def element(value: HloInstruction, index: int, computation: Computation) -> HloInstruction | None:
     """The instruction that makes one element of a tuple; None where the tuple comes from elsewhere."""
     return list(computation.operands(value))[index] if value.opcode == "tuple" else None
 
 
-def number(value: Instruction | None, computation: Computation) -> int | None:
-    """The value of a whole-number constant, seen through copies; None of anything else."""
+def original(value: HloInstruction | None, computation: Computation) -> HloInstruction | None:
+    """What a value is a copy of, in whatever layout or type."""
     while value is not None and value.opcode in SAME_VALUE:
         value = next(computation.operands(value), None)
+    return value
+
+
+def number(value: HloInstruction | None, computation: Computation) -> int | None:
+    """The value of a whole-number constant, seen through copies; None of anything else."""
+    value = original(value, computation)
     is_number = value is not None and value.opcode == "constant" and re.fullmatch(r"-?\d+", value.literal)
     return int(value.literal) if value is not None and is_number else None
 
 
 def increment(body: Computation, index: int, module: Module) -> int:
     """What a loop's body adds to the counter, element `index` of its state."""
-    value = element(body.root, index, body)
-    while value is not None and value.opcode in SAME_VALUE:
-        value = next(body.operands(value), None)
-    if value is None:
-        return 1
-    where, given = body, {}
-    if value.opcode == "fusion":
-        where = module.computations[value.called("calls") or ""]
-        outside = body.operands(value)
+    value, where, given = original(element(body.root, index, body), body), body, {}
+    if value is not None and value.opcode == "fusion":
+        where, outside = module.called(value), body.operands(value)
         given = {one.name: number(other, body) for one, other in zip(where.parameters, outside, strict=True)}
         value = where.root
-    if value.opcode != "add":
+    if value is None or value.opcode != "add":
         return 1
     steps = [number(operand, where) or given.get(operand.name) for operand in where.operands(value)]
     return next((step for step in steps if step), 1)
@@ -226,6 +219,7 @@ NO_TRAFFIC = {
     *("opt-barrier", "partition-id", "replica-id", "iota", "async-start", "async-update", "async-done"),
 }
 """What moves no bytes itself. What ends with -done was counted where it started."""
+SLICES = ("dynamic-slice", "slice", "gather")
 
 
 @dataclass
@@ -250,10 +244,6 @@ class Costs:
     """read from and written to the device's main memory"""
     collectives: dict[str, Collective] = field(default_factory=lambda: {kind: Collective() for kind in COLLECTIVES})
 
-    @property
-    def sent(self) -> int:
-        return sum(collective.sent for collective in self.collectives.values())
-
 
 def count(module: Module) -> Costs:
     """The costs of the module's entry computation and of all that it calls."""
@@ -270,19 +260,21 @@ def add_computation(costs: Costs, module: Module, name: str, times: int, is_fuse
     """
     computation = module.computations[name]
     for instruction in computation.instructions.values():
-        flops = product_flops(instruction, computation) * times
-        costs.flops += flops
-        costs.bfloat16_flops += flops * passes(instruction, computation)
+        if instruction.opcode in ("dot", "convolution"):
+            flops = product_flops(instruction, computation) * times
+            costs.flops += flops
+            costs.bfloat16_flops += flops * passes(instruction, computation)
         add_collective(costs, instruction, computation, times, channels)
         if not is_fused:
             costs.bytes += traffic(instruction, computation, module) * times
         if instruction.opcode == "while":
-            body = instruction.called("body")
-            assert body is not None
             runs = times * trip_count(instruction, computation, module)
-            add_computation(costs, module, body, runs, is_fused, set(channels))
+            add_computation(costs, module, module.called(instruction, "body").name, runs, is_fused, set(channels))
         elif instruction.opcode == "conditional":
-            for branch in branches(instruction):
+            branches = re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", instruction.attributes)
+            if listed := re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes):
+                branches = re.findall(r"[\w.\-]+", listed[1])
+            for branch in branches:
                 add_computation(costs, module, branch, times, is_fused, set(channels))
         elif instruction.opcode in ("fusion", "call", "async-start"):
             called = instruction.called("calls") or instruction.called("to_apply")
@@ -290,57 +282,30 @@ def add_computation(costs: Costs, module: Module, name: str, times: int, is_fuse
                 add_computation(costs, module, called, times, is_fused or instruction.opcode == "fusion", channels)
 
 
-def branches(conditional: Instruction) -> list[str]:
-    """The computations that a conditional chooses among."""
-    listed = re.search(r"branch_computations=\{([^}]*)\}", conditional.attributes)
-    if listed:
-        return re.findall(r"%?([\w.\-]+)", listed[1])
-    named = (conditional.called("true_computation"), conditional.called("false_computation"))
-    return [name for name in named if name]
+def product_flops(instruction: HloInstruction, computation: Computation) -> float:
+    """2 for each multiplication of a matrix product, written as `dot` or (on TPU) as `convolution`.
 
-
-def product_flops(instruction: Instruction, computation: Computation) -> float:
-    """2 for each multiplication of a matrix product, written as `dot` or (on TPU) as `convolution`; else 0."""
-    if instruction.opcode == "dot":
-        left = next(computation.operands(instruction)).shapes[0]
-        contracted = math.prod(left.dims[axis] for axis in instruction.numbers("lhs_contracting_dims"))
-        return 2.0 * instruction.shapes[0].size * contracted
-    if instruction.opcode == "convolution":
-        left, right = (operand.shapes[0] for operand in computation.operands(instruction))
-        return 2.0 * convolution_products(instruction, left, right)
-    return 0.0
-
-
-def convolution_products(instruction: Instruction, left: Shape, right: Shape) -> float:
-    """Multiplications of a convolution that meet no padding; a batched product is one whose window is mostly padding.
-
-    The rule of XLA's HloCostAnalysis::HandleConvolution.
+    Of a convolution those that meet no padding: a batched product is one whose window is mostly padding. The rule of
+    XLA's HloCostAnalysis::HandleConvolution.
     """
+    left, right = (operand.shapes[0] for operand in computation.operands(instruction))
+    out = instruction.shapes[0]
+    if instruction.opcode == "dot":
+        return 2.0 * out.size * math.prod(left.dims[axis] for axis in instruction.numbers("lhs_contracting_dims"))
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     assert labels is not None
     of_left, of_right, of_out = labels.groups()
-    out = instruction.shapes[0]
     window = dict(re.findall(r"(\w+)=([\w\-]+)", (re.search(r"window=\{([^}]*)\}", instruction.attributes) or [""])[0]))
     total = float(left.dims[of_left.index("f")] * right.dims[of_right.index("o")] * left.dims[of_left.index("b")])
     for key in ("feature_group_count", "batch_group_count"):
         if group := re.search(rf"{key}=(\d+)", instruction.attributes):
             total /= int(group[1])
-    spatial = [axis for axis in of_out if axis.isdigit()]
-    for number, axis in enumerate(spatial):
-
-        def setting(name: str, default: str, number: int = number) -> str:
-            return window[name].split("x")[number] if name in window else default
-
-        total *= valid_positions(
-            left.dims[of_left.index(axis)],
-            right.dims[of_right.index(axis)],
-            out.dims[of_out.index(axis)],
-            int(setting("stride", "1")),
-            int(setting("pad", "0_0").split("_")[0]),
-            int(setting("lhs_dilate", "1")),
-            int(setting("rhs_dilate", "1")),
-        )
-    return total
+    defaults = {"stride": "1", "pad": "0_0", "lhs_dilate": "1", "rhs_dilate": "1"}
+    for place, axis in enumerate(axis for axis in of_out if axis.isdigit()):
+        sizes = (left.dims[of_left.index(axis)], right.dims[of_right.index(axis)], out.dims[of_out.index(axis)])
+        settings = [window[name].split("x")[place] if name in window else text for name, text in defaults.items()]
+        total *= valid_positions(*sizes, *(int(text.split("_")[0]) for text in settings))
+    return 2.0 * total
 
 
 def valid_positions(
@@ -357,14 +322,12 @@ def valid_positions(
     return found
 
 
-def passes(instruction: Instruction, computation: Computation) -> int:
+def passes(instruction: HloInstruction, computation: Computation) -> int:
     """How often the matrix unit, which multiplies bfloat16, runs over a product.
 
     At precision `highest` float32 is the sum of three bfloat16 numbers, and six of their nine products are added up; at
     `high` it is the sum of two.
     """
-    if instruction.opcode not in ("dot", "convolution"):
-        return 0
     precision = re.search(r"operand_precision=\{(\w+)", instruction.attributes)
     of_float32 = {"highest": 3, "high": 2}.get(precision[1] if precision else "", 1)
     operands = [operand.shapes[0].dtype for operand in computation.operands(instruction)]
@@ -373,7 +336,7 @@ def passes(instruction: Instruction, computation: Computation) -> int:
 
 
 def add_collective(
-    costs: Costs, instruction: Instruction, computation: Computation, times: int, channels: set[str]
+    costs: Costs, instruction: HloInstruction, computation: Computation, times: int, channels: set[str]
 ) -> None:
     """Adds the instruction where it is a collective whose channel is none of `channels`."""
     kind = instruction.opcode.removesuffix("-start")
@@ -395,7 +358,7 @@ def add_collective(
     total.sent += round(whole * share * (2 if kind == "all-reduce" else 1)) * times
 
 
-def group_size(instruction: Instruction) -> int:
+def group_size(instruction: HloInstruction) -> int:
     """How many devices take part.
 
     XLA writes groups as lists, `{{0,1},{2,3}}`; as groups by members, `[2,2]<=[4]`; or as axes of a mesh,
@@ -413,7 +376,7 @@ def group_size(instruction: Instruction) -> int:
     return 1
 
 
-def traffic(instruction: Instruction, computation: Computation, module: Module) -> int:
+def traffic(instruction: HloInstruction, computation: Computation, module: Module) -> int:
     """Bytes that an instruction reads from and writes to main memory.
 
     Of an array that is only sliced, or written to in part, that part: a loop over layers reads one layer's weights.
@@ -422,85 +385,69 @@ def traffic(instruction: Instruction, computation: Computation, module: Module) 
     if opcode in NO_TRAFFIC or opcode.endswith("-done") or '"AllocateBuffer"' in instruction.attributes:
         return 0
     if opcode.endswith("-start"):
-        return sum(in_memory(shape) for shape in instruction.shapes)  # the tuple holds what is read and written
+        return sum(shape.in_memory for shape in instruction.shapes)  # the tuple holds what is read and written
+    operands = list(computation.operands(instruction))
     if opcode == "fusion":
-        called = module.computations[instruction.called("calls") or ""]
-        passed_on, given = aliases(instruction), zip(called.parameters, computation.operands(instruction), strict=True)
-        read = [read_of(parameter, operand, called, module) for parameter, operand in given]
-        put = written_by_fusion(instruction, called)
-        outputs, operands = map(set, zip(*passed_on, strict=True)) if passed_on else ((), ())
-        return sum(bytes for i, bytes in enumerate(read) if i not in operands) + sum(
-            bytes for i, bytes in enumerate(put) if i not in outputs
-        )
-    if opcode in ("dynamic-slice", "slice", "gather"):
-        source = next(computation.operands(instruction)).shapes[0]
-        return sum(in_memory(shape, source.on_chip) for shape in instruction.shapes) + written(instruction, computation)
-    if opcode == "dynamic-update-slice":
-        _, update, *_ = computation.operands(instruction)
-        return in_memory(update.shapes[0]) + written(instruction, computation)
-    read = sum(in_memory(shape) for operand in computation.operands(instruction) for shape in operand.shapes)
+        return fusion_traffic(instruction, operands, module)
+    if opcode in SLICES:
+        read = 0 if operands[0].shapes[0].on_chip else sum(shape.bytes for shape in instruction.shapes)
+    elif opcode == "dynamic-update-slice":
+        read = operands[1].shapes[0].in_memory
+    else:
+        read = sum(shape.in_memory for operand in operands for shape in operand.shapes)
     return read + written(instruction, computation)
 
 
-def in_memory(shape: Shape, on_chip: bool | None = None) -> int:
-    """Bytes of an array in main memory; `on_chip` says where it lies in place of the shape."""
-    return 0 if (shape.on_chip if on_chip is None else on_chip) else shape.bytes
+def fusion_traffic(fusion: HloInstruction, operands: list[HloInstruction], module: Module) -> int:
+    """What a fusion reads of its operands and writes of its outputs.
+
+    Without those that are one buffer, which a collective under way fills meanwhile; an operand may be two outputs.
+    """
+    called, outputs = module.called(fusion), fusion.shapes
+    listed = re.search(r"output_to_operand_aliasing=\{(.*?\)\})", fusion.attributes)
+    passed_on = re.findall(r"\{(\d*)\}: \((\d+), \{\}\)", fusion.attributes) if listed else []
+    read = [read_of(one, operand, called, module) for one, operand in zip(called.parameters, operands, strict=True)]
+    parts = list(called.operands(called.root)) if called.root.opcode == "tuple" else [called.root]
+    put = [shape.in_memory for shape in outputs]
+    if len(parts) == len(outputs):
+        put = [0 if shape.on_chip else written(part, called) for part, shape in zip(parts, outputs, strict=True)]
+    for output, operand in passed_on:
+        put[int(output or 0)] = read[int(operand)] = 0
+    return sum(read) + sum(put)
 
 
-def read_of(parameter: Instruction, operand: Instruction, called: Computation, module: Module) -> int:
+def read_of(parameter: HloInstruction, operand: HloInstruction, called: Computation, module: Module) -> int:
     """What a fusion reads of one operand."""
     if any(shape.on_chip for shape in operand.shapes):
         return 0
     uses = uses_of(parameter, called, module)
-    sliced = [user for user, place in uses if user.opcode in ("dynamic-slice", "slice", "gather") and place == 0]
-    replaced = [user for user, place in uses if user.opcode == "dynamic-update-slice" and place == 0]
-    if uses and len(sliced) + len(replaced) == len(uses):
-        return sum(shape.bytes for user in sliced for shape in user.shapes)
+    if uses and all(user.opcode in (*SLICES, "dynamic-update-slice") and place == 0 for user, place in uses):
+        return sum(shape.bytes for user, _ in uses if user.opcode in SLICES for shape in user.shapes)
     return sum(shape.bytes for shape in operand.shapes)
 
 
-def uses_of(instruction: Instruction, called: Computation, module: Module) -> list[tuple[Instruction, int]]:
+def uses_of(instruction: HloInstruction, called: Computation, module: Module) -> list[tuple[HloInstruction, int]]:
     """Who takes an instruction's value, and as which operand; seen through copies, and into fusions of a fusion."""
-    uses: list[tuple[Instruction, int]] = []
-    for user in called.users(instruction.name):
+    uses: list[tuple[HloInstruction, int]] = []
+    for user in called.users.get(instruction.name, []):
         if user.opcode in ("bitcast", "copy"):
             uses += uses_of(user, called, module)
             continue
         for place in (place for place, name in enumerate(user.operands) if name == instruction.name):
-            if user.opcode == "fusion":
-                inner = module.computations[user.called("calls") or ""]
-                uses += uses_of(inner.parameters[place], inner, module)
-                if source_of(inner.root, inner) is inner.parameters[place]:  # it only lays the value out anew
-                    uses += uses_of(user, called, module)
-            else:
+            if user.opcode != "fusion":
                 uses.append((user, place))
+                continue
+            inner = module.called(user)
+            uses += uses_of(inner.parameters[place], inner, module)
+            source = inner.root
+            while source.opcode in ("bitcast", "copy"):
+                source = next(inner.operands(source))
+            if source is inner.parameters[place]:  # it only lays the value out anew
+                uses += uses_of(user, called, module)
     return uses
 
 
-def source_of(instruction: Instruction, computation: Computation) -> Instruction:
-    """What an instruction is a copy of, or the instruction itself."""
-    while instruction.opcode in ("bitcast", "copy"):
-        instruction = next(computation.operands(instruction))
-    return instruction
-
-
-def aliases(fusion: Instruction) -> list[tuple[int, int]]:
-    """(output, operand) that are one buffer, which a collective under way fills meanwhile; an operand may be two."""
-    listed = re.search(r"output_to_operand_aliasing=\{(.*?\)\})", fusion.attributes)
-    pairs = re.findall(r"\{(\d*)\}: \((\d+), \{\}\)", fusion.attributes) if listed else []
-    return [(int(output or 0), int(operand)) for output, operand in pairs]
-
-
-def written_by_fusion(fusion: Instruction, called: Computation) -> list[int]:
-    """What a fusion writes of each of its outputs."""
-    root = called.root
-    parts = list(called.operands(root)) if root.opcode == "tuple" else [root]
-    if len(parts) != len(fusion.shapes):
-        return [in_memory(shape) for shape in fusion.shapes]
-    return [0 if shape.on_chip else written(part, called) for part, shape in zip(parts, fusion.shapes, strict=True)]
-
-
-def written(instruction: Instruction, computation: Computation) -> int:
+def written(instruction: HloInstruction, computation: Computation) -> int:
     """What an instruction writes: of an array that it only changes in part, that part."""
     source = instruction
     while source.opcode == "bitcast":
@@ -508,4 +455,4 @@ def written(instruction: Instruction, computation: Computation) -> int:
     if source.opcode == "dynamic-update-slice":
         _, update, *_ = computation.operands(source)
         return update.shapes[0].bytes
-    return sum(in_memory(shape) for shape in instruction.shapes)
+    return sum(shape.in_memory for shape in instruction.shapes)

@@ -1,21 +1,14 @@
 """A plan: what a compiled program needs of a slice, whether that fits, and how long a step takes at least.
 
-An estimate of a step's memory and time without compiling, by which candidates are sorted before some are compiled.
-
-Arguments are exact; temporaries are the tensors known to live at once. Axis letters as in model/transformer.py.
-
-Plans side by side.
-
-Which keys to change when a program does not fit, and what each is worth.
-
-The batch, mesh and rematerialisation of most positions/s that fit a slice: estimated for all, compiled for few.
+Below it, an estimate of the same without compiling; from that, which keys to change when a program does not fit, and
+the search for the batch, mesh and rematerialisation of most positions/s. At the end, what the machine at hand holds.
 """
 
-import dataclasses
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -25,12 +18,14 @@ from jax.sharding import AbstractMesh, AxisType
 
 from jaxalign import runtime
 from jaxalign.errors import InputError
+from jaxalign.model import architectures
+from jaxalign.model.config import ModelConfig
 from jaxalign.model.lora import lora_shapes
 from jaxalign.model.quantised import SCHEMES
 from jaxalign.model.sharding import param_shardings, with_shardings
 from jaxalign.planning import flops
-from jaxalign.planning.chips import GIB, Job, Slice, parse_slice
-from jaxalign.planning.compile import base_shapes, bytes_per_device, facts_of
+from jaxalign.planning.chips import CHIPS, GIB, Job, Slice, parse_slice
+from jaxalign.planning.compile import base_shapes, bytes_per_device, facts_of, stored_shapes
 from jaxalign.training.optimizer import cosine_schedule, make_optimizer
 from jaxalign.training.step import new_state
 
@@ -62,7 +57,7 @@ def make_plan(job: Job, name: str, facts: dict[str, Any]) -> dict[str, Any]:
         "dtype": job.dtype,
         "param_dtype": job.param_dtype,
         "remat": job.remat,
-        "tune": "all" if job.lora is None else dataclasses.asdict(job.lora),
+        "tune": "all" if job.lora is None else asdict(job.lora),
         "fits": memory["peak"] <= memory["limit"],
         "memory": memory,
         "compile_seconds": facts["compile_seconds"],
@@ -102,16 +97,13 @@ def memory_of(job: Job, facts: dict[str, Any], slice: Slice) -> dict[str, Any]:
     return kinds | {"peak": peak, "limit": limit, "capacity": capacity, "over": max(0, peak - limit)}
 
 
-UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
 def refused_peak(message: str) -> int:
     """The bytes that the compiler would have needed, arguments among them, from its refusal."""
     size = r"([\d.]+)([KMGT])"
     said = re.search(rf"\({size}\) exceeds available", message) or re.search(rf"Used {size} of", message)
     if said is None:
         raise InputError(f"the compiler ran out of memory and did not say by how much: {message[:300]}")
-    return int(float(said[1]) * UNITS[said[2]])
+    return int(float(said[1]) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[said[2]])
 
 
 def step_of(job: Job, costs: dict[str, Any], slice: Slice) -> dict[str, Any]:
@@ -144,64 +136,77 @@ def step_of(job: Job, costs: dict[str, Any], slice: Slice) -> dict[str, Any]:
 
 def lines(plan: dict[str, Any]) -> list[str]:
     """The plan for a reader."""
+    batch, memory = plan["batch"], plan["memory"]
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
-    batch = plan["batch"]
     tuned = "all parameters" if plan["tune"] == "all" else f"adapter of rank {plan['tune']['rank']}"
+    kinds = [kind for kind in memory if kind not in ("peak", "limit", "capacity", "over")]
+    share = memory["peak"] / memory["capacity"]
+    peak = f"peak {gib(memory['peak'])} of {gib(memory['capacity'])} a device ({share:.0%})"
+    fits = f"fits: {peak}"
+    if not plan["fits"]:
+        fits = f"does not fit: {peak}, {gib(memory['over'])} more than the {LARGEST_SHARE:.0%} that may be used"
     said = [
         f"{plan['architecture']} {plan['program']} on {plan['topology']}: {plan['chips']} chips, mesh {mesh}",
         f"  {batch['rows']} rows x {batch['length']} positions in {batch['accumulation']} micro-batches, computed in "
         f"{plan['dtype']}, stored in {plan['param_dtype']}, remat {plan['remat']}, {tuned}",
-        verdict(plan),
-        f"  memory per device: {', '.join(f'{kind} {gib(size)}' for kind, size in held(plan['memory']).items())}",
+        f"  {fits}",
+        f"  memory per device: {', '.join(f'{kind} {gib(memory[kind])}' for kind in kinds)}",
     ]
     if "step" in plan:
-        said += cost_lines(plan)
-    said += [f"  {note}" for note in plan.get("advice", [])]
-    if "note" in batch:
-        said.append(f"  {batch['note']}")
+        arithmetic = f"{plan['flops']['per_device']:.3g} FLOPs"
+        if "analytic_per_step" in plan["flops"]:
+            ratio = plan["flops"]["per_step"] / plan["flops"]["analytic_per_step"]
+            arithmetic += f" ({ratio:.3f} of the analytic count)"
+        collectives = [
+            f"{one['count']} {kind} ({gib(one['bytes'])})" for kind, one in plan["collectives"].items() if one["count"]
+        ]
+        step = plan["step"]
+        seconds = {name: f"{value * 1e3:.3g} ms" for name, value in step["seconds"].items()}
+        said += [
+            f"  a device, a step: {arithmetic}, {gib(plan['bytes'])} of memory traffic",
+            f"  collectives: {', '.join(collectives) or 'none'}",
+            f"  time at peak rates: compute {seconds['compute']}, vector unit {seconds['vector']} (weights from "
+            f"{plan['param_dtype']}), memory {seconds['memory']}, interconnect {seconds['interconnect']}; at least "
+            f"{seconds['roofline']} (the largest), {seconds['serial']} without overlap",
+            f"  at most {step['tokens_per_second']:,.0f} positions/s, {step['tokens_per_second_per_chip']:,.0f} a "
+            f"chip; bound by {step['bound']}; rates from {step['constants']}",
+        ]
+    said += [f"  {note}" for note in [*plan.get("advice", []), *([batch["note"]] if "note" in batch else [])]]
     return [*said, f"  compiled in {plan['compile_seconds']:.1f} s"]
-
-
-def verdict(plan: dict[str, Any]) -> str:
-    """Whether it fits, and by how much."""
-    memory = plan["memory"]
-    share = memory["peak"] / memory["capacity"]
-    said = f"peak {gib(memory['peak'])} of {gib(memory['capacity'])} a device ({share:.0%})"
-    if plan["fits"]:
-        return f"  fits: {said}"
-    return f"  does not fit: {said}, {gib(memory['over'])} more than the {LARGEST_SHARE:.0%} that may be used"
-
-
-def held(memory: dict[str, Any]) -> dict[str, int]:
-    """What takes memory, without the sums."""
-    return {kind: size for kind, size in memory.items() if kind not in ("peak", "limit", "capacity", "over")}
-
-
-def cost_lines(plan: dict[str, Any]) -> list[str]:
-    """Arithmetic, traffic, collectives and time."""
-    arithmetic = f"{plan['flops']['per_device']:.3g} FLOPs"
-    if "analytic_per_step" in plan["flops"]:
-        ratio = plan["flops"]["per_step"] / plan["flops"]["analytic_per_step"]
-        arithmetic += f" ({ratio:.3f} of the analytic count)"
-    collectives = [
-        f"{one['count']} {kind} ({gib(one['bytes'])})" for kind, one in plan["collectives"].items() if one["count"]
-    ]
-    step = plan["step"]
-    seconds = {name: f"{value * 1e3:.3g} ms" for name, value in step["seconds"].items()}
-    return [
-        f"  a device, a step: {arithmetic}, {gib(plan['bytes'])} of memory traffic",
-        f"  collectives: {', '.join(collectives) or 'none'}",
-        f"  time at peak rates: compute {seconds['compute']}, vector unit {seconds['vector']} (weights from "
-        f"{plan['param_dtype']}), memory {seconds['memory']}, interconnect {seconds['interconnect']}; at least "
-        f"{seconds['roofline']} (the largest), {seconds['serial']} without overlap",
-        f"  at most {step['tokens_per_second']:,.0f} positions/s, {step['tokens_per_second_per_chip']:,.0f} a chip; "
-        f"bound by {step['bound']}; rates from {step['constants']}",
-    ]
 
 
 def gib(size: float) -> str:
     """Bytes as GiB, or as MiB where that is more readable."""
     return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
+
+
+def table(plans: Sequence[dict[str, Any]]) -> list[str]:
+    """Markdown lines, a row a plan; times are those at peak rates, the largest bound."""
+    columns = ("model", "program", "slice", "chips", "stored in", "fits", "peak a device", "step", "positions/s a chip")
+    rows = [columns, ("---",) * len(columns)]
+    for plan in plans:
+        memory, step = plan["memory"], plan.get("step")
+        cells = (
+            *(plan[key] for key in ("architecture", "program", "topology", "chips", "param_dtype")),
+            "yes" if plan["fits"] else f"no, {gib(memory['over'])} over",
+            f"{gib(memory['peak'])} of {gib(memory['capacity'])}",
+            f"{step['seconds']['roofline'] * 1e3:.3g} ms" if step else "",
+            f"{step['tokens_per_second_per_chip']:,.0f}" if step else "",
+        )
+        rows.append(tuple(map(str, cells)))
+    return [f"| {' | '.join(cells)} |" for cells in rows]
+
+
+def smallest_that_fits(plans: Sequence[dict[str, Any]]) -> str | None:
+    """The slice of fewest chips, then of least memory, on which all planned programs fit."""
+    names = dict.fromkeys(plan["topology"] for plan in plans)
+    fitting = [name for name in names if all(plan["fits"] for plan in plans if plan["topology"] == name)]
+
+    def size(name: str) -> tuple[int, int]:
+        slice = parse_slice(name)
+        return slice.chips, slice.chip.capacity
+
+    return min(fitting, key=size, default=None)
 
 
 @dataclass(frozen=True)
@@ -213,7 +218,8 @@ class Estimate:
 
 
 def estimate(job: Job) -> Estimate:
-    """The estimate for a training step. ValueError where the mesh does not divide a weight."""
+    """Of a training step: arguments are exact, temporaries those known to live at once. ValueError where the mesh does
+    not divide a weight."""
     slice = parse_slice(job.topology)
     data, fsdp, tensor = job.mesh
     # What lies on the devices between steps is the same for every batch.
@@ -233,24 +239,23 @@ def estimate(job: Job) -> Estimate:
 
 @lru_cache
 def argument_bytes(job: Job, sizes: tuple[int, int, int]) -> tuple[int, int]:
-    """What the state and the model take on each device of a mesh of these sizes.
-
-    Where all parameters are tuned, the state holds them too, and the model that they were copied from stays beside it.
-    """
-    mesh = AbstractMesh(sizes, runtime.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    """What the state (with the parameters that are tuned) and the model take on each device of such a mesh."""
     base = {"params": base_shapes(job)}
     trainable = {"lora": lora_shapes(job.architecture, job.lora)} if job.lora else base
     optimizer = make_optimizer(job.optimizer, cosine_schedule(job.optimizer, 1))
     state = jax.eval_shape(partial(new_state, optimizer=optimizer), trainable)
+    return bytes_on_mesh(state, sizes), bytes_on_mesh(base, sizes)
 
-    def size(tree: Any) -> int:
-        return bytes_per_device(with_shardings(tree, param_shardings(tree, mesh)))
 
-    return size(state), size(base)
+def bytes_on_mesh(shapes: Any, sizes: tuple[int, ...]) -> int:
+    """What parameters take on each device of a mesh of these sizes. ValueError where it does not divide one."""
+    mesh = AbstractMesh(sizes, runtime.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    return bytes_per_device(with_shardings(shapes, param_shardings(shapes, mesh)))
 
 
 def temporaries(job: Job, batch_ways: int, tensor: int) -> int:
-    """Residuals kept for the backward pass, one layer's work, and the loss's logits and gradients."""
+    """Residuals kept for the backward pass, one layer's work, and the loss's logits and gradients, in bytes. Axis
+    letters as in model/transformer.py."""
     config, item = job.architecture, jnp.dtype(job.dtype).itemsize
     rows = job.rows_at_once / batch_ways
     positions = rows * job.length
@@ -268,43 +273,6 @@ def temporaries(job: Job, batch_ways: int, tensor: int) -> int:
         weights += 4 * max(i * o for _, (i, o) in flops.projection_sizes(config).values()) / tensor
     head = D * V / tensor * item + 3 * 4 * min(job.step.loss_chunk, positions) * V / tensor
     return int(config.layers * hidden + kept + scores + layer + weights + head + 2 * hidden)
-
-
-COLUMNS = ("model", "program", "slice", "chips", "stored in", "fits", "peak a device", "step", "positions/s a chip")
-
-
-def table(plans: Sequence[dict[str, Any]]) -> list[str]:
-    """Markdown lines, a row a plan."""
-    rows = [COLUMNS, tuple("---" for _ in COLUMNS), *map(row, plans)]
-    return [f"| {' | '.join(cells)} |" for cells in rows]
-
-
-def row(plan: dict[str, Any]) -> tuple[str, ...]:
-    """The cells of one plan; times are those at peak rates, the largest bound."""
-    memory, step = plan["memory"], plan.get("step")
-    return (
-        plan["architecture"],
-        plan["program"],
-        plan["topology"],
-        str(plan["chips"]),
-        plan["param_dtype"],
-        "yes" if plan["fits"] else f"no, {gib(memory['over'])} over",
-        f"{gib(memory['peak'])} of {gib(memory['capacity'])}",
-        f"{step['seconds']['roofline'] * 1e3:.3g} ms" if step else "",
-        f"{step['tokens_per_second_per_chip']:,.0f}" if step else "",
-    )
-
-
-def smallest_that_fits(plans: Sequence[dict[str, Any]]) -> str | None:
-    """The slice of fewest chips, then of least memory, on which all planned programs fit."""
-    names = dict.fromkeys(plan["topology"] for plan in plans)
-    fitting = [name for name in names if all(plan["fits"] for plan in plans if plan["topology"] == name)]
-
-    def size(name: str) -> tuple[int, int]:
-        slice = parse_slice(name)
-        return slice.chips, slice.chip.capacity
-
-    return min(fitting, key=size, default=None)
 
 
 def advice(job: Job) -> list[str]:
@@ -358,25 +326,38 @@ def search(job: Job, facts_of: Callable[[Job], dict[str, Any]] = facts_of) -> tu
 
     What a compiled candidate takes beyond its estimate is expected of the others too.
     """
-    limit = LARGEST_SHARE * parse_slice(job.topology).chip.capacity
-    left = sorted(candidates(job), key=preference)
+    slice = parse_slice(job.topology)
+    limit = LARGEST_SHARE * slice.chip.capacity
+    # The fastest first. Of those that are estimated alike (memory traffic is not) the one of most positions: it reads
+    # the weights once for more of them.
+    left = sorted(
+        candidates(job),
+        key=lambda one: (-round(one.estimate.tokens_per_second), -one.job.tokens, one.estimate.memory),
+    )
     if not left:
         raise InputError(f"--config.topology={job.topology}: no mesh of its devices divides this model's weights")
-    compiled: list[tuple[Job, dict[str, Any]]] = []
+    compiled: list[tuple[int, Job, dict[str, Any]]] = []
     correction = 1.0
     while left and len(compiled) < COMPILATIONS:
         likely = [one for one in left if one.estimate.memory * correction <= limit]
         chosen = likely[0] if likely else min(left, key=lambda one: one.estimate.memory)
-        facts = facts_of(chosen.job)
-        compiled.append((chosen.job, facts))
+        facts, size = facts_of(chosen.job), chosen.estimate.memory
+        peak = memory_of(chosen.job, facts, slice)["peak"]
+        compiled.append((peak, chosen.job, facts))
         if not likely:
             break
-        correction = max(correction, peak(chosen.job, facts) / chosen.estimate.memory)
+        correction = max(correction, peak / size)
         # Of those that differ in their rows alone, the best that fits was tried first; where it did not, fewer may.
-        fits, size = peak(chosen.job, facts) <= limit, chosen.estimate.memory
-        left = [one for one in left if kind(one.job) != kind(chosen.job) or (not fits and one.estimate.memory < size)]
-    fitting = [one for one in compiled if peak(*one) <= limit]
-    return max(fitting, key=lambda one: speed(*one)) if fitting else min(compiled, key=lambda one: peak(*one))
+        kind = (chosen.job.mesh, chosen.job.remat, chosen.job.length)
+        left = [
+            one
+            for one in left
+            if (one.job.mesh, one.job.remat, one.job.length) != kind or (peak > limit and one.estimate.memory < size)
+        ]
+    fitting = [one for one in compiled if one[0] <= limit]
+    if not fitting:
+        return min(compiled, key=lambda one: one[0])[1:]
+    return max(fitting, key=lambda one: step_of(one[1], one[2]["costs"], slice)["tokens_per_second"])[1:]
 
 
 def candidates(job: Job) -> Iterator[Candidate]:
@@ -404,23 +385,68 @@ def meshes(devices: int, most_tensor: int) -> Iterator[tuple[int, int, int]]:
                 yield devices // (tensor * fsdp), fsdp, tensor
 
 
-def preference(one: Candidate) -> tuple[float, int, float]:
-    """Sorts the fastest first. Of those that are estimated alike (memory traffic is not) the one of most rows: it reads
-    the weights once for more of them.
+@dataclass(frozen=True)
+class Machine:
+    """Devices of one kind."""
+
+    kind: str
+    devices: int
+    memory: int | None
+    """bytes of each device; of a CPU, an equal share of the host's; None where nobody says"""
+
+
+KINDS = {
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+    "TPU7x": "tpu7x",
+}
+"""What jax calls the devices of a chip -> its name in CHIPS (jax/_src/pallas/mosaic/tpu_info.py)."""
+
+
+def this_machine() -> Machine:
+    """What jax runs on here."""
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return Machine(device.device_kind, jax.device_count(), host // jax.local_device_count())
+    memory = (device.memory_stats() or {}).get("bytes_limit")
+    if memory is None and device.device_kind in KINDS:
+        memory = CHIPS[KINDS[device.device_kind]].capacity
+    return Machine(device.device_kind, jax.device_count(), memory)
+
+
+def machine_lines(machine: Machine) -> list[str]:
+    """For a reader: the machine, and of every known architecture what its weights alone take on each device; "no" where
+    the devices do not divide them."""
+    said = [
+        f"{machine.devices} x {machine.kind}, {gib(machine.memory) if machine.memory else 'unknown memory'} each",
+        "",
+        f"weights alone, GiB a device; in brackets what is above {LARGEST_SHARE:.0%} of its memory",
+    ]
+    forms = ("float32", "bfloat16", "int8", "nf4")
+    rows = [("", forms)]
+    for name in architectures.names():
+        cells = []
+        for stored in forms:
+            try:
+                size = weight_bytes(architectures.read(name), stored, machine.devices)
+            except ValueError:
+                cells.append("no")
+                continue
+            too_large = machine.memory is not None and size > LARGEST_SHARE * machine.memory
+            cells.append(f"({size / GIB:.1f})" if too_large else f"{size / GIB:.1f} ")
+        rows.append((name, tuple(cells)))
+    said += [f"{name:18}" + "".join(f"{text:>10}" for text in cells) for name, cells in rows]
+    return [*said, "", "What a step needs beside them: jaxalign plan --config.model=NAME --config.topology=v5e:2x4"]
+
+
+def weight_bytes(architecture: ModelConfig, param_dtype: str, devices: int) -> int:
+    """Bytes on each device of weights split over so many, as `config.mesh` does by default.
+
+    Of int8 and nf4 the embeddings and norms are in bfloat16. ValueError where the devices do not divide a weight.
     """
-    return -round(one.estimate.tokens_per_second), -one.job.rows * one.job.length, one.estimate.memory
-
-
-def kind(job: Job) -> tuple[Any, ...]:
-    """What candidates share that differ in their batch alone."""
-    return job.mesh, job.remat, job.length
-
-
-def peak(job: Job, facts: dict[str, Any]) -> int:
-    """The bytes that a compiled candidate takes on each device."""
-    return memory_of(job, facts, parse_slice(job.topology))["peak"]
-
-
-def speed(job: Job, facts: dict[str, Any]) -> float:
-    """A compiled candidate's positions/s at peak rates."""
-    return step_of(job, facts["costs"], parse_slice(job.topology))["tokens_per_second"]
+    return bytes_on_mesh(stored_shapes(architecture, "bfloat16", param_dtype), runtime.mesh_sizes(1, -1, 1, devices))

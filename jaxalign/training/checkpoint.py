@@ -1,16 +1,9 @@
 """Checkpoints of a run: `RUN/checkpoints/STEP/{trainable, optimizer, record}`, written by Orbax in the background.
 
-A checkpoint takes its final name when all of it is on disk, so a run killed at any moment leaves only whole ones.
-`record` is JSON: the run's config, its adapters' shape (`lora`, null in full tuning), its fingerprint: all that the
-further course of the run depends on; and digests of the arrays, by which damage on disk is noticed. The batch is a
-function of the step, so no iterator state is needed.
-
-A run's folder may be on gs://, where nothing can be renamed: there Orbax writes a file into it, last of all, by which a
-checkpoint is whole.
-
-What reading a damaged checkpoint raises, told apart from what reading a good one can raise.
-
-What a run begins with: its own newest checkpoint, another run's, an adapter, or nothing.
+A checkpoint takes its final name when all of it is on disk (on gs://, where nothing can be renamed, Orbax writes a file
+into it last of all), so a run killed at any moment leaves only whole ones. `record` is JSON: the run's config, its
+adapters' shape (`lora`, null in full tuning), its fingerprint: all that the further course of the run depends on; and
+digests of the arrays, by which damage on disk is noticed. The batch is a function of the step: no iterator state.
 """
 
 import hashlib
@@ -19,12 +12,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 from jax.experimental import multihost_utils
 
 from jaxalign import files
@@ -37,14 +30,17 @@ from jaxalign.model.weights import weights_sha256
 from jaxalign.runtime import agree
 from jaxalign.training.step import TrainState
 
+Fingerprint = Mapping[str, Any]
+"""Flat: key as the user knows it -> JSON value."""
+ARRAYS = ("trainable", "optimizer")
+"""The items of a checkpoint that have a digest."""
+OF_DAMAGE = (
+    *(FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError),
+    # Orbax on metadata that is JSON, and not what it wrote
+    *(KeyError, AttributeError, TypeError, IndexError, NotImplementedError),
+)
 TENSORSTORE_SAYS = ("DATA_LOSS:", "NOT_FOUND:", "OUT_OF_RANGE:", "FAILED_PRECONDITION:", "Error ")
-"""How a ValueError of tensorstore begins where what it reads is damaged, and not, say, forbidden or unavailable: with
-the code, or, of what cannot be decoded, without one."""
-
-
-def has_code(error: ValueError) -> bool:
-    """Whether it is one of tensorstore's that begins with a code: that tells damage from what says nothing of files."""
-    return re.match("[A-Z_]+: ", str(error)) is not None
+"""How a ValueError of tensorstore begins where what it reads is damaged, and not, say, forbidden or unavailable."""
 
 
 class Damaged(Exception):
@@ -53,32 +49,17 @@ class Damaged(Exception):
 
 @contextmanager
 def damage_told() -> Iterator[None]:
-    """Turns what readers raise on damaged files into Damaged. Other errors pass: memory that runs out, a mesh that does
-    not fit or a network that fails says nothing against a checkpoint."""
+    """Turns what readers raise on damaged files, or raise from it, into Damaged. Other errors pass: memory that runs
+    out, a mesh that does not fit or a network that fails says nothing against a checkpoint."""
     try:
         yield
     except Exception as error:
-        if (told := damage_in(error)) is None:
-            raise
-        raise Damaged(" ".join(f"{type(told).__name__}: {told}".split())[:200]) from error
-
-
-def damage_in(error: BaseException | None) -> BaseException | None:
-    """The error that tells of a damaged file: this one, or one that it was raised from; None where there is none."""
-    match error:
-        case None | FileNotFoundError() | json.JSONDecodeError() | UnicodeDecodeError():
-            return error
-        case ValueError() if str(error).startswith(TENSORSTORE_SAYS):
-            return error
-        case KeyError() | AttributeError() | TypeError() | IndexError() | NotImplementedError():
-            return error  # Orbax on metadata that is JSON, and not what it wrote
-    return damage_in(error.__cause__)
-
-
-Fingerprint = Mapping[str, Any]
-"""Flat: key as the user knows it -> JSON value."""
-ARRAYS = ("trainable", "optimizer")
-"""The items of a checkpoint that have a digest."""
+        told: BaseException | None = error
+        while told is not None:
+            if isinstance(told, OF_DAMAGE) or (isinstance(told, ValueError) and str(told).startswith(TENSORSTORE_SAYS)):
+                raise Damaged(" ".join(f"{type(told).__name__}: {told}".split())[:200]) from error
+            told = told.__cause__
+        raise
 
 
 @dataclass(frozen=True)
@@ -112,7 +93,7 @@ class Retention:
 
 
 class Checkpoints(ocp.CheckpointManager):
-    """Orbax's manager, less two habits."""
+    """CheckpointManager with two overrides."""
 
     def metrics(self, step: int) -> Any:
         """What a checkpoint is ranked by; None, too, where that file is damaged, which is no reason to stop."""
@@ -130,20 +111,26 @@ class Checkpoints(ocp.CheckpointManager):
 def open_checkpoints(run: AnyPath, retention: Retention | None = None) -> Checkpoints:
     """The run's checkpoints: to be read or, with `retention`, to be added to. Left-overs of interrupted saves are then
     removed."""
-    folder, policy = run / "checkpoints", None
+    folder, policy, heldout_loss = run / "checkpoints", None, itemgetter("heldout_loss")
     if retention is not None:
         check_name(run)
         best = ocp.checkpoint_managers.BestN(
-            get_metric_fn=heldout_loss_of, reverse=True, n=retention.best, keep_checkpoints_without_metrics=False
+            get_metric_fn=heldout_loss, reverse=True, n=retention.best, keep_checkpoints_without_metrics=False
         )
         newest = ocp.checkpoint_managers.LatestN(retention.last)
         policy = ocp.checkpoint_managers.AnyPreservationPolicy([newest, best])
-    check_dates(folder)
+    for file in folder.glob("*/_CHECKPOINT_METADATA"):  # by which Orbax dates a checkpoint
+        try:
+            is_damaged = not isinstance(json.loads(file.read_bytes()), dict)
+        except ValueError:  # at which Orbax does not stop
+            continue
+        if is_damaged:
+            raise InputError(f"{file}: damaged; delete this file, the checkpoint is whole without it")
     return Checkpoints(
         folder if files.is_remote(folder) else folder.absolute(),
         options=ocp.CheckpointManagerOptions(
             preservation_policy=policy,
-            best_fn=heldout_loss_of,
+            best_fn=heldout_loss,
             best_mode="min",
             create=retention is not None,
             cleanup_tmp_directories=retention is not None,
@@ -167,22 +154,6 @@ def check_name(run: AnyPath) -> None:
         raise InputError(f"{path}: no checkpoint can be written where the path has {' '.join(wrong)}; choose another")
 
 
-def check_dates(folder: AnyPath) -> None:
-    """Refuses a file by which Orbax dates a checkpoint that is JSON, but no object: at others Orbax does not stop."""
-    for file in folder.glob("*/_CHECKPOINT_METADATA"):
-        try:
-            is_damaged = not isinstance(json.loads(file.read_bytes()), dict)
-        except ValueError:
-            continue
-        if is_damaged:
-            raise InputError(f"{file}: damaged; delete this file, the checkpoint is whole without it")
-
-
-def heldout_loss_of(metrics: Mapping[str, float]) -> float:
-    """The number by which checkpoints are ranked."""
-    return metrics["heldout_loss"]
-
-
 def save(
     checkpoints: Checkpoints,
     step: int,
@@ -196,25 +167,19 @@ def save(
 
     `evaluated`: whether the evaluation that is due at this step, if any, is done and written.
     """
-    saved = asdict(record) | {
-        "skipped": int(state.skipped),
-        "evaluated": evaluated,
-        "sha256": state_sha256(state),
-    }
-    saved["sha256"]["record"] = record_sha256(saved)
+    saved = asdict(record) | {"skipped": int(state.skipped), "evaluated": evaluated}
     checkpoints.save(
         step,
         args=ocp.args.Composite(
             trainable=ocp.args.StandardSave(state.trainable),
             optimizer=ocp.args.StandardSave(state.opt_state),
-            record=ocp.args.JsonSave(saved),
+            record=ocp.args.JsonSave(saved | {"sha256": state_sha256(state) | {"record": record_sha256(saved)}}),
         ),
         metrics=None if heldout_loss is None else {"heldout_loss": heldout_loss},
     )
 
 
 def state_sha256(state: TrainState) -> dict[str, str]:
-    """Digests of all arrays that a checkpoint holds, by item."""
     return {"trainable": weights_sha256(state.trainable), "optimizer": weights_sha256(state.opt_state)}
 
 
@@ -229,13 +194,12 @@ def shapes_of(item: AnyPath) -> Any:
     try:
         return ocp.StandardCheckpointHandler().metadata(item).tree
     except ValueError as error:
-        if has_code(error):
+        if re.match("[A-Z_]+: ", str(error)):  # tensorstore's, whose codes `damage_told` knows
             raise
         raise Damaged(f"{item.name}: {error}") from error
 
 
 def newest_step(checkpoints: Checkpoints) -> int | None:
-    """The step of the newest checkpoint, None where there is none."""
     step = checkpoints.latest_step()
     agree(f"{checkpoints.directory}, its newest checkpoint", step)
     return step
@@ -274,17 +238,14 @@ def read_trained(run: AnyPath) -> Trained:
 
 
 def parse_record(saved: Any) -> tuple[Record, dict[str, str]]:
-    """What `save` wrote of a run, and the digests of its arrays. Raises Damaged where that is not it."""
-    try:
-        lora, sha256 = saved["lora"], saved["sha256"]
-        if lora is not None:
-            lora = LoraConfig(**{**lora, "targets": tuple(lora["targets"])})
-        # Those of older versions have no digest of the record.
-        if sha256.get("record", own := record_sha256(saved)) != own:
-            raise Damaged("its record is not the one that was saved")
-        return Record(saved["config"], saved["fingerprint"], lora), {name: sha256[name] for name in ARRAYS}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"its record is not one that was saved ({type(error).__name__}: {error})") from None
+    """What `save` wrote of a run, and the digests of its arrays. Within `damage_told`: what is missing is damage."""
+    lora, sha256 = saved["lora"], saved["sha256"]
+    if lora is not None:
+        lora = LoraConfig(**{**lora, "targets": tuple(lora["targets"])})
+    # Those of older versions have no digest of the record.
+    if sha256.get("record", own := record_sha256(saved)) != own:
+        raise Damaged("its record is not the one that was saved")
+    return Record(saved["config"], saved["fingerprint"], lora), {name: sha256[name] for name in ARRAYS}
 
 
 def read_adapter(run: AnyPath) -> tuple[LoraConfig, Any]:
@@ -295,10 +256,6 @@ def read_adapter(run: AnyPath) -> tuple[LoraConfig, Any]:
     return trained.record.lora, trained.collections["lora"]
 
 
-LENGTH = {"epochs", "steps"}
-"""What says how long a run is."""
-
-
 class Start(NamedTuple):
     """What a run begins with: steps done, state, and whether the evaluation due after these steps is written."""
 
@@ -307,14 +264,14 @@ class Start(NamedTuple):
     evaluated: bool
 
 
-def start(
+def beginning(
     checkpoints: Checkpoints,
     resume: AnyPath | None,
     like: TrainState,
     initial: Callable[[], TrainState],
     fingerprint: Fingerprint,
 ) -> Start:
-    """What a run begins with. The first of these that exists:
+    """The first of these that exists:
 
     1. the run's own newest checkpoint: the same command again continues; a damaged one is set aside, with a warning,
        for the one before;
@@ -361,15 +318,26 @@ def set_aside(checkpoints: Checkpoints, step: int, damage: Damaged) -> None:
 
 
 def restore(checkpoints: Checkpoints, step: int, like: TrainState, fingerprint: Fingerprint) -> Start:
-    """The state saved at `step`, on the shardings of `like`. Raises Damaged.
+    """The state saved at `step`, on the shardings of `like`; refused where the fingerprint differs. Raises Damaged.
 
-    Refuses where the fingerprint differs. Every process comes to the same end: a file that is damaged for one is so
-    for all.
+    Each process reads for itself, what its devices hold: none waits for one that has met a damaged file. Every process
+    comes to the same end: a file that is damaged for one is so for all.
     """
+    folder, arrays = checkpoints.directory / str(step), ocp.StandardCheckpointHandler()
     restored, sha256, damage = None, {}, Damaged("another process could not read it")
     try:
         with damage_told():
-            restored, sha256 = read_state(checkpoints.directory / str(step), step, like, fingerprint)
+            saved = ocp.JsonCheckpointHandler().restore(folder / "record")
+            record, sha256 = parse_record(saved)
+            check_fingerprint(record.fingerprint, fingerprint, folder.parent.parent)
+            for item in ARRAYS:
+                # Restoring does without what this reads, but whoever evaluates or exports the run does not; and where
+                # it is missing, restoring would report a tree of another structure.
+                shapes_of(folder / item)
+            trainable = arrays.restore(folder / "trainable", args=ocp.args.StandardRestore(like.trainable))
+            opt_state = arrays.restore(folder / "optimizer", args=ocp.args.StandardRestore(like.opt_state))
+            done, skipped = (put(np.array(n, np.int32), like.step.sharding) for n in (step, saved["skipped"]))
+            restored = Start(step, TrainState(done, skipped, trainable, opt_state), saved["evaluated"])
     except Damaged as own:
         damage = own
     read_by_all = multihost_utils.process_allgather(np.array(restored is not None)).all()
@@ -380,38 +348,16 @@ def restore(checkpoints: Checkpoints, step: int, like: TrainState, fingerprint: 
     return restored
 
 
-def read_state(
-    folder: epath.Path, step: int, like: TrainState, fingerprint: Fingerprint
-) -> tuple[Start, dict[str, str]]:
-    """The state of one checkpoint, and the digests that it should have; only the fingerprint is checked.
-
-    Each process reads for itself, what its devices hold: none waits for one that has met a damaged file.
-    """
-    saved = ocp.JsonCheckpointHandler().restore(folder / "record")
-    record, sha256 = parse_record(saved)
-    check_fingerprint(record.fingerprint, fingerprint, folder.parent.parent)
-    arrays = ocp.StandardCheckpointHandler()
-    for item in ARRAYS:
-        # Restoring does without what this reads, but whoever evaluates or exports the run does not; and where it is
-        # missing, restoring would report a tree of another structure.
-        shapes_of(folder / item)
-    trainable = arrays.restore(folder / "trainable", args=ocp.args.StandardRestore(like.trainable))
-    opt_state = arrays.restore(folder / "optimizer", args=ocp.args.StandardRestore(like.opt_state))
-    done, skipped = (put(np.array(n, np.int32), like.step.sharding) for n in (step, saved["skipped"]))
-    return Start(step, TrainState(done, skipped, trainable, opt_state), saved["evaluated"]), sha256
-
-
 def check_fingerprint(saved: Fingerprint, wanted: Fingerprint, run: Any) -> None:
     """Raises InputError that names every key in which the two differ, with both values.
 
     Where the length differs it says how to train on: the learning rate of every step depends on the number of all, so
     that the beginning of a longer run is not this one.
     """
-    wanted = json.loads(json.dumps(dict(wanted)))
+    wanted, absent = json.loads(json.dumps(dict(wanted))), "absent"
     # Runs of an earlier version recorded the tokenizer's file in place of all the ids that it makes.
     saved = {"heldout_pairs": wanted["heldout_pairs"]} | dict(saved) if "heldout_pairs" in wanted else dict(saved)
     saved.pop("tokenizer", None)
-    absent = "absent"
     changed = {
         key: f"{key} was {saved.get(key, absent)!r} and is now {wanted.get(key, absent)!r}"
         for key in sorted({*saved, *wanted})
@@ -422,7 +368,7 @@ def check_fingerprint(saved: Fingerprint, wanted: Fingerprint, run: Any) -> None
         changed["steps"] = steps.replace("total_steps", "the number of its steps")
     if changed:
         what_to_do = "set it back, or start in a new run folder"
-        if LENGTH & changed.keys():
+        if {"epochs", "steps"} & changed.keys():
             what_to_do += (
                 f": there --config.adapter={run} trains on from what it has tuned, with a new optimizer and a new "
                 f"schedule of the learning rate; --config.resume={run} keeps optimizer, schedule and step too, and "

@@ -1,9 +1,4 @@
-"""The training loop: everything that happens around the pure step, in the order in which it happens.
-
-A step whose loss or gradient is not finite: what is known of it, and its rows on disk, to look at and to replay.
-
-SIGTERM, the notice that a machine is about to be taken away: save, and stop with an exit code of its own.
-"""
+"""The training loop: everything that happens around the pure step, in the order in which it happens."""
 
 import math
 import signal
@@ -11,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -30,15 +25,14 @@ from jaxalign.model.sharding import with_shardings
 from jaxalign.model.transformer import Decoder
 from jaxalign.runtime import agree
 from jaxalign.training import checkpoint
-from jaxalign.training.checkpoint import start
 from jaxalign.training.optimizer import OptimizerConfig, cosine_schedule, make_optimizer
 from jaxalign.training.step import (
     Metrics,
     Shardings,
     StepConfig,
     TrainState,
-    held_rows,
     init_state,
+    local_rows,
     make_eval_loss,
     make_loss_sums,
     make_shardings,
@@ -56,7 +50,8 @@ class NonFiniteStep(Exception):
 
 
 def dump_bad_step(run: files.AnyPath, plan: BatchPlan, bad: NonFiniteStep) -> files.AnyPath:
-    """Writes the step's global batch, and which pairs stand in its rows: `RUN/nonfinite/STEP.npz` and `.json`."""
+    """Writes the step's global batch, to be replayed, and which pairs stand in its rows: `RUN/nonfinite/STEP.npz` and
+    `.json`."""
     folder = run / "nonfinite"
     if jax.process_index() == 0:
         with files.whole_file(folder / f"{bad.step}.npz") as partial, partial.open("wb") as file:
@@ -68,7 +63,8 @@ def dump_bad_step(run: files.AnyPath, plan: BatchPlan, bad: NonFiniteStep) -> fi
 
 @contextmanager
 def preemption_notice() -> Iterator[Callable[[int], bool]]:
-    """Gives the question to ask before the first step and after every one: is this the step to save and stop at?
+    """Gives the question to ask before the first step and after every one: is this the step to save and stop at, since
+    SIGTERM has said that the machine is about to be taken away?
 
     Of several processes one may be told first; all agree on a step that none has passed (jax's preemption sync point,
     which listens to SIGTERM itself). It counts from the step last asked about, so one thread asks, in order.
@@ -76,11 +72,11 @@ def preemption_notice() -> Iterator[Callable[[int], bool]]:
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point
         return
-    noticed = threading.Event()
     # Python takes signals in its main thread only; a run inside another one goes without.
     if threading.current_thread() is not threading.main_thread():
         yield lambda step: False
         return
+    noticed = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda number, frame: noticed.set())
     try:
         yield lambda step: noticed.is_set()
@@ -109,25 +105,43 @@ class LoopConfig:
                 raise InputError(f"{key}={every}: set it to 1 or more")
 
 
-def train(
+@dataclass(frozen=True)
+class TrainConfig:
+    """The settings of a run that depend on neither model nor data."""
+
+    optimizer: OptimizerConfig
+    step: StepConfig
+    loop: LoopConfig
+    retention: checkpoint.Retention
+    seed: int
+    """of a fresh adapter"""
+    resume: files.AnyPath | None = None
+    """another run, whose newest checkpoint is the start if this one has none yet"""
+    curves: CurvesConfig = field(default_factory=CurvesConfig)
+    """the services that get the rows of metrics.jsonl too"""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where run.json, metrics.jsonl and checkpoints/ are written, and what they say of the run."""
+
+    path: files.AnyPath
+    document: Mapping[str, Any]
+    """of run.json, JSON; its config goes into the checkpoints too"""
+    fingerprint: checkpoint.Fingerprint
+    """what the result depends on beyond the arguments of `run_training` (the base model's name, say); flat JSON"""
+
+
+def run_training(
     decoder: Decoder,
     params: Any,
     plan: BatchPlan,
     held_out: BatchPlan | None,
-    *,
-    run: files.AnyPath,
+    config: TrainConfig,
+    folder: RunFolder,
     mesh: Mesh,
-    optimizer_config: OptimizerConfig,
-    step_config: StepConfig,
-    loop_config: LoopConfig,
-    retention: checkpoint.Retention,
-    seed: int,
-    document: Mapping[str, Any],
-    fingerprint: checkpoint.Fingerprint,
-    resume: files.AnyPath | None = None,
     initial_adapter: Any = None,
     hooks: Sequence[Hook] = (),
-    curves: CurvesConfig = CurvesConfig(),  # noqa: B008 - frozen
 ) -> dict[str, Any]:
     """Runs the plan to its end and returns the trained collection, {"lora": ...} or {"params": ...}.
 
@@ -135,23 +149,17 @@ def train(
     there had been none; after the last step it changes nothing.
 
     Args:
-      decoder: with `lora` set its adapters are tuned, without it all of `params`.
-      params: the base model's parameters.
+      decoder: with `lora` set its adapters are tuned, without it all of `params`, the base model's parameters.
       held_out: batches whose loss is measured at step 0, every `heldout_every` steps and at the end.
-      run: folder for run.json, metrics.jsonl and checkpoints/.
-      seed: of the fresh adapter.
-      document: what run.json says, JSON; its config goes into the checkpoints too.
-      fingerprint: what the result depends on beyond the arguments above (the base model's name, say); flat JSON.
-      resume: another run, whose newest checkpoint is the start if this one has none yet.
       initial_adapter: tree to start from in place of a fresh adapter.
       hooks: called at step 0, every `watch_every` steps and at the end; their numbers go into a row of metrics.jsonl,
         that of the held-out loss where both are due.
-      curves: the services that get the rows of metrics.jsonl too.
 
     Raises:
       InputError: the run was started with another fingerprint, or the loss or gradient is no longer finite.
       Preempted: SIGTERM arrived, and the state was saved.
     """
+    run = folder.path
     # What is trained, and the optimizer
     if decoder.lora is None:
         frozen, trainable = {}, {"params": params}
@@ -159,10 +167,10 @@ def train(
         frozen, trainable = {"params": params}, {"lora": initial_adapter}
         if initial_adapter is None:
             init = jax.jit(partial(init_lora, config=decoder.config, lora=decoder.lora))
-            trainable = {"lora": init(jax.random.key(seed), params=params if decoder.lora.dora else None)}
+            trainable = {"lora": init(jax.random.key(config.seed), params=params if decoder.lora.dora else None)}
         check_adapter(trainable["lora"], decoder.config, decoder.lora, "the initial adapter")
-    schedule = cosine_schedule(optimizer_config, plan.steps)
-    optimizer = make_optimizer(optimizer_config, schedule)
+    schedule = cosine_schedule(config.optimizer, plan.steps)
+    optimizer = make_optimizer(config.optimizer, schedule)
     shardings = make_shardings(trainable, frozen, optimizer, mesh)
     frozen = jax.device_put(frozen, shardings.frozen)
     initial = partial(init_state, trainable, optimizer, shardings)
@@ -170,52 +178,50 @@ def train(
 
     # The start: own run, named run, initial adapter, fresh adapter
     fingerprint = {
-        **fingerprint,
+        **folder.fingerprint,
         **plan.fingerprint,
-        **{f"optimizer.{key}": value for key, value in asdict(optimizer_config).items()},
+        **{f"optimizer.{key}": value for key, value in asdict(config.optimizer).items()},
         **{f"lora.{key}": value for key, value in (asdict(decoder.lora) if decoder.lora else {}).items()},
-        "batch.accumulation": step_config.accumulation,
-        "loss.reduction": step_config.reduction,
+        "batch.accumulation": config.step.accumulation,
+        "loss.reduction": config.step.reduction,
         "total_steps": plan.steps,
     }
     agree("what is trained, or how", fingerprint)
-    record = checkpoint.Record(document["config"], fingerprint, decoder.lora)
+    record = checkpoint.Record(folder.document["config"], fingerprint, decoder.lora)
     with (
         files.full_disk_told(run),
-        checkpoint.open_checkpoints(run, retention) as checkpoints,
+        checkpoint.open_checkpoints(run, config.retention) as checkpoints,
         preemption_notice() as preempted,
     ):
-        first, state, evaluated = start(checkpoints, resume, like, initial, fingerprint)
+        first, state, evaluated = checkpoint.beginning(checkpoints, config.resume, like, initial, fingerprint)
         own = checkpoints.latest_step()
-        if step_config.nonfinite == "stop":
+        if config.step.nonfinite == "stop":
             # What an earlier call left out under "skip" is no reason to stop.
             state = none_skipped(state)
         if first == plan.steps:
-            say(f"{run if own is not None else resume}: finished, all {plan.steps} steps are done")
+            say(f"{run if own is not None else config.resume}: finished, all {plan.steps} steps are done")
             return state.trainable
         if jax.process_index() == 0:
-            files.write_json(run / "run.json", document)
+            files.write_json(run / "run.json", folder.document)
 
         # Steps
-        loss_sums = make_loss_sums(decoder, plan.targets_per_row, step_config.loss_chunk)
-        train_step = make_train_step(loss_sums, optimizer, schedule, shardings, step_config)
-        heldout_loss = None if held_out is None else make_heldout_loss(decoder, held_out, shardings, step_config)
+        loss_sums = make_loss_sums(decoder, plan.targets_per_row, config.step.loss_chunk)
+        train_step = make_train_step(loss_sums, optimizer, schedule, shardings, config.step)
+        heldout_loss = None if held_out is None else make_heldout_loss(decoder, held_out, shardings, config.step)
         with (
-            MetricsLog(run / "metrics.jsonl", -1 if own is None else first, curves, document) as log,
+            MetricsLog(run / "metrics.jsonl", -1 if own is None else first, config.curves, folder.document) as log,
             Progress(plan.steps, first) as progress,
         ):
-            report = StepReport(
-                log, progress, loop_config.log_every, plan.steps, step_config.nonfinite, int(state.skipped)
-            )
+            report = StepReport(log, progress, config, plan.steps, int(state.skipped))
 
             def due(step: int, every: int) -> bool:
                 return step == plan.steps or step % every == 0 or (own is None and step == first)
 
             def evaluate(step: int, trainable: Any) -> float | None:
                 numbers: dict[str, float] = {}
-                if heldout_loss is not None and due(step, loop_config.heldout_every):
+                if heldout_loss is not None and due(step, config.loop.heldout_every):
                     numbers["heldout_loss"] = heldout_loss(trainable, frozen)
-                for hook in hooks if due(step, loop_config.watch_every) else ():
+                for hook in hooks if due(step, config.loop.watch_every) else ():
                     numbers |= hook(step, frozen | trainable)
                 if numbers:
                     log.write(step, **numbers)
@@ -225,16 +231,16 @@ def train(
             if not evaluated:
                 evaluate(first, state.trainable)
             try:
-                batches = prefetch(local_rows(plan, shardings.batch), first, plan.steps)
+                batches = prefetch(batches_of(plan, shardings.batch), first, plan.steps)
                 for step, batch in enumerate(batches, start=first + 1):
                     started = time.perf_counter()
                     state, metrics = train_step(state, frozen, place_batch(batch, shardings.batch))
                     check_held()
                     report.settle()  # of the step before, while this one runs
-                    report.hold(step, metrics, started)
+                    report.held = step, metrics, started
                     last, stopping, loss = step == plan.steps, preempted(step), None
-                    evaluation_due = due(step, loop_config.heldout_every) or due(step, loop_config.watch_every)
-                    checkpoint_due = due(step, loop_config.checkpoint_every) or stopping
+                    evaluation_due = due(step, config.loop.heldout_every) or due(step, config.loop.watch_every)
+                    checkpoint_due = due(step, config.loop.checkpoint_every) or stopping
                     if evaluation_due or checkpoint_due:
                         # A checkpoint is saved after all rows of its step are written and its loss is known.
                         report.settle()
@@ -260,41 +266,40 @@ def train(
 
 
 def none_skipped(state: TrainState) -> TrainState:
-    """The same state with its count of skipped steps at 0."""
     return state._replace(skipped=jax.device_put(np.int32(0), state.skipped.sharding))
 
 
+@dataclass
 class StepReport:
     """Reads a step's metrics after the next step was dispatched, so that the devices do not wait for the host."""
 
-    def __init__(self, log: MetricsLog, progress: Progress, every: int, last: int, nonfinite: str, skipped: int):
-        self._log, self._progress, self._every, self._last = log, progress, every, last
-        self._nonfinite, self._skipped = nonfinite, skipped
-        self._held: tuple[int, Metrics, float] | None = None
-        self._read_at = 0.0
-
-    def hold(self, step: int, metrics: Metrics, started: float) -> None:
-        """Takes the metrics of a step that was dispatched at `started` (`time.perf_counter`)."""
-        self._held = step, metrics, started
+    log: MetricsLog
+    progress: Progress
+    config: TrainConfig
+    last: int
+    skipped: int
+    held: tuple[int, Metrics, float] | None = None
+    """a step, its metrics and when it was dispatched (`time.perf_counter`)"""
+    read_at: float = 0.0
 
     def settle(self) -> None:
         """Waits for the step held, if any, and reports it. NonFiniteStep where its update was not made for good."""
-        if self._held is None:
+        if self.held is None:
             return
-        (step, metrics, started), self._held = self._held, None
+        (step, metrics, started), self.held = self.held, None
         numbers = {name: value.item() for name, value in jax.device_get(metrics)._asdict().items()}
         now = time.perf_counter()
-        seconds, self._read_at = now - max(started, self._read_at), now
-        if numbers["skipped"] > self._skipped:
+        seconds, self.read_at = now - max(started, self.read_at), now
+        if numbers["skipped"] > self.skipped:
             bad = NonFiniteStep(step, numbers["loss"], numbers["gradient_norm"])
-            if self._nonfinite == "stop":
+            if self.config.step.nonfinite == "stop":
                 raise bad
-            self._skipped = numbers["skipped"]
-            say(f"warning: {bad}; its update is left out ({self._skipped} so far)")
+            self.skipped = numbers["skipped"]
+            say(f"warning: {bad}; its update is left out ({self.skipped} so far)")
         numbers["tokens"] = int(numbers["tokens"])
-        self._progress.advance(numbers["loss"], numbers["tokens"], seconds)
-        if step % self._every == 0 or step in (1, self._last):
-            self._log.write(step, **numbers, seconds=round(seconds, 4))
+        self.progress.advance(numbers["loss"], numbers["tokens"], seconds)
+        if step % self.config.loop.log_every == 0 or step in (1, self.last):
+            self.log.write(step, **numbers, seconds=round(seconds, 4))
 
 
 def make_heldout_loss(
@@ -304,7 +309,7 @@ def make_heldout_loss(
     eval_loss = make_eval_loss(make_loss_sums(decoder, held_out.targets_per_row, config.loss_chunk), shardings)
 
     def heldout_loss(trainable: Any, frozen: Any) -> float:
-        batches = map(local_rows(held_out, shardings.batch), range(held_out.steps))
+        batches = map(batches_of(held_out, shardings.batch), range(held_out.steps))
         sums = [eval_loss(trainable, frozen, place_batch(batch, shardings.batch)) for batch in batches]
         total, count = (math.fsum(column) for column in zip(*jax.device_get(sums), strict=True))
         return total / count
@@ -312,7 +317,7 @@ def make_heldout_loss(
     return heldout_loss
 
 
-def local_rows(plan: BatchPlan, sharding: NamedSharding) -> Callable[[int], Batch]:
+def batches_of(plan: BatchPlan, sharding: NamedSharding) -> Callable[[int], Batch]:
     """step -> the rows of its batch that this process feeds to its devices."""
-    held = held_rows(sharding, plan.rows_per_step)
-    return lambda step: plan.rows_at(step, held)
+    rows = local_rows(sharding, plan.rows_per_step)
+    return lambda step: plan.rows_at(step, rows)

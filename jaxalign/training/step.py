@@ -27,6 +27,9 @@ ON_A_CPU: dict[str, bool | str] = {"xla_cpu_experimental_ynn_fusion_type": "LIBR
 """Compiler options: of what XLA hands to its library for CPUs, products alone are faster there than its own code."""
 
 
+REDUCTIONS = ("token_mean", "micro_batch_mean")
+
+
 class TrainState(NamedTuple):
     """All that a step changes. `step` and `skipped`: int32 scalars, steps done and those among them that were left
     out because loss or gradient was not finite; the others float32 trees."""
@@ -74,15 +77,15 @@ class StepConfig:
     passed over: a step costs the rows that it has, not those of the largest step. Less is held in memory, too."""
 
     def __post_init__(self) -> None:
-        if self.nonfinite not in ("stop", "skip"):
-            raise InputError(f"nonfinite is {self.nonfinite!r}: set it to 'stop' or 'skip'")
-        if self.reduction not in ("token_mean", "micro_batch_mean"):
-            raise InputError(f"loss.reduction is {self.reduction!r}: set it to 'token_mean' or 'micro_batch_mean'")
-        for key, number in (("batch.accumulation", self.accumulation), ("loss.chunk", self.loss_chunk)):
-            if number < 1:
-                raise InputError(f"{key}={number}: set it to 1 or more")
-        if self.rows_at_once < 0:
-            raise InputError(f"batch.rows_at_once={self.rows_at_once}: set it to 1 or more, or to 0 for all rows")
+        for key, value, is_right, needed in (
+            ("nonfinite", self.nonfinite, self.nonfinite in ("stop", "skip"), "stop or skip"),
+            ("loss.reduction", self.reduction, self.reduction in REDUCTIONS, " or ".join(REDUCTIONS)),
+            ("batch.accumulation", self.accumulation, self.accumulation > 0, "1 or more"),
+            ("loss.chunk", self.loss_chunk, self.loss_chunk > 0, "1 or more"),
+            ("batch.rows_at_once", self.rows_at_once, self.rows_at_once >= 0, "1 or more, or 0 for all rows"),
+        ):
+            if not is_right:
+                raise InputError(f"{key}={value}: set it to {needed}")
 
 
 LossSums = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
@@ -166,6 +169,7 @@ def make_train_step(
 ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]:
     """The compiled update of (state, frozen, batch [A * n * b, T]). The given state's buffers are consumed."""
     mesh = shardings.batch.mesh
+    make_update = partial(update, loss_sums=loss_sums, optimizer=optimizer, schedule=schedule, config=config)
     block_sharding = NamedSharding(mesh, PartitionSpec(None, None, *batch_spec()))
     is_on_a_cpu = all(device.platform == "cpu" for device in block_sharding.device_set)
 
@@ -176,15 +180,7 @@ def make_train_step(
         # Each block is spread over all devices, whichever of its rows they were given.
         blocks = jax.lax.with_sharding_constraint(blocks, block_sharding)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return update(
-                state,
-                frozen,
-                blocks,
-                loss_sums=loss_sums,
-                optimizer=optimizer,
-                schedule=schedule,
-                config=config,
-            )
+            return make_update(state, frozen, blocks)
 
     return jax.jit(
         step,
@@ -232,7 +228,7 @@ def init_state(trainable: Any, optimizer: optax.GradientTransformation, sharding
     return jax.jit(partial(new_state, optimizer=optimizer), out_shardings=shardings.state)(trainable)
 
 
-def held_rows(sharding: NamedSharding, rows: int) -> np.ndarray:
+def local_rows(sharding: NamedSharding, rows: int) -> np.ndarray:
     """The rows, of a batch of so many, that this process's devices hold: ascending, int [n].
 
     Where the `tensor` axis spans processes, several of them hold the same rows.
@@ -242,5 +238,5 @@ def held_rows(sharding: NamedSharding, rows: int) -> np.ndarray:
 
 
 def place_batch(batch: Batch, sharding: NamedSharding) -> Batch:
-    """The rows `held_rows` of a batch, NumPy arrays, as this process's part of it on the mesh."""
+    """The rows `local_rows` of a batch, NumPy arrays, as this process's part of it on the mesh."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

@@ -29,8 +29,6 @@ def plan(config: ConfigDict, paths: Sequence[str]) -> None:
     if not config.topology:
         raise InputError("--config.topology= is needed: TPU slices, comma-separated, as in v5e:4x4")
     written = files.local_path(config.out) / "plan.json" if config.out else None
-    if written and written.parent.is_file():
-        raise InputError(f"--config.out={config.out}: a file is there; name a folder")
     architecture = architecture_named(config.model)
     jobs = {  # stages that differ in nothing that matters here are one job
         job_of(stage, architecture, topology, program): stage
@@ -62,8 +60,18 @@ def planned_job(job: Job, config: ConfigDict) -> dict[str, Any]:
     job, facts = search(job) if is_searched else (job, facts_of(job))
     planned = make_plan(job, config.model, facts)
     if is_searched and planned["fits"]:
+        found = {
+            "batch.pairs_per_step": 0,
+            "batch.rows_per_step": job.rows,
+            "batch.length": job.length,
+            "batch.accumulation": job.step.accumulation,
+            "batch.rows_at_once": job.step.rows_at_once,
+            **{f"mesh.{axis}": size for axis, size in planned["mesh"].items()},
+            "remat": job.remat,
+        }
+        flags = " ".join(f"--config.{key}={value}" for key, value in found.items())
         planned["batch"]["note"] = (
-            f"found; to train so: {' '.join(flags_of(job))}; longer pairs are not in its rows: `jaxalign data describe "
+            f"found; to train so: {flags}; longer pairs are not in its rows: `jaxalign data describe "
             f"--config.batch.length={job.length}` counts them"
         )
     elif not is_searched and config.batch.pairs_per_step and job.program == "train":
@@ -74,23 +82,6 @@ def planned_job(job: Job, config: ConfigDict) -> dict[str, Any]:
     if not planned["fits"]:
         planned["advice"] = advice(job) if job.program == "train" else []
     return planned
-
-
-def flags_of(job: Job) -> list[str]:
-    """The flags under which `train` takes what a search has chosen."""
-    data, fsdp, tensor = job.mesh
-    chosen = {
-        "batch.pairs_per_step": 0,
-        "batch.rows_per_step": job.rows,
-        "batch.length": job.length,
-        "batch.accumulation": job.step.accumulation,
-        "batch.rows_at_once": job.step.rows_at_once,
-        "mesh.data": data,
-        "mesh.fsdp": fsdp,
-        "mesh.tensor": tensor,
-        "remat": job.remat,
-    }
-    return [f"--config.{key}={value}" for key, value in chosen.items()]
 
 
 def architecture_named(model: str) -> ModelConfig:
@@ -138,8 +129,8 @@ def job_of(config: ConfigDict, architecture: ModelConfig, topology: str, program
         param_dtype=stored_type(config.model) if config.param_dtype == "auto" else config.param_dtype,
         lora=tuning.lora,
         remat=config.remat,
-        optimizer=tuning.optimizer,
-        step=tuning.step,
+        optimizer=tuning.run.optimizer,
+        step=tuning.run.step,
         program=program,  # pyright: ignore[reportArgumentType]: checked above
     )
 

@@ -52,11 +52,7 @@ class Tuning:
     """None: all parameters are tuned."""
     layout: BatchLayout
     """On a mesh whose batch axes are 1."""
-    optimizer: OptimizerConfig
-    step: StepConfig
-    loop: loop.LoopConfig
-    retention: Retention
-    curves: CurvesConfig
+    run: loop.TrainConfig
     watch: Watch | None = None
     """None where nothing is tuned, as in a plan."""
 
@@ -81,17 +77,21 @@ def tuning_of(config: ConfigDict) -> Tuning:
         config,
         None if config.tune == "all" else adapter,
         BatchLayout(**batch),
-        OptimizerConfig(**config.optimizer),
-        StepConfig(
-            config.batch.accumulation,
-            config.loss.reduction,
-            config.loss.chunk,
-            config.nonfinite,
-            config.batch.rows_at_once,
+        loop.TrainConfig(
+            OptimizerConfig(**config.optimizer),
+            StepConfig(
+                config.batch.accumulation,
+                config.loss.reduction,
+                config.loss.chunk,
+                config.nonfinite,
+                config.batch.rows_at_once,
+            ),
+            loop.LoopConfig(config.log_every, config.heldout_every, config.checkpoint_every, config.watch_every),
+            Retention(config.keep_last, config.keep_best),
+            config.seed,
+            path_of(config.resume) if config.resume else None,
+            CurvesConfig(**config.log),
         ),
-        loop.LoopConfig(config.log_every, config.heldout_every, config.checkpoint_every, config.watch_every),
-        Retention(config.keep_last, config.keep_best),
-        CurvesConfig(**config.log),
     )
 
 
@@ -202,32 +202,25 @@ def train_model(
             f"padding), template {template}, {document['trainable_parameters']:,} trainable parameters"
         )
         decoder = replace(model.decoder, lora=lora)
-        loop.train(
+        fingerprint = {
+            "model": weights_sha256(model.params),
+            "template": template,
+            "heldout": config.heldout,
+            "heldout_pairs": heldout.pairs.sha256() if heldout else "",
+            "adapter": weights_sha256(adapter.tree) if adapter else "",
+            "dtype": config.dtype,
+            "param_dtype": model.param_dtype,
+        }
+        loop.run_training(
             replace(decoder, remat=config.remat),
             model.params,
             plan,
             heldout,
-            run=run,
-            mesh=model.mesh,
-            optimizer_config=tuning.optimizer,
-            step_config=tuning.step,
-            loop_config=tuning.loop,
-            retention=tuning.retention,
-            seed=config.seed,
-            document=document,
-            curves=tuning.curves,
-            fingerprint={
-                "model": weights_sha256(model.params),
-                "template": template,
-                "heldout": config.heldout,
-                "heldout_pairs": heldout.pairs.sha256() if heldout else "",
-                "adapter": weights_sha256(adapter.tree) if adapter else "",
-                "dtype": config.dtype,
-                "param_dtype": model.param_dtype,
-            },
-            resume=path_of(config.resume) if config.resume else None,
-            initial_adapter=adapter.tree if adapter else None,
-            hooks=tuning.watch.hooks(model, decoder, shapes) if tuning.watch else (),
+            tuning.run,
+            loop.RunFolder(run, document, fingerprint),
+            model.mesh,
+            adapter.tree if adapter else None,
+            tuning.watch.hooks(model, decoder, shapes) if tuning.watch else (),
         )
 
 

@@ -157,9 +157,9 @@ def test_an_adapter_is_tuned_on_the_base_as_it_is_stored(tmp_path, monkeypatch):
     """As `jaxalign train` does, which quantises each leaf as it is read."""
     model = save_model(tmp_path / "model", width=64)
     seen: list[Any] = []
-    real = loop.train
+    real = loop.run_training
     monkeypatch.setattr(
-        loop, "train", lambda decoder, params, *a, **k: (seen.append(params), real(decoder, params, *a, **k))
+        loop, "run_training", lambda decoder, params, *a, **k: (seen.append(params), real(decoder, params, *a, **k))
     )
     ja.train(ja.load(model, param_dtype="int8"), PAIRS, tmp_path / "run", **TUNING)
     assert seen[0]["layers"]["self_attn"]["q_proj"]["codes"].dtype.name == "int8"

@@ -8,9 +8,9 @@ import torch
 import transformers
 
 from jaxalign.model import architectures
-from jaxalign.planning import machine
+from jaxalign.planning import plan
 from jaxalign.planning.chips import GIB
-from jaxalign.planning.machine import Machine, lines, this_machine, weight_bytes
+from jaxalign.planning.plan import Machine, machine_lines, this_machine, weight_bytes
 
 
 def parameters(name: str) -> tuple[int, int]:
@@ -38,7 +38,7 @@ def test_bytes_of_stored_weights(name):
 
 def words(one: Machine) -> dict[str, list[str]]:
     """The lines by their first word."""
-    return {line.split()[0]: line.split()[1:] for line in lines(one) if line}
+    return {line.split()[0]: line.split()[1:] for line in machine_lines(one) if line}
 
 
 def test_what_fits_is_told_from_what_does_not():
@@ -63,7 +63,7 @@ def test_what_fits_is_told_from_what_does_not():
 )
 def test_memory_of_an_accelerator(monkeypatch, kind, stats, memory):
     device = SimpleNamespace(platform="tpu", device_kind=kind, memory_stats=lambda: stats)
-    monkeypatch.setattr(machine, "jax", SimpleNamespace(local_devices=lambda: [device], device_count=lambda: 8))
+    monkeypatch.setattr(plan, "jax", SimpleNamespace(local_devices=lambda: [device], device_count=lambda: 8))
     assert this_machine() == Machine(kind, 8, memory)
 
 

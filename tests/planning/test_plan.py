@@ -1,4 +1,4 @@
-"""Plans from facts that are made up: what counts as a fit, times, advice, and the table."""
+"""Slices by name and their rates; plans from facts that are made up; the search, with a compiler that is played."""
 
 import json
 import math
@@ -9,11 +9,55 @@ import pytest
 
 from jaxalign.errors import InputError
 from jaxalign.model import architectures
-from jaxalign.planning.chips import GIB, from_json
+from jaxalign.planning.chips import CHIPS, GIB, Job, from_json, parse_slice
 from jaxalign.planning.hlo import COLLECTIVES
-from jaxalign.planning.plan import advice, changes, lines, make_plan, refused_peak, smallest_that_fits, table
+from jaxalign.planning.plan import (
+    COMPILATIONS,
+    advice,
+    candidates,
+    changes,
+    estimate,
+    lines,
+    make_plan,
+    meshes,
+    refused_peak,
+    search,
+    smallest_that_fits,
+    table,
+)
 from tests.defaults import base_step
 from tests.planning.toy import TOY, toy_job
+
+
+def test_a_slice_is_its_chips():
+    pod = parse_slice("v5e:16x16")
+    assert (pod.chips, pod.devices, pod.chip.capacity) == (256, 256, int(15.75 * GIB))
+    # A 7x chip is two devices, with half the chip's rates each.
+    small = parse_slice("tpu7x:2x2x1")
+    assert (small.chips, small.devices, small.flops) == (4, 8, 2307e12 / 2)
+    assert small.vector == 4096 * 2.2e9
+
+
+@pytest.mark.parametrize(("chip", "cores", "units", "side"), [("v5e", 1, 4, 128), ("v5p", 2, 4, 128)])
+def test_the_vector_unit_runs_at_the_clock_of_the_matrix_units(chip: str, cores: int, units: int, side: int):
+    """A matrix unit multiplies and adds side x side numbers a cycle; a vector unit has 4096 ALUs."""
+    clock = CHIPS[chip].flops / (cores * units * side**2 * 2)
+    assert CHIPS[chip].vector == pytest.approx(cores * 4096 * clock, rel=0.01)
+
+
+def test_links_that_a_slice_uses():
+    """50 GB/s one way a link of v5e: two a chip on an axis of 16, which is a ring; one on a shorter axis; none on 1."""
+    assert parse_slice("v5e:16x16").ici == 200e9
+    assert parse_slice("v5e:4x4").ici == 100e9
+    assert parse_slice("v5e:1x1").ici == 0
+    assert parse_slice("v5p:4x4x4").ici == 600e9
+
+
+@pytest.mark.parametrize("name", ["v9:4x4", "v5e", "v5e:4x4x4", "v5e:0x4", "v5e:4by4"])
+def test_what_names_no_slice_is_refused(name):
+    with pytest.raises(InputError, match=r"--config\.topology"):
+        parse_slice(name)
+
 
 CAPACITY = int(15.75 * GIB)
 
@@ -50,22 +94,6 @@ def test_times_are_costs_over_rates():
     assert step["seconds"] == pytest.approx(expected | {"roofline": 0.003, "serial": 0.006})
     assert step["bound"] == "interconnect"
     assert step["tokens_per_second"] == pytest.approx(8 * 32 / 0.003)
-
-
-def test_storages_are_ranked_with_what_it_takes_to_dequantise_them():
-    """Mistral-7B on v6e, a row on each chip: all else alike, the form of most work is the slowest."""
-    mistral = architectures.read("mistral-7b-v0.1")
-    step = base_step(rows_at_once=1, loss_chunk=256)
-    job = toy_job(architecture=mistral, topology="v6e:2x4", length=512, dtype="bfloat16", step=step)
-    plans = {
-        stored: make_plan(replace(job, param_dtype=stored), "mistral", facts_with(0))
-        for stored in ("nf4", "int8", "bfloat16")
-    }
-    seconds = {stored: plan["step"]["seconds"] for stored, plan in plans.items()}
-    assert seconds["nf4"]["roofline"] > seconds["int8"]["roofline"] > seconds["bfloat16"]["roofline"]
-    assert plans["nf4"]["step"]["bound"] == "vector" and seconds["bfloat16"]["vector"] == 0
-    assert plans["nf4"]["vector_operations"] == seconds["nf4"]["vector"] * 4096 * 1.75e9
-    assert "vector unit" in "\n".join(lines(plans["nf4"]))
 
 
 @pytest.mark.parametrize(
@@ -123,3 +151,76 @@ def test_a_job_survives_json():
     llama = toy_job(architecture=architectures.read("llama-3.1-8b"), lora=None)
     for one in (job, llama):
         assert from_json(json.loads(json.dumps(asdict(one)))) == one
+
+
+LIMIT = int(0.95 * CAPACITY)
+
+
+def mistral_job(**changes: Any) -> Job:
+    mistral = architectures.read("mistral-7b-v0.1")
+    job = toy_job(architecture=mistral, topology="v5e:2x4", mesh=(1, 8, 1), rows=16, length=1024, dtype="bfloat16")
+    return replace(job, param_dtype="bfloat16", **changes)
+
+
+def compiler(share: float, asked: list[Job]):
+    """Says that a program takes so much of what is estimated."""
+
+    def facts_of(job: Job) -> dict[str, Any]:
+        asked.append(job)
+        return facts_with(int(share * estimate(job).memory))
+
+    return facts_of
+
+
+def test_it_compiles_three_at_most_and_returns_one_that_fits():
+    asked: list[Job] = []
+    best, facts = search(mistral_job(), compiler(1.0, asked))
+    assert best in asked and len(set(asked)) == len(asked) <= COMPILATIONS
+    assert facts["memory"]["temp"] <= LIMIT
+    assert all(estimate(job).memory <= LIMIT for job in asked)
+
+
+def test_a_larger_program_than_estimated_makes_the_others_larger_too():
+    asked: list[Job] = []
+    _, facts = search(mistral_job(), compiler(1.5, asked))
+    assert estimate(asked[1]).memory * 1.5 <= LIMIT * 1.01
+    assert facts["memory"]["temp"] <= LIMIT
+
+
+def test_where_nothing_fits_the_smallest_is_returned():
+    asked: list[Job] = []
+    job = replace(mistral_job(topology="v5e:1x1"), param_dtype="float32")
+    best, facts = search(job, compiler(1.0, asked))
+    assert len(asked) == 1 and facts["memory"]["temp"] > LIMIT
+    assert estimate(best).memory == min(candidate.estimate.memory for candidate in candidates(job))
+
+
+def test_meshes_use_every_device_and_cut_no_head():
+    assert set(meshes(8, 2)) == {(8, 1, 1), (4, 2, 1), (2, 4, 1), (1, 8, 1), (4, 1, 2), (2, 2, 2), (1, 4, 2)}
+
+
+def test_where_weights_are_dequantised_more_rows_at_once_are_faster():
+    """Once for all rows of a device: of few rows it is what bounds, of many the products are."""
+    job = replace(
+        mistral_job(), topology="v6e:2x4", mesh=(8, 1, 1), length=512, remat="full", step=base_step(loss_chunk=256)
+    )
+
+    def speed(rows_of_a_device: int, stored: str) -> float:
+        return estimate(replace(job, rows=8 * rows_of_a_device, param_dtype=stored)).tokens_per_second
+
+    assert speed(2, "nf4") == pytest.approx(2 * speed(1, "nf4"))
+    assert speed(1, "nf4") < 0.5 * speed(1, "bfloat16")
+    assert speed(8, "nf4") == speed(8, "bfloat16") == speed(1, "bfloat16")
+
+
+def test_of_batches_that_are_estimated_alike_the_largest_that_fits_is_tried_first():
+    """The estimate knows no memory traffic, in which a larger batch is ahead."""
+    asked: list[Job] = []
+    search(mistral_job(), compiler(1.0, asked))
+    first = estimate(asked[0])
+    alike = [
+        one.job.rows * one.job.length
+        for one in candidates(mistral_job())
+        if round(one.estimate.tokens_per_second) == round(first.tokens_per_second) and one.estimate.memory <= LIMIT
+    ]
+    assert min(alike) < asked[0].rows * asked[0].length == max(alike)

@@ -35,7 +35,7 @@ def test_scoring_computes_rows_behind_the_prefix():
 def test_the_lens_reads_every_layer_at_one_position_behind_the_prefix():
     job = toy_job(program="lens", mesh=(1, 1, 1), rows=4, length=64)
     expected = flops.projections(TOY, 4 * 64) + flops.attention(TOY, TOY.layers * 4 * 64 * (PREFIX + 64))
-    expected += flops.head(TOY, TOY.layers * 4)
+    expected += flops.logits(TOY, TOY.layers * 4)
     assert costs_on_cpu(job).flops == pytest.approx(expected, rel=0.01)
 
 

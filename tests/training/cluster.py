@@ -25,7 +25,7 @@ from jaxalign.errors import Preempted
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.transformer import Decoder
 from jaxalign.model.weights import Index, Leaf, load_params, place_on
-from jaxalign.training.loop import Hook, train
+from jaxalign.training.loop import Hook, RunFolder, TrainConfig, run_training
 from tests.defaults import base_layout, base_loop, base_optimizer, base_retention, base_step
 from tests.training.tiny_runs import LORA, mesh_of, random_pairs, tiny_plan
 
@@ -75,20 +75,20 @@ def train_job(
             os.kill(os.getpid(), signal.Signals[send])
         return {}
 
-    return train(
+    return run_training(
         Decoder(CONFIG, ADAPTERS.get(tune)),
         base_params(),
         tiny_plan(STEPS, accumulation=2, row_multiple=row_multiple),
         heldout_plan(random_pairs(20, seed=9), base_layout(8, row_multiple=row_multiple)),
-        run=Path(run),
-        mesh=mesh,
-        optimizer_config=base_optimizer(learning_rate=1e-3 if tune == "all" else 1e-2),
-        step_config=base_step(accumulation=2),
-        loop_config=base_loop(log_every=1, heldout_every=1, checkpoint_every=checkpoint_every, watch_every=1),
-        retention=base_retention(),
-        seed=0,
-        document={"config": {"model": "tiny"}},
-        fingerprint={"model": "tiny"},
+        TrainConfig(
+            base_optimizer(learning_rate=1e-3 if tune == "all" else 1e-2),
+            base_step(accumulation=2),
+            base_loop(log_every=1, heldout_every=1, checkpoint_every=checkpoint_every, watch_every=1),
+            base_retention(),
+            seed=0,
+        ),
+        RunFolder(Path(run), {"config": {"model": "tiny"}}, {"model": "tiny"}),
+        mesh,
         hooks=[hook, *hooks],
     )
 

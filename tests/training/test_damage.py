@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from jaxalign.errors import InputError
-from jaxalign.training.checkpoint import open_checkpoints, read_trained, start
+from jaxalign.training.checkpoint import beginning, open_checkpoints, read_trained
 from tests.defaults import base_optimizer, base_retention
 from tests.training.tiny_runs import tiny_run
 from tests.training.whole_runs import (
@@ -58,16 +58,14 @@ def largest_file(checkpoint: Path) -> Path:
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_newest_checkpoint_is_set_aside_for_the_one_before(tmp_path, finished, damage, capsys):
-    run = tmp_path / "run"
-    shutil.copytree(finished[0], run)
-    DAMAGE[damage](largest_file(run / "checkpoints" / "9" / "trainable"))
-    trained = tiny_training(run)
+def test_a_damaged_newest_checkpoint_is_set_aside_for_the_one_before(copy, finished, damage, capsys):
+    DAMAGE[damage](largest_file(copy / "checkpoints" / "9" / "trainable"))
+    trained = tiny_training(copy)
     said = capsys.readouterr().err
-    assert "warning: " in said and f"{run / 'checkpoints' / '9'} is damaged" in said
-    assert (run / "damaged" / "9" / "record").is_dir() and kept_steps(run) == [8, 9]
+    assert "warning: " in said and f"{copy / 'checkpoints' / '9'} is damaged" in said
+    assert (copy / "damaged" / "9" / "record").is_dir() and kept_steps(copy) == [8, 9]
     assert_equal_bits(trained, finished[1])
-    assert timeless(metrics(run)) == timeless(metrics(finished[0]))
+    assert timeless(metrics(copy)) == timeless(metrics(finished[0]))
 
 
 def caused(error: Exception, cause: Exception) -> Exception:
@@ -88,39 +86,35 @@ def caused(error: Exception, cause: Exception) -> Exception:
         caused(Exception("Encountered error while reading array index"), ValueError("PERMISSION_DENIED: 403")),
     ],
 )
-def test_errors_that_say_nothing_against_a_checkpoint_end_the_run(tmp_path, finished, monkeypatch, error):
+def test_errors_that_say_nothing_against_a_checkpoint_end_the_run(copy, finished, monkeypatch, error):
     def fail(*_: Any, **__: Any):
         raise error
 
-    run = tmp_path / "run"
-    shutil.copytree(finished[0], run)
     with monkeypatch.context() as patch:
         patch.setattr(ocp.StandardCheckpointHandler, "restore", fail)
         for read in (tiny_training, read_trained):
             with pytest.raises(type(error)) as caught:
-                read(run)
+                read(copy)
             assert caught.value is error
-    assert kept_steps(run) == [8, 9] and not (run / "damaged").exists()
-    assert_equal_bits(tiny_training(run), finished[1])
+    assert kept_steps(copy) == [8, 9] and not (copy / "damaged").exists()
+    assert_equal_bits(tiny_training(copy), finished[1])
 
 
 @pytest.mark.parametrize("damage", [*DAMAGE, "another's"])
-def test_damaged_parameters_are_not_read(tmp_path, finished, damage):
-    run = tmp_path / "run"
-    shutil.copytree(finished[0], run)
-    assert_equal_bits(read_trained(run).collections, finished[1])
-    trainable = run / "checkpoints" / "9" / "trainable"
+def test_damaged_parameters_are_not_read(copy, finished, damage):
+    assert_equal_bits(read_trained(copy).collections, finished[1])
+    trainable = copy / "checkpoints" / "9" / "trainable"
     if damage in DAMAGE:
         DAMAGE[damage](largest_file(trainable))
     else:
         # Whole files with other numbers in them, which only their digest tells.
         shutil.rmtree(trainable)
-        shutil.copytree(run / "checkpoints" / "8" / "trainable", trainable)
+        shutil.copytree(copy / "checkpoints" / "8" / "trainable", trainable)
     with pytest.raises(InputError, match=r"checkpoints/9 is damaged \(.*\); start the run again"):
-        read_trained(run)
+        read_trained(copy)
     # That advice helps.
-    tiny_training(run)
-    assert_equal_bits(read_trained(run).collections, finished[1])
+    tiny_training(copy)
+    assert_equal_bits(read_trained(copy).collections, finished[1])
 
 
 def write(content: bytes) -> Callable[[Path], None]:
@@ -150,42 +144,36 @@ def rename_key(file: Path) -> None:
         ("record/metadata", rename_key),
     ],
 )
-def test_damaged_metadata_is_told_alike_by_all_who_read_it(tmp_path, finished, capsys, file, damage):
+def test_damaged_metadata_is_told_alike_by_all_who_read_it(copy, finished, capsys, file, damage):
     """Whoever evaluates or exports reads what is whole, or is told to start the run again, which then helps."""
-    run = tmp_path / "run"
-    shutil.copytree(finished[0], run)
-    damage(run / "checkpoints" / "9" / file)
+    damage(copy / "checkpoints" / "9" / file)
     try:
-        assert_equal_bits(read_trained(run).collections, finished[1])
+        assert_equal_bits(read_trained(copy).collections, finished[1])
     except InputError as refusal:
         assert "checkpoints/9 is damaged" in str(refusal) and "start the run again" in str(refusal)
-    assert_equal_bits(tiny_training(run), finished[1])
-    assert "warning: " in capsys.readouterr().err and (run / "damaged" / "9").is_dir()
-    assert_equal_bits(read_trained(run).collections, finished[1])
+    assert_equal_bits(tiny_training(copy), finished[1])
+    assert "warning: " in capsys.readouterr().err and (copy / "damaged" / "9").is_dir()
+    assert_equal_bits(read_trained(copy).collections, finished[1])
 
 
-def test_a_record_with_another_alpha_is_damaged(tmp_path, finished):
-    run = tmp_path / "run"
-    shutil.copytree(finished[0], run)
-    file = run / "checkpoints" / "9" / "record" / "metadata"
+def test_a_record_with_another_alpha_is_damaged(copy, finished):
+    file = copy / "checkpoints" / "9" / "record" / "metadata"
     record = json.loads(file.read_text())
     record["lora"]["alpha"] *= 2
     file.write_text(json.dumps(record))
     with pytest.raises(InputError, match=r"checkpoints/9 is damaged \(its record is not the one that was saved"):
-        read_trained(run)
-    assert_equal_bits(tiny_training(run), finished[1])
+        read_trained(copy)
+    assert_equal_bits(tiny_training(copy), finished[1])
 
 
-def test_a_damaged_date_is_named(tmp_path, finished):
-    run = tmp_path / "run"
-    shutil.copytree(finished[0], run)
-    file = run / "checkpoints" / "9" / "_CHECKPOINT_METADATA"
+def test_a_damaged_date_is_named(copy, finished):
+    file = copy / "checkpoints" / "9" / "_CHECKPOINT_METADATA"
     file.write_text("[1]")
     for read in (read_trained, tiny_training):
         with pytest.raises(InputError, match=f"{file}: damaged; delete this file"):
-            read(run)
+            read(copy)
     file.unlink()
-    assert_equal_bits(tiny_training(run), finished[1])
+    assert_equal_bits(tiny_training(copy), finished[1])
 
 
 @pytest.mark.slow
@@ -198,7 +186,7 @@ def test_no_damage_to_any_file_goes_unnoticed_or_ends_a_run(tmp_path, finished):
 
     def state_in(folder: Path) -> tuple[int, Any]:
         with open_checkpoints(folder, base_retention()) as checkpoints:
-            step, state, _ = start(checkpoints, None, like, lambda: like, fingerprint)
+            step, state, _ = beginning(checkpoints, None, like, lambda: like, fingerprint)
             return step, jax.device_get((state.trainable, state.opt_state))
 
     saved = {9: state_in(run)[1]}
@@ -228,18 +216,14 @@ def test_no_damage_to_any_file_goes_unnoticed_or_ends_a_run(tmp_path, finished):
     assert {begun_with[damage, "record/metadata"] for damage in DAMAGE} == {8}
 
 
-def test_all_checkpoints_damaged_is_a_fresh_start(tmp_path, finished):
-    run = tmp_path / "run"
-    shutil.copytree(finished[0], run)
+def test_all_checkpoints_damaged_is_a_fresh_start(copy, finished):
     for step in (8, 9):
-        cut_off(largest_file(run / "checkpoints" / str(step) / "optimizer"))
-    assert_equal_bits(tiny_training(run), finished[1])
+        cut_off(largest_file(copy / "checkpoints" / str(step) / "optimizer"))
+    assert_equal_bits(tiny_training(copy), finished[1])
 
 
-def test_a_damaged_named_run_is_refused(tmp_path, finished):
-    run = tmp_path / "run"
-    shutil.copytree(finished[0], run)
-    garble(largest_file(run / "checkpoints" / "9" / "trainable"))
+def test_a_damaged_named_run_is_refused(tmp_path, copy):
+    garble(largest_file(copy / "checkpoints" / "9" / "trainable"))
     with pytest.raises(InputError, match=r"run: checkpoint 9 is damaged"):
-        tiny_training(tmp_path / "next", resume=run)
-    assert (run / "checkpoints" / "9").is_dir()
+        tiny_training(tmp_path / "next", resume=copy)
+    assert (copy / "checkpoints" / "9").is_dir()

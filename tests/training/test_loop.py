@@ -91,10 +91,10 @@ def test_a_finished_run_says_so_and_does_nothing(undisturbed, capsys):
     ("changes", "key"),
     [
         ({"fingerprint": {"model": "another"}}, "model was 'tiny' and is now 'another'"),
-        ({"optimizer_config": base_optimizer(learning_rate=2e-2)}, "optimizer.learning_rate was 0.01"),
+        ({"optimizer": base_optimizer(learning_rate=2e-2)}, "optimizer.learning_rate was 0.01"),
         ({"plan": tiny_plan(STEPS, accumulation=2, packed=False)}, "batch.packed"),
         ({"decoder": Decoder(MODEL.config, LoraConfig(2, 8.0))}, "lora.rank was 4 and is now 2"),
-        ({"step_config": base_step(accumulation=1)}, "batch.accumulation was 2 and is now 1"),
+        ({"step": base_step(accumulation=1)}, "batch.accumulation was 2 and is now 1"),
     ],
 )
 def test_another_fingerprint_is_refused(undisturbed, changes, key):
@@ -118,7 +118,7 @@ def test_an_initial_adapter_is_the_start_and_stays_usable(tmp_path):
     # The first update of a warm-up is one of learning rate 0.
     warming = base_optimizer(learning_rate=1e-2, warmup_fraction=1.0)
     plan = tiny_plan(1, accumulation=2)
-    trained = tiny_training(tmp_path, initial_adapter=start, plan=plan, optimizer_config=warming)
+    trained = tiny_training(tmp_path, initial_adapter=start, plan=plan, optimizer=warming)
     assert_equal_bits(trained["lora"], jax.device_get(start))
 
 
@@ -139,7 +139,7 @@ def test_full_tuning_trains_the_parameters(tmp_path):
 def test_rows_are_written_every_so_many_steps(tmp_path):
     tiny_training(
         tmp_path,
-        loop_config=base_loop(log_every=4, heldout_every=3, checkpoint_every=5, watch_every=2),
+        loop=base_loop(log_every=4, heldout_every=3, checkpoint_every=5, watch_every=2),
         hooks=[interrupt_at(-1)],
     )
     rows = metrics(tmp_path)
@@ -176,7 +176,7 @@ def test_steps_are_dispatched_ahead_compile_once_and_move_nothing(tmp_path, monk
 
     monkeypatch.setattr(loop, "make_train_step", make_watched)
     monkeypatch.setattr(loop.MetricsLog, "write", write_watched)
-    tiny_training(tmp_path, held_out=None, loop_config=base_loop(log_every=1, checkpoint_every=STEPS))
+    tiny_training(tmp_path, held_out=None, loop=base_loop(log_every=1, checkpoint_every=STEPS))
     assert events_of("dispatched") == events_of("read") == list(range(1, STEPS + 1))
     for step in range(1, STEPS):
         assert events.index(("dispatched", step + 1)) < events.index(("read", step))

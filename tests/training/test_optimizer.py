@@ -76,17 +76,11 @@ def test_state_is_float32():
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("float32"), jnp.dtype("int32")}
 
 
-@pytest.mark.parametrize("wrong", [{"warmup_fraction": 1.5}, {"learning_rate": 0.0}, {"clip_norm": -1.0}])
-def test_impossible_settings_are_refused(wrong):
-    with pytest.raises(InputError, match=next(iter(wrong))):
-        base_optimizer(**wrong)
-
-
 @pytest.mark.parametrize(
     ("key", "values"),
     [
         ("learning_rate", (0.0, -1.0, np.nan, np.inf)),
-        ("warmup_fraction", (-0.1, 1.1, np.nan)),
+        ("warmup_fraction", (-0.1, 1.1, 1.5, np.nan)),
         ("weight_decay", (-1e-9, np.nan, np.inf)),
         ("b1", (-0.1, 1.0, 1.5, np.nan)),
         ("b2", (-0.1, 1.0, np.nan)),

@@ -17,7 +17,7 @@ from jaxalign.model.sharding import batch_spec
 from jaxalign.model.weights import save_params
 from jaxalign.runtime import join_processes
 from jaxalign.training.checkpoint import open_checkpoints
-from jaxalign.training.step import held_rows
+from jaxalign.training.step import local_rows
 from tests.training import cluster
 from tests.training.tiny_runs import mesh_of
 from tests.training.whole_runs import metrics
@@ -136,11 +136,11 @@ def test_rows_follow_the_devices(monkeypatch):
 
     monkeypatch.setattr(NamedSharding, "addressable_devices_indices_map", of_first_four)
     for shape, rows in (((8, 1, 1), [0, 1, 2, 3]), ((2, 2, 2), [0, 1, 2, 3]), ((1, 1, 8), range(8))):
-        held = held_rows(NamedSharding(mesh_of(*shape), batch_spec()), 8)
+        held = local_rows(NamedSharding(mesh_of(*shape), batch_spec()), 8)
         assert held.tolist() == list(rows), shape
     # Devices that a torus has put in another order.
     mesh = jax.sharding.Mesh(np.array(jax.devices())[[0, 4, 1, 5, 2, 6, 3, 7]].reshape(8, 1, 1), mesh_of().axis_names)
-    assert held_rows(NamedSharding(mesh, batch_spec()), 16).tolist() == [0, 1, 4, 5, 8, 9, 12, 13]
+    assert local_rows(NamedSharding(mesh, batch_spec()), 16).tolist() == [0, 1, 4, 5, 8, 9, 12, 13]
 
 
 @pytest.mark.parametrize(

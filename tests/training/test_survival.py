@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -53,7 +52,7 @@ def broken_params() -> Any:
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_rows_on_disk(tmp_path, capsys):
     bad = BAD_STEPS[0]
     assert 1 < bad < STEPS
-    settings: dict[str, Any] = {"plan": RARE_PLAN, "held_out": None, "loop_config": base_loop(1, 9, 9, 9)}
+    settings: dict[str, Any] = {"plan": RARE_PLAN, "held_out": None, "loop": base_loop(1, 9, 9, 9)}
     undisturbed = tiny_training(tmp_path / "undisturbed", **settings)
 
     run = tmp_path / "run"
@@ -84,7 +83,7 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path, capsys):
         params=broken_params(),
         plan=RARE_PLAN,
         held_out=None,
-        step_config=SKIP,
+        step=SKIP,
         initial_adapter=random_adapter(MODEL.config),
     )
     rows = metrics(run)
@@ -117,9 +116,7 @@ def notice_at(step: int) -> Callable[[int, Any], dict[str, float]]:
 
 def test_skips_of_an_earlier_call_are_no_reason_to_stop(tmp_path):
     with pytest.raises(Preempted):
-        tiny_training(
-            tmp_path, params=broken_params(), plan=RARE_PLAN, step_config=SKIP, hooks=[notice_at(BAD_STEPS[0])]
-        )
+        tiny_training(tmp_path, params=broken_params(), plan=RARE_PLAN, step=SKIP, hooks=[notice_at(BAD_STEPS[0])])
     assert metrics(tmp_path)[-1]["skipped"] == 1
     before = read_trained(tmp_path).collections
     after = tiny_training(tmp_path, plan=RARE_PLAN)
@@ -133,7 +130,7 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
     run = tmp_path / "run"
     settings: dict[str, Any] = {
         "retention": base_retention(last=2, best=2),
-        "loop_config": base_loop(1, heldout_every=1, checkpoint_every=1, watch_every=1),
+        "loop": base_loop(1, heldout_every=1, checkpoint_every=1, watch_every=1),
         "held_out": None,
         "hooks": [lambda step, collections: {"heldout_loss": heights[step]}],
     }
@@ -151,19 +148,17 @@ def test_impossible_numbers_of_checkpoints_are_refused(wrong):
         base_retention(**wrong)
 
 
-def test_a_longer_run_is_told_the_way_that_exists(tmp_path, finished):
+def test_a_longer_run_is_told_the_way_that_exists(copy):
     """Its learning rates would be others from the first step on."""
-    run = tmp_path / "run"
-    shutil.copytree(finished[0], run)
     longer = tiny_plan(STEPS + 3, accumulation=2, row_multiple=4)
     with pytest.raises(InputError, match=f"steps was {STEPS} and is now {STEPS + 3}") as caught:
-        tiny_training(run, plan=longer)
+        tiny_training(copy, plan=longer)
     said = str(caught.value)
-    assert f"--config.adapter={run} trains on" in said and f"--config.resume={run} keeps optimizer" in said
+    assert f"--config.adapter={copy} trains on" in said and f"--config.resume={copy} keeps optimizer" in said
     assert "total_steps" not in said
     # Of a plan that has become longer by itself.
     with pytest.raises(InputError, match="the number of its steps was 9 and is now 12"):
-        check_fingerprint({"total_steps": 9}, {"total_steps": 12}, run)
+        check_fingerprint({"total_steps": 9}, {"total_steps": 12}, copy)
 
 
 @pytest.mark.parametrize("name", ["run[1]", "run*", "a?/run", "a\\b", "logs:/run", "logs:"])

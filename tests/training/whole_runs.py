@@ -1,18 +1,21 @@
 """Whole runs of the training loop on a tiny model, for the tests of what a run leaves and survives."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 
-from jaxalign.data.batches import heldout_plan
+from jaxalign.data.batches import BatchPlan, heldout_plan
 from jaxalign.files import AnyPath
 from jaxalign.model.transformer import Decoder
 from jaxalign.training.checkpoint import open_checkpoints
-from jaxalign.training.loop import train
+from jaxalign.training.loop import Hook, RunFolder, TrainConfig, run_training
 from tests.defaults import base_layout, base_loop, base_optimizer, base_retention, base_step
 from tests.model.tiny_models import tiny_case
 from tests.training.tiny_runs import LORA, mesh_of, random_pairs, tiny_plan
@@ -20,31 +23,37 @@ from tests.training.tiny_runs import LORA, mesh_of, random_pairs, tiny_plan
 STEPS = 9
 MODEL = tiny_case("llama_gqa_llama3_rope")
 PLAN = tiny_plan(STEPS, accumulation=2, row_multiple=4)
+HELD_OUT = heldout_plan(random_pairs(20, seed=9), base_layout(8, row_multiple=4))
+CONFIG = TrainConfig(
+    base_optimizer(learning_rate=1e-2),
+    base_step(accumulation=2),
+    base_loop(log_every=1, heldout_every=1, checkpoint_every=2, watch_every=1),
+    base_retention(),
+    seed=0,
+)
 
 
 class Interruption(Exception):
     """Stands for whatever ends a process."""
 
 
-def tiny_training(run: AnyPath, **changes: Any) -> dict[str, Any]:
+def tiny_training(
+    run: AnyPath,
+    decoder: Decoder = Decoder(MODEL.config, LORA),  # noqa: B008 - frozen
+    params: Any = MODEL.params,
+    plan: BatchPlan = PLAN,
+    held_out: BatchPlan | None = HELD_OUT,
+    fingerprint: dict[str, Any] | None = None,
+    mesh: Mesh | None = None,
+    initial_adapter: Any = None,
+    hooks: Sequence[Hook] = (),
+    **settings: Any,
+) -> dict[str, Any]:
     """Nine steps on the tiny Llama: evaluation every step, a checkpoint every second one."""
-    settings: dict[str, Any] = {
-        "run": run,
-        "mesh": mesh_of(),
-        "optimizer_config": base_optimizer(learning_rate=1e-2),
-        "step_config": base_step(accumulation=2),
-        "loop_config": base_loop(log_every=1, heldout_every=1, checkpoint_every=2, watch_every=1),
-        "retention": base_retention(),
-        "seed": 0,
-        "document": {"config": {"model": "tiny", "seed": 0}},
-        "fingerprint": {"model": "tiny"},
-        **changes,
-    }
-    decoder = settings.pop("decoder", Decoder(MODEL.config, LORA))
-    params = settings.pop("params", MODEL.params)
-    plan = settings.pop("plan", PLAN)
-    held_out = settings.pop("held_out", heldout_plan(random_pairs(20, seed=9), base_layout(8, row_multiple=4)))
-    return jax.device_get(train(decoder, params, plan, held_out, **settings))
+    folder = RunFolder(run, {"config": {"model": "tiny", "seed": 0}}, fingerprint or {"model": "tiny"})
+    config = replace(CONFIG, **settings)
+    trained = run_training(decoder, params, plan, held_out, config, folder, mesh or mesh_of(), initial_adapter, hooks)
+    return jax.device_get(trained)
 
 
 def interrupt_at(stop: int):
