@@ -145,7 +145,8 @@ def packaged_gguf() -> Path:
         try:
             parts += [file.locate() for file in metadata.files(name) or [] if ".gguf" in file.name]
         except metadata.PackageNotFoundError:
-            raise InputError(f"{name} is not installed; pip install 'jaxalign[demo]', or name another model") from None
+            hint = "run pip install 'jaxalign[demo]', or name another model"
+            raise InputError(f"{name} is not installed; {hint}") from None
     with whole_file(joined) as partial:
         with partial.open("wb") as destination:
             for part in parts:

@@ -76,7 +76,7 @@ def test_every_stage_is_planned_and_full_tuning_keeps_the_model(ok, toy, tmp_pat
 
     monkeypatch.setattr(compile, "compiled_elsewhere", facts)
     flags = (f"--config.model={toy}", "--config.topology=v5e:1x1", f"--config.out={tmp_path}", "--config.seed=2")
-    ok("plan", f"--config={config}", *flags, "--config.batch.length=128", "--config.param_dtype=bfloat16")
+    ok("plan", f"--config={config}", *flags, "--config.batch.length=128", param_dtype="bfloat16")
     plans = json.loads((tmp_path / "plan.json").read_text())["plans"]
     assert [plan["batch"]["length"] for plan in plans] == [64, 128]
     # The tuned parameters are float32, the model that they were copied from bfloat16.
@@ -97,9 +97,7 @@ def test_several_slices_make_a_table(ok, toy, tmp_path, monkeypatch):
 
     monkeypatch.setattr(compile, "compiled_elsewhere", facts)
     slices = "v5e:1x1,v5e:4x4,v5e:2x4"
-    said = ok(
-        "plan", f"--config.model={toy}", f"--config.topology={slices}", f"--config.out={tmp_path}", "--config.seed=1"
-    )
+    said = ok("plan", model=toy, topology=slices, out=tmp_path, seed="1")
     assert "does not fit: peak 20.00 GiB" in said and "--config.param_dtype=nf4 saves about" in said
     assert [line.split(" | ")[5].split(",")[0] for line in said.splitlines() if line.startswith("| /")] == [
         "no",
@@ -123,7 +121,7 @@ def test_what_a_search_finds_is_said_as_flags(ok, toy, tmp_path, monkeypatch):
 
     monkeypatch.setattr(compile, "compiled_elsewhere", facts)
     command = ("plan", f"--config.model={toy}", "--config.topology=v5e:2x4", "--config.seed=2")
-    said = ok(*command, "--config.fit=true")
+    said = ok(*command, fit="true")
     flags = re.findall(r"--config\.[a-z_.]+=\w+", said)
     searched = len(compiled)
     ok(*command, *flags)
@@ -143,22 +141,22 @@ def test_what_a_search_finds_is_said_as_flags(ok, toy, tmp_path, monkeypatch):
     ],
 )
 def test_bad_settings_are_named(refused, toy, settings, message):
-    assert message in refused("plan", f"--config.model={toy}", *settings)
+    assert message in refused("plan", *settings, model=toy)
 
 
 def test_a_file_in_the_place_of_the_folder_is_noticed_before_the_compiler_runs(refused, toy, tmp_path, monkeypatch):
     monkeypatch.setattr(compile, "compiled_elsewhere", lambda job: pytest.fail("compiled"))
     (tmp_path / "out").touch()
-    assert "a file is there; name a folder" in refused("plan", f"--config.model={toy}", "--config.topology=v5e:2x4")
+    assert "a file is there; name a folder" in refused("plan", model=toy, topology="v5e:2x4")
 
 
 def test_a_slice_that_libtpu_does_not_know(refused, toy):
-    assert "libtpu has no such slice" in refused("plan", f"--config.model={toy}", "--config.topology=v5e:3x5")
+    assert "libtpu has no such slice" in refused("plan", model=toy, topology="v5e:3x5")
 
 
 def test_a_compiler_that_crashes_is_one_line(refused, toy, monkeypatch):
     monkeypatch.setattr(compile.sys, "executable", "/bin/false")
-    said = refused("plan", f"--config.model={toy}", "--config.topology=v5e:4x8")
+    said = refused("plan", model=toy, topology="v5e:4x8")
     assert "v5e:4x8: the compiler ended with code 1" in said
 
 
@@ -167,7 +165,7 @@ def test_a_compiler_that_crashes_is_one_line(refused, toy, monkeypatch):
 def test_full_sizes_on_a_pod(ok, name, tmp_path):
     """Minutes each: every architecture's adapter step compiled for v5e:16x16."""
     mesh = ("--config.mesh.data=2",) if name == "gemma-3-1b" else ()  # whose width divides by 128, and not by 256
-    ok("plan", f"--config.model={name}", "--config.topology=v5e:16x16", *SETTINGS, *mesh, f"--config.out={tmp_path}")
+    ok("plan", "--config.topology=v5e:16x16", *SETTINGS, *mesh, model=name, out=tmp_path)
     (plan,) = json.loads((tmp_path / "plan.json").read_text())["plans"]
     assert plan["fits"]
     assert plan["flops"]["per_step"] == pytest.approx(plan["flops"]["analytic_per_step"], rel=0.05)

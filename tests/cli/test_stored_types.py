@@ -38,7 +38,7 @@ def model(model_folder, tmp_path_factory):
 @pytest.fixture(scope="module")
 def tuned(ok, model, tmp_path_factory):
     run = tmp_path_factory.mktemp("tuned") / "run"
-    ok(*TRAIN, *SHORT, f"--config.model={model}", f"--config.out={run}")
+    ok(*TRAIN, *SHORT, model=model, out=run)
     return run
 
 
@@ -62,7 +62,7 @@ def test_the_base_keeps_its_type_and_the_masses_are_those_of_float32(ok, model, 
     found = {}
     for stored in ("auto", "float32"):
         flags = (f"--config.param_dtype={stored}", f"--config.out={tmp_path / stored}")
-        ok("evaluate", f"--config.model={model}", *FEW, *flags)
+        ok("evaluate", *FEW, *flags, model=model)
         found[stored] = recorded(tmp_path / stored)
     assert (found["auto"][0], found["float32"][0]) == ("bfloat16", "float32")
     for ours, theirs in zip(found["auto"][1], found["float32"][1], strict=True):
@@ -94,10 +94,10 @@ def test_a_merged_export_keeps_the_types_of_the_base_and_is_sharded(ok, model, t
     run = tuned
     if kind == "all":
         run = tmp_path / "run"
-        ok(*TRAIN, *SHORT, "--config.tune=all", f"--config.model={model}", f"--config.out={run}")
+        ok(*TRAIN, *SHORT, tune="all", model=model, out=run)
         assert types(loaded(model, f"--config.adapter={run}").params) == {"float32"}
     out = tmp_path / "merged"
-    ok("export", run, "--config.format=merged", f"--config.model={model}", f"--config.out={out}")
+    ok("export", run, format="merged", model=model, out=out)
     names = {file.name for file in out.glob("*.safetensors")}
     assert len(names) > 1 and f"model-00001-of-{len(names):05}.safetensors" in names
     assert {tensor.dtype.name for name in names for tensor in load_file(out / name).values()} == {"bfloat16"}
@@ -107,7 +107,7 @@ def test_a_merged_export_keeps_the_types_of_the_base_and_is_sharded(ok, model, t
     theirs = transformers.AutoModelForCausalLM.from_pretrained(out)
     assert theirs.dtype == torch.bfloat16
     if kind == "lora":
-        ok("export", run, f"--config.out={tmp_path / 'adapter'}")
+        ok("export", run, out=tmp_path / "adapter")
         base = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         merged_by_peft = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter")).merge_and_unload()
         state = theirs.state_dict()
@@ -127,7 +127,7 @@ def test_a_base_of_mixed_types_is_exported_as_it_is(ok, model, tuned, tmp_path):
     save_file(tensors, mixed / "model.safetensors", metadata={"format": "pt"})
     assert loaded(mixed).param_dtype == "bfloat16+float32"
     out = tmp_path / "merged"
-    ok("export", tuned, "--config.format=merged", f"--config.model={mixed}", f"--config.out={out}")
+    ok("export", tuned, format="merged", model=mixed, out=out)
     found = {name: tensor.dtype for name, tensor in load_file(out / "model.safetensors").items()}
     assert found == {name: tensor.dtype for name, tensor in tensors.items()}
     assert json.loads((out / "config.json").read_text())["torch_dtype"] == "float32"
@@ -136,11 +136,11 @@ def test_a_base_of_mixed_types_is_exported_as_it_is(ok, model, tuned, tmp_path):
 
 def test_neurons_transplanted_into_a_bfloat16_base(ok, model, tuned, tmp_path):
     languages = ("--config.languages=en,de", "--config.rows=0:4", f"--config.out={tmp_path}")
-    ok("probe", f"--config.model={model}", "--config.probes=logit_lens,attribution,pca,geometry,neurons", *languages)
-    ok("neurons", tmp_path / "neuron_counts.npz", "--config.neurons.top_rate=0.2", f"--config.out={tmp_path}")
+    ok("probe", "--config.probes=logit_lens,attribution,pca,geometry,neurons", *languages, model=model)
+    ok("neurons", tmp_path / "neuron_counts.npz", "--config.neurons.top_rate=0.2", out=tmp_path)
     selection = f"--config.neurons.selection={tmp_path / 'selection.npz'}"
     tuned_flags = (f"--config.adapter={tuned}", "--config.probes=transplant", selection)
-    ok("probe", f"--config.model={model}", *tuned_flags, *languages[:2], f"--config.out={tmp_path / 'after'}")
+    ok("probe", *tuned_flags, *languages[:2], model=model, out=tmp_path / "after")
     nats = np.load(tmp_path / "after" / "transplant.npz")["nats"]
     assert np.isfinite(nats).all() and not np.array_equal(nats[0], nats[1])
 

@@ -31,7 +31,7 @@ from tests.two_processes import JAXALIGN, REPOSITORY, end_of, start_two
 )
 def test_another_run_s_folder_is_refused_by_name(jaxalign, run, model_folder, change, named):
     kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    code, _, err = jaxalign(*TRAIN, f"--config.model={model_folder}", f"--config.out={run}", f"--config.{change}")
+    code, _, err = jaxalign(*TRAIN, f"--config.{change}", model=model_folder, out=run)
     assert code == 2 and "cannot continue this run" in err and named in err
     assert err.splitlines()[-1].startswith("jaxalign: ")
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == kept
@@ -83,13 +83,13 @@ def test_a_new_run_starts_from_a_named_one(jaxalign, ok, model_folder, tmp_path)
     """From a copy that has lost its last checkpoint, as of a run cut off in the middle, to the same end."""
     first, cut_off, second = tmp_path / "first", tmp_path / "cut_off", tmp_path / "second"
     command = (*TRAIN, "--config.checkpoint_every=5", f"--config.model={model_folder}")
-    ok(*command, f"--config.out={first}")
+    ok(*command, out=first)
     shutil.copytree(first, cut_off)
     shutil.rmtree(cut_off / "checkpoints/10")
     resume = f"--config.resume={cut_off}"
-    code, _, err = jaxalign(*command, resume, "--config.seed=7", f"--config.out={second}")
+    code, _, err = jaxalign(*command, resume, seed="7", out=second)
     assert code == 2 and "seed was 42 and is now 7" in err and not (second / "run.json").exists()
-    ok(*command, resume, f"--config.out={second}")
+    ok(*command, resume, out=second)
     steps = [json.loads(line)["step"] for line in (second / "metrics.jsonl").read_text().splitlines()]
     assert min(steps) == 5 and max(steps) == 10
     ours, theirs = read_trained(second), read_trained(first)
@@ -149,10 +149,10 @@ def test_a_full_disk_is_one_line(model_folder, tmp_path):
 def test_a_longer_run_is_told_the_way_that_exists(jaxalign, ok, run, model_folder, tmp_path):
     """And that way works: the adapter is tuned on in a new folder."""
     command = (*TRAIN, f"--config.model={model_folder}")
-    code, _, err = jaxalign(*command, "--config.epochs=5", f"--config.out={run}")
+    code, _, err = jaxalign(*command, epochs="5", out=run)
     assert code == 2 and "epochs was 2 and is now 5" in err and "total_steps" not in err
     assert f"--config.adapter={run} trains on" in err and f"--config.resume={run} keeps optimizer" in err
-    ok(*command, "--config.epochs=1", f"--config.adapter={run}", f"--config.out={tmp_path / 'next'}")
+    ok(*command, epochs="1", adapter=run, out=tmp_path / "next")
     first, last = rows_of(tmp_path / "next")[0], rows_of(run)[-1]
     np.testing.assert_allclose(first["heldout_loss"], last["heldout_loss"], rtol=1e-6)
 
