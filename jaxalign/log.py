@@ -42,8 +42,8 @@ class CurvesConfig:
     A package that is not installed raises InputError.
     """
 
-    tensorboard: bool = False
-    wandb: str = ""
+    tensorboard: bool
+    wandb: str
 
     def __post_init__(self) -> None:
         for package, wanted in (("tensorboard", self.tensorboard), ("wandb", self.wandb)):
@@ -168,7 +168,7 @@ class MetricsLog:
         self,
         path: files.AnyPath,
         keep_through: int,
-        curves: CurvesConfig = CurvesConfig(),
+        curves: CurvesConfig | None = None,
         document: Mapping[str, Any] | None = None,
     ):
         self._path, self._file, self._uploaded_at = path, None, time.monotonic()
@@ -176,9 +176,9 @@ class MetricsLog:
         if is_first_process():
             kept = [row for row in whole_rows(path) if row["step"] <= keep_through]
             files.write_json_lines(path, kept)
-            if curves.tensorboard:
+            if curves and curves.tensorboard:
                 self._curves.append(TensorBoard(path.parent / "tensorboard", keep_through))
-            if curves.wandb:
+            if curves and curves.wandb:
                 self._curves.append(WandB(curves.wandb, path.parent, kept, keep_through, document or {}))
             if files.is_remote(path):
                 self._file = io.StringIO(files.read_text(path))

@@ -127,7 +127,7 @@ def train(
     resume: files.AnyPath | None = None,
     initial_adapter: Any = None,
     hooks: Sequence[Hook] = (),
-    curves: CurvesConfig = CurvesConfig(),  # noqa: B008 - frozen
+    curves: CurvesConfig | None = None,
 ) -> dict[str, Any]:
     """Runs the plan to its end and returns the trained collection, {"lora": ...} or {"params": ...}.
 

@@ -18,12 +18,13 @@ from jaxalign.model.lora import LoraConfig, lora_shapes, projection_sizes
 from jaxalign.model.peft import load_adapter, save_adapter
 from jaxalign.model.transformer import Decoder
 from jaxalign.model.weights import load_params
+from tests.defaults import base_lora
 from tests.model.tiny_inputs import logits_of, plain
 from tests.model.tiny_models import FAMILIES, tiny_case
 from tests.model.vision import in_transformers, save_vision_model
 
 QWEN = tiny_case("qwen2").config
-EVERYWHERE = LoraConfig(3, 12.0, tuple(projection_sizes(QWEN)))
+EVERYWHERE = base_lora(3, 12.0, tuple(projection_sizes(QWEN)))
 TOKENS = np.arange(2, 2 + 2 * 9, dtype=np.int32).reshape(2, 9)
 
 
@@ -52,7 +53,7 @@ def torch_logits(model):
 @pytest.mark.parametrize(
     ("case", "lora"),
     [
-        *((case, LoraConfig(4, 8.0)) for case in FAMILIES),
+        *((case, base_lora(4, 8.0)) for case in FAMILIES),
         ("qwen2", EVERYWHERE),
         ("llama_biases", dataclasses.replace(EVERYWHERE, dora=True)),
         ("gemma3_text", dataclasses.replace(EVERYWHERE, rslora=True, dora=True)),
@@ -120,7 +121,7 @@ def test_round_trip_is_exact_and_whole(rslora, dora, tmp_path):
 def saved(folder, **changes):
     """A saved adapter with keys of its adapter_config.json changed; returns the model's config."""
     config = QWEN
-    lora = LoraConfig(2, 4.0)
+    lora = base_lora(2, 4.0)
     save_adapter(folder, random_adapter(config, lora), lora, "tiny")
     document = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(document | changes))
@@ -319,7 +320,7 @@ def test_bfloat16_factors_are_widened(tmp_path):
 
 
 def test_an_adapter_of_a_model_on_the_hub_names_it_and_its_commit(tmp_path):
-    lora = LoraConfig(2, 4.0)
+    lora = base_lora(2, 4.0)
     save_adapter(tmp_path, random_adapter(QWEN, lora), lora, "org/model@c0ffee")
     named = peft.PeftConfig.from_pretrained(str(tmp_path))
     assert (named.base_model_name_or_path, named.revision) == ("org/model", "c0ffee")
@@ -368,7 +369,7 @@ def test_we_take_an_adapter_of_a_gemma_with_vision(vision, targets, found, tmp_p
             torch.nn.init.normal_(parameter, std=0.2)
     adapted.save_pretrained(str(tmp_path))
     lora, tree = load_adapter(tmp_path, config)
-    assert lora == LoraConfig(3, 5.0, found)
+    assert lora == base_lora(3, 5.0, found)
     assert ("vision tower" in capsys.readouterr().err) == (targets in (["q_proj", "v_proj"], "all-linear"))
     ours = our_logits(config, lora, params, tree)
     np.testing.assert_allclose(ours, torch_logits(adapted), atol=1e-4, rtol=1e-4)
