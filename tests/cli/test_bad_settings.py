@@ -9,11 +9,7 @@ import pytest
 
 from jaxalign.configuration import config_with
 from jaxalign.errors import InputError
-
-EVALUATE = ("evaluate", "--config.languages=en,de", "--config.rows=0:2")
-PROBE = ("probe", "--config.languages=en,de", "--config.rows=0:4")
-TRAIN = ("train", "--config.tasks=paws", "--config.build.sources=de", "--config.steps=2")
-BUILD = ("data", "build", "--config.build.sources=de")
+from tests.cli.test_bad_files import BUILD, EVALUATE, PROBE, TRAIN
 
 OF_EVALUATE = [
     ("languages=en,dee", "unknown language 'dee'; known: en zh"),

@@ -1,7 +1,5 @@
 """`gs://` on the command line: a run there is trained, exported and evaluated; results are refused a place there."""
 
-from pathlib import Path
-
 import pytest
 
 from jaxalign import files
@@ -10,6 +8,7 @@ from jaxalign.errors import InputError
 from jaxalign.verbs.train import stage_configs
 from tests.cli.conftest import TRAIN
 from tests.fake_storage import ABSENT
+from tests.reporting.folders import write_evaluation
 
 
 def test_a_run_in_a_bucket_is_exported_and_evaluated(ok, model_folder, adapter, run, storage, tmp_path, monkeypatch):
@@ -37,14 +36,17 @@ def test_a_run_in_a_bucket_is_exported_and_evaluated(ok, model_folder, adapter, 
         ("data", "build", "--config.tasks=paws"),
         ("plan", "--config.topology=v5e:2x2"),
         ("demo",),
+        ("report", "before", "before"),
+        ("compare", "before", "before"),
     ],
 )
 def test_results_are_refused_a_bucket(jaxalign, model_folder, tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
+    write_evaluation(tmp_path / "before", {("emotion", "en"): 0.6})
     code, _, err = jaxalign(*command, model=model_folder, out="gs://bucket/results")
     assert code == 2 and err.count("\n") == 1
     assert "gs://bucket/results: only training runs are written to gs://" in err
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["before"]
 
 
 def test_what_is_no_run_in_a_bucket_is_refused(refused, model_folder, storage):
@@ -60,16 +62,6 @@ def test_a_bucket_that_is_not_there_is_noticed_first(jaxalign, tmp_path, storage
     assert said[0] == 2 and said[2] == f"jaxalign: gs://{ABSENT}: no such bucket, or none that this account may " + (
         "list; create it first\n"
     )
-
-
-@pytest.mark.parametrize("verb", ["report", "compare"])
-def test_reports_are_refused_a_bucket(jaxalign, ok, model_folder, tmp_path, monkeypatch, verb):
-    monkeypatch.chdir(tmp_path)
-    settings = ("--config.languages=en", "--config.rows=0:2", "--config.tasks=paws")
-    ok("evaluate", *settings, model=model_folder, out="before")
-    code, _, err = jaxalign(verb, "before", "before", out="gs://bucket/results")
-    assert code == 2 and "only training runs are written to gs://" in err
-    assert not Path("gs:").exists()
 
 
 def test_stages_in_a_bucket(storage):

@@ -105,23 +105,6 @@ def test_what_is_watched_at_the_end_is_what_the_finished_run_shows(ok, model_fol
         np.testing.assert_allclose([numbers[f"pca_correlation/{code}"] for code in ("zh", "th")], r, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("flag", "said"),
-    [
-        (
-            "--config.watch=accuracy,loss",
-            "cannot watch 'loss'; choose accuracy, open_answers, logit_lens, attribution, pca, geometry, neurons",
-        ),
-        ("--config.watch_languages=zh", "pca compares with en"),
-        ("--config.watch_every=0", "watch_every=0: set it to 1 or more"),
-    ],
-)
-def test_what_cannot_be_watched_is_refused(jaxalign, tmp_path, flag, said):
-    code, _, err = jaxalign(*TRAIN, *WATCH, flag, model="nowhere", out=tmp_path / "run")
-    assert code == 2 and said in err and len(err.splitlines()) == 1
-    assert not (tmp_path / "run").exists()
-
-
 def test_tensorboard_shows_the_rows_of_metrics(ok, model_folder, tmp_path):
     run = tmp_path / "run"
     command = ("train", "--config.tasks=paws", "--config.build.sources=de", "--config.steps=3", "--config.log_every=1")
