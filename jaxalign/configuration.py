@@ -48,7 +48,7 @@ def shipped_configs() -> Path:
 
 
 def load_config(name_or_file: str) -> ConfigDict:
-    """`get_config()` of a Python file, or of a shipped config by its name, as changes of the base config."""
+    """`get_config()` of a Python file or a shipped config, as changes of the base config."""
     path = Path(name_or_file)
     if path.suffix != ".py":
         path = shipped_configs() / f"{name_or_file}.py"
@@ -175,7 +175,7 @@ def changed(config: ConfigDict, **values: Any) -> ConfigDict:
 
 
 def command() -> str:
-    """The command line as it was given, with `~` for home; from Python, that of the program which called."""
+    """The command line as it was given, with `~` for home."""
     program = Path(sys.argv[0])
     name = "jaxalign" if program.stem in ("jaxalign", "__main__") else program.name
     return shlex.join(recorded([name, *sys.argv[1:]]))

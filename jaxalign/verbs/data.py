@@ -21,7 +21,7 @@ from jaxalign.verbs.settings import chosen_languages, chosen_tasks, out_folder, 
 
 
 def build(config: ConfigDict, paths: Sequence[str]) -> None:
-    """Writes the translation examples that the config describes to `config.out`, a .json file or a folder."""
+    """Writes translation examples to `config.out`, a .json file or a folder."""
     out = out_folder(config)
     file = out if out.suffix == ".json" else out / "pairs.json"
     pairs = build_pairs(config)
@@ -71,7 +71,7 @@ def import_clone(config: ConfigDict, paths: Sequence[str]) -> None:
 
 
 def validate(config: ConfigDict, paths: Sequence[str]) -> None:
-    """Prints every error of the files, one a line; InputError if there is any."""
+    """Prints every error of the files; InputError if there is any."""
     errors = {file: found for path in paths for file, found in check.errors_of(Path(path), rendering(config)).items()}
     messages = [message for found in errors.values() for message in found]
     for message in messages:
@@ -142,7 +142,6 @@ def test_rows(config: ConfigDict, pairs: Sequence[QuestionPair]) -> list[dict[st
 
 
 def described_lines(document: Mapping[str, Any]) -> Iterator[str]:
-    """The document for the terminal."""
     directions = ", ".join(f"{name} {count:,}" for name, count in document["directions"].items())
     yield f"{sum(document['pairs'].values()):,} pairs ({directions})"
     yield ""

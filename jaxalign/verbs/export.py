@@ -15,7 +15,7 @@ from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,13 +75,13 @@ def export(config: ConfigDict, paths: Sequence[str]) -> None:
     with files.whole_folder(out) as folder:
         if is_adapter:
             config = changed(config, model=config.model or base)
-        else:
-            export_model(config, run, folder)
         place = place_here(config.model)
         if is_adapter:
             lora, tree = read_adapter(run)
             decoder = decoder_name(place) if place else record.document.get("decoder", "model")
             save_adapter(folder, tree, lora, named, decoder)
+        else:
+            export_model(config, run, folder)
         certificate = certify(folder, changed(config, adapter=paths[0]))
         refuse_faults(certificate, out, "nothing was written")
         files.write_json(folder / "certificate.json", certificate)
@@ -339,27 +339,14 @@ def compared(folder: Path, config: ConfigDict, is_adapter: bool) -> dict[str, An
             "base_tokenizer": facts_of_tokenizer(source.tokenizer),
         }
         del source
-    found = independent_run(folder, None, tokens) if base is None else independent_run(base.path, folder, tokens)
-    return document | {
-        "logits": difference(logits, found.logits, "float32"),
-        "tied_head": {"config": tied_head, "independent": found.tied_head},
-        "independent_scale": found.scale,
-        "independent": found.versions,
-    }
+    theirs, facts = independent_run(base.path if base else folder, folder if base else None, tokens)
+    facts["tied_head"] = {"config": tied_head, "independent": facts["tied_head"]}
+    return document | {"logits": difference(logits, theirs, "float32"), **facts}
 
 
-class Independent(NamedTuple):
-    """What the other libraries make of a folder: logits float32 [B, T, V], and the facts that they run it with."""
-
-    logits: np.ndarray
-    tied_head: bool
-    scale: float | None
-    """What peft multiplies A B with; None without an adapter."""
-    versions: dict[str, str]
-
-
-def independent_run(model: Path, adapter: Path | None, tokens: np.ndarray) -> Independent:
-    """The model folder, with the PEFT folder on it if there is one, applied to tokens int [B, T], in float32.
+def independent_run(model: Path, adapter: Path | None, tokens: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    """What other libraries make of a model folder, with a PEFT folder on it: logits float32 [B, T, V] of tokens int
+    [B, T], and whether its head is tied, by what peft multiplies A B (None without an adapter), and their versions.
 
     The one place of the package that imports torch and peft (the extra `verify`), and it does so only when asked.
     """
@@ -386,7 +373,8 @@ def independent_run(model: Path, adapter: Path | None, tokens: np.ndarray) -> In
         names.append("peft")
     with torch.no_grad():
         logits = network.eval()(torch.from_numpy(tokens).long()).logits.numpy()
-    return Independent(logits, tied, scale, {name: metadata.version(name) for name in names})
+    versions = {name: metadata.version(name) for name in names}
+    return logits, {"tied_head": tied, "independent_scale": scale, "independent": versions}
 
 
 def faults_of(document: Mapping[str, Any]) -> list[str]:
