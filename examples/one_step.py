@@ -2,12 +2,11 @@
 
     python examples/one_step.py
 
-A random Llama of four layers, whose tokens are bytes: no file is read or written. Shapes: B rows,
-T positions, L layers, D width, V vocabulary.
+A random Llama of four layers, whose tokens are bytes: nothing is fetched or written. Shapes: B rows, T positions,
+L layers, D width, V vocabulary.
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.configuration import config_with
@@ -34,23 +33,20 @@ MODEL = ModelConfig(
     rope_base=10_000.0,
     tied_head=False,
 )
+SETTINGS = {
+    "lora": {"rank": 4},
+    "batch": {"pairs_per_step": 4, "length": 64},
+    "optimizer": {"learning_rate": 1e-2, "warmup_fraction": 0.0},
+}
+"""Other values of the keys of configs/base.py; `tuning_of` makes of them what training takes."""
 END = 0
 """The end-of-text token; the others are the bytes of UTF-8."""
 PAIRS = (("Sehr gut!", "Very good!"), ("Nicht gut.", "Not good."), ("很好!", "Very good!"), ("不好。", "Not good."))
 
 
 def main() -> dict[str, float]:
-    """The loss of the step, that of the same batch afterwards, and the mass on a label's first byte."""
-    # Settings are the keys of configs/base.py, here as the values that training takes.
-    settings = tuning_of(
-        config_with(
-            {
-                "lora": {"rank": 4},
-                "batch": {"pairs_per_step": 4, "length": 64},
-                "optimizer": {"learning_rate": 1e-2, "warmup_fraction": 0.0},
-            }
-        )
-    )
+    """The batch's loss before and after the step, and the masses on labels' first bytes."""
+    settings = tuning_of(config_with(SETTINGS))
 
     # Pairs -> a plan of all steps; the batch is a function of the step, several pairs to a row.
     rendered = [(list(f"{prompt} English: ".encode()), [*response.encode(), END]) for prompt, response in PAIRS]
@@ -82,17 +78,16 @@ def main() -> dict[str, float]:
     )
     labels = pad_label_sets([[ord("V")], [ord("N")]])
     logits = decoder.apply(adapted, output.hidden[:, -1], method="logits")  # float32 [1, V]
-    very, not_ = label_masses(logits, labels)[0, :2]
+    masses = label_masses(logits, labels)[0]
 
     # The logit lens is the same readout of an earlier layer: output.taps [L, 1, D].
     early = decoder.apply(adapted, decoder.apply(adapted, output.taps[1], method="final_norm"), method="logits")
     return {
         "loss": float(metrics.loss),
         "loss after the step": float(total / count),
-        "mass on V": float(very),
-        "mass on N": float(not_),
+        "mass on V": float(masses[0]),
+        "mass on N": float(masses[1]),
         "mass on V, as layer 2 has it": float(label_masses(early, labels)[0, 0]),
-        "length of layer 2's state": float(jnp.linalg.norm(output.taps[1])),
     }
 
 

@@ -102,7 +102,7 @@ def test_memory_that_runs_out_is_no_fault_of_ours(refused, model_folder, monkeyp
     def fail(*_: object) -> None:
         raise MemoryError("Unable to allocate 7 EiB")
 
-    monkeypatch.setattr("jaxalign.verbs.train.fit_pairs", fail)
+    monkeypatch.setattr("jaxalign.data.batches.fit_pairs", fail)
     said = refused(*TRAIN, model=model_folder)
     assert "memory ran out (Unable to allocate 7 EiB)" in said and "--config.batch.rows_at_once" in said
 

@@ -13,6 +13,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 from transformers.utils import logging
 
+from jaxalign import loading
 from jaxalign.verbs import export
 
 
@@ -154,7 +155,7 @@ def test_an_adapter_written_wrong_is_not_exported(refused, run, model_folder, mo
 
 
 def test_a_model_merged_wrong_is_not_exported(refused, run, model_folder, monkeypatch):
-    monkeypatch.setattr(export, "merged", lambda model, _: model)  # the base alone
+    monkeypatch.setattr(loading, "merged", lambda model, _: model)  # the base alone
     command = ("export", run, "--config.format=merged", f"--config.model={model_folder}")
     assert "merged against adapter differ" in refused(*command)
 

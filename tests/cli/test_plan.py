@@ -28,6 +28,23 @@ SETTINGS = (
 )
 
 
+@pytest.fixture
+def play(monkeypatch):
+    """Plays the compiler: of each job it finds what `facts_of` says, and else what would fit anywhere."""
+
+    def call(facts_of):
+        def facts(job):
+            sizes = {"argument": 0, "output": 0, "alias": 0, "temp": 2**30, "generated_code": 0}
+            costs = {"flops": 1e9, "bfloat16_flops": 1e9, "bytes": 1000, "collectives": {}}
+            known = {"mesh": list(job.mesh), "arguments": {"parameters": 1000}, "compile_seconds": 1.0}
+            found = facts_of(job)
+            return known | ({} if "refused" in found else {"costs": costs, "memory": sizes}) | found
+
+        monkeypatch.setattr(compile, "compiled_elsewhere", facts)
+
+    return call
+
+
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory) -> Path:
     """A model folder without weights."""
@@ -58,8 +75,8 @@ def test_a_toy_step_on_eight_chips(ok, toy, tmp_path, monkeypatch):
     assert ok(*command) == said
 
 
-def test_every_stage_is_planned_and_full_tuning_keeps_the_model(ok, toy, tmp_path, monkeypatch):
-    """With a compiler that is played; of three stages two are one job."""
+def test_every_stage_is_planned_and_full_tuning_keeps_the_model(ok, toy, tmp_path, play):
+    """Of three stages two are one job."""
     config = tmp_path / "staged.py"
     config.write_text(
         "from jaxalign.configuration import load_config\n\n\ndef get_config():\n    config = load_config('base')\n"
@@ -68,13 +85,9 @@ def test_every_stage_is_planned_and_full_tuning_keeps_the_model(ok, toy, tmp_pat
 
     def facts(job):
         sizes = {"argument": 0, "output": 0, "alias": 0, "temp": job.length, "generated_code": 0}
-        known = {"mesh": [1, 1, 1], "arguments": {"parameters": 4000, "optimizer": 8000}, "compile_seconds": 1.0}
-        return known | {
-            "costs": {"flops": 1e9, "bfloat16_flops": 1e9, "bytes": 1000, "collectives": {}},
-            "memory": sizes,
-        }
+        return {"mesh": [1, 1, 1], "arguments": {"parameters": 4000, "optimizer": 8000}, "memory": sizes}
 
-    monkeypatch.setattr(compile, "compiled_elsewhere", facts)
+    play(facts)
     flags = (f"--config.model={toy}", "--config.topology=v5e:1x1", f"--config.out={tmp_path}", "--config.seed=2")
     ok("plan", f"--config={config}", *flags, "--config.batch.length=128", param_dtype="bfloat16")
     plans = json.loads((tmp_path / "plan.json").read_text())["plans"]
@@ -84,18 +97,15 @@ def test_every_stage_is_planned_and_full_tuning_keeps_the_model(ok, toy, tmp_pat
     assert [plan["memory"]["peak"] for plan in plans] == [4000 + 8000 + 2000 + length for length in (64, 128)]
 
 
-def test_several_slices_make_a_table(ok, toy, tmp_path, monkeypatch):
-    """With a compiler that is played: the small slice is too small."""
+def test_several_slices_make_a_table(ok, toy, tmp_path, play):
+    """The small one is too small."""
 
     def facts(job):
         chips = {"v5e:1x1": 1, "v5e:2x4": 8, "v5e:4x4": 16}[job.topology]
-        refused = {"refused": "HLO temporaries (20.00G) exceeds available HBM (15.75G)"}
-        costs = {"flops": 1e9, "bfloat16_flops": 1e9, "bytes": 1000, "collectives": {}}
-        sizes = {"argument": 0, "output": 0, "alias": 0, "temp": 2**30, "generated_code": 0}
-        known = {"mesh": [1, chips, 1], "arguments": {"parameters": 1000}, "compile_seconds": 1.0}
-        return known | (refused if chips == 1 else {"costs": costs, "memory": sizes})
+        refused = {"refused": "HLO temporaries (20.00G) exceeds available HBM (15.75G)"} if chips == 1 else {}
+        return {"mesh": [1, chips, 1], **refused}
 
-    monkeypatch.setattr(compile, "compiled_elsewhere", facts)
+    play(facts)
     slices = "v5e:1x1,v5e:4x4,v5e:2x4"
     said = ok("plan", model=toy, topology=slices, out=tmp_path, seed="1")
     assert "does not fit: peak 20.00 GiB" in said and "--config.param_dtype=nf4 saves about" in said
@@ -108,18 +118,9 @@ def test_several_slices_make_a_table(ok, toy, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "plan.json").read_text())["smallest_that_fits"] == "v5e:2x4"
 
 
-def test_what_a_search_finds_is_said_as_flags(ok, toy, tmp_path, monkeypatch):
-    """With a compiler that is played: everything fits."""
+def test_what_a_search_finds_is_said_as_flags(ok, toy, play):
     compiled = []
-
-    def facts(job):
-        compiled.append(job)
-        costs = {"flops": 1e9, "bfloat16_flops": 1e9, "bytes": 1000, "collectives": {}}
-        sizes = {"argument": 0, "output": 0, "alias": 0, "temp": 2**30, "generated_code": 0}
-        known = {"mesh": list(job.mesh), "arguments": {"parameters": 1000}, "compile_seconds": 1.0}
-        return known | {"costs": costs, "memory": sizes}
-
-    monkeypatch.setattr(compile, "compiled_elsewhere", facts)
+    play(lambda job: compiled.append(job) or {})
     command = ("plan", f"--config.model={toy}", "--config.topology=v5e:2x4", "--config.seed=2")
     said = ok(*command, fit="true")
     flags = re.findall(r"--config\.[a-z_.]+=\w+", said)

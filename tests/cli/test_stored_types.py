@@ -1,6 +1,7 @@
 """The base as its checkpoint stores it: evaluated, tuned, probed and exported from a folder of bfloat16 weights."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -118,10 +119,7 @@ def test_a_merged_export_keeps_the_types_of_the_base_and_is_sharded(ok, model, t
 
 def test_a_base_of_mixed_types_is_exported_as_it_is(ok, model, tuned, tmp_path):
     """transformers loads such a file in float32 all through, so config.json says so; no weight is rounded anew."""
-    mixed = tmp_path / "mixed"
-    mixed.mkdir()
-    for file in model.iterdir():
-        (mixed / file.name).write_bytes(file.read_bytes())
+    mixed = shutil.copytree(model, tmp_path / "mixed")
     tensors = load_file(mixed / "model.safetensors")
     tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].astype(np.float32)
     save_file(tensors, mixed / "model.safetensors", metadata={"format": "pt"})
@@ -157,10 +155,7 @@ def test_a_plan_counts_the_type_that_is_stored(model, tmp_path):
 
 def test_a_head_of_its_own_is_used_throughout(ok, model, tuned, tmp_path, jaxalign):
     """LLaMA-Factory 10560: config.json ties, the file holds another head; evaluated and exported untied."""
-    other = tmp_path / "other"
-    other.mkdir()
-    for file in model.iterdir():
-        (other / file.name).write_bytes(file.read_bytes())
+    other = shutil.copytree(model, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
     assert config["tie_word_embeddings"] is False
     (other / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
@@ -169,8 +164,7 @@ def test_a_head_of_its_own_is_used_throughout(ok, model, tuned, tmp_path, jaxali
     jax.tree.map(np.testing.assert_array_equal, untied.params, loaded(model).params)
     warn.cache_clear()
     out = tmp_path / "merged"
-    command = ("export", tuned, "--config.format=merged", f"--config.model={other}", f"--config.out={out}")
-    code, _, err = jaxalign(*command)
+    code, _, err = jaxalign("export", tuned, format="merged", model=other, out=out)
     assert code == 0 and "ties the head" in err, err
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
     assert jnp.bfloat16 == load_file(out / "model.safetensors")["lm_head.weight"].dtype

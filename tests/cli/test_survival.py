@@ -19,6 +19,9 @@ from jaxalign.training.checkpoint import check_fingerprint, read_trained
 from tests.cli.conftest import TRAIN
 from tests.two_processes import JAXALIGN, REPOSITORY, end_of, start_two
 
+PROCESS = [sys.executable, *JAXALIGN]
+ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
+
 
 @pytest.mark.parametrize(
     ("change", "named"),
@@ -100,14 +103,8 @@ def test_sigterm_saves_and_ends_with_75(ok, model_folder, tmp_path, run):
     """Told to stop at any step, and started again, the run ends as the undisturbed one."""
     stopped = tmp_path / "run"
     command = [*TRAIN, f"--config.model={model_folder}", f"--config.out={stopped}"]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", "XDG_CACHE_HOME": str(tmp_path)}
-    process = subprocess.Popen(
-        [sys.executable, *JAXALIGN, *command],
-        cwd=REPOSITORY,
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    environment = os.environ | ENVIRONMENT | {"XDG_CACHE_HOME": str(tmp_path)}
+    process = subprocess.Popen([*PROCESS, *command], cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not (stopped / "metrics.jsonl").exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
@@ -125,22 +122,11 @@ def test_a_full_disk_is_one_line(model_folder, tmp_path):
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))
 
-    command = [*TRAIN, "--config.lora.rank=256", "--config.steps=2", f"--config.model={model_folder}"]
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_ENABLE_COMPILATION_CACHE": "false",
-        "XDG_CACHE_HOME": str(tmp_path),
-    }
     run = tmp_path / "run"
-    done = subprocess.run(
-        [sys.executable, *JAXALIGN, *command, f"--config.out={run}"],
-        cwd=REPOSITORY,
-        env=environment,
-        preexec_fn=limit,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [*TRAIN, "--config.lora.rank=256", "--config.steps=2", f"--config.model={model_folder}"]
+    environment = os.environ | ENVIRONMENT | {"JAX_ENABLE_COMPILATION_CACHE": "false", "XDG_CACHE_HOME": str(tmp_path)}
+    command = [*PROCESS, *command, f"--config.out={run}"]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, preexec_fn=limit, capture_output=True, text=True)
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 2 and f"jaxalign: {run}" in last and "cannot be written whole (File too large)" in last
     assert "Traceback" not in done.stderr and not (run / "checkpoints" / "2").exists()

@@ -167,8 +167,8 @@ def test_code_spans(text, span):
 )
 def test_the_licence_of_a_folder(tmp_path, name, content, licence):
     (tmp_path / name).write_text(content)
-    assert stated_licence(str(tmp_path)) == licence
-    assert stated_licence(str(tmp_path / "absent")) is None
+    assert stated_licence(tmp_path) == licence
+    assert stated_licence(tmp_path / "absent") is None
 
 
 @pytest.mark.parametrize("licence", ["gemma", None])
@@ -180,4 +180,4 @@ def test_the_licence_of_a_gguf_file(tmp_path, licence):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    assert stated_licence(str(tmp_path / "model.gguf")) == licence
+    assert stated_licence(tmp_path / "model.gguf") == licence
