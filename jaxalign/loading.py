@@ -160,7 +160,6 @@ def packaged_gguf() -> Path:
 
 
 def config_and_tokenizer(path: Path) -> tuple[ModelConfig, Tokenizer]:
-    """What is known of a model before its weights are read."""
     if path.is_dir():
         config, tokenizer = read_config(path), load_tokenizer(path)
     elif path.is_file():
@@ -175,7 +174,7 @@ def config_and_tokenizer(path: Path) -> tuple[ModelConfig, Tokenizer]:
 
 
 def with_adapter(model: Model, path: AnyPath) -> Model:
-    """The model as a PEFT folder or a training run has tuned it: with an adapter, or with parameters of its own."""
+    """The model as a PEFT folder or a training run has tuned it."""
     model = replace(model, adapter_name=model_name(path))
     if not (path / "checkpoints").is_dir():
         if not isinstance(path, Path):

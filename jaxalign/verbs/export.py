@@ -58,11 +58,8 @@ REASON = (
 
 
 def export(config: ConfigDict, paths: Sequence[str]) -> None:
-    """Writes the newest state of a run to `config.out`, in `config.format`, with its certificate and model card.
-
-    Further paths are evaluations (of the run, of its base) whose scores the card shows. An export that does not hold
-    against the independent path leaves nothing behind.
-    """
+    """Writes the newest state of a run to `config.out`, with a certificate, and a card that shows the evaluations among
+    the paths. An export that does not hold against the independent path leaves nothing behind."""
     run, results = files.path_of(paths[0]), [read_results(Path(path)) for path in paths[1:]]
     if not (run / "checkpoints").is_dir():
         raise InputError(f"{run}: not a run folder (no checkpoints/ in it); name a folder that train wrote")
@@ -131,7 +128,7 @@ def base_model(config: ConfigDict, record: TrainingRun) -> str:
 
 
 def on_hub(model: str) -> bool:
-    """Whether a record names a model on the hub: with its commit, which a relative path has not."""
+    """Whether a record names a model on the hub: with its commit."""
     found = hub_id(model)
     return found is not None and found.revision is not None
 
@@ -207,9 +204,8 @@ def token_ids(model: Model) -> dict[str, Any]:
 
 
 def verify(config: ConfigDict, paths: Sequence[str]) -> None:
-    """Writes certificate.json of a PEFT folder or a model folder into it, or to `config.out`; faults are an error.
-
-    So are files that changed since the certificate that lies there, which stays where nothing can be compared."""
+    """Writes certificate.json of a PEFT or model folder into it, or to `config.out`; faults are an error, and so are
+    files that changed since the certificate that lies there, which stays where nothing can be compared."""
     folder = Path(paths[0])
     if not any((folder / name).is_file() for name in ("adapter_config.json", "config.json")):
         raise InputError(f"{folder}: no adapter_config.json and no config.json; name a PEFT folder or a model folder")
@@ -231,7 +227,6 @@ def refuse_faults(certificate: Mapping[str, Any], folder: Path, advice: str) -> 
 
 
 def outcome(certificate: Mapping[str, Any]) -> str:
-    """A certificate in one line."""
     if certificate["holds"] == NOT_CHECKED:
         return f"{NOT_CHECKED}: {certificate['reason']}"
     found = certificate["logits"]
@@ -378,7 +373,6 @@ def independent_run(model: Path, adapter: Path | None, tokens: np.ndarray) -> tu
 
 
 def faults_of(document: Mapping[str, Any]) -> list[str]:
-    """Why a compared folder is not what it should be; empty if it is."""
     faults = []
     for name in ("logits", "merged_against_adapter", "against_the_run"):
         found = document.get(name, NOT_CHECKED)

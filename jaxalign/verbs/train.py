@@ -88,11 +88,8 @@ def ready_to_tune(config: ConfigDict) -> Tuning:
 
 
 def train(config: ConfigDict, paths: Sequence[str]) -> None:
-    """Tunes on the pairs of `paths`, or on those that `data build` would make, into the run `config.out`.
-
-    With `config.stages` into one run a stage. Every stage's data is read before the model is; the same command again
-    passes over the stages that are finished.
-    """
+    """Tunes on the pairs of `paths`, or on those that `data build` would make, into the run `config.out`, or with
+    `config.stages` into one run a stage. Every stage's data is read before the model is."""
     stages = [ready_to_tune(stage) for stage in stage_configs(config)]
     files = [list(paths)] * len(stages)
     if len(stages) > 1 and paths:
