@@ -361,7 +361,7 @@ def test_peft_folders(refused, tmp_path, model_folder, adapter, spoil, named):
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [
-        (written("adapter_config.json", "[]"), "a JSON object is needed"),
+        (written("adapter_config.json", "[]"), "an object is needed"),
         (changed("adapter_config.json", base_model_name_or_path=3), "names no model"),
         (changed("adapter_config.json", r=None), "no LoRA adapter"),
         (written("adapter_model.safetensors", "x"), "safetensors"),
@@ -386,7 +386,7 @@ def another_record(folder: Path) -> None:
         (written("run.json", "{}"), "run.json: no field 'languages'", False),
         (changed("run.json", languages={"sources": ["de"], "targets": ["en"], "seen": 3}), "field 'seen'", False),
         (another_record, "its record is not one that was saved", False),
-        (written("run.json", "[]"), "run.json: a JSON object is needed", True),
+        (written("run.json", "[]"), "run.json: an object is needed", True),
         (changed("run.json", files="x"), "field 'files': an array is needed", True),
         (changed("run.json", config={}), "run.json, config: no field 'tune'", True),
         (written("metrics.jsonl", '{"step": 1, "loss": "x"}\n'), "field 'loss': a number is needed", True),
@@ -426,7 +426,7 @@ def first_cell(**fields: Any) -> Spoil:
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [
-        (written("results.json", "[]"), "a JSON object is needed"),
+        (written("results.json", "[]"), "an object is needed"),
         (cut("results.json"), "results.json"),
         (without("results.json"), "no results.json"),
         (first_cell(accuracy_corrected=float("nan")), "field 'accuracy_corrected': nan"),
