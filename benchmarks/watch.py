@@ -33,7 +33,7 @@ from jaxalign.probing.capture import shared_tokens
 from jaxalign.probing.probe import probe_texts
 from jaxalign.verbs.evaluate import chosen_cells, prompt_style
 from jaxalign.verbs.probe import probe_settings
-from jaxalign.verbs.train import lora_config
+from jaxalign.verbs.train import tuning_of
 from jaxalign.verbs.watch import watch_settings
 
 
@@ -96,7 +96,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def step_flops(config: ConfigDict, model: ModelConfig, plan: BatchPlan) -> float:
     """What the mathematics of a step needs, mean of the plan's."""
-    needed = flops.tuning_needs(model, lora_config(config), plan.pairs.lengths.tolist(), plan.pairs.target_counts.sum())
+    needed = flops.tuning_needs(
+        model, tuning_of(config).lora, plan.pairs.lengths.tolist(), plan.pairs.target_counts.sum()
+    )
     return needed / len(plan.pairs) * config.batch.pairs_per_step
 
 

@@ -137,7 +137,7 @@ def probe(model: LoadedModel, out: PathLike, **settings: Any) -> dict[str, Probe
 
 
 def as_list(items: Any) -> list[Any]:
-    """The items of a list or of what else can be iterated over; one path or record alone is a list of one."""
+    """The items; one path or record alone is a list of one."""
     return [items] if isinstance(items, str | Path | QuestionPair | Mapping) else list(items)
 
 

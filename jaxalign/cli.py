@@ -51,7 +51,6 @@ TOGETHER = ("train", "evaluate", "probe")
 
 
 def usage() -> str:
-    """The text of `jaxalign --help`."""
     rows = [(f"{name} {verb.arguments}".strip(), verb.help_line) for name, verb in VERBS.items()]
     width = max(len(call) for call, _ in rows)
     lines = "\n".join(f"  {call:{width}}  {help_line}" for call, help_line in rows)
@@ -65,7 +64,7 @@ def usage() -> str:
 
 
 def split_verb(words: Sequence[str]) -> tuple[str, list[str]]:
-    """The verb that the words begin with, and the words after it, as many as it takes."""
+    """The verb that the words begin with, and the words after it."""
     name = next((name for name in (" ".join(words[:2]), words[0]) if name in VERBS), None)
     if name is None:
         if family := [verb for verb in VERBS if verb.startswith(f"{words[0]} ")]:

@@ -41,14 +41,14 @@ VERSIONS = ("jaxalign", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "n
 
 
 def shipped_configs() -> Path:
-    """The folder of shipped configs: inside the installed package, or at the top of a checkout."""
+    """Inside the installed package, or at the top of a checkout."""
     package = Path(jaxalign.__file__).parent
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
 
 
 def load_config(name_or_file: str) -> ConfigDict:
-    """`get_config()` of a Python file, or of a shipped config by its name, as changes of the base config."""
+    """`get_config()` of a Python file or a shipped config, as changes of the base config."""
     path = Path(name_or_file)
     if path.suffix != ".py":
         path = shipped_configs() / f"{name_or_file}.py"
@@ -100,7 +100,7 @@ def config_from_flags(flags: Sequence[str], default: str) -> ConfigDict:
 
 
 def config_with(settings: Mapping[str, Any], name: str = "base") -> ConfigDict:
-    """A shipped config with other values, given as {key: value} with groups as dicts, locked."""
+    """A shipped config with other values, groups of them as dicts, locked."""
     return change(load_config(name), dict(leaves(settings)), "settings: ").lock()
 
 
@@ -135,7 +135,6 @@ def change(config: ConfigDict, settings: Mapping[Any, Any], where: str) -> Confi
 
 
 def parse_value(key: str, text: str, current: Any) -> Any:
-    """A flag's text as the type of the current value."""
     if isinstance(current, tuple):
         raise InputError(f"--config.{key}={text}: set it in a config file; see configs/qalign_llama2_7b.py")
     if isinstance(current, bool):
@@ -152,7 +151,7 @@ def parse_value(key: str, text: str, current: Any) -> Any:
 
 
 def leaves(settings: ConfigDict | Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every setting; groups are ConfigDicts or dicts."""
+    """(dotted key, value) of every setting."""
     for key, value in settings.items():
         if isinstance(value, ConfigDict | Mapping):
             yield from leaves(value, f"{prefix}{key}.")
@@ -175,14 +174,13 @@ def changed(config: ConfigDict, **values: Any) -> ConfigDict:
 
 
 def command() -> str:
-    """The command line as it was given, with `~` for home; from Python, that of the program which called."""
+    """The command line as it was given, with `~` for home."""
     program = Path(sys.argv[0])
     name = "jaxalign" if program.stem in ("jaxalign", "__main__") else program.name
     return shlex.join(recorded([name, *sys.argv[1:]]))
 
 
 def installed_versions() -> dict[str, str]:
-    """Package versions, Python's, and the kind of device."""
     import jax  # what reads config files needs no devices
 
     packages = {name: metadata.version(name) for name in VERSIONS}

@@ -121,14 +121,12 @@ def load(
 
 
 def chosen(key: str, name: str, choices: Mapping[str, Any]) -> Any:
-    """What a setting names."""
     if name not in choices:
         raise InputError(f"{key}={name}: choose {' or '.join(choices)}")
     return choices[name]
 
 
 def adapter_path(name: str) -> AnyPath:
-    """Where an adapter or run lies: a path here or in a bucket, or on the hub."""
     return path_of(name) if is_remote(name) else local_adapter(name)
 
 
@@ -138,15 +136,21 @@ def model_path(name: str) -> Path:
 
 
 def packaged_gguf() -> Path:
-    """The demonstration model in the user's cache, joined of its parts and checked where it is not there yet."""
+    """The demonstration model in the user's cache, joined of its parts where it is not there yet."""
     joined = runtime.cache_folder() / PACKAGED
     if joined.exists() and sha256_of(joined) == PACKAGED_SHA256:
         return joined
-    parts = [packaged_part(name) for name in PACKAGED_PARTS]
+    parts = []
+    for name in PACKAGED_PARTS:  # found by their metadata; the packages are never imported
+        try:
+            parts += [file.locate() for file in metadata.files(name) or [] if ".gguf" in file.name]
+        except metadata.PackageNotFoundError:
+            hint = "run pip install 'jaxalign[demo]', or name another model"
+            raise InputError(f"{name} is not installed; {hint}") from None
     with whole_file(joined) as partial:
         with partial.open("wb") as destination:
             for part in parts:
-                with part.open("rb") as source:
+                with Path(str(part)).open("rb") as source:
                     shutil.copyfileobj(source, destination, 1 << 22)
         if (found := sha256_of(partial)) != PACKAGED_SHA256:
             raise InputError(
@@ -155,20 +159,7 @@ def packaged_gguf() -> Path:
     return joined
 
 
-def packaged_part(name: str) -> Path:
-    """The part of the GGUF file in one installed package, found by its metadata; the package is never imported."""
-    try:
-        files = metadata.files(name) or []
-    except metadata.PackageNotFoundError:
-        raise InputError(f"{name} is not installed; run pip install 'jaxalign[demo]', or name another model") from None
-    part = next((file for file in files if ".gguf" in file.name), None)
-    if part is None:
-        raise InputError(f"{name}: the package holds no GGUF part; reinstall the demo extra")
-    return Path(str(part.locate()))
-
-
 def config_and_tokenizer(path: Path) -> tuple[ModelConfig, Tokenizer]:
-    """What is known of a model before its weights are read."""
     if path.is_dir():
         config, tokenizer = read_config(path), load_tokenizer(path)
     elif path.is_file():
@@ -183,7 +174,7 @@ def config_and_tokenizer(path: Path) -> tuple[ModelConfig, Tokenizer]:
 
 
 def with_adapter(model: Model, path: AnyPath) -> Model:
-    """The model as a PEFT folder or a training run has tuned it: with an adapter, or with parameters of its own."""
+    """The model as a PEFT folder or a training run has tuned it."""
     model = replace(model, adapter_name=model_name(path))
     if not (path / "checkpoints").is_dir():
         if not isinstance(path, Path):
@@ -205,8 +196,7 @@ def with_adapter(model: Model, path: AnyPath) -> Model:
 
 
 def refuse_changed(folder: Path, names: Collection[str] | None = None) -> None:
-    """InputError where files of a folder (of these names, if they are given) are not those that its certificate.json
-    was made for."""
+    """InputError where files of a folder (of these names, if given) are not those of its certificate.json."""
     path = folder / "certificate.json"
     if not path.is_file():
         return
@@ -224,8 +214,8 @@ def refuse_changed(folder: Path, names: Collection[str] | None = None) -> None:
 
 
 def tuned_params(model: Model, params: Any, path: AnyPath) -> Any:
-    """The parameters of a run that tuned all of them, in the place of the model's own, and no narrower than the
-    arithmetic: what was tuned is less than a bfloat16 can tell apart."""
+    """A run's parameters in the place of the model's own, and no narrower than the arithmetic: what was tuned is less
+    than a bfloat16 can tell apart."""
     if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, model.params):
         raise InputError(f"{path}: tuned parameters of another model than {model.path}")
     dtype = model.decoder.dtype
@@ -237,10 +227,9 @@ def tuned_params(model: Model, params: Any, path: AnyPath) -> Any:
 
 
 def merged(model: Model, param_dtype: str) -> Model:
-    """The model as it is evaluated: its adapter merged into the base weights, which int8 or nf4 then quantises.
+    """The model with its adapter merged into the base weights, whose sum int8 or nf4 then quantises, as in the study.
 
-    So base and tuned model are one structure, and quantisation meets the sum, as in the study. A kernel with an adapter
-    becomes no narrower than the arithmetic: bfloat16 would round much of a small update away.
+    A kernel with an adapter becomes no narrower than the arithmetic: bfloat16 would round a small update away.
     """
     params = model.params
     if model.adapter is not None:

@@ -38,8 +38,8 @@ def is_first_process() -> bool:
 class CurvesConfig:
     """tensorboard: whether event files are written. wandb: the W&B project that rows go to; none if empty."""
 
-    tensorboard: bool = False
-    wandb: str = ""
+    tensorboard: bool
+    wandb: str
 
     def __post_init__(self) -> None:
         for package, wanted in (("tensorboard", self.tensorboard), ("wandb", self.wandb)):
@@ -160,7 +160,7 @@ class MetricsLog:
         self,
         path: files.AnyPath,
         keep_through: int,
-        curves: CurvesConfig = CurvesConfig(),
+        curves: CurvesConfig | None = None,
         document: Mapping[str, Any] | None = None,
     ):
         self._path, self._file, self._uploaded_at = path, None, time.monotonic()
@@ -168,9 +168,9 @@ class MetricsLog:
         if is_first_process():
             kept = [row for row in whole_rows(path) if row["step"] <= keep_through]
             files.write_json_lines(path, kept)
-            if curves.tensorboard:
+            if curves and curves.tensorboard:
                 self._curves.append(TensorBoard(path.parent / "tensorboard", keep_through))
-            if curves.wandb:
+            if curves and curves.wandb:
                 self._curves.append(WandB(curves.wandb, path.parent, kept, keep_through, document or {}))
             if files.is_remote(path):
                 self._file = io.StringIO(files.read_text(path))

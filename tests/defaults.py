@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxalign.configuration import load_config
 from jaxalign.data.batches import BatchLayout
+from jaxalign.model.lora import LoraConfig
 from jaxalign.training.checkpoint import Retention
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizer import OptimizerConfig
@@ -27,6 +28,11 @@ def base_layout(*first: Any, **others: Any) -> BatchLayout:
 
 def base_optimizer(*first: float, **others: float) -> OptimizerConfig:
     return of_base(OptimizerConfig, BASE.optimizer.to_dict(), first, others)
+
+
+def base_lora(*first: Any, **others: Any) -> LoraConfig:
+    base = BASE.lora.to_dict() | {"targets": tuple(BASE.lora.targets.split(","))}
+    return of_base(LoraConfig, base, first, others)
 
 
 def base_step(*first: Any, **others: Any) -> StepConfig:

@@ -15,8 +15,8 @@ from jaxalign.errors import InputError
 from jaxalign.files import path_of, whole_folder
 from jaxalign.log import CurvesConfig, MetricsLog
 
-TENSORBOARD = CurvesConfig(tensorboard=True)
-WANDB = CurvesConfig(wandb="alignment")
+TENSORBOARD = CurvesConfig(tensorboard=True, wandb="")
+WANDB = CurvesConfig(tensorboard=False, wandb="alignment")
 Record: Any = wandb_internal_pb2.Record  # pyright: ignore[reportAttributeAccessIssue] - generated at run time
 CONTINUED = {"loss": [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)], "heldout_loss": [(0, 0.5), (2, 0.25)]}
 """What `begin_and_continue` leaves."""

@@ -30,7 +30,7 @@ every_document = pytest.mark.parametrize("name", DOCUMENTS)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`\n]+)`")
-FOLDERS = "tests|jaxalign|configs|benchmarks|tpu_scripts|notebooks|docs|findings"
+FOLDERS = "tests|jaxalign|configs|benchmarks|examples|tpu_scripts|notebooks|docs|findings"
 FILE = re.compile(rf"(?<![\w./-])(?:{FOLDERS})/[\w./-]*\.(?:py|sh|md|ipynb|svg|png)\b")
 PLACEHOLDER = re.compile(r"\b(?!MODEL\b)[A-Z]{2,}|packaged")
 """What stands for something that the tests do not have."""

@@ -13,6 +13,8 @@ import pytest
 import jaxalign
 from jaxalign.configuration import leaves, load_config
 from jaxalign.data.batches import BatchLayout
+from jaxalign.log import CurvesConfig
+from jaxalign.model.lora import LoraConfig
 from jaxalign.training.checkpoint import Retention
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizer import OptimizerConfig
@@ -108,7 +110,7 @@ def test_the_core_imports_no_satellite():
 
 def test_a_default_stands_in_one_place():
     """In configs/base.py: what settings become has none, and the other configs set only what differs."""
-    for kind in (BatchLayout, OptimizerConfig, StepConfig, LoopConfig, Retention):
+    for kind in (BatchLayout, LoraConfig, OptimizerConfig, StepConfig, LoopConfig, Retention, CurvesConfig):
         given = {field.name for field in fields(kind) if field.default is not MISSING}
         assert given <= {"row_multiple"}, kind  # the mesh's, not a setting
     base = dict(leaves(load_config("base")))

@@ -31,9 +31,9 @@ Factors = Mapping[str, jax.Array]
 class LoraConfig:
     rank: int
     alpha: float
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
-    rslora: bool = False
-    dora: bool = False
+    targets: tuple[str, ...]
+    rslora: bool
+    dora: bool
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not 0 < self.alpha < math.inf:

@@ -7,18 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxalign.data import check
 from jaxalign.data.build import build_examples, write_pairs
-from jaxalign.data.check import (
-    control_characters,
-    describe_labels,
-    describe_languages,
-    doubles,
-    errors_of,
-    rendered_lengths,
-    rows_among,
-    summary,
-    token_lengths,
-)
 from jaxalign.data.pairs import QuestionPair, read_pairs
 from jaxalign.data.study import import_study
 from jaxalign.data.tasks import TASKS, TaskData, parse_rows, task_file
@@ -31,7 +21,7 @@ from jaxalign.verbs.settings import chosen_languages, chosen_tasks, out_folder, 
 
 
 def build(config: ConfigDict, paths: Sequence[str]) -> None:
-    """Writes the translation examples that the config describes to `config.out`, a .json file or a folder."""
+    """Writes translation examples to `config.out`, a .json file or a folder."""
     out = out_folder(config)
     file = out if out.suffix == ".json" else out / "pairs.json"
     pairs = build_pairs(config)
@@ -81,8 +71,8 @@ def import_clone(config: ConfigDict, paths: Sequence[str]) -> None:
 
 
 def validate(config: ConfigDict, paths: Sequence[str]) -> None:
-    """Prints every error of the files, one a line; InputError if there is any."""
-    errors = {file: found for path in paths for file, found in errors_of(Path(path), rendering(config)).items()}
+    """Prints every error of the files; InputError if there is any."""
+    errors = {file: found for path in paths for file, found in check.errors_of(Path(path), rendering(config)).items()}
     messages = [message for found in errors.values() for message in found]
     for message in messages:
         print(one_line(message))
@@ -109,29 +99,29 @@ def describe_files(config: ConfigDict, paths: Sequence[str]) -> dict[str, Any]:
     document: dict[str, Any] = {
         "pairs": {path: len(found) for path, found in of_file.items()},
         "directions": Counter(f"{pair.source_language}→{pair.target_language}" for pair in pairs),
-        **doubles(pairs),
-        "control_characters": control_characters(pairs),
+        **check.doubles(pairs),
+        "control_characters": check.control_characters(pairs),
         "tasks": [task.name for task in tasks],
         "test_rows": test_rows(config, pairs),
     }
     if not config.model:
-        return {**document, "unit": "characters", "languages": describe_languages(pairs, len)}
+        return {**document, "unit": "characters", "languages": check.describe_languages(pairs, len)}
     model_config, tokenizer = config_and_tokenizer(model_path(config.model))
     template = resolve_template(config.template, model_config.family)
-    lengths, limit = rendered_lengths(pairs, template, tokenizer), config.batch.length
+    lengths, limit = check.rendered_lengths(pairs, template, tokenizer), config.batch.length
     too_long = sum(length > limit for length in lengths)
     return {
         **document,
         "unit": "tokens",
-        "languages": describe_languages(pairs, token_lengths(pairs, tokenizer).__getitem__),
+        "languages": check.describe_languages(pairs, check.token_lengths(pairs, tokenizer).__getitem__),
         "rows": {
             "template": template,
-            **summary(lengths),
+            **check.summary(lengths),
             "limit": limit,
             "dropped": too_long if config.batch.too_long == "drop" else 0,
             "cut": too_long if config.batch.too_long == "cut" else 0,
         },
-        "label_words": describe_labels(tasks, languages, tokenizer),
+        "label_words": check.describe_labels(tasks, languages, tokenizer),
     }
 
 
@@ -147,12 +137,11 @@ def test_rows(config: ConfigDict, pairs: Sequence[QuestionPair]) -> list[dict[st
                 continue
             rows = TaskData(data).rows(task, language)
             place = {"task": task.name, "language": language, "count": len(rows)}
-            records.append({**place, "among_the_pairs": rows_among(pairs, task, rows)})
+            records.append({**place, "among_the_pairs": check.rows_among(pairs, task, rows)})
     return records
 
 
 def described_lines(document: Mapping[str, Any]) -> Iterator[str]:
-    """The document for the terminal."""
     directions = ", ".join(f"{name} {count:,}" for name, count in document["directions"].items())
     yield f"{sum(document['pairs'].values()):,} pairs ({directions})"
     yield ""

@@ -15,7 +15,7 @@ from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,35 +23,14 @@ import numpy as np
 from huggingface_hub import metadata_load
 from ml_collections import ConfigDict
 
+from jaxalign import files, loading
 from jaxalign.configuration import changed, command, installed_versions
 from jaxalign.data.fields import read_object
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.tasks import TASKS, TaskData
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
-from jaxalign.files import (
-    MINI,
-    AnyPath,
-    check_writable,
-    local_path,
-    path_of,
-    published,
-    read_json,
-    sha256_of,
-    whole_folder,
-    write_json,
-    write_text,
-)
-from jaxalign.loading import (
-    PARAM_DTYPES,
-    Model,
-    chosen,
-    merged,
-    model_path,
-    refuse_changed,
-    with_adapter,
-    with_stored_base,
-)
+from jaxalign.loading import Model
 from jaxalign.log import say
 from jaxalign.model.config import decoder_name
 from jaxalign.model.gguf import open_gguf
@@ -68,13 +47,10 @@ from jaxalign.verbs.settings import load_model, out_folder
 
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 NOT_CHECKED = "not checked"
+NOT_CERTIFIED = ("certificate.json", "README.md")
 ROWS, POSITIONS = 4, 64
 BOUNDS = {"float32": 2e-4, "float16": 2e-2, "bfloat16": 1e-1}
-"""Largest difference allowed, as a share of the largest logit, by what the weights of one side were rounded to.
-
-In float32 the two sides add the same numbers in another order, which makes 8e-6 of SmolLM2-135M's largest logit and
-2e-5 of Gemma 3 270M's; rounding their weights to bfloat16 makes 1.3e-2 and 6e-3.
-"""
+"""Largest difference allowed, as a share of the largest logit, by what the weights of one side were rounded to."""
 REASON = (
     "a share of the largest logit: 2e-4 in float32, where both sides add the same numbers in another order (measured: "
     "8e-6 to 2e-5); of merged weights that are rounded to bfloat16 1e-1 (measured: 6e-3 to 1.3e-2), to float16 2e-2"
@@ -82,33 +58,30 @@ REASON = (
 
 
 def export(config: ConfigDict, paths: Sequence[str]) -> None:
-    """Writes the newest state of a run to `config.out`, in `config.format`, with its certificate and model card.
-
-    Further paths are evaluations (of the run, of its base) whose scores the card shows. An export that does not hold
-    against the independent path leaves nothing behind.
-    """
-    run, results = path_of(paths[0]), [read_results(Path(path)) for path in paths[1:]]
+    """Writes the newest state of a run to `config.out`, with a certificate, and a card that shows the evaluations among
+    the paths. An export that does not hold against the independent path leaves nothing behind."""
+    run, results = files.path_of(paths[0]), [read_results(Path(path)) for path in paths[1:]]
     if not (run / "checkpoints").is_dir():
         raise InputError(f"{run}: not a run folder (no checkpoints/ in it); name a folder that train wrote")
     record = read_run(run)
     check_recorded(record)
     out = out_folder(config)
-    is_adapter = chosen("format", config.format, {"peft": True, "merged": False})
+    is_adapter = loading.chosen("format", config.format, {"peft": True, "merged": False})
     base = base_model(config, record)
     named = name_from(out, base)
-    with whole_folder(out) as folder:
+    with files.whole_folder(out) as folder:
+        if is_adapter:
+            config = changed(config, model=config.model or base)
+        place = place_here(config.model)
         if is_adapter:
             lora, tree = read_adapter(run)
-            config = changed(config, model=config.model or base)
-            place = place_here(config.model)
             decoder = decoder_name(place) if place else record.document.get("decoder", "model")
             save_adapter(folder, tree, lora, named, decoder)
         else:
             export_model(config, run, folder)
-            place = place_here(config.model)
         certificate = certify(folder, changed(config, adapter=paths[0]))
         refuse_faults(certificate, out, "nothing was written")
-        write_json(folder / "certificate.json", certificate)
+        files.write_json(folder / "certificate.json", certificate)
         hub = hub_id(named) or HubId(named, None)
         card = model_card(
             out.name,
@@ -121,7 +94,7 @@ def export(config: ConfigDict, paths: Sequence[str]) -> None:
             check=outcome(certificate),
             command=command(),
         )
-        write_text(folder / "README.md", card)
+        files.write_text(folder / "README.md", card)
     print(f"{'adapter' if is_adapter else 'model'}: {out}\n{outcome(certificate)}")
     if is_adapter and not on_hub(named):
         say(
@@ -131,10 +104,9 @@ def export(config: ConfigDict, paths: Sequence[str]) -> None:
 
 
 def base_model(config: ConfigDict, record: TrainingRun) -> str:
-    """The model that a run's result belongs to: `config.model`, which must be the one that was tuned, or as the run
-    names it."""
+    """The model that a run has tuned, as the run names it or, where it is that model, `config.model`."""
     recorded = record.document["model"]
-    if not config.model or (name := model_name(model_path(config.model))) == recorded:
+    if not config.model or (name := model_name(loading.model_path(config.model))) == recorded:
         return recorded
     tuned, settings = read_trained(record.folder).record, record.document["config"]
     if tuned.lora is None:
@@ -146,8 +118,8 @@ def base_model(config: ConfigDict, record: TrainingRun) -> str:
         )
         return name
     # A base that is stored in several types is recorded as, say, bfloat16+float32: auto reads it so again.
-    types = {"dtype": settings["dtype"], "param_dtype": stored if stored in PARAM_DTYPES else "auto"}
-    model = with_stored_base(load_model(changed(config, adapter="", **types), quantised=True), stored)
+    types = {"dtype": settings["dtype"], "param_dtype": stored if stored in loading.PARAM_DTYPES else "auto"}
+    model = loading.with_stored_base(load_model(changed(config, adapter="", **types), quantised=True), stored)
     if weights_sha256(model.params) != tuned.fingerprint.get("model"):
         raise InputError(
             f"model={name}: not the weights that {record.folder} tuned, those of {recorded}; name a copy of that model"
@@ -156,14 +128,13 @@ def base_model(config: ConfigDict, record: TrainingRun) -> str:
 
 
 def on_hub(model: str) -> bool:
-    """Whether a record names a model on the hub: with its commit, which a relative path has not."""
+    """Whether a record names a model on the hub: with its commit."""
     found = hub_id(model)
     return found is not None and found.revision is not None
 
 
 def name_from(out: Path, model: str) -> str:
-    """What an exported folder calls a model: ORG/NAME@COMMIT on the hub, or its place seen from there; by its name
-    alone where the way leads through the folders above home."""
+    """What the folder `out` calls a model: ORG/NAME@COMMIT, or its place seen from there, but no folders above home."""
     if on_hub(model):
         return model
     path, home = Path(model).expanduser().absolute(), Path.home()
@@ -172,17 +143,16 @@ def name_from(out: Path, model: str) -> str:
 
 
 def place_here(model: str) -> Path | None:
-    """Where a model lies; None where it is not here, which an adapter can do without."""
+    """Where a model lies; None where it is not here."""
     try:
-        path = model_path(model)
+        path = loading.model_path(model)
     except InputError:
         return None
     return path if path.exists() else None
 
 
 def stated_licence(model: Path) -> str | None:
-    """The licence that a model states: a folder in its card's front matter or by a LICENSE file, a GGUF file in its
-    metadata. None if it states none."""
+    """The licence in a folder's card or file of that name, or in a GGUF file's metadata; None if none is stated."""
     if model.is_file():
         stated = open_gguf(model).metadata.get("general.license")
         return stated if isinstance(stated, str) else None
@@ -193,13 +163,12 @@ def stated_licence(model: Path) -> str | None:
             facts = {}
         if isinstance(stated := facts.get("license"), str):
             return stated
-    files = sorted(file.name for file in model.glob("LICEN[SC]E*") if file.is_file())
-    return f"other ({files[0]})" if files else None
+    own = sorted(file.name for file in model.glob("LICEN[SC]E*") if file.is_file())
+    return f"other ({own[0]})" if own else None
 
 
-def export_model(config: ConfigDict, run: AnyPath, folder: Path) -> None:
-    """The model of `config.model` with the run's adapter merged into it, or the run's own parameters, as a Hugging Face
-    folder; weights in `config.param_dtype` or, for auto, each in the type that the base stores it in."""
+def export_model(config: ConfigDict, run: files.AnyPath, folder: Path) -> None:
+    """Writes what the run has tuned as a whole Hugging Face model, its weights of the types that the base has."""
     if config.param_dtype in SCHEMES:
         raise InputError(
             f"param_dtype={config.param_dtype} with format=merged: merged weights are written as float32, bfloat16 or "
@@ -207,15 +176,14 @@ def export_model(config: ConfigDict, run: AnyPath, folder: Path) -> None:
         )
     model = load_model(changed(config, adapter=""))
     types = jax.tree.map(lambda leaf: leaf.dtype, model.params)
-    model = merged(with_adapter(model, run), config.param_dtype)
+    model = loading.merged(loading.with_adapter(model, run), config.param_dtype)
     save_tokenizer(model, folder)
     params = jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), model.params, types)
     save_params(folder, params, model.config, token_ids(model))
 
 
 def save_tokenizer(model: Model, folder: Path) -> None:
-    """The tokenizer's files as they are; where tokenizer.json is none of them, it too: what others make of the rest
-    (a GGUF file's, a tokenizer.model) may give other ids."""
+    """The tokenizer's files as they are, and tokenizer.json: what others make of the rest alone may give other ids."""
     if model.path.is_dir():
         for pattern in TOKENIZER_FILES:
             for file in model.path.glob(pattern):
@@ -226,9 +194,9 @@ def save_tokenizer(model: Model, folder: Path) -> None:
 
 
 def token_ids(model: Model) -> dict[str, Any]:
-    """The ids that a config.json holds: as the base model's own has them, or the tokenizer of its GGUF file."""
+    """The ids that config.json holds, as in the base's own or its GGUF file."""
     if model.path.is_dir():
-        document = read_json(model.path / "config.json")
+        document = files.read_json(model.path / "config.json")
         known = document | document.get("text_config", {})
     else:
         known = {name: getattr(model.tokenizer.backend, name) for name in TOKEN_IDS}
@@ -236,31 +204,29 @@ def token_ids(model: Model) -> dict[str, Any]:
 
 
 def verify(config: ConfigDict, paths: Sequence[str]) -> None:
-    """Writes certificate.json of a PEFT folder or a model folder into it, or to `config.out`; faults are an error, and
-    so are files that are not those of the certificate that lies there, which stays where nothing can be compared."""
+    """Writes certificate.json of a PEFT or model folder into it, or to `config.out`; faults are an error, and so are
+    files that changed since the certificate that lies there, which stays where nothing can be compared."""
     folder = Path(paths[0])
     if not any((folder / name).is_file() for name in ("adapter_config.json", "config.json")):
         raise InputError(f"{folder}: no adapter_config.json and no config.json; name a PEFT folder or a model folder")
-    refuse_changed(folder)
-    written = (local_path(config.out) if config.out else folder) / "certificate.json"
-    check_writable(written.parent)
+    loading.refuse_changed(folder)
+    written = (files.local_path(config.out) if config.out else folder) / "certificate.json"
+    files.check_writable(written.parent)
     certificate = certify(folder, config)
     if certificate["holds"] == NOT_CHECKED and written.is_file():
         print(f"{outcome(certificate)}; {written} stays as it is")
         return
-    write_json(written, certificate)
+    files.write_json(written, certificate)
     refuse_faults(certificate, folder, f"see {written}")
     print(f"{outcome(certificate)}\ncertificate: {written}")
 
 
 def refuse_faults(certificate: Mapping[str, Any], folder: Path, advice: str) -> None:
-    """InputError where a certificate does not hold."""
     if certificate["holds"] is False:
         raise InputError(f"{folder}: does not hold: {'; '.join(certificate['faults'])}; {advice}")
 
 
 def outcome(certificate: Mapping[str, Any]) -> str:
-    """A certificate in one line."""
     if certificate["holds"] == NOT_CHECKED:
         return f"{NOT_CHECKED}: {certificate['reason']}"
     found = certificate["logits"]
@@ -274,34 +240,30 @@ def outcome(certificate: Mapping[str, Any]) -> str:
 def certify(folder: Path, config: ConfigDict) -> dict[str, Any]:
     """The certificate of a PEFT folder, or of a model folder, as certificate.json holds it.
 
-    `config.model` is the base of a PEFT folder (if unset, the model that the folder names). `config.adapter`, where
-    set, is the run that the folder was made from, on `config.model`.
-
-    Its `holds` is true, false (`faults` says why) or "not checked" (`reason` says why).
+    `config.model` is a PEFT folder's base (if unset, the one that it names), `config.adapter` the run that the folder
+    was made from. `holds` is true, false (`faults` says why) or "not checked" (`reason` says why).
     """
     is_adapter = (folder / "adapter_config.json").is_file()
-    files = sorted(file for file in folder.iterdir() if file.is_file())
-    hashes = {file.name: sha256_of(file) for file in files if file.name not in ("certificate.json", "README.md")}
+    certified = sorted(file for file in folder.iterdir() if file.is_file() and file.name not in NOT_CERTIFIED)
     document: dict[str, Any] = {
         "kind": "adapter" if is_adapter else "model",
-        "files": hashes,
+        "files": {file.name: files.sha256_of(file) for file in certified},
         "versions": installed_versions(),
     }
     if is_adapter:
         lora, base = recorded_adapter(folder)
         config = changed(config, model=config.model or base)
-        document |= {"base_model": published(config.model), "adapter": lora}
+        document |= {"base_model": files.published(config.model), "adapter": lora}
     if (reason := why_not_checked(config.model if is_adapter else None)) is not None:
-        return document | {"holds": NOT_CHECKED, "reason": published(reason)}
+        return document | {"holds": NOT_CHECKED, "reason": files.published(reason)}
     config = changed(config, dtype="float32", param_dtype="float32")
-    document |= compared_adapter(folder, config) if is_adapter else compared_model(folder, config)
+    document |= compared(folder, config, is_adapter)
     faults = faults_of(document)
     return document | {"holds": not faults, "faults": faults, "bound": REASON}
 
 
 def recorded_adapter(folder: Path) -> tuple[dict[str, Any], str]:
-    """What adapter_config.json says: the facts of the adapter, and its base, by its place seen from there or from here,
-    or on the hub with its revision; "" where it names none."""
+    """What adapter_config.json says: the facts of the adapter, and its base (a place, ORG/NAME@REVISION, or "")."""
     where = folder / "adapter_config.json"
     document = read_object(where)
     try:
@@ -319,7 +281,6 @@ def recorded_adapter(folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def adapter_facts(lora: LoraConfig) -> dict[str, Any]:
-    """Rank, alpha, scale and kind."""
     return asdict(lora) | {"scale": lora.scale}
 
 
@@ -332,7 +293,7 @@ def why_not_checked(base_model: str | None) -> str | None:
     if not base_model:
         return "the adapter names no base; name it with --config.model="
     try:
-        base = model_path(base_model)
+        base = loading.model_path(base_model)
     except InputError as error:
         return str(error)
     if base.is_file():
@@ -340,56 +301,47 @@ def why_not_checked(base_model: str | None) -> str | None:
     return None if base.is_dir() else f"{base}: no such folder; name the base with --config.model="
 
 
-def compared_adapter(folder: Path, config: ConfigDict) -> dict[str, Any]:
-    """The comparisons of a PEFT folder on its base."""
-    base = load_model(changed(config, adapter=""))
-    exported, tokens = with_adapter(base, folder), some_tokens(base.tokenizer)
-    logits = logits_of(exported, tokens)
-    assert exported.adapter is not None
-    document = {
-        "adapter": adapter_facts(exported.adapter.lora),
-        "base_model": published(model_name(base.path)),
-        "effect_of_the_adapter": difference(logits_of(base, tokens), logits),
-        "merged_against_adapter": difference(logits_of(merged(exported, "float32"), tokens), logits, "float32"),
-        **facts_of_tokenizer(base.tokenizer),
-    }
-    if config.adapter:
-        source = logits_of(with_adapter(base, path_of(config.adapter)), tokens)
-        document["against_the_run"] = difference(logits, source, "float32")
-    return document | against(independent_run(base.path, folder, tokens), logits, base.config.tied_head)
-
-
-def compared_model(folder: Path, config: ConfigDict) -> dict[str, Any]:
-    """The comparisons of a model folder; with what it was merged from, where the config says."""
-    exported = load_model(changed(config, model=str(folder), adapter=""))
+def compared(folder: Path, config: ConfigDict, is_adapter: bool) -> dict[str, Any]:
+    """The comparisons of a PEFT folder on its base, or of a model folder: with the independent path and, where
+    `config.adapter` says so, with what the folder was made from."""
+    base = load_model(changed(config, adapter="")) if is_adapter else None
+    if base is None:
+        exported = load_model(changed(config, model=str(folder), adapter=""))
+    else:
+        exported = loading.with_adapter(base, folder)
     tokens, tied_head = some_tokens(exported.tokenizer), exported.config.tied_head
     logits = logits_of(exported, tokens)
     document = {"merged_against_adapter": NOT_CHECKED, **facts_of_tokenizer(exported.tokenizer)}
+    if base is not None:
+        assert exported.adapter is not None
+        with_merged = logits_of(loading.merged(exported, "float32"), tokens)
+        document |= {
+            "adapter": adapter_facts(exported.adapter.lora),
+            "base_model": files.published(model_name(base.path)),
+            "effect_of_the_adapter": difference(logits_of(base, tokens), logits),
+            "merged_against_adapter": difference(with_merged, logits, "float32"),
+        }
     del exported  # one model at a time
-    if config.adapter:
+    if config.adapter and base is not None:
+        source = loading.with_adapter(base, files.path_of(config.adapter))
+        document["against_the_run"] = difference(logits, logits_of(source, tokens), "float32")
+    elif config.adapter:
         source = load_model(config)
         coarsest = max(stored_types(folder), key=lambda name: BOUNDS[name])
         document |= {
-            "base_model": published(model_name(source.path)),
+            "base_model": files.published(model_name(source.path)),
             "merged_against_adapter": difference(logits, logits_of(source, tokens), coarsest),
             "base_tokenizer": facts_of_tokenizer(source.tokenizer),
         }
         del source
-    return document | against(independent_run(folder, None, tokens), logits, tied_head)
+    theirs, facts = independent_run(base.path if base else folder, folder if base else None, tokens)
+    facts["tied_head"] = {"config": tied_head, "independent": facts["tied_head"]}
+    return document | {"logits": difference(logits, theirs, "float32"), **facts}
 
 
-class Independent(NamedTuple):
-    """What the other libraries make of a folder: logits float32 [B, T, V], and the facts that they run it with."""
-
-    logits: np.ndarray
-    tied_head: bool
-    scale: float | None
-    """What peft multiplies A B with; None without an adapter."""
-    versions: dict[str, str]
-
-
-def independent_run(model: Path, adapter: Path | None, tokens: np.ndarray) -> Independent:
-    """The model folder, with the PEFT folder on it if there is one, applied to tokens int [B, T], in float32.
+def independent_run(model: Path, adapter: Path | None, tokens: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    """What other libraries make of a model folder, with a PEFT folder on it: logits float32 [B, T, V] of tokens int
+    [B, T], and whether its head is tied, by what peft multiplies A B (None without an adapter), and their versions.
 
     The one place of the package that imports torch and peft (the extra `verify`), and it does so only when asked.
     """
@@ -416,21 +368,11 @@ def independent_run(model: Path, adapter: Path | None, tokens: np.ndarray) -> In
         names.append("peft")
     with torch.no_grad():
         logits = network.eval()(torch.from_numpy(tokens).long()).logits.numpy()
-    return Independent(logits, tied, scale, {name: metadata.version(name) for name in names})
-
-
-def against(independent: Independent, logits: np.ndarray, tied_head: bool) -> dict[str, Any]:
-    """Our logits and facts beside those of the independent path."""
-    return {
-        "logits": difference(logits, independent.logits, "float32"),
-        "tied_head": {"config": tied_head, "independent": independent.tied_head},
-        "independent_scale": independent.scale,
-        "independent": independent.versions,
-    }
+    versions = {name: metadata.version(name) for name in names}
+    return logits, {"tied_head": tied, "independent_scale": scale, "independent": versions}
 
 
 def faults_of(document: Mapping[str, Any]) -> list[str]:
-    """Why a compared folder is not what it should be; empty if it is."""
     faults = []
     for name in ("logits", "merged_against_adapter", "against_the_run"):
         found = document.get(name, NOT_CHECKED)
@@ -475,7 +417,7 @@ def _logits(decoder: Decoder, variables: Any, tokens: jax.Array) -> jax.Array:
 
 def some_tokens(tokenizer: Tokenizer) -> np.ndarray:
     """int32 [ROWS, POSITIONS]: a review of the mini set in every language, one after the other."""
-    reviews = [TaskData(MINI).rows(TASKS["emotion"], code, slice(0, 1))[0] for code in LANGUAGES]
+    reviews = [TaskData(files.MINI).rows(TASKS["emotion"], code, slice(0, 1))[0] for code in LANGUAGES]
     ids = [token for review in reviews for token in tokenizer.prompt_ids(" ".join(review.fields))]
     return np.resize(np.array(ids, np.int32), (ROWS, POSITIONS))
 

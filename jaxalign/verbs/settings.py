@@ -24,7 +24,6 @@ def load_model(config: ConfigDict, *, quantised: bool = False) -> Model:
 
 
 def split_list(text: str) -> list[str]:
-    """The words of a comma-separated setting."""
     return [word.strip() for word in text.split(",")]
 
 
@@ -37,7 +36,6 @@ def chosen_tasks(config: ConfigDict, besides: Collection[str] = ()) -> list[Task
 
 
 def chosen_languages(config: ConfigDict) -> list[str]:
-    """The codes of `config.languages`."""
     return parse_languages(config.languages)
 
 
@@ -49,12 +47,10 @@ class EvaluationData:
 
     @cached_property
     def tasks(self) -> TaskData:
-        """The task files of `config.data`."""
         return TaskData(data_folder(self.config.data))
 
     @cached_property
     def exemplars(self) -> Exemplars:
-        """The few-shot exemplars that go with them."""
         return read_exemplars(exemplars_file(self.tasks.folder, self.config.exemplars))
 
 

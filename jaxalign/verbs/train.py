@@ -10,16 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxalign.configuration import provenance
-from jaxalign.data.batches import (
-    BatchLayout,
-    BatchPlan,
-    FittedPairs,
-    TokenisedPairs,
-    fit_pairs,
-    heldout_plan,
-    split_heldout,
-    training_plan,
-)
+from jaxalign.data import batches
 from jaxalign.data.pairs import QuestionPair, languages_of
 from jaxalign.data.tokenizer import edges, render_all, resolve_template
 from jaxalign.errors import InputError
@@ -50,7 +41,7 @@ class Tuning:
     config: ConfigDict
     lora: LoraConfig | None
     """None: all parameters are tuned."""
-    layout: BatchLayout
+    layout: batches.BatchLayout
     """On a mesh whose batch axes are 1."""
     run: loop.TrainConfig
     watch: Watch | None = None
@@ -70,21 +61,16 @@ def tuning_of(config: ConfigDict) -> Tuning:
         )
     if config.template != "auto":
         resolve_template(config.template, "")
-    batch, lora = config.batch.to_dict(), config.lora.to_dict()
-    del batch["too_long"]
-    adapter = LoraConfig(**{**lora, "targets": tuple(split_list(config.lora.targets))})
+    layout = batches.BatchLayout(**{key: value for key, value in config.batch.items() if key != "too_long"})
+    adapter = LoraConfig(**{**config.lora, "targets": tuple(split_list(config.lora.targets))})
     return Tuning(
         config,
         None if config.tune == "all" else adapter,
-        BatchLayout(**batch),
+        layout,
         loop.TrainConfig(
             OptimizerConfig(**config.optimizer),
             StepConfig(
-                config.batch.accumulation,
-                config.loss.reduction,
-                config.loss.chunk,
-                config.nonfinite,
-                config.batch.rows_at_once,
+                layout.accumulation, config.loss.reduction, config.loss.chunk, config.nonfinite, layout.rows_at_once
             ),
             loop.LoopConfig(config.log_every, config.heldout_every, config.checkpoint_every, config.watch_every),
             Retention(config.keep_last, config.keep_best),
@@ -96,17 +82,14 @@ def tuning_of(config: ConfigDict) -> Tuning:
 
 
 def ready_to_tune(config: ConfigDict) -> Tuning:
-    """`tuning_of` a run that has its place; what would only fail once the model is loaded is refused."""
+    """`tuning_of` a run that has its place, with what it watches."""
     check_bucket(run_folder(config))
     return replace(tuning_of(config), watch=watch_settings(config))
 
 
 def train(config: ConfigDict, paths: Sequence[str]) -> None:
-    """Tunes on the pairs of `paths`, or on those that `data build` would make, into the run `config.out`.
-
-    With `config.stages` into one run a stage. Every stage's data is read before the model is; the same command again
-    passes over the stages that are finished.
-    """
+    """Tunes on the pairs of `paths`, or on those that `data build` would make, into the run `config.out`, or with
+    `config.stages` into one run a stage. Every stage's data is read before the model is."""
     stages = [ready_to_tune(stage) for stage in stage_configs(config)]
     files = [list(paths)] * len(stages)
     if len(stages) > 1 and paths:
@@ -130,11 +113,8 @@ def train(config: ConfigDict, paths: Sequence[str]) -> None:
 
 
 def stage_configs(config: ConfigDict) -> list[ConfigDict]:
-    """The config of each stage, as one would start it by hand; where there are no stages, the config itself.
-
-    Stage 1 is the run OUT/stage1 and starts as the config says, stage 2 is OUT/stage2 and starts from OUT/stage1, and
-    so on.
-    """
+    """The config of each stage, as one would start it by hand: OUT/stage1 starts as the config says, OUT/stage2 from
+    OUT/stage1, and so on. Without stages, the config itself."""
     if not config.stages:
         return [config]
     if config.resume:
@@ -158,7 +138,8 @@ def train_model(
     with held(run):
         agree("the settings", config.to_dict())
         template = resolve_template(config.template, model.config.family)
-        fitted = fit_pairs(render_all(pairs, template, model.tokenizer), config.batch.length, config.batch.too_long)
+        rendered = render_all(pairs, template, model.tokenizer)
+        fitted = batches.fit_pairs(rendered, config.batch.length, config.batch.too_long)
         check_context(fitted, model.config.max_positions)
         plan, heldout = plans(tuning, fitted.pairs, model.mesh.shape["data"] * model.mesh.shape["fsdp"])
         if tuning.lora is None:
@@ -167,6 +148,7 @@ def train_model(
             model, adapter = with_stored_base(model, config.param_dtype), model.adapter
             lora = adapter.lora if adapter else tuning.lora
         shapes = {"params": model.params} | ({"lora": lora_shapes(model.config, lora)} if lora else {})
+        directions = Counter(f"{pair.source_language}→{pair.target_language}" for pair in pairs)
         document = {
             "model": model_name(model.path),
             "decoder": decoder_name(model.path),
@@ -192,9 +174,8 @@ def train_model(
             **provenance(config),
         }
         document["config"]["param_dtype"] = model.param_dtype  # what auto has found
-        counts = Counter(f"{pair.source_language}→{pair.target_language}" for pair in pairs)
         say(
-            f"pairs: {document['pairs']} ({', '.join(f'{name} {count}' for name, count in counts.items())}), "
+            f"pairs: {document['pairs']} ({', '.join(f'{name} {count}' for name, count in directions.items())}), "
             f"{document['heldout_pairs']} held out, {fitted.dropped} too long and dropped, {fitted.cut} cut"
         )
         say(
@@ -224,7 +205,7 @@ def train_model(
         )
 
 
-def check_context(fitted: FittedPairs, context: int) -> None:
+def check_context(fitted: batches.FittedPairs, context: int) -> None:
     """Refuses pairs longer than the positions that the model was made for, as evaluation does; 0: any."""
     lengths = fitted.pairs.lengths
     if 0 < context < lengths.max():
@@ -236,9 +217,11 @@ def check_context(fitted: FittedPairs, context: int) -> None:
         )
 
 
-def plans(tuning: Tuning, pairs: TokenisedPairs, row_multiple: int) -> tuple[BatchPlan, BatchPlan | None]:
+def plans(
+    tuning: Tuning, pairs: batches.TokenisedPairs, row_multiple: int
+) -> tuple[batches.BatchPlan, batches.BatchPlan | None]:
     """The plan of the run, and the batches of the pairs held out of it (None where `config.heldout` is 0)."""
     config, layout = tuning.config, replace(tuning.layout, row_multiple=row_multiple)
-    kept, heldout = split_heldout(len(pairs), config.heldout, config.seed)
-    plan = training_plan(pairs.take(kept), layout, epochs=config.epochs, steps=config.steps, seed=config.seed)
-    return plan, heldout_plan(pairs.take(heldout), layout) if len(heldout) else None
+    kept, heldout = batches.split_heldout(len(pairs), config.heldout, config.seed)
+    plan = batches.training_plan(pairs.take(kept), layout, epochs=config.epochs, steps=config.steps, seed=config.seed)
+    return plan, batches.heldout_plan(pairs.take(heldout), layout) if len(heldout) else None

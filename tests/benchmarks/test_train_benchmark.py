@@ -13,13 +13,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from train_peer import SETTINGS, micro_batches
 
-from jaxalign.model.lora import LoraConfig, projection_sizes
+from jaxalign.model.lora import projection_sizes
 from tests.cli.conftest import save_model
+from tests.defaults import base_lora
 from tests.model.tiny_models import FAMILIES, tiny_case
 
 ROOT = Path(__file__).parents[2]
 ROWS, LENGTH = 2, 11
-LORA = LoraConfig(rank=3, alpha=6.0)
+LORA = base_lora(rank=3, alpha=6.0)
 
 
 @pytest.mark.parametrize("case", FAMILIES)

@@ -58,14 +58,18 @@ def other_model_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def jaxalign(tmp_path_factory) -> Command:
-    """Runs a command: (exit code, stdout, stderr). The user's cache is a folder of the tests."""
+    """Runs a command: (exit code, stdout, stderr); `key=value` is `--config.key=value`, behind the other arguments.
+
+    The user's cache is a folder of the tests.
+    """
     cache = tmp_path_factory.mktemp("cache")
 
-    def call(*arguments: object) -> tuple[int, str, str]:
+    def call(*arguments: object, **settings: object) -> tuple[int, str, str]:
+        words = [*map(str, arguments), *(f"--config.{key}={value}" for key, value in settings.items())]
         out, err = io.StringIO(), io.StringIO()
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
             patch.setenv("XDG_CACHE_HOME", str(cache))
-            patch.setattr("sys.argv", ["jaxalign", *map(str, arguments)])
+            patch.setattr("sys.argv", ["jaxalign", *words])
             code = cli.main()
         return code, out.getvalue(), err.getvalue()
 
@@ -76,8 +80,8 @@ def jaxalign(tmp_path_factory) -> Command:
 def ok(jaxalign) -> Callable[..., str]:
     """Runs a command that must succeed; returns its stdout."""
 
-    def call(*arguments: object) -> str:
-        code, out, err = jaxalign(*arguments)
+    def call(*arguments: object, **settings: object) -> str:
+        code, out, err = jaxalign(*arguments, **settings)
         assert code == 0, err
         return out
 
@@ -88,9 +92,9 @@ def ok(jaxalign) -> Callable[..., str]:
 def refused(jaxalign, tmp_path) -> Callable[..., str]:
     """Runs a command that must be refused; returns its one line of stderr."""
 
-    def call(*arguments: object) -> str:
+    def call(*arguments: object, **settings: object) -> str:
         out = tmp_path / "out"
-        code, _, err = jaxalign(*arguments, f"--config.out={out}")
+        code, _, err = jaxalign(*arguments, **settings, out=out)
         assert code == 2, err
         assert err.count("\n") == 1 and err.startswith("jaxalign: ") and "Traceback" not in err
         left = [path for path in out.rglob("*") if path.is_file()] if out.exists() else []
@@ -118,7 +122,7 @@ def config_file(tmp_path) -> Callable[[str], Path]:
 def run(ok, model_folder, tmp_path_factory) -> Path:
     """A finished training run on the mini set, ten steps."""
     folder = tmp_path_factory.mktemp("tuned") / "run"
-    ok(*TRAIN, f"--config.model={model_folder}", f"--config.out={folder}")
+    ok(*TRAIN, model=model_folder, out=folder)
     return folder
 
 
@@ -126,5 +130,5 @@ def run(ok, model_folder, tmp_path_factory) -> Path:
 def adapter(ok, run) -> Path:
     """The PEFT folder exported from `run`."""
     folder = run.parent / "adapter"
-    ok("export", run, f"--config.out={folder}")
+    ok("export", run, out=folder)
     return folder

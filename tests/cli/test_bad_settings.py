@@ -9,41 +9,29 @@ import pytest
 
 from jaxalign.configuration import config_with
 from jaxalign.errors import InputError
-
-EVALUATE = ("evaluate", "--config.languages=en,de", "--config.rows=0:2")
-PROBE = ("probe", "--config.languages=en,de", "--config.rows=0:4")
-TRAIN = ("train", "--config.tasks=paws", "--config.build.sources=de", "--config.steps=2")
-BUILD = ("data", "build", "--config.build.sources=de")
+from tests.cli.test_bad_files import BUILD, EVALUATE, PROBE, TRAIN
 
 OF_EVALUATE = [
     ("languages=en,dee", "unknown language 'dee'; known: en zh"),
-    ("languages=en,en", "en"),
     ("rows=5:2", "5:2"),
-    ("rows=5000:6000", "5000:6000"),
     ("tasks=emotoin", "'emotion'"),
-    ("tasks=emotion,emotion", "emotion,emotion"),
     ("batchsize=2", "batch_size"),
     ("batch_size=two", "whole number"),
     ("batch_tokens=0", "batch_tokens"),
     ("variants=irelevant", "irrelevant"),
     ("prompts=fixed", "mended"),
     ("dtype=float8", "bfloat16"),
-    ("param_dtype=int4", "param_dtype"),
     ("mesh.tensor=7", "mesh"),  # of eight devices
     ("mesh.tensor=2", "mesh"),  # a vocabulary of 257
-    ("mesh.data=0", "mesh"),
     ("data=nowhere", "nowhere"),
-    ("exemplars=nowhere.json", "nowhere.json"),
 ]
 OF_PROBE = [
     ("probes=foo", "'foo'"),
-    ("probes=", "probes"),
     ("attribution_positions=0", "attribution_positions=0"),
     ("tasks=snli", "emotion"),
     ("rows=0:1", "rows"),
     ("probes=attribution --config.attribution_positions=4000", "fewer than the 4000 positions"),
     ("probes=masking", "neurons.selection"),
-    ("probes=transplant", "neurons.selection"),
     ("capture.position=first", "query_mean"),
     ("capture.layers=0,x", "layers 0,x"),
 ]
@@ -69,10 +57,8 @@ OF_THE_PAIRS = [
     ("build.control=foo", "'foo'"),
     ("build.instruction=foo", "'foo'"),
     ("build.sources=dee", "build.sources: unknown language 'dee'"),
-    ("build.sources=de,de", "de,de"),
     ("build.sources=en", "sources"),
     ("build.target=de", "target"),
-    ("tasks=paws,paws", "paws,paws"),
     ("rows=0:500", "up to 500, but"),
     ("data=nowhere", "nowhere"),
 ]
@@ -90,12 +76,12 @@ OF_THE_PAIRS = [
 )
 def test_wrong_settings(refused, model_folder, command, setting, named):
     steps = ("--config.steps=0",) if setting.startswith("epochs") else ()
-    assert named in refused(*command, f"--config.model={model_folder}", *steps, *f"--config.{setting}".split())
+    assert named in refused(*command, *steps, *f"--config.{setting}".split(), model=model_folder)
 
 
 def test_whole_numbers_have_a_range_at_every_door(refused, config_file, model_folder):
     """On the command line, in a config file and in its stages, and from Python, for every verb."""
-    said = refused("data", "build", "--config.tasks=paws", "--config.build.control=mispaired", "--config.seed=-1")
+    said = refused("data", "build", "--config.build.control=mispaired", tasks="paws", seed="-1")
     assert "--config.seed=-1: set it to 0 or more" in said
     for lines, named in (
         (f"c.seed = {2**63}", "seed=9223372036854775808: set it to"),
@@ -104,7 +90,7 @@ def test_whole_numbers_have_a_range_at_every_door(refused, config_file, model_fo
         ("c.epochs = 2**31", "epochs=2147483648: set it to 2147483647 or less"),
     ):
         file = config_file(f"c = load_config('base')\n    {lines}\n    return c")
-        said = refused(*TRAIN, f"--config.model={model_folder}", f"--config={file}")
+        said = refused(*TRAIN, f"--config={file}", model=model_folder)
         assert str(file) in said and named in said
     with pytest.raises(InputError, match=r"batch_size=0: set it to 1 or more"):
         config_with({"batch_size": 0})
@@ -116,8 +102,8 @@ def test_memory_that_runs_out_is_no_fault_of_ours(refused, model_folder, monkeyp
     def fail(*_: object) -> None:
         raise MemoryError("Unable to allocate 7 EiB")
 
-    monkeypatch.setattr("jaxalign.verbs.train.fit_pairs", fail)
-    said = refused(*TRAIN, f"--config.model={model_folder}")
+    monkeypatch.setattr("jaxalign.data.batches.fit_pairs", fail)
+    said = refused(*TRAIN, model=model_folder)
     assert "memory ran out (Unable to allocate 7 EiB)" in said and "--config.batch.rows_at_once" in said
 
 
@@ -133,7 +119,7 @@ def test_pairs_longer_than_the_model_s_context(refused, jaxalign, model_folder, 
     command = ("train", file, f"--config.model={model}", "--config.steps=1", "--config.heldout=0")
     said = refused(*command)
     assert "2 pairs take more positions than the model's 200, first pair 1" in said
-    code, _, err = jaxalign(*command, "--config.batch.length=200", f"--config.out={tmp_path / 'short'}")
+    code, _, err = jaxalign(*command, "--config.batch.length=200", out=tmp_path / "short")
     assert code == 0 and "2 too long and dropped" in err
 
 
@@ -141,7 +127,7 @@ def test_pairs_longer_than_the_model_s_context(refused, jaxalign, model_folder, 
 def test_where_nothing_can_be_written_is_noticed_before_the_model_is_looked_for(jaxalign, tmp_path, verb):
     (tmp_path / "file").write_text("")
     command = (*verb, f"--config.model={tmp_path / 'none'}")
-    code, _, err = jaxalign(*command, f"--config.out={tmp_path / 'file' / 'out'}")
+    code, _, err = jaxalign(*command, out=tmp_path / "file" / "out")
     assert code == 2 and "nothing can be written there" in err and err.count("\n") == 1
     holding = (
         "import sys, time; from pathlib import Path; from jaxalign.holding import held\n"
@@ -150,7 +136,7 @@ def test_where_nothing_can_be_written_is_noticed_before_the_model_is_looked_for(
     holder = subprocess.Popen([sys.executable, "-c", holding, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        code, _, err = jaxalign(*command, f"--config.out={tmp_path}")
+        code, _, err = jaxalign(*command, out=tmp_path)
     finally:
         holder.kill()
         holder.wait()
@@ -160,19 +146,16 @@ def test_where_nothing_can_be_written_is_noticed_before_the_model_is_looked_for(
 @pytest.mark.parametrize(
     ("source", "named"),
     [
-        ("c = load_config('base')\n    c.langauges = 'de'\n    return c", "languages"),
         ("c = load_config('base')\n    c.lora.rnak = 4\n    return c", "lora.rank"),
         ("c = load_config('base')\n    c.seed = 'seven'\n    return c", "seed"),
-        ("c = load_config('base')\n    c.lora = 8\n    return c", "lora"),
         ("c = load_config('base'", "SyntaxError"),
-        ("c = load_config('bsae')\n    return c", "bsae"),
         ("return load_config('base').to_dict()", "ConfigDict"),
         ("return 1 / 0", "division by zero"),
     ],
 )
 def test_wrong_config_files(refused, config_file, model_folder, source, named):
     file = config_file(source)
-    message = refused(*EVALUATE, f"--config.model={model_folder}", f"--config={file}")
+    message = refused(*EVALUATE, f"--config={file}", model=model_folder)
     assert str(file) in message and named in message
 
 
@@ -205,5 +188,5 @@ def test_wrong_arguments(refused, tmp_path):
 
 def test_out_is_needed(jaxalign, model_folder):
     for words in (EVALUATE, PROBE, TRAIN, ("data", "build"), ("demo", "--config.out=")):
-        code, _, err = jaxalign(*words, f"--config.model={model_folder}")
+        code, _, err = jaxalign(*words, model=model_folder)
         assert code == 2 and "config.out is needed" in err and err.count("\n") == 1

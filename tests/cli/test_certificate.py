@@ -13,6 +13,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 from transformers.utils import logging
 
+from jaxalign import loading
 from jaxalign.verbs import export
 
 
@@ -58,7 +59,7 @@ def test_its_figures_are_those_of_peft(adapter, model_folder):
 def merged(ok, run, model_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("merged") / "model"
     flags = (f"--config.model={model_folder}", "--config.format=merged", "--config.param_dtype=bfloat16")
-    ok("export", run, *flags, f"--config.out={folder}")
+    ok("export", run, *flags, out=folder)
     return folder
 
 
@@ -91,7 +92,7 @@ def test_other_libraries_load_both_without_a_warning(adapter, merged, model_fold
 def test_verify_says_the_same_of_folders_as_they_are(ok, adapter, merged, model_folder, tmp_path):
     for folder in (adapter, merged, model_folder):
         out = tmp_path / folder.name
-        assert "certificate" in ok("verify", folder, f"--config.out={out}")
+        assert "certificate" in ok("verify", folder, out=out)
         again = read(out)
         assert again["holds"] is True
         if folder != model_folder:
@@ -116,9 +117,9 @@ def test_a_changed_adapter_is_noticed(ok, refused, jaxalign, adapter, model_fold
     code, _, err = jaxalign("verify", copy)
     assert code == 2 and name in err and (copy / "certificate.json").read_bytes() == before
     (copy / "certificate.json").unlink()  # the change is meant
-    ok("verify", copy, f"--config.model={model_folder}")
+    ok("verify", copy, model=model_folder)
     assert read(copy)["files"][name] != read(adapter)["files"][name]
-    ok(*evaluate, f"--config.adapter={copy}", f"--config.out={tmp_path / 'scores'}")
+    ok(*evaluate, adapter=copy, out=tmp_path / "scores")
 
 
 def test_a_changed_or_missing_file_of_a_model_is_noticed(refused, merged, tmp_path):
@@ -154,7 +155,7 @@ def test_an_adapter_written_wrong_is_not_exported(refused, run, model_folder, mo
 
 
 def test_a_model_merged_wrong_is_not_exported(refused, run, model_folder, monkeypatch):
-    monkeypatch.setattr(export, "merged", lambda model, _: model)  # the base alone
+    monkeypatch.setattr(loading, "merged", lambda model, _: model)  # the base alone
     command = ("export", run, "--config.format=merged", f"--config.model={model_folder}")
     assert "merged against adapter differ" in refused(*command)
 
@@ -190,7 +191,7 @@ def test_logits_that_are_no_numbers_do_not_hold(adapter):
 
 def test_without_the_extra_it_is_not_checked(ok, run, adapter, monkeypatch, tmp_path):
     monkeypatch.setattr(export, "find_spec", lambda name: None)
-    assert "not checked" in ok("export", run, f"--config.out={tmp_path / 'adapter'}")
+    assert "not checked" in ok("export", run, out=tmp_path / "adapter")
     found = read(tmp_path / "adapter")
     assert found["holds"] == "not checked" and "jaxalign[verify]" in found["reason"]
     assert found["adapter"] == read(adapter)["adapter"] and found["files"] == read(adapter)["files"]
@@ -207,7 +208,7 @@ def test_without_the_base_it_is_not_checked(ok, run, tmp_path):
     moved = shutil.copytree(run, tmp_path / "run")
     facts = json.loads((moved / "run.json").read_text())
     (moved / "run.json").write_text(json.dumps(facts | {"model": str(tmp_path / "gone")}))
-    ok("export", moved, f"--config.out={tmp_path / 'adapter'}")
+    ok("export", moved, out=tmp_path / "adapter")
     found = read(tmp_path / "adapter")
     assert found["holds"] == "not checked" and found["reason"].startswith("gone: no such folder")
     assert "not checked" in (tmp_path / "adapter" / "README.md").read_text()

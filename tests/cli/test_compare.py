@@ -33,7 +33,7 @@ def test_it_prints_the_tables_and_writes_them_into_after(ok, folders):
 
 
 def test_several_runs_and_a_folder_of_its_own(ok, folders, tmp_path):
-    printed = ok("compare", *folders, f"--config.out={tmp_path / 'out'}")
+    printed = ok("compare", *folders, out=tmp_path / "out")
     assert "Means over 2 runs" in printed
     assert written(tmp_path / "out") == NAMES and written(folders[1]) == []
     assert len(json.loads((tmp_path / "out" / "compare.json").read_text())["after"]) == 2
@@ -64,8 +64,8 @@ def test_the_report_of_one_folder_is_of_its_probes(ok, refused, tmp_path):
 def test_what_evaluate_writes_is_read(ok, model_folder, run, tmp_path):
     flags = ("--config.languages=en,zh", "--config.rows=0:6", f"--config.model={model_folder}")
     before, after = tmp_path / "before", tmp_path / "after"
-    ok("evaluate", *flags, f"--config.out={before}")
-    ok("evaluate", *flags, f"--config.adapter={run}", f"--config.out={after}")
+    ok("evaluate", *flags, out=before)
+    ok("evaluate", *flags, adapter=run, out=after)
     ok("compare", before, after)
     told = json.loads((after / "compare.json").read_text())
     results = {folder: json.loads((folder / "results.json").read_text())["cells"] for folder in (before, after)}

@@ -29,7 +29,7 @@ def test_validate_lists_every_error(jaxalign, tmp_path):
 
 def test_describe(ok, model_folder, tmp_path):
     pairs = tmp_path / "pairs.json"
-    ok("data", "build", "--config.tasks=snli", "--config.build.sources=de,zh", f"--config.out={pairs}")
+    ok("data", "build", "--config.build.sources=de,zh", tasks="snli", out=pairs)
     ok(
         *("data", "describe", pairs, "--config.tasks=snli,emotion", "--config.languages=de,zh,sw"),
         *(f"--config.model={model_folder}", "--config.batch.length=300", f"--config.out={tmp_path / 'out'}"),
@@ -66,11 +66,11 @@ def test_describe_finds_test_rows_and_goes_without_a_model(ok, tmp_path):
     ]
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
-    out = ok("data", "describe", pairs, "--config.tasks=paws")
+    out = ok("data", "describe", pairs, tasks="paws")
     assert "test rows of paws de among the pairs: 3 of 8" in out
     assert "test rows and label words of emotion, snli were not looked at: --config.tasks=all does" in out
     assert "1 pairs repeat an earlier one" in out and "lengths in characters" in out
     assert "control characters" not in out
     pairs.write_text('{"source": "a\\rb", "target": "c\\td\\r", "source_language": "de", "target_language": "en"}\n')
-    out = ok("data", "describe", pairs, "--config.tasks=paws")
+    out = ok("data", "describe", pairs, tasks="paws")
     assert "control characters in the texts: 1 U+0009, 1 U+000D; " in out

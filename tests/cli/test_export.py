@@ -48,7 +48,7 @@ def runs(ok, run, model_folder, tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("runs")
     for kind, flags in KINDS.items():
         short = ("--config.steps=4", "--config.heldout=0", "--config.loss.chunk=512")
-        ok(*TRAIN, *flags, *short, f"--config.model={model_folder}", f"--config.out={folder / kind}")
+        ok(*TRAIN, *flags, *short, model=model_folder, out=folder / kind)
     return {"lora": run} | {kind: folder / kind for kind in KINDS}
 
 
@@ -69,7 +69,7 @@ def in_transformers(folder: Path):
 @pytest.mark.parametrize("kind", ["lora", *KINDS])
 def test_the_merged_model_in_transformers_is_base_plus_adapter(ok, model_folder, runs, kind, tmp_path):
     out = tmp_path / "merged"
-    ok("export", runs[kind], "--config.format=merged", f"--config.model={model_folder}", f"--config.out={out}")
+    ok("export", runs[kind], format="merged", model=model_folder, out=out)
     merged, base = in_transformers(out), in_transformers(model_folder)
     assert merged.dtype == torch.float32
     logits = torch_logits(merged)
@@ -77,14 +77,14 @@ def test_the_merged_model_in_transformers_is_base_plus_adapter(ok, model_folder,
     np.testing.assert_allclose(logits, our_logits(model_folder, runs[kind]), atol=1e-4)
     assert np.abs(logits - torch_logits(base)).max() > 1e-2
     if kind != "all":  # and without a line of ours
-        ok("export", runs[kind], f"--config.out={tmp_path / 'adapter'}")
+        ok("export", runs[kind], out=tmp_path / "adapter")
         adapted = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
         np.testing.assert_allclose(logits, torch_logits(adapted), atol=1e-4)
 
 
 def test_the_merged_folder_is_a_whole_model(ok, model_folder, run, tmp_path):
     command = ("export", run, "--config.format=merged", f"--config.model={model_folder}")
-    ok(*command, "--config.param_dtype=bfloat16", f"--config.out={tmp_path / 'merged'}")
+    ok(*command, param_dtype="bfloat16", out=tmp_path / "merged")
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
     ours, base = tmp_path / "merged", model_folder
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
@@ -93,12 +93,12 @@ def test_the_merged_folder_is_a_whole_model(ok, model_folder, run, tmp_path):
     configs = [json.loads((folder / "config.json").read_text()) for folder in (ours, base)]
     assert configs[0]["bos_token_id"] == configs[1]["bos_token_id"] == 1
     assert in_transformers(ours).dtype == torch.bfloat16
-    ok("evaluate", f"--config.model={ours}", "--config.languages=de", "--config.rows=0:2", f"--config.out={tmp_path}")
+    ok("evaluate", model=ours, languages="de", rows="0:2", out=tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_the_exported_adapter_reads_back_bit_for_bit(ok, model_folder, runs, kind, tmp_path):
-    ok("export", runs[kind], f"--config.out={tmp_path}")
+    ok("export", runs[kind], out=tmp_path)
     model = load_model(config_with({"model": str(model_folder)}))
     (lora, tree), (lora_before, tree_before) = load_adapter(tmp_path, model.config), read_adapter(runs[kind])
     assert lora == lora_before and lora.dora == (kind == "dora")
@@ -112,7 +112,7 @@ def base_of(folder: Path) -> str:
 
 def test_the_base_is_named_after_its_weights_were_compared(ok, jaxalign, refused, model_folder, run, tmp_path):
     copy = shutil.copytree(model_folder, tmp_path / "copy")
-    code, _, err = jaxalign("export", run, f"--config.model={copy}", f"--config.out={tmp_path / 'adapter'}")
+    code, _, err = jaxalign("export", run, model=copy, out=tmp_path / "adapter")
     assert code == 0 and base_of(tmp_path / "adapter") == "../copy"
     assert "names its base ../copy, a place that others do not have" in err
     assert f'from_pretrained("{base_of(tmp_path / "adapter")}")' in (tmp_path / "adapter" / "README.md").read_text()
@@ -122,7 +122,7 @@ def test_the_base_is_named_after_its_weights_were_compared(ok, jaxalign, refused
         other.model.norm.weight[3] += 2**-10
     other.save_pretrained(copy)
     for kind in ("peft", "merged"):
-        message = refused("export", run, f"--config.model={copy}", f"--config.format={kind}")
+        message = refused("export", run, model=copy, format=kind)
         assert "not the weights that" in message and str(copy) in message
     assert base_of(tmp_path / "adapter") == "../copy"
 
@@ -131,11 +131,11 @@ def test_quantised_weights_of_another_device_are_not_compared(ok, jaxalign, mode
     """Their scales may differ in the last bit."""
     copy, run = shutil.copytree(model_folder, tmp_path / "copy"), shutil.copytree(runs["dora"], tmp_path / "run")
     command = ("export", run, f"--config.model={copy}")
-    assert "not compared" not in jaxalign(*command, f"--config.out={tmp_path / 'here'}")[2]
+    assert "not compared" not in jaxalign(*command, out=tmp_path / "here")[2]
     document = json.loads((run / "run.json").read_text())
     document["versions"]["device"] = "TPU v5e"
     (run / "run.json").write_text(json.dumps(document))
-    code, _, err = jaxalign(*command, f"--config.out={tmp_path / 'there'}")
+    code, _, err = jaxalign(*command, out=tmp_path / "there")
     assert code == 0 and "int8 weights were made on another device (TPU v5e)" in err
 
 
@@ -145,20 +145,20 @@ def test_a_gemma_with_vision_is_tuned_exported_and_read_back(ok, tmp_path):
     base = save_vision_model(tmp_path / "base", vocabulary=len(tokenizer))
     tokenizer.save_pretrained(base)
     short = ("--config.steps=4", "--config.heldout=0", "--config.loss.chunk=512")
-    ok(*TRAIN, *short, f"--config.model={base}", f"--config.out={tmp_path / 'run'}")
-    ok("export", tmp_path / "run", f"--config.out={tmp_path / 'adapter'}")
+    ok(*TRAIN, *short, model=base, out=tmp_path / "run")
+    ok("export", tmp_path / "run", out=tmp_path / "adapter")
     certificate = json.loads((tmp_path / "adapter" / "certificate.json").read_text())
     assert certificate["holds"] is True, certificate["faults"]
     assert certificate["effect_of_the_adapter"]["largest_difference"] > 10 * certificate["logits"]["bound"]
     assert certificate["adapter"]["targets"] == ["q_proj", "v_proj"]
     command = ("evaluate", f"--config.model={base}", "--config.languages=de", "--config.rows=0:2")
     for name in ("run", "adapter"):
-        ok(*command, f"--config.adapter={tmp_path / name}", f"--config.out={tmp_path / f'{name}_scores'}")
+        ok(*command, adapter=tmp_path / name, out=tmp_path / f"{name}_scores")
     first, second = ((tmp_path / f"{name}_scores" / "predictions.jsonl").read_bytes() for name in ("run", "adapter"))
     assert first == second
     # The base gone, the run knows.
     shutil.move(base, tmp_path / "elsewhere")
-    ok("export", tmp_path / "run", f"--config.out={tmp_path / 'again'}")
+    ok("export", tmp_path / "run", out=tmp_path / "again")
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "adapter" / name).read_bytes()
 
@@ -174,13 +174,13 @@ def test_what_is_published_names_no_place(ok, jaxalign, model_folder, tmp_path, 
     rows = [f"Frage {i},Question {i},de,en" for i in range(24)]
     pairs.write_text("\n".join(["source,target,source_language,target_language", *rows]) + "\n")
     short = ("--config.steps=2", "--config.heldout=0", "--config.log.tensorboard=true")
-    ok("train", pairs, base, *short, f"--config.out={home / 'run'}")
+    ok("train", pairs, base, *short, out=home / "run")
     scores = ("evaluate", base, "--config.languages=de", "--config.rows=0:2", "--config.tasks=emotion")
-    ok(*scores, f"--config.out={beside / 'before'}")
-    ok(*scores, f"--config.adapter={home / 'run'}", f"--config.out={beside / 'after'}")
-    ok("export", home / "run", beside / "before", beside / "after", f"--config.out={home / 'adapter'}")
-    ok("report", beside / "before", beside / "after", f"--config.out={home / 'report.html'}")
-    ok("compare", beside / "before", beside / "after", f"--config.out={home / 'gains'}")
+    ok(*scores, out=beside / "before")
+    ok(*scores, adapter=home / "run", out=beside / "after")
+    ok("export", home / "run", beside / "before", beside / "after", out=home / "adapter")
+    ok("report", beside / "before", beside / "after", out=home / "report.html")
+    ok("compare", beside / "before", beside / "after", out=home / "gains")
     assert base_of(home / "adapter") == "../llama"
     published = [
         *(home / "adapter").glob("*.json"),
@@ -200,7 +200,7 @@ def test_what_is_published_names_no_place(ok, jaxalign, model_folder, tmp_path, 
         # Orbax says in this one where it saved.
         assert file.is_dir() or file.name == "commit_success.txt" or str(home).encode() not in file.read_bytes(), file
     # What a record says can be given back.
-    ok(*scores[:1], "--config.model=~/llama", *scores[2:], "--config.adapter=~/run", f"--config.out={beside / 'after'}")
+    ok(*scores[:1], *scores[2:], model="~/llama", adapter="~/run", out=beside / "after")
 
 
 def test_a_way_through_the_folders_above_home_is_not_shown(tmp_path, monkeypatch):
@@ -216,17 +216,15 @@ def test_a_way_through_the_folders_above_home_is_not_shown(tmp_path, monkeypatch
 
 def test_what_cannot_be_exported(refused, jaxalign, model_folder, run, runs, tmp_path):
     merged = ("export", run, "--config.format=merged")
-    assert "peft or merged" in refused("export", run, "--config.format=gguf")
+    assert "peft or merged" in refused("export", run, format="gguf")
     assert "config.model is needed" in refused(*merged)
-    assert "param_dtype=int8" in refused(*merged, f"--config.model={model_folder}", "--config.param_dtype=int8")
-    assert "absent" in refused(
-        "export", tmp_path / "absent", "--config.format=merged", f"--config.model={model_folder}"
-    )
+    assert "param_dtype=int8" in refused(*merged, model=model_folder, param_dtype="int8")
+    assert "absent" in refused("export", tmp_path / "absent", format="merged", model=model_folder)
     assert "tuned all parameters" in refused("export", runs["all"])
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "notes.txt").write_text("mine")
-    code, _, err = jaxalign(*merged, f"--config.model={model_folder}", f"--config.out={taken}")
+    code, _, err = jaxalign(*merged, model=model_folder, out=taken)
     assert code == 2 and str(taken) in err
     assert [path.name for path in taken.iterdir()] == ["notes.txt"]
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]

@@ -55,10 +55,10 @@ def here(hub, tmp_path, monkeypatch):
 
 def test_what_the_hub_refuses_is_one_line(here, refused):
     command = ("evaluate", "--config.languages=en", "--config.rows=0:2")
-    assert "Repository Not Found" in refused(*command, "--config.model=org/absent")
-    assert "Revision Not Found" in refused(*command, "--config.model=org/tiny@v9")
-    assert "no such folder or file" in refused(*command, "--config.model=./org/tiny")
-    assert "no such folder or file" in refused(*command, "--config.model=org/tiny.gguf")
+    assert "Repository Not Found" in refused(*command, model="org/absent")
+    assert "Revision Not Found" in refused(*command, model="org/tiny@v9")
+    assert "no such folder or file" in refused(*command, model="./org/tiny")
+    assert "no such folder or file" in refused(*command, model="org/tiny.gguf")
 
 
 def test_adapters_lie_on_the_hub_too(here, ok, adapter, run, model_folder, tmp_path):
@@ -68,14 +68,14 @@ def test_adapters_lie_on_the_hub_too(here, ok, adapter, run, model_folder, tmp_p
     steps = {f"checkpoint-{step}/{name}": content for step in (100, 300) for name, content in files.items()}
     here.models["org/steps"] = {"README.md": b"mine"} | steps
     command = ("evaluate", f"--config.model={model_folder}", "--config.languages=en", "--config.rows=0:2")
-    ok(*command, f"--config.adapter={run}", f"--config.out={tmp_path / 'run'}")
+    ok(*command, adapter=run, out=tmp_path / "run")
     for name, recorded in (
         ("org/adapter", f"org/adapter@{COMMIT}"),
         ("org/steps/checkpoint-300", f"org/steps/checkpoint-300@{COMMIT}"),
         ("org/steps/checkpoint-100/@v1.0", f"org/steps/checkpoint-100@{COMMIT}"),
     ):
         out = tmp_path / recorded.replace("/", "-")
-        ok(*command, f"--config.adapter={name}", f"--config.out={out}")
+        ok(*command, adapter=name, out=out)
         results = json.loads((out / "results.json").read_text())
         assert results["adapter"] == recorded
         assert (out / "predictions.jsonl").read_bytes() == (tmp_path / "run" / "predictions.jsonl").read_bytes()
@@ -88,17 +88,17 @@ def test_what_is_no_adapter_on_the_hub_is_one_line(here, refused, adapter, model
     here.models["org/pickled"] = {"adapter_config.json": files["adapter_config.json"], "adapter_model.bin": b"x"}
     here.models["org/adapter"] = files
     command = ("evaluate", f"--config.model={model_folder}", "--config.languages=en", "--config.rows=0:2")
-    message = refused(*command, "--config.adapter=org/steps")
+    message = refused(*command, adapter="org/steps")
     assert "checkpoint-100, checkpoint-300: name org/steps/checkpoint-300" in message
-    assert "no x/adapter_config.json in it" in refused(*command, "--config.adapter=org/adapter/x")
-    assert "it holds adapter_model.bin. Pickled" in refused(*command, "--config.adapter=org/pickled")
-    assert "adapter=org/absent: no such folder here" in refused(*command, "--config.adapter=org/absent")
-    assert "--config.adapter=org/adapter" in refused("evaluate", "--config.model=org/adapter", *command[2:])
+    assert "no x/adapter_config.json in it" in refused(*command, adapter="org/adapter/x")
+    assert "it holds adapter_model.bin. Pickled" in refused(*command, adapter="org/pickled")
+    assert "adapter=org/absent: no such folder here" in refused(*command, adapter="org/absent")
+    assert "--config.adapter=org/adapter" in refused("evaluate", *command[2:], model="org/adapter")
 
 
 def test_an_export_names_its_base_on_the_hub(here, jaxalign, run, tmp_path):
     """The hub's shards hold the same weights as the folder that was tuned."""
-    code, _, err = jaxalign("export", run, "--config.model=org/tiny", f"--config.out={tmp_path / 'adapter'}")
+    code, _, err = jaxalign("export", run, model="org/tiny", out=tmp_path / "adapter")
     assert code == 0, err
     named = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (named["base_model_name_or_path"], named["revision"]) == ("org/tiny", COMMIT)

@@ -67,7 +67,7 @@ def test_the_demo_starts_from_its_own_config(tmp_path):
 
 def test_what_is_written_is_what_the_verb_writes(ok, model_folder, folder, tmp_path):
     flags = [f"--config.{key}={value}" for key, value in CELLS.items()]
-    ok("evaluate", f"--config.model={model_folder}", *flags, f"--config.out={tmp_path}")
+    ok("evaluate", *flags, model=model_folder, out=tmp_path)
     assert (tmp_path / "predictions.jsonl").read_bytes() == (folder / "before" / "predictions.jsonl").read_bytes()
 
 

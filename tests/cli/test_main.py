@@ -28,18 +28,18 @@ def test_it_says_which_version_it_is(ok, flag):
 
 
 def test_a_flag_without_a_verb_is_no_question_for_help(jaxalign):
-    code, out, err = jaxalign("--config.seed=1")
+    code, out, err = jaxalign(seed="1")
     assert (code, out, err) == (2, "", "jaxalign: --config.seed=1: a verb is missing; jaxalign --help lists them\n")
     assert jaxalign("help", "trian")[0] == 2
 
 
 def test_debug_shows_the_traceback(jaxalign):
-    code, _, err = jaxalign("evaluate", "--config.nosuchkey=1", "--debug")
+    code, _, err = jaxalign("evaluate", "--debug", nosuchkey="1")
     assert code == 2 and err.startswith("Traceback") and err.splitlines()[-1].startswith("jaxalign: --config.nosuchkey")
 
 
 def test_what_steers_a_terminal_is_shown(jaxalign):
-    code, _, err = jaxalign("evaluate", "--config.seed=\x1b[31mred\ud800")
+    code, _, err = jaxalign("evaluate", seed="\x1b[31mred\ud800")
     assert code == 2 and "seed=[U+001B][31mred[U+D800]: a whole number is needed" in err
 
 

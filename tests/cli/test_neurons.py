@@ -27,7 +27,7 @@ def write(folder: Path, **changes: np.ndarray | None) -> Path:
 
 
 def test_files_of_a_selection(ok, tmp_path):
-    out = ok("neurons", write(tmp_path), f"--config.out={tmp_path / 'out'}", "--config.neurons.top_rate=0.25")
+    out = ok("neurons", write(tmp_path), "--config.neurons.top_rate=0.25", out=tmp_path / "out")
     document = json.loads((tmp_path / "out/selection.json").read_text())
     assert document["language"] == ["en", "de", "zh"] and document["tokens"] == {"en": 7, "de": 7, "zh": 6}
     assert document["selected"] == sum(document["histogram"]) == 20 and document["top_rate"] == 0.25
@@ -41,7 +41,7 @@ def test_files_of_a_selection(ok, tmp_path):
 
 def test_a_prefix_need_not_be_there(ok, tmp_path):
     file = write(tmp_path, prefix_active=None, prefix_tokens=None)
-    ok("neurons", file, f"--config.out={tmp_path / 'out'}", "--config.neurons.top_rate=0.25")
+    ok("neurons", file, "--config.neurons.top_rate=0.25", out=tmp_path / "out")
     assert json.loads((tmp_path / "out/selection.json").read_text())["tokens"] == {"en": 9, "de": 8, "zh": 7}
 
 
@@ -65,15 +65,12 @@ def test_what_cannot_be_counts(refused, tmp_path, changes, named):
     assert "counts.npz" in message and named in message
 
 
-@pytest.mark.parametrize(("cut", "named"), [(True, "not a whole"), (False, "no such file")])
-def test_what_is_no_npz_file(refused, tmp_path, cut: bool, named: str):
+def test_what_is_no_npz_file(refused, tmp_path):
     file = write(tmp_path)
-    content = file.read_bytes()
+    file.write_bytes(file.read_bytes()[:2000])
+    assert f"{file}: not a whole" in refused("neurons", file)
     file.unlink()
-    if cut:
-        file.write_bytes(content[:2000])
-    message = refused("neurons", file)
-    assert "counts.npz" in message and named in message
+    assert f"{file}: no such file" in refused("neurons", file)
 
 
 @pytest.mark.parametrize(
@@ -86,11 +83,6 @@ def test_what_is_no_npz_file(refused, tmp_path, cut: bool, named: str):
 )
 def test_wrong_settings(refused, tmp_path, flag, named):
     assert named in refused("neurons", write(tmp_path), flag)
-
-
-def test_one_file_is_needed(refused, tmp_path):
-    assert "one argument" in refused("neurons")
-    assert "one argument" in refused("neurons", write(tmp_path), write(tmp_path))
 
 
 def test_a_selection_names_the_model_of_its_counts(ok, tmp_path):
@@ -133,9 +125,9 @@ def probed(ok, model_folder, tmp_path_factory) -> Path:
     """Counts, selection and masking of a tiny model on the mini set, as a user makes them."""
     folder = tmp_path_factory.mktemp("neurons")
     probe = ("probe", f"--config.model={model_folder}", *CELLS, f"--config.out={folder}")
-    ok(*probe, "--config.probes=neurons")
-    ok("neurons", folder / "neuron_counts.npz", f"--config.out={folder}", "--config.neurons.top_rate=0.5")
-    ok(*probe, "--config.probes=masking,masked_accuracy", f"--config.neurons.selection={folder / 'selection.npz'}")
+    ok(*probe, probes="neurons")
+    ok("neurons", folder / "neuron_counts.npz", "--config.neurons.top_rate=0.5", out=folder)
+    ok(*probe, f"--config.neurons.selection={folder / 'selection.npz'}", probes="masking,masked_accuracy")
     return folder
 
 
@@ -158,7 +150,7 @@ def test_accuracy_without_a_mask_is_that_of_evaluate(ok, probed, model_folder, t
     np.testing.assert_allclose(
         arrays["accuracy_change"][0, ..., 0], arrays["accuracy"][1:3] - arrays["accuracy"][0], atol=1e-12
     )
-    ok("evaluate", f"--config.model={model_folder}", *CELLS, f"--config.out={tmp_path}")
+    ok("evaluate", *CELLS, model=model_folder, out=tmp_path)
     cells = json.loads((tmp_path / "results.json").read_text())["cells"]
     assert arrays["accuracy"][0].tolist() == [cell["accuracy_corrected"] for cell in cells]
 
@@ -177,7 +169,7 @@ def test_what_cannot_be_masked(refused, model_folder, tmp_path, own, flag, named
     arrays: dict[str, Any] = {code: np.array(pairs) for code, pairs in own.items()}
     np.savez(tmp_path / "selection.npz", **arrays)
     chosen = ("--config.probes=masking", f"--config.neurons.selection={tmp_path / 'selection.npz'}")
-    message = refused("probe", f"--config.model={model_folder}", *CELLS, *chosen, flag or "--config.seed=1")
+    message = refused("probe", *CELLS, *chosen, flag or "--config.seed=1", model=model_folder)
     assert named in message
 
 
@@ -194,4 +186,4 @@ def test_what_cannot_be_masked_in_this_model(refused, model_folder, tmp_path, pr
     if model:
         (tmp_path / "selection.json").write_text(json.dumps({"model": model, "adapter": ""}))
     chosen = (f"--config.probes={probe}", f"--config.neurons.selection={tmp_path / 'selection.npz'}")
-    assert named in refused("probe", f"--config.model={model_folder}", *CELLS, *chosen, flag)
+    assert named in refused("probe", *CELLS, *chosen, flag, model=model_folder)

@@ -52,26 +52,22 @@ def test_the_pairs_that_a_run_held_out_are_told_again(run: Path, model_folder: P
     assert len(indices) == document["heldout_pairs"] > 0
 
 
-@pytest.mark.parametrize("change", [{"seed": 7}, {"rows": "0:40"}, {"heldout": 0.1}])
-def test_pairs_that_cannot_be_told_are_refused(run: Path, model_folder: Path, tmp_path: Path, change: dict[str, Any]):
-    """A run whose record no longer leads to what it was trained on, as when its files have changed."""
-    tokenizer = load_model(config_of(run, model=model_folder)).tokenizer
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": 7}, "cannot be told"),
+        ({"rows": "0:40"}, "cannot be told"),
+        ({"heldout": 0.1}, "cannot be told"),
+        ({"heldout": "x"}, "run.json, config: heldout = 'x': float is needed"),
+    ],
+)
+def test_pairs_that_cannot_be_told_are_refused(
+    run: Path, model_folder: Path, tmp_path: Path, change: dict[str, Any], said: str
+):
+    """A run whose record does not lead to what it was trained on, as when its files have changed."""
     document = read_json(run / "run.json")
     (tmp_path / "checkpoints").symlink_to(run / "checkpoints")
     write_json(tmp_path / "run.json", {**document, "config": document["config"] | change})
-    with pytest.raises(InputError, match="cannot be told"):
-        heldout_pairs(tmp_path, tokenizer)
-
-
-@pytest.mark.parametrize(
-    ("recorded", "said"),
-    [({"heldout": "x"}, "run.json, config: heldout = 'x': float is needed"), ({"a.b": 1}, "run.json, config: .*a.b")],
-)
-def test_a_record_that_is_no_config_is_refused(
-    run: Path, model_folder: Path, tmp_path: Path, recorded: dict[str, Any], said: str
-):
-    (tmp_path / "checkpoints").symlink_to(run / "checkpoints")
-    write_json(tmp_path / "run.json", read_json(run / "run.json") | {"config": recorded})
     with pytest.raises(InputError, match=said):
         heldout_pairs(tmp_path, load_tokenizer(model_folder))
 
@@ -125,10 +121,8 @@ def test_pairs_of_files_are_not_called_held_out(run: Path, model_folder: Path, t
     ("settings", "message"),
     [
         ({"generate.batch_size": 0}, "batch_size=0: set it to 1 or more"),
-        ({"generate.max_tokens": -1}, "max_tokens=-1: set it to 0 or more"),
         ({"tasks": "translation"}, r"config.pairs= is needed"),
         ({"tasks": "translation", "pairs": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
-        ({"tasks": "mgsm", "data": "mini"}, "no folder mgsm"),
         ({"tasks": "mgsm", "languages": "it"}, "there is no it file"),
         ({"tasks": "mgsm", "languages": "th", "rows": "3:9"}, "no row in 3:9"),
         ({"tasks": "mgsm"}, "mgsm_Bengali.json: no such file"),

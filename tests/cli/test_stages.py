@@ -45,7 +45,7 @@ def by_hand(ok, settings, tmp_path_factory) -> Callable[[str], Path]:
             for number, changes in enumerate(STAGES, start=1):
                 out = folder / f"stage{number}"
                 flags = [f"--config.{key}={value}" for key, value in {**changes, "tune": tune}.items()]
-                ok("train", *settings, *flags, f"--config.adapter={earlier}", f"--config.out={out}")
+                ok("train", *settings, *flags, adapter=earlier, out=out)
                 earlier = out
         return folders[tune]
 
@@ -67,7 +67,7 @@ def check_equal(out: Path, by_hand: Path) -> None:
 
 @pytest.mark.parametrize("tune", ["adapter", pytest.param("all", marks=pytest.mark.slow)])
 def test_stages_are_runs_by_hand(tune, ok, settings, stages_file, by_hand, tmp_path):
-    ok("train", stages_file, *settings, f"--config.tune={tune}", f"--config.out={tmp_path}")
+    ok("train", stages_file, *settings, tune=tune, out=tmp_path)
     check_equal(tmp_path, by_hand(tune))
     languages = [json.loads((tmp_path / stage / "run.json").read_text())["languages"] for stage in ("stage1", "stage2")]
     assert languages == [
@@ -107,7 +107,7 @@ def test_files_of_stages(ok, settings, stages_file, tmp_path, monkeypatch):
     trained = []
     monkeypatch.setattr(train, "train_model", lambda tuning, model, *data: trained.append((tuning.config.out, *data)))
     monkeypatch.setattr(train, "with_adapter", lambda model, path: model)
-    ok("train", questions, answers, stages_file, *settings, "--config.out=OUT")
+    ok("train", questions, answers, stages_file, *settings, out="OUT")
     (first, questioned, question_files), (second, answered, answer_files) = trained
     assert (first, second) == ("OUT/stage1", "OUT/stage2")
     assert (question_files, answer_files) == (questions.split(","), [answers])

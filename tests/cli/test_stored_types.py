@@ -1,6 +1,7 @@
 """The base as its checkpoint stores it: evaluated, tuned, probed and exported from a folder of bfloat16 weights."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ def model(model_folder, tmp_path_factory):
 @pytest.fixture(scope="module")
 def tuned(ok, model, tmp_path_factory):
     run = tmp_path_factory.mktemp("tuned") / "run"
-    ok(*TRAIN, *SHORT, f"--config.model={model}", f"--config.out={run}")
+    ok(*TRAIN, *SHORT, model=model, out=run)
     return run
 
 
@@ -62,7 +63,7 @@ def test_the_base_keeps_its_type_and_the_masses_are_those_of_float32(ok, model, 
     found = {}
     for stored in ("auto", "float32"):
         flags = (f"--config.param_dtype={stored}", f"--config.out={tmp_path / stored}")
-        ok("evaluate", f"--config.model={model}", *FEW, *flags)
+        ok("evaluate", *FEW, *flags, model=model)
         found[stored] = recorded(tmp_path / stored)
     assert (found["auto"][0], found["float32"][0]) == ("bfloat16", "float32")
     for ours, theirs in zip(found["auto"][1], found["float32"][1], strict=True):
@@ -94,10 +95,10 @@ def test_a_merged_export_keeps_the_types_of_the_base_and_is_sharded(ok, model, t
     run = tuned
     if kind == "all":
         run = tmp_path / "run"
-        ok(*TRAIN, *SHORT, "--config.tune=all", f"--config.model={model}", f"--config.out={run}")
+        ok(*TRAIN, *SHORT, tune="all", model=model, out=run)
         assert types(loaded(model, f"--config.adapter={run}").params) == {"float32"}
     out = tmp_path / "merged"
-    ok("export", run, "--config.format=merged", f"--config.model={model}", f"--config.out={out}")
+    ok("export", run, format="merged", model=model, out=out)
     names = {file.name for file in out.glob("*.safetensors")}
     assert len(names) > 1 and f"model-00001-of-{len(names):05}.safetensors" in names
     assert {tensor.dtype.name for name in names for tensor in load_file(out / name).values()} == {"bfloat16"}
@@ -107,7 +108,7 @@ def test_a_merged_export_keeps_the_types_of_the_base_and_is_sharded(ok, model, t
     theirs = transformers.AutoModelForCausalLM.from_pretrained(out)
     assert theirs.dtype == torch.bfloat16
     if kind == "lora":
-        ok("export", run, f"--config.out={tmp_path / 'adapter'}")
+        ok("export", run, out=tmp_path / "adapter")
         base = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         merged_by_peft = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter")).merge_and_unload()
         state = theirs.state_dict()
@@ -118,16 +119,13 @@ def test_a_merged_export_keeps_the_types_of_the_base_and_is_sharded(ok, model, t
 
 def test_a_base_of_mixed_types_is_exported_as_it_is(ok, model, tuned, tmp_path):
     """transformers loads such a file in float32 all through, so config.json says so; no weight is rounded anew."""
-    mixed = tmp_path / "mixed"
-    mixed.mkdir()
-    for file in model.iterdir():
-        (mixed / file.name).write_bytes(file.read_bytes())
+    mixed = shutil.copytree(model, tmp_path / "mixed")
     tensors = load_file(mixed / "model.safetensors")
     tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].astype(np.float32)
     save_file(tensors, mixed / "model.safetensors", metadata={"format": "pt"})
     assert loaded(mixed).param_dtype == "bfloat16+float32"
     out = tmp_path / "merged"
-    ok("export", tuned, "--config.format=merged", f"--config.model={mixed}", f"--config.out={out}")
+    ok("export", tuned, format="merged", model=mixed, out=out)
     found = {name: tensor.dtype for name, tensor in load_file(out / "model.safetensors").items()}
     assert found == {name: tensor.dtype for name, tensor in tensors.items()}
     assert json.loads((out / "config.json").read_text())["torch_dtype"] == "float32"
@@ -136,11 +134,11 @@ def test_a_base_of_mixed_types_is_exported_as_it_is(ok, model, tuned, tmp_path):
 
 def test_neurons_transplanted_into_a_bfloat16_base(ok, model, tuned, tmp_path):
     languages = ("--config.languages=en,de", "--config.rows=0:4", f"--config.out={tmp_path}")
-    ok("probe", f"--config.model={model}", "--config.probes=logit_lens,attribution,pca,geometry,neurons", *languages)
-    ok("neurons", tmp_path / "neuron_counts.npz", "--config.neurons.top_rate=0.2", f"--config.out={tmp_path}")
+    ok("probe", "--config.probes=logit_lens,attribution,pca,geometry,neurons", *languages, model=model)
+    ok("neurons", tmp_path / "neuron_counts.npz", "--config.neurons.top_rate=0.2", out=tmp_path)
     selection = f"--config.neurons.selection={tmp_path / 'selection.npz'}"
     tuned_flags = (f"--config.adapter={tuned}", "--config.probes=transplant", selection)
-    ok("probe", f"--config.model={model}", *tuned_flags, *languages[:2], f"--config.out={tmp_path / 'after'}")
+    ok("probe", *tuned_flags, *languages[:2], model=model, out=tmp_path / "after")
     nats = np.load(tmp_path / "after" / "transplant.npz")["nats"]
     assert np.isfinite(nats).all() and not np.array_equal(nats[0], nats[1])
 
@@ -157,10 +155,7 @@ def test_a_plan_counts_the_type_that_is_stored(model, tmp_path):
 
 def test_a_head_of_its_own_is_used_throughout(ok, model, tuned, tmp_path, jaxalign):
     """LLaMA-Factory 10560: config.json ties, the file holds another head; evaluated and exported untied."""
-    other = tmp_path / "other"
-    other.mkdir()
-    for file in model.iterdir():
-        (other / file.name).write_bytes(file.read_bytes())
+    other = shutil.copytree(model, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
     assert config["tie_word_embeddings"] is False
     (other / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
@@ -169,8 +164,7 @@ def test_a_head_of_its_own_is_used_throughout(ok, model, tuned, tmp_path, jaxali
     jax.tree.map(np.testing.assert_array_equal, untied.params, loaded(model).params)
     warn.cache_clear()
     out = tmp_path / "merged"
-    command = ("export", tuned, "--config.format=merged", f"--config.model={other}", f"--config.out={out}")
-    code, _, err = jaxalign(*command)
+    code, _, err = jaxalign("export", tuned, format="merged", model=other, out=out)
     assert code == 0 and "ties the head" in err, err
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
     assert jnp.bfloat16 == load_file(out / "model.safetensors")["lm_head.weight"].dtype

@@ -19,6 +19,9 @@ from jaxalign.training.checkpoint import check_fingerprint, read_trained
 from tests.cli.conftest import TRAIN
 from tests.two_processes import JAXALIGN, REPOSITORY, end_of, start_two
 
+PROCESS = [sys.executable, *JAXALIGN]
+ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
+
 
 @pytest.mark.parametrize(
     ("change", "named"),
@@ -31,7 +34,7 @@ from tests.two_processes import JAXALIGN, REPOSITORY, end_of, start_two
 )
 def test_another_run_s_folder_is_refused_by_name(jaxalign, run, model_folder, change, named):
     kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    code, _, err = jaxalign(*TRAIN, f"--config.model={model_folder}", f"--config.out={run}", f"--config.{change}")
+    code, _, err = jaxalign(*TRAIN, f"--config.{change}", model=model_folder, out=run)
     assert code == 2 and "cannot continue this run" in err and named in err
     assert err.splitlines()[-1].startswith("jaxalign: ")
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == kept
@@ -83,13 +86,13 @@ def test_a_new_run_starts_from_a_named_one(jaxalign, ok, model_folder, tmp_path)
     """From a copy that has lost its last checkpoint, as of a run cut off in the middle, to the same end."""
     first, cut_off, second = tmp_path / "first", tmp_path / "cut_off", tmp_path / "second"
     command = (*TRAIN, "--config.checkpoint_every=5", f"--config.model={model_folder}")
-    ok(*command, f"--config.out={first}")
+    ok(*command, out=first)
     shutil.copytree(first, cut_off)
     shutil.rmtree(cut_off / "checkpoints/10")
     resume = f"--config.resume={cut_off}"
-    code, _, err = jaxalign(*command, resume, "--config.seed=7", f"--config.out={second}")
+    code, _, err = jaxalign(*command, resume, seed="7", out=second)
     assert code == 2 and "seed was 42 and is now 7" in err and not (second / "run.json").exists()
-    ok(*command, resume, f"--config.out={second}")
+    ok(*command, resume, out=second)
     steps = [json.loads(line)["step"] for line in (second / "metrics.jsonl").read_text().splitlines()]
     assert min(steps) == 5 and max(steps) == 10
     ours, theirs = read_trained(second), read_trained(first)
@@ -100,14 +103,8 @@ def test_sigterm_saves_and_ends_with_75(ok, model_folder, tmp_path, run):
     """Told to stop at any step, and started again, the run ends as the undisturbed one."""
     stopped = tmp_path / "run"
     command = [*TRAIN, f"--config.model={model_folder}", f"--config.out={stopped}"]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", "XDG_CACHE_HOME": str(tmp_path)}
-    process = subprocess.Popen(
-        [sys.executable, *JAXALIGN, *command],
-        cwd=REPOSITORY,
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    environment = os.environ | ENVIRONMENT | {"XDG_CACHE_HOME": str(tmp_path)}
+    process = subprocess.Popen([*PROCESS, *command], cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not (stopped / "metrics.jsonl").exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
@@ -125,22 +122,11 @@ def test_a_full_disk_is_one_line(model_folder, tmp_path):
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))
 
-    command = [*TRAIN, "--config.lora.rank=256", "--config.steps=2", f"--config.model={model_folder}"]
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_ENABLE_COMPILATION_CACHE": "false",
-        "XDG_CACHE_HOME": str(tmp_path),
-    }
     run = tmp_path / "run"
-    done = subprocess.run(
-        [sys.executable, *JAXALIGN, *command, f"--config.out={run}"],
-        cwd=REPOSITORY,
-        env=environment,
-        preexec_fn=limit,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [*TRAIN, "--config.lora.rank=256", "--config.steps=2", f"--config.model={model_folder}"]
+    environment = os.environ | ENVIRONMENT | {"JAX_ENABLE_COMPILATION_CACHE": "false", "XDG_CACHE_HOME": str(tmp_path)}
+    command = [*PROCESS, *command, f"--config.out={run}"]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, preexec_fn=limit, capture_output=True, text=True)
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 2 and f"jaxalign: {run}" in last and "cannot be written whole (File too large)" in last
     assert "Traceback" not in done.stderr and not (run / "checkpoints" / "2").exists()
@@ -149,10 +135,10 @@ def test_a_full_disk_is_one_line(model_folder, tmp_path):
 def test_a_longer_run_is_told_the_way_that_exists(jaxalign, ok, run, model_folder, tmp_path):
     """And that way works: the adapter is tuned on in a new folder."""
     command = (*TRAIN, f"--config.model={model_folder}")
-    code, _, err = jaxalign(*command, "--config.epochs=5", f"--config.out={run}")
+    code, _, err = jaxalign(*command, epochs="5", out=run)
     assert code == 2 and "epochs was 2 and is now 5" in err and "total_steps" not in err
     assert f"--config.adapter={run} trains on" in err and f"--config.resume={run} keeps optimizer" in err
-    ok(*command, "--config.epochs=1", f"--config.adapter={run}", f"--config.out={tmp_path / 'next'}")
+    ok(*command, epochs="1", adapter=run, out=tmp_path / "next")
     first, last = rows_of(tmp_path / "next")[0], rows_of(run)[-1]
     np.testing.assert_allclose(first["heldout_loss"], last["heldout_loss"], rtol=1e-6)
 

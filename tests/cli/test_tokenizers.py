@@ -49,9 +49,7 @@ def starts_nothing() -> PreTrainedTokenizerFast:
 def test_the_begin_of_text_is_recorded_and_a_surprise_is_told_once(jaxalign, tmp_path, make, bos, says):
     model = save_model(tmp_path / "model", 16, make=make)
     out = tmp_path / "out"
-    code, _, err = jaxalign(
-        "evaluate", *ROWS, "--config.tasks=emotion", f"--config.model={model}", f"--config.out={out}"
-    )
+    code, _, err = jaxalign("evaluate", *ROWS, tasks="emotion", model=model, out=out)
     assert code == 0, err
     warnings = [line for line in err.splitlines() if line.startswith("warning")]
     assert [says in line and str(model) in line for line in warnings] == ([True] if says else [])

@@ -42,7 +42,7 @@ def both(ok: Callable[..., str], model_folder: Path, tmp_path: Path) -> Callable
     def call(verb: str, *flags: str) -> tuple[Path, Path]:
         alone, together = tmp_path / "alone", tmp_path / "together"
         command = (verb, f"--config.model={model_folder}", *flags)
-        ok(*command, f"--config.out={alone}")
+        ok(*command, out=alone)
         codes, said = end_of(start_two(*JAXALIGN, *command, f"--config.out={together}"))
         assert codes == [0, 0], said
         return alone, together
@@ -72,11 +72,11 @@ def test_finished_cells_are_those_of_the_first_host(ok, model_folder, hosts, tmp
     """Its disk alone has them; the other may have something else there."""
     command = ("evaluate", f"--config.model={model_folder}", "--config.rows=0:4", "--config.tasks=emotion,snli")
     languages = "--config.languages=en,de"
-    ok(*command, "--config.languages=en", f"--config.out={hosts[0] / 'out'}")
-    ok(*command, "--config.languages=de", f"--config.out={hosts[1] / 'out'}", "--config.seed=3")
+    ok(*command, languages="en", out=hosts[0] / "out")
+    ok(*command, languages="de", out=hosts[1] / "out", seed="3")
     codes, said = on_hosts(hosts, *command, languages, "--config.out=out")
     assert codes == [0, 0], said
-    ok(*command, languages, f"--config.out={tmp_path / 'alone'}")
+    ok(*command, languages, out=tmp_path / "alone")
     assert compared_predictions(tmp_path / "alone", hosts[0] / "out") == 16
     assert len(lines_of(hosts[1] / "out/predictions.jsonl")) == 8  # as they were
 
@@ -133,8 +133,8 @@ def test_open_answers(both, tmp_path):
 
 def test_probes(both, ok, model_folder, tmp_path):
     selection = tmp_path / "selection"
-    ok("probe", f"--config.model={model_folder}", *CELLS, "--config.probes=neurons", f"--config.out={selection}")
-    ok("neurons", selection / "neuron_counts.npz", f"--config.out={selection}", "--config.neurons.top_rate=0.5")
+    ok("probe", *CELLS, model=model_folder, probes="neurons", out=selection)
+    ok("neurons", selection / "neuron_counts.npz", "--config.neurons.top_rate=0.5", out=selection)
     probes = "logit_lens,attribution,pca,geometry,neurons,masking,masked_accuracy"
     chosen = f"--config.neurons.selection={selection / 'selection.npz'}"
     alone, together = both("probe", *CELLS, f"--config.probes={probes}", chosen)

@@ -31,7 +31,7 @@ def test_open_answers_attribution_and_neurons_are_those_of_the_verbs(ok, model_f
     """Before the first step, where the model is the base model; it is tuned on pairs of a file."""
     model, data, rate = f"--config.model={model_folder}", f"--config.data={data}", "--config.neurons.top_rate=0.05"
     ok("evaluate", model, data, *ROWS, *OPEN, f"--config.out={tmp_path}/before")
-    ok("probe", model, data, *ROWS, "--config.probes=attribution,neurons", f"--config.out={tmp_path}/before")
+    ok("probe", model, data, *ROWS, f"--config.out={tmp_path}/before", probes="attribution,neurons")
     ok("neurons", tmp_path / "before/neuron_counts.npz", rate, f"--config.out={tmp_path}/before")
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("source,target,source_language,target_language\n" + "frage,question,de,en\n" * 4)
@@ -59,13 +59,15 @@ def test_open_answers_attribution_and_neurons_are_those_of_the_verbs(ok, model_f
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
+        (("--config.watch=accuracy,loss",), "cannot watch 'loss'; choose accuracy, open_answers, logit_lens"),
+        (("--config.watch=pca", "--config.watch_languages=zh"), "pca compares with en"),
         (("--config.watch=geometry", "--config.watch_rows=0:2"), "--config.watch_rows=0:2: geometry: at least 3 rows"),
-        (("--config.watch=pca", "--config.watch_rows=0:1"), "--config.watch_rows=0:1: pca: at least 3 rows"),
         (("--config.watch=accuracy", "--config.tasks=mgsm"), "none is scored by labels; watch open_answers"),
         (("--config.watch=neurons", "--config.watch_languages=zh"), "neurons compares languages, and zh is one"),
         (("--config.watch=neurons", "--config.neurons.score=best"), "--config.neurons.score=best: choose code"),
         (("--config.watch=open_answers",), "open_answers watches mgsm, msvamp, translation; name one"),
     ],
 )
-def test_what_could_not_be_watched_is_refused(refused, model_folder, flags, said):
-    assert said in refused(*TRAIN, f"--config.model={model_folder}", *flags)
+def test_what_could_not_be_watched_is_refused(refused, flags, said):
+    """Before the model is looked for."""
+    assert said in refused(*TRAIN, *flags, model="nowhere")

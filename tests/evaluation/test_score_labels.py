@@ -14,11 +14,12 @@ from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.evaluation import score as scoring
 from jaxalign.evaluation.score import LabelScores, Scorer, shared_prefix_length
-from jaxalign.model.lora import LoraConfig, init_lora, merge_lora
+from jaxalign.model.lora import init_lora, merge_lora
 from jaxalign.model.transformer import Decoder
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
 from tests.data.tiny_tokenizers import sentencepiece_style
+from tests.defaults import base_lora
 from tests.model.tiny_models import FAMILIES, VOCABULARY, TinyModel, tiny_case, tiny_model
 from tests.training.tiny_runs import mesh_of
 
@@ -159,7 +160,7 @@ def test_queries_without_words_have_masses_alone():
 
 
 def test_adapters_score_like_the_merged_model():
-    tiny, lora = tiny_case("qwen2"), LoraConfig(rank=4, alpha=8.0)
+    tiny, lora = tiny_case("qwen2"), base_lora(rank=4, alpha=8.0)
     zeros = init_lora(jax.random.key(0), tiny.config, lora)
     keys = iter(jax.random.split(jax.random.key(1), 8))
     adapters = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), zeros)

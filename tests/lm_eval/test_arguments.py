@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from jaxalign.configuration import config_with
 from jaxalign.lm_eval import ARGUMENTS, JaxalignLM
 from jaxalign.loading import merged
-from jaxalign.model.lora import LoraConfig, lora_shapes
+from jaxalign.model.lora import lora_shapes
 from jaxalign.model.peft import save_adapter
 from jaxalign.verbs.export import logits_of
 from jaxalign.verbs.settings import load_model
 from tests.any_input import TEXTS, quick, value_or_one_line
 from tests.data.tiny_tokenizers import byte_level
+from tests.defaults import base_lora
 from tests.lm_eval.conftest import requests_of
 from tests.model.test_gguf import write_gguf
 from tests.model.tiny_models import tiny_model
@@ -45,7 +46,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         token_merges=["a b"],
         eos_token_id=tokenizer.eos_token_id,
     )
-    lora, rng = LoraConfig(2, 4.0), np.random.default_rng(0)
+    lora, rng = base_lora(2, 4.0), np.random.default_rng(0)
     shapes = lora_shapes(model.config, lora)
     tree = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape, scale=0.3).astype(np.float32), shapes)
     save_adapter(root / "adapter", tree, lora, "base")

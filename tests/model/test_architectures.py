@@ -12,14 +12,14 @@ from jax.sharding import AbstractMesh, AxisType
 from jaxalign.errors import InputError
 from jaxalign.model import architectures
 from jaxalign.model.attention import init_cache
-from jaxalign.model.lora import LoraConfig, lora_shapes, projection_sizes
+from jaxalign.model.lora import lora_shapes, projection_sizes
 from jaxalign.model.quantised import quantise_params
 from jaxalign.model.sharding import axis_size, cache_shardings, param_specs
 from jaxalign.model.transformer import Decoder
 from jaxalign.runtime import MESH_AXES
 from jaxalign.training.optimizer import cosine_schedule, make_optimizer
 from jaxalign.training.step import new_state
-from tests.defaults import base_optimizer
+from tests.defaults import base_lora, base_optimizer
 from tests.model.test_hf_config import EXPECTED, NAMES
 from tests.training.tiny_runs import mesh_of
 
@@ -65,7 +65,7 @@ def state_shapes(trainable: Any) -> Any:
 def everything_on_devices(name: str) -> dict[str, Any]:
     """All trees that are laid out by the sharding table: storage of each kind, and what either tuning trains."""
     config, base = architectures.read(name), base_shapes(name)
-    adapters = lora_shapes(config, LoraConfig(8, 16.0, tuple(projection_sizes(config)), dora=True))
+    adapters = lora_shapes(config, base_lora(8, 16.0, tuple(projection_sizes(config)), dora=True))
     quantised = {
         scheme: jax.eval_shape(partial(quantise_params, mesh=mesh_of(), scheme=scheme), base)
         for scheme in ("int8", "nf4")

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from jaxalign.model.config import ModelConfig, read_config, read_end_ids
-from jaxalign.model.lora import LoraConfig, lora_shapes
+from jaxalign.model.lora import lora_shapes
 from jaxalign.model.peft import load_adapter, save_adapter
 from jaxalign.model.weights import load_params, weight_table
 from tests.any_input import TEXTS, VALUES, quick, spoilt_bytes, spoilt_document, thorough, value_or_one_line, written
+from tests.defaults import base_lora
 from tests.model.test_hf_config import EXPECTED
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -98,7 +99,7 @@ def test_indices_of_any_shape(tmp_path, document):
     assert value_or_one_line(load_params, tmp_path, CONFIG, jnp.float32) is None
 
 
-LORA = LoraConfig(2, 4.0)
+LORA = base_lora(2, 4.0)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from jaxalign.errors import InputError
 from jaxalign.model.lora import LoraConfig, init_lora, lora_shapes, merge_lora, updated_norms
 from jaxalign.model.peft import load_adapter
 from jaxalign.model.transformer import Decoder
+from tests.defaults import base_lora
 from tests.model.test_peft_adapters import peft_twin, random_adapter
 from tests.model.tiny_inputs import ROUNDING, logits_of, plain, relative, some_tokens
 from tests.model.tiny_models import TinyModel, tiny_case
@@ -35,14 +36,14 @@ def kind(lora: LoraConfig) -> str:
 @pytest.mark.parametrize(
     ("name", "lora"),
     [
-        ("llama_gqa_llama3_rope", LoraConfig(4, 10.0)),
-        ("gemma3_text", LoraConfig(4, 10.0)),
-        ("qwen2", LoraConfig(4, 10.0, EVERYWHERE)),
-        ("llama_gqa_llama3_rope", LoraConfig(4, 10.0, rslora=True)),
-        ("gemma3_text", LoraConfig(4, 10.0, EVERYWHERE, rslora=True)),
+        ("llama_gqa_llama3_rope", base_lora(4, 10.0)),
+        ("gemma3_text", base_lora(4, 10.0)),
+        ("qwen2", base_lora(4, 10.0, EVERYWHERE)),
+        ("llama_gqa_llama3_rope", base_lora(4, 10.0, rslora=True)),
+        ("gemma3_text", base_lora(4, 10.0, EVERYWHERE, rslora=True)),
         # Biases stay outside what DoRA scales.
-        ("llama_biases", LoraConfig(4, 10.0, EVERYWHERE, dora=True)),
-        ("gemma3_text", LoraConfig(4, 10.0, EVERYWHERE, dora=True)),
+        ("llama_biases", base_lora(4, 10.0, EVERYWHERE, dora=True)),
+        ("gemma3_text", base_lora(4, 10.0, EVERYWHERE, dora=True)),
         ("llama_gqa_llama3_rope", LoraConfig(4, 10.0, EVERYWHERE, rslora=True, dora=True)),
     ],
     ids=lambda value: value if isinstance(value, str) else f"{len(value.targets)}{kind(value)}",
@@ -78,7 +79,7 @@ def test_logits_and_gradients_are_those_of_peft(name: str, lora: LoraConfig, tmp
 @pytest.mark.parametrize(("targets", "dora"), [(EVERYWHERE, False), *(((target,), True) for target in EVERYWHERE)])
 def test_a_fresh_adapter_changes_nothing(targets: tuple[str, ...], dora: bool):
     model = tiny_case("llama_mha")
-    lora = LoraConfig(rank=4, alpha=8.0, targets=targets, dora=dora)
+    lora = base_lora(rank=4, alpha=8.0, targets=targets, dora=dora)
     tree = init_lora(jax.random.key(0), model.config, lora, model.params)
     adapted = model_logits(model, lora, {"params": model.params, "lora": tree})
     # Adding exact zeros, or dividing norms by themselves (a rounding for each product, so one target at a time); the
@@ -88,7 +89,7 @@ def test_a_fresh_adapter_changes_nothing(targets: tuple[str, ...], dora: bool):
 
 def test_a_fresh_adapter_is_drawn_as_peft_draws_it():
     model = tiny_case("llama_mha")
-    tree = init_lora(jax.random.key(0), model.config, LoraConfig(rank=4, alpha=8.0))
+    tree = init_lora(jax.random.key(0), model.config, base_lora(rank=4, alpha=8.0))
     assert sorted(tree["layers"]["self_attn"]) == ["q_proj", "v_proj"]
     a = np.asarray(tree["layers"]["self_attn"]["q_proj"]["lora_a"])
     bound = model.config.width**-0.5
@@ -104,7 +105,7 @@ def test_a_fresh_adapter_is_drawn_as_peft_draws_it():
 @pytest.mark.parametrize(("name", "dora"), [("qwen2", False), ("gemma3_text", False), ("llama_biases", True)])
 def test_merged_equals_unmerged(name: str, dora: bool):
     model = tiny_case(name)
-    lora = LoraConfig(rank=4, alpha=10.0, targets=EVERYWHERE, dora=dora)
+    lora = base_lora(rank=4, alpha=10.0, targets=EVERYWHERE, dora=dora)
     tree = random_adapter(model.config, lora)
     merged = merge_lora(model.params, tree, lora)
     unmerged_logits = model_logits(model, lora, {"params": model.params, "lora": tree})
@@ -115,7 +116,7 @@ def test_merged_equals_unmerged(name: str, dora: bool):
 
 def test_merging_keeps_the_type_of_storage():
     model = tiny_case("llama_mha")
-    lora = LoraConfig(rank=4, alpha=10.0)
+    lora = base_lora(rank=4, alpha=10.0)
     stored = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), model.params)
     merged = merge_lora(stored, random_adapter(model.config, lora), lora)
     assert {leaf.dtype for leaf in jax.tree.leaves(merged)} == {jnp.dtype("bfloat16")}
@@ -125,7 +126,7 @@ def test_norms_of_the_updated_weights():
     """Computed without their sum, against NumPy, where the update is as large as the weights."""
     random = np.random.default_rng(0)
     kernel, a, b = (random.normal(size=shape).astype(np.float32) for shape in ((96, 40), (96, 4), (4, 40)))
-    lora = LoraConfig(4, 2.0, dora=True)
+    lora = base_lora(4, 2.0, dora=True)
     norms = updated_norms(jnp.asarray(kernel), {"lora_a": jnp.asarray(a), "lora_b": jnp.asarray(b)}, lora)
     whole = kernel.astype(np.float64) + 0.5 * a.astype(np.float64) @ b
     # Sums of a hundred float32 terms.
@@ -135,7 +136,7 @@ def test_norms_of_the_updated_weights():
 @pytest.mark.parametrize("dora", [False, True])
 def test_init_of_the_decoder_makes_the_same_tree(dora: bool):
     model = tiny_case("gemma3_text")
-    lora = LoraConfig(rank=4, alpha=10.0, targets=EVERYWHERE, dora=dora)
+    lora = base_lora(rank=4, alpha=10.0, targets=EVERYWHERE, dora=dora)
     made = jax.eval_shape(Decoder(model.config, lora).init, jax.random.key(0), *INPUTS)["lora"]
     fresh = lora_shapes(model.config, lora)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), made) == jax.tree.map(
@@ -146,10 +147,10 @@ def test_init_of_the_decoder_makes_the_same_tree(dora: bool):
 @pytest.mark.parametrize("targets", [("q_proj", "c_attn"), ()])
 def test_targets_that_match_nothing_are_refused(targets: tuple[str, ...]):
     with pytest.raises(InputError, match=r"named c_attn; choose|none are given"):
-        init_lora(jax.random.key(0), tiny_case("llama_mha").config, LoraConfig(4, 8.0, targets))
+        init_lora(jax.random.key(0), tiny_case("llama_mha").config, base_lora(4, 8.0, targets))
 
 
 def test_forgotten_adapters_are_an_error():
     model = tiny_case("llama_mha")
     with pytest.raises(flax.errors.FlaxError):
-        model_logits(model, LoraConfig(4, 8.0), {"params": model.params})
+        model_logits(model, base_lora(4, 8.0), {"params": model.params})

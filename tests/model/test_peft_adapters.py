@@ -17,12 +17,14 @@ from jaxalign.model.lora import LoraConfig, lora_shapes, projection_sizes
 from jaxalign.model.peft import load_adapter, save_adapter
 from jaxalign.model.transformer import Decoder
 from jaxalign.model.weights import load_params
+from tests.defaults import base_lora
 from tests.model.tiny_inputs import logits_of, plain, refused, torch_logits
 from tests.model.tiny_models import FAMILIES, tiny_case
 from tests.model.vision import in_transformers, save_vision_model
 
 QWEN = tiny_case("qwen2").config
-EVERYWHERE = LoraConfig(3, 12.0, tuple(projection_sizes(QWEN)))
+TWO = base_lora(2, 4.0)
+EVERYWHERE = base_lora(3, 12.0, tuple(projection_sizes(QWEN)))
 TOKENS = np.arange(2, 2 + 2 * 9, dtype=np.int32).reshape(2, 9)
 
 
@@ -70,7 +72,7 @@ def our_logits(config, lora, params, tree):
 @pytest.mark.parametrize(
     ("case", "lora"),
     [
-        *((case, LoraConfig(4, 8.0)) for case in FAMILIES),
+        *((case, base_lora(4, 8.0)) for case in FAMILIES),
         ("qwen2", EVERYWHERE),
         ("llama_biases", dataclasses.replace(EVERYWHERE, dora=True)),
         ("gemma3_text", dataclasses.replace(EVERYWHERE, rslora=True, dora=True)),
@@ -121,7 +123,7 @@ def test_round_trip_is_exact_and_whole(rslora, dora, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
 
 
-def saved(folder, lora=LoraConfig(2, 4.0), **changes):  # noqa: B008 - frozen
+def saved(folder, lora=TWO, **changes):
     """A saved adapter with keys of its adapter_config.json changed; returns the model's config."""
     save_adapter(folder, random_adapter(QWEN, lora), lora, "tiny")
     document = json.loads((folder / "adapter_config.json").read_text())
@@ -351,7 +353,7 @@ def test_we_take_an_adapter_of_a_gemma_with_vision(vision, targets, found, tmp_p
     adapted = moved(peft.get_peft_model(in_transformers(folder), settings))
     adapted.save_pretrained(str(tmp_path))
     lora, tree = load_adapter(tmp_path, config)
-    assert lora == LoraConfig(3, 5.0, found)
+    assert lora == base_lora(3, 5.0, found)
     assert ("vision tower" in capsys.readouterr().err) == (targets in (["q_proj", "v_proj"], "all-linear"))
     ours = our_logits(config, lora, params, tree)
     np.testing.assert_allclose(ours, torch_logits(adapted, TOKENS), atol=1e-4, rtol=1e-4)

@@ -15,6 +15,7 @@ from jaxalign.model.quantised import SCHEMES, kernel_of, product, quantise_param
 from jaxalign.model.quantised import plain_product as plain
 from jaxalign.model.transformer import Decoder
 from jaxalign.runtime import make_mesh
+from tests.defaults import base_lora
 
 F32, BF16 = jnp.dtype("float32"), jnp.dtype("bfloat16")
 RANDOM = np.random.default_rng(0)
@@ -105,7 +106,7 @@ CONFIG = ModelConfig(
     tied_head=True,
 )
 EVERYWHERE = tuple(projection_sizes(CONFIG))
-LORA, DORA = (LoraConfig(2, 4.0, EVERYWHERE, dora=dora) for dora in (False, True))
+LORA, DORA = (base_lora(2, 4.0, EVERYWHERE, dora=dora) for dora in (False, True))
 WEIGHTS_IN_FLOAT32 = 4 * CONFIG.layers * sum(a * b for _, (a, b) in projection_sizes(CONFIG).values())
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from jaxalign.errors import InputError
-from jaxalign.model.lora import LoraConfig, init_lora, projection_sizes
+from jaxalign.model.lora import init_lora, projection_sizes
 from jaxalign.model.quantised import kernel_of, quantise_params
 from jaxalign.model.sharding import param_shardings
 from jaxalign.model.transformer import Decoder
 from jaxalign.runtime import make_mesh
-from tests.defaults import base_optimizer
+from tests.defaults import base_lora, base_optimizer
 from tests.model.test_schemes import by_bitsandbytes
 from tests.model.tiny_inputs import logits_of, plain, torch_logits
 from tests.model.tiny_models import TinyModel, slow_but, tiny_model
@@ -99,7 +99,7 @@ def dequantised(params: Any) -> Any:
 def test_logits_and_adapter_gradients_are_those_of_the_dequantised_model(family: str, dora: bool, scheme: str):
     model = wide_model(family)
     stored = quantised(model, scheme)
-    lora = LoraConfig(4, 8.0, EVERYWHERE, dora=dora)
+    lora = base_lora(4, 8.0, EVERYWHERE, dora=dora)
     adapter = init_lora(jax.random.key(0), model.config, lora, stored)
     adapter = jax.tree.map(lambda leaf: leaf + 0.02 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), adapter)
 

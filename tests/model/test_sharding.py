@@ -16,6 +16,7 @@ from jaxalign.model.lora import LoraConfig, init_lora, projection_sizes
 from jaxalign.model.losses import next_token_loss
 from jaxalign.model.sharding import TABLE, batch_spec, param_shardings, param_specs, path_name
 from jaxalign.model.transformer import Decoder
+from tests.defaults import base_lora
 from tests.model.tiny_models import FAMILIES, TinyModel, slow_but, tiny_model
 
 ROWS, LENGTH = 4, 17
@@ -31,7 +32,7 @@ def mesh() -> Mesh:
 def divisible(family: str) -> tuple[TinyModel, LoraConfig]:
     """A tiny model whose every sharded dimension is even (a vocabulary of 60), with an adapter on all projections."""
     model = tiny_model(family, tied=family == "gemma3_text", vocabulary=60)
-    return model, LoraConfig(4, 8.0, tuple(projection_sizes(model.config)))
+    return model, base_lora(4, 8.0, tuple(projection_sizes(model.config)))
 
 
 def a_batch() -> tuple[np.ndarray, ...]:

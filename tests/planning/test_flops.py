@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import pytest
 
 from jaxalign.model import architectures
-from jaxalign.model.lora import LoraConfig
 from jaxalign.model.quantised import SCHEMES
 from jaxalign.planning import flops
 from jaxalign.planning.flops import counted, operations, operations_a_weight
 from jaxalign.planning.hlo import parse
-from tests.defaults import base_step
+from tests.defaults import base_lora, base_step
 from tests.planning.toy import TOY, costs_on_cpu, toy_job
 
 EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -38,8 +37,8 @@ GEMMA = replace(
         {"remat": "dots"},
         {"remat": "full", "step": base_step(accumulation=2, loss_chunk=48)},
         {"remat": "full", "step": base_step(accumulation=2, loss_chunk=48, rows_at_once=2)},
-        {"remat": "full", "lora": LoraConfig(4, 8.0, EVERY)},
-        {"remat": "full", "lora": LoraConfig(4, 8.0, EVERY, dora=True)},
+        {"remat": "full", "lora": base_lora(4, 8.0, EVERY)},
+        {"remat": "full", "lora": base_lora(4, 8.0, EVERY, dora=True)},
         {"remat": "full", "lora": None},
         {"remat": "full", "architecture": GEMMA},
         {"param_dtype": "int8", "dtype": "bfloat16"},
@@ -55,7 +54,7 @@ def test_the_analytic_count_is_that_of_the_compiled_step(changes):
 def test_a_step_of_a_7b_model_by_hand():
     """Mistral-7B, 16 rows x 2048, adapters of rank 8 on q and v, full rematerialisation: an independent sum."""
     mistral = replace(TOY, vocab_size=32000, width=4096, layers=32, heads=32, kv_heads=8, head_dim=128, mlp_dim=14336)
-    job = toy_job(architecture=mistral, rows=16, length=2048, remat="full", lora=LoraConfig(8, 16.0))
+    job = toy_job(architecture=mistral, rows=16, length=2048, remat="full", lora=base_lora(8, 16.0))
     tokens = 16 * 2048
     weights = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
     passes = 3 * 2 * weights - 2 * 32 * 4096 * 14336  # there, again without the last product, back

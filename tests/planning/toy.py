@@ -4,11 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.lora import LoraConfig
 from jaxalign.planning.chips import Job
 from jaxalign.planning.compile import lower
 from jaxalign.planning.hlo import Costs, count, parse
-from tests.defaults import base_optimizer, base_step
+from tests.defaults import base_lora, base_optimizer, base_step
 from tests.training.tiny_runs import mesh_of
 
 TOY = ModelConfig(
@@ -37,7 +36,7 @@ def toy_job(**changes: Any) -> Job:
         length=32,
         dtype="float32",
         param_dtype="float32",
-        lora=LoraConfig(4, 8.0),
+        lora=base_lora(4, 8.0),
         remat="none",
         optimizer=base_optimizer(),
         step=base_step(loss_chunk=64),

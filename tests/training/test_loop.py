@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import InputError
-from jaxalign.model.lora import LoraConfig
 from jaxalign.model.transformer import Decoder
 from jaxalign.training import loop
 from jaxalign.training.checkpoint import open_checkpoints, read_adapter, read_trained
-from tests.defaults import base_loop, base_optimizer, base_step
+from tests.defaults import base_loop, base_lora, base_optimizer, base_step
 from tests.training.tiny_runs import LORA, mesh_of, random_adapter, tiny_plan
 from tests.training.whole_runs import (
     MODEL,
@@ -93,7 +92,7 @@ def test_a_finished_run_says_so_and_does_nothing(undisturbed, capsys):
         ({"fingerprint": {"model": "another"}}, "model was 'tiny' and is now 'another'"),
         ({"optimizer": base_optimizer(learning_rate=2e-2)}, "optimizer.learning_rate was 0.01"),
         ({"plan": tiny_plan(STEPS, accumulation=2, packed=False)}, "batch.packed"),
-        ({"decoder": Decoder(MODEL.config, LoraConfig(2, 8.0))}, "lora.rank was 4 and is now 2"),
+        ({"decoder": Decoder(MODEL.config, base_lora(2, 8.0))}, "lora.rank was 4 and is now 2"),
         ({"step": base_step(accumulation=1)}, "batch.accumulation was 2 and is now 1"),
     ],
 )
@@ -122,7 +121,7 @@ def test_an_initial_adapter_is_the_start_and_stays_usable(tmp_path):
     assert_equal_bits(trained["lora"], jax.device_get(start))
 
 
-@pytest.mark.parametrize("other", [LoraConfig(2, 8.0), LoraConfig(4, 8.0, ("q_proj",))])
+@pytest.mark.parametrize("other", [base_lora(2, 8.0), base_lora(4, 8.0, ("q_proj",))])
 def test_an_initial_adapter_of_another_shape_is_refused(tmp_path, other):
     with pytest.raises(InputError, match="initial adapter: no adapter of rank"):
         tiny_training(tmp_path, decoder=Decoder(MODEL.config, other), initial_adapter=random_adapter(MODEL.config))

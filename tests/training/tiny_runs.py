@@ -23,11 +23,11 @@ from jaxalign.training.step import (
     make_train_step,
     place_batch,
 )
-from tests.defaults import base_layout, base_step
+from tests.defaults import base_layout, base_lora, base_step
 
 VOCABULARY = 61
 """Ids at most, as in tests.model.tiny_models, whose import of torch other processes can do without."""
-LORA = LoraConfig(rank=4, alpha=8.0)
+LORA = base_lora(rank=4, alpha=8.0)
 
 
 def random_pairs(count: int, seed: int = 0) -> TokenisedPairs:
