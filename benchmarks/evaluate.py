@@ -20,7 +20,7 @@ from workers import Worker, exit_code, surroundings, take_turns
 
 from jaxalign.data.languages import parse_languages
 from jaxalign.data.prompts import label_queries, read_exemplars, scored_candidates
-from jaxalign.data.tasks import parse_rows, read_task_rows, task_named
+from jaxalign.data.tasks import TaskData, parse_rows, task_named
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.evaluation.score import shared_prefix_length
 from jaxalign.files import data_folder, exemplars_file, write_json
@@ -49,7 +49,7 @@ def gather_work(options: argparse.Namespace, model: Path) -> dict[str, list[dict
     for task in (task_named(name) for name in options.tasks.split(",")):
         work[task.name] = []
         for language in parse_languages(options.languages):
-            rows = read_task_rows(data, task, language, "test", parse_rows(options.rows))
+            rows = TaskData(data).rows(task, language, parse_rows(options.rows))
             queries = label_queries(rows, exemplars, tokenizer, "english", "study")
             candidates = scored_candidates(task, language, tokenizer, "english", "study")
             work[task.name].append(

@@ -31,7 +31,7 @@ from jaxalign.data import batches
 from jaxalign.data.batches import BatchPlan, TokenisedPairs, fit_pairs
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.pairs import QuestionPair, read_pairs
-from jaxalign.data.tasks import TASKS, read_task_rows
+from jaxalign.data.tasks import TASKS, TaskData
 from jaxalign.data.tokenizer import Tokenizer, edges, render_all
 from jaxalign.errors import InputError
 from jaxalign.files import MINI
@@ -108,11 +108,7 @@ def measured(way: str, model: Path, file: Path) -> dict[str, Any]:
 def write_pairs(file: Path, count: int) -> None:
     """Pairs of one or two of the mini set's texts, each with a number of its own."""
     texts = {
-        code: [
-            " ".join(row.fields)
-            for task in TASKS.values()
-            for row in read_task_rows(MINI, task, code, "test", slice(None))
-        ]
+        code: [" ".join(row.fields) for task in TASKS.values() for row in TaskData(MINI).rows(task, code)]
         for code in LANGUAGES
     }
     sources, choose = [code for code in LANGUAGES if code != "en"], random.Random(0)

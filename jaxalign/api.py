@@ -33,9 +33,8 @@ from jaxalign.reporting.page import write_report
 from jaxalign.runtime import alone, wait_for_all
 from jaxalign.verbs.data import gather_pairs
 from jaxalign.verbs.demo import demo as run_demo
-from jaxalign.verbs.evaluate import check_settings, chosen_cells, evaluate_model
+from jaxalign.verbs.evaluate import check_settings, chosen_cells, evaluate_model, open_tasks
 from jaxalign.verbs.export import export as export_run
-from jaxalign.verbs.open_answers import open_tasks
 from jaxalign.verbs.probe import FILE_OF, probe_model, probe_settings
 from jaxalign.verbs.settings import EvaluationData, load_model, rendering
 from jaxalign.verbs.train import ready_to_tune, train_model

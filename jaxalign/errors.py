@@ -9,10 +9,7 @@ LONGEST = 2000
 
 
 class InputError(Exception):
-    """Bad input: the message says what is wrong, where (file, row, field) and what to do, in one line.
-
-    A command that meets one prints the message and ends with exit code 2.
-    """
+    """Bad input: one line on what is wrong, where (file, row, field) and what to do; the exit code is 2."""
 
     def __init__(self, message: str):
         # Names and values of files stand in messages, whatever they hold and however long they are.
@@ -30,7 +27,6 @@ class InputErrors(InputError):
 
 
 def messages_of(error: InputError) -> list[str]:
-    """The messages of one error or of several."""
     return error.messages if isinstance(error, InputErrors) else [str(error)]
 
 

@@ -62,7 +62,7 @@ def local_path(text: str) -> Path:
 
 
 def recorded(value: Any) -> Any:
-    """A JSON value as records keep it: `~` where a text names the home folder, whose name is its owner's."""
+    """A JSON value as records keep it: `~` for the home folder, whose name is its owner's."""
     if isinstance(value, dict):
         return {key: recorded(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -79,7 +79,6 @@ def published(text: str) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -100,7 +99,6 @@ def read_text(path: AnyPath) -> str:
 
 
 def read_json(path: AnyPath) -> Any:
-    """The JSON document of a file; an empty or broken one raises InputError with line and column."""
     text = read_text(path)
     if not text.strip():
         raise InputError(f"{path}: the file is empty")
@@ -115,7 +113,7 @@ def read_json(path: AnyPath) -> Any:
 def parse_json(text: str, where: str) -> Any:
     """The JSON document in a text; JSONDecodeError where it is none, InputError where Python's reader gives up.
 
-    A key that stands twice in one object raises InputErrors, one for each: Python's reader keeps the last.
+    So does a key that stands twice in one object, of which Python's reader keeps the last.
     """
     repeated: list[str] = []
 
@@ -131,17 +129,14 @@ def parse_json(text: str, where: str) -> Any:
         document = json.loads(text, object_pairs_hook=object_of)
     except json.JSONDecodeError:
         raise
-    except RecursionError:
-        raise InputError(f"{where}: JSON nested too deeply") from None
-    except ValueError:
-        raise InputError(f"{where}: a number of too many digits") from None
+    except (RecursionError, ValueError):
+        raise InputError(f"{where}: JSON nested too deeply, or a number of too many digits") from None
     if repeated:
         raise InputErrors(repeated)
     return document
 
 
 def json_line(line: str, where: str) -> Any:
-    """The JSON document on one line; a broken one raises InputError."""
     try:
         return parse_json(line, where)
     except json.JSONDecodeError as error:
@@ -149,7 +144,7 @@ def json_line(line: str, where: str) -> Any:
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """Pairs of (row, object), rows counted from 0 and blank lines passed over; a broken line raises InputError."""
+    """Pairs of (row, object), rows counted from 0 and blank lines passed over."""
     for row, line in enumerate(filled_lines(path)):
         yield row, json_line(line, f"{path}, row {row}")
 
@@ -170,7 +165,6 @@ def lines_of(text: str) -> list[str]:
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an .npz file; what is no such file, cut off, or pickled raises InputError."""
     try:
         with path.open("rb") as file:
             arrays = dict(np.load(file, allow_pickle=False))
@@ -275,7 +269,6 @@ def partial_name(path: AnyPath) -> str:
 
 
 def write_text(path: AnyPath, text: str) -> None:
-    """Writes UTF-8 text whole or not at all."""
     with whole_file(path) as partial:
         partial.write_bytes(text.encode("utf-8"))
 
@@ -286,7 +279,6 @@ def write_json(path: AnyPath, document: Any) -> None:
 
 
 def write_json_lines(path: AnyPath, rows: Iterable[Any]) -> None:
-    """Writes one JSON object per line."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 

@@ -41,10 +41,7 @@ def held(folder: AnyPath) -> Iterator[None]:
     """Keeps other commands out of a folder, which is made if need be, until the block ends.
 
     Several processes of one command are one holder: process 0 holds for all. In a block of its own thread for the same
-    folder it does nothing.
-
-    Raises:
-      InputError: another process is at work there, or nothing can be written there.
+    folder it does nothing. InputError: another process is at work there, or nothing can be written there.
     """
     with ExitStack() as stack:
         error = None
@@ -129,7 +126,6 @@ class Hold:
         self.thread.start()
 
     def take(self) -> None:
-        """Writes the record, unless another lives."""
         while (found := self.store.read()) is not None:
             if not self.is_locked or parsed(found).get("lock") != self.record["lock"]:
                 found = self.silent(found)
@@ -151,13 +147,11 @@ class Hold:
         return found
 
     def refusal(self, content: bytes | None) -> InputError:
-        """What to say of another holder."""
         return InputError(
             f"{self.path.parent}: {named(content)} is at work there; wait for its end, or choose another folder"
         )
 
     def content(self) -> bytes:
-        """The record as the file holds it."""
         return json.dumps(self.record).encode() + b"\n"
 
     def keep_alive(self) -> None:
@@ -196,7 +190,6 @@ class LocalFile:
         self.path = path
 
     def read(self) -> bytes | None:
-        """The file's content; None where there is none."""
         # Opened anew: a network's disk then looks at what others have written.
         with contextlib.suppress(FileNotFoundError):
             return self.path.read_bytes() or None

@@ -9,9 +9,10 @@ import sys
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import compress
 from typing import Any
 
-from jaxalign import runtime
+from jaxalign import chat_templates, runtime
 from jaxalign.cli import complain, open_standard_streams
 from jaxalign.configuration import config_with
 from jaxalign.errors import InputError
@@ -141,37 +142,39 @@ class JaxalignLM(TemplateLM):
         if self.tokenizer.chat_template is None:
             raise InputError(f"{self.model.path}: the tokenizer has no chat template; leave out --apply_chat_template")
         try:
-            text = self.tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
+            return chat_templates.render(
+                conversations=[chat_history],
+                chat_template=self.tokenizer.get_chat_template(),
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=not add_generation_prompt,
+                **self.tokenizer.special_tokens_map,
             )
-            return str(text)
-        except Exception as error:  # whatever a template raises
+        except ValueError as error:
             roles = ", ".join(message["role"] for message in chat_history)
-            why = " ".join(str(error).split()) or type(error).__name__
-            raise InputError(f"{self.model.path}: the chat template refuses messages of {roles} ({why})") from None
+            raise InputError(f"{self.model.path}: the chat template refuses messages of {roles} ({error})") from None
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """The ids of a text, behind those that the tokenizer opens with unless the text spells the first one out.
 
-        Control tokens that the text spells are those tokens, as in `hf`: chat templates and few-shot texts come here as
-        one text. Unlike there nothing is put behind it, not even by a tokenizer that ends every text with an EOS.
+        Control tokens that the text spells are those tokens, as in `hf`. Unlike there nothing is put behind it, not
+        even by a tokenizer that ends every text with an EOS.
         """
         if add_special_tokens is None:
             add_special_tokens = not of_lm_eval.has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
         opening = self.model.tokenizer.opening if add_special_tokens else []
         return [*opening, *self.model.tokenizer.template_ids(string)]
 
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """As lm-eval has it, which takes the first token of what follows an empty context; there may be none."""
+        said = [bool(before or self.tok_encode(text, False)) for before, text in (each.args for each in requests)]
+        tell_of([each.args for each, some in zip(requests, said, strict=True) if not some], NOTHING_TO_SAY)
+        answers = iter(super().loglikelihood(list(compress(requests, said)), disable_tqdm))
+        return [next(answers) if some else (0.0, True) for some in said]
+
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
-        """The answers to requests of texts, context ids and continuation ids.
-
-        A context without a token, as of white space alone, is what begins a text. A continuation without one is as
-        likely as can be.
-        """
+        """The answers to requests of texts, context ids and continuation ids, either of which may be none."""
         for texts, _context, continuation in requests:
             if len(continuation) > self.max_length:
                 raise InputError(

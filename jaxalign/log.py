@@ -17,7 +17,6 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
@@ -37,10 +36,7 @@ def is_first_process() -> bool:
 
 @dataclass(frozen=True)
 class CurvesConfig:
-    """tensorboard: whether event files are written. wandb: the W&B project that rows go to; none if empty.
-
-    A package that is not installed raises InputError.
-    """
+    """tensorboard: whether event files are written. wandb: the W&B project that rows go to; none if empty."""
 
     tensorboard: bool = False
     wandb: str = ""
@@ -156,11 +152,7 @@ class MetricsLog:
     """Appends rows to a JSON-lines file, each whole on disk before the next.
 
     `keep_through`: rows of later steps, which an interrupted run wrote after its last checkpoint, are dropped on
-    opening; -1 starts the file anew.
-
-    Nothing is appended to what lies in a bucket: there the file is uploaded whole, every so many seconds and by
-    `upload`.
-
+    opening; -1 starts the file anew. In a bucket the file is uploaded whole, every so many seconds and by `upload`.
     `curves`: the services that get the same rows, and `document` what they show of the run.
     """
 
@@ -187,7 +179,6 @@ class MetricsLog:
                 self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, **numbers: Any) -> None:
-        """One row: the step and what is known of it."""
         if self._file is not None:
             row = {"step": step, **numbers}
             self._file.write(json.dumps(row) + "\n")
@@ -208,7 +199,7 @@ class MetricsLog:
     def __enter__(self) -> "MetricsLog":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if self._file is not None:
             self.upload()
             self._file.close()
@@ -217,10 +208,7 @@ class MetricsLog:
 
 
 def whole_rows(path: files.AnyPath) -> list[dict[str, Any]]:
-    """The rows of a metrics file; a last line that was cut off (its writer was killed) is left out.
-
-    InputError where another line is no JSON object with a whole number `step`.
-    """
+    """The rows of a metrics file; a last line that was cut off (its writer was killed) is left out."""
     if not path.exists():
         return []
     *lines, _ = files.read_text(path).split("\n")
@@ -255,7 +243,7 @@ def is_hidden() -> bool | None:
 
 
 class Progress:
-    """A bar over the steps of a run with loss, tokens/s and time left; silent where stderr is no terminal."""
+    """A bar over the steps of a run; silent where stderr is no terminal."""
 
     def __init__(self, total: int, done: int):
         self._bar = tqdm(
@@ -267,12 +255,11 @@ class Progress:
         )
 
     def advance(self, loss: float, tokens: float, seconds: float) -> None:
-        """One step further: its loss, its target tokens and the seconds it took."""
         self._bar.set_postfix_str(f"loss {loss:.4f}, {tokens / seconds:,.0f} target tokens/s", refresh=False)
         self._bar.update()
 
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+    def __exit__(self, *error: object) -> None:
         self._bar.close()

@@ -5,6 +5,7 @@ Several processes at one job, one a host: each reads files for itself, and all h
 
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -44,9 +45,7 @@ def mesh_sizes(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, in
     sizes = [data, fsdp, tensor]
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
         raise InputError(f"mesh {tuple(sizes)}: each size is a positive number, or -1 for one of them")
-    known = 1
-    for size in sizes:
-        known *= size if size > 0 else 1
+    known = math.prod(size for size in sizes if size > 0)
     if -1 in sizes and devices % known == 0:
         sizes[sizes.index(-1)] = devices // known
     elif known != devices:
@@ -105,13 +104,6 @@ def leave(exit_code: int) -> None:
         os._exit(exit_code)
 
 
-def pass_over_libtpu() -> None:
-    """Keeps a libtpu that is here to plan with from looking for a chip, and complaining, where there is none."""
-    has_no_chip = os.environ.get("TPU_SKIP_MDS_QUERY") == "1"  # jax sets it when it finds none
-    if has_no_chip and "JAX_PLATFORMS" not in os.environ and not metadata.entry_points(group="jax_plugins"):
-        jax.config.update("jax_platforms", "cpu")
-
-
 def start(waits_for_notice: bool = True) -> None:
     """What every command does first.
 
@@ -124,7 +116,10 @@ def start(waits_for_notice: bool = True) -> None:
     """
     jax.config.update("jax_enable_preemption_service", waits_for_notice)
     join_processes()
-    pass_over_libtpu()
+    has_no_chip = os.environ.get("TPU_SKIP_MDS_QUERY") == "1"  # jax sets it when it finds none
+    if has_no_chip and "JAX_PLATFORMS" not in os.environ and not metadata.entry_points(group="jax_plugins"):
+        # A libtpu that is here to plan with would look for a chip, and complain.
+        jax.config.update("jax_platforms", "cpu")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     jax.config.update("jax_default_matmul_precision", "highest")
     jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -172,6 +167,5 @@ def alone(what: str) -> None:
 
 
 def wait_for_all() -> None:
-    """Returns when every process has come here."""
     if processes() > 1:
         multihost_utils.sync_global_devices("wait for all")

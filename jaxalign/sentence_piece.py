@@ -52,12 +52,9 @@ def sentence_piece(
 ) -> Tokenizer:
     """SentencePiece's BPE: spaces are letters, and a character without a token is spelled in bytes (<0x0A>).
 
-    Tokens are marked by their kinds.
-
-    Args:
-      tokens, scores, kinds: of every id; kinds may be empty, which is all NORMAL.
-      unknown: the token of a character that no bytes are there for.
-      prefix_space: whether a text begins with a space more, one that begins with a space among them.
+    tokens, scores, kinds: of every id; kinds may be empty, which is all NORMAL.
+    unknown: the token of a character that no bytes are there for.
+    prefix_space: whether a text begins with a space more, one that begins with a space among them.
     """
     vocabulary = {token: index for index, token in enumerate(tokens)}
     never = {token for token, kind in zip(tokens, kinds, strict=False) if kind in (UNKNOWN, CONTROL, BYTE)}

@@ -1,11 +1,10 @@
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import binomtest, bootstrap, false_discovery_control, permutation_test, ttest_1samp
+from scipy.stats import binomtest, bootstrap, permutation_test, ttest_1samp
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.contingency_tables import mcnemar
@@ -13,7 +12,6 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from jaxalign.statistics import (
-    benjamini_hochberg,
     bootstrap_intervals,
     centred,
     correlations,
@@ -23,7 +21,6 @@ from jaxalign.statistics import (
     mean_and_half_width,
     resampled_correlations,
     resampled_means,
-    seed_deviation,
     sign_flip_p_values,
     smallest_detectable_difference,
     variance_parts,
@@ -33,18 +30,10 @@ from jaxalign.statistics import (
 
 @pytest.mark.parametrize(("correct", "count"), [(0, 1), (1, 1), (0, 50), (50, 50), (3, 7), (412, 500), (1, 10_000)])
 @pytest.mark.parametrize("level", [0.95, 0.8])
-def test_wilson_interval_is_scipys_and_statsmodels(correct: int, count: int, level: float):
-    scipys = binomtest(correct, count).proportion_ci(level, method="wilson")
+def test_wilson_interval_is_statsmodels(correct: int, count: int, level: float):
     statsmodels = proportion_confint(correct, count, 1 - level, method="wilson")
     # The same formula in float64, operations in another order.
-    assert wilson_interval(correct, count, level) == pytest.approx((scipys.low, scipys.high), abs=1e-12)
     assert wilson_interval(correct, count, level) == pytest.approx(statsmodels, abs=1e-12)
-
-
-@pytest.mark.parametrize(("correct", "count"), [(0, 0), (3, 2), (-1, 2)])
-def test_impossible_counts_are_refused(correct: int, count: int):
-    with pytest.raises(ValueError, match="trials"):
-        wilson_interval(correct, count)
 
 
 def test_band_is_the_normal_interval_of_the_mean():
@@ -204,27 +193,16 @@ P_VALUES = {
 
 
 @pytest.mark.parametrize("p_values", P_VALUES.values(), ids=P_VALUES.keys())
-def test_adjusted_p_values_are_statsmodels_and_scipys(p_values: np.ndarray):
+def test_adjusted_p_values_are_statsmodels(p_values: np.ndarray):
     # Products and minima of float64 numbers: equal but for the order of two factors.
     np.testing.assert_allclose(holm(p_values), multipletests(p_values, method="holm")[1], rtol=1e-14)
-    np.testing.assert_allclose(benjamini_hochberg(p_values), multipletests(p_values, method="fdr_bh")[1], rtol=1e-14)
-    np.testing.assert_allclose(benjamini_hochberg(p_values), false_discovery_control(p_values), rtol=1e-14)
 
 
-@pytest.mark.parametrize("method", [holm, benjamini_hochberg])
-def test_adjusting_none_or_nonsense(method: Callable[[np.ndarray], np.ndarray]):
-    assert method(np.zeros(0)).shape == (0,)
+def test_adjusting_none_or_nonsense():
+    assert holm(np.zeros(0)).shape == (0,)
     for wrong in ([0.1, np.nan], [1.1], [-0.1], [[0.5]]):
         with pytest.raises(ValueError, match="p-values"):
-            method(np.array(wrong))
-
-
-def test_seed_deviation():
-    # Deviations -3, -1, 4 of the first: 26 / 2.
-    np.testing.assert_allclose(seed_deviation(np.array([[0.1, 0.5], [0.3, 0.5], [0.8, 0.5]])), [math.sqrt(0.13), 0.0])
-    assert float(seed_deviation(np.array([0.4, 0.6]))) == pytest.approx(math.sqrt(0.02))
-    with pytest.raises(ValueError, match="1 run"):
-        seed_deviation(np.array([0.4]))
+            holm(np.array(wrong))
 
 
 def power(count: int, discordant: float, difference: float, level: float) -> float:

@@ -30,15 +30,9 @@ from jaxalign.errors import InputError
 
 
 def best_fit_bins(lengths: np.ndarray, capacity: int) -> list[list[int]]:
-    """Packs items into bins of `capacity`, longest first, each into the fullest bin that still holds it.
+    """Packs items of these lengths (int [n], each at most `capacity`), longest first, into the fullest bin that fits.
 
-    Args:
-      lengths: int [n], each at most `capacity`.
-      capacity: positions in a bin.
-
-    Returns:
-      One list of item indices per bin. Equal lengths keep their order, and of equally full bins the first is taken, so
-      the result is a function of the input.
+    Returns the item indices of each bin. Equal lengths keep their order, and of equally full bins the first is taken.
     """
     bins: list[list[int]] = []
     of_room: dict[int, list[int]] = {}  # room left -> heap of the bins that have it
@@ -85,12 +79,12 @@ class TokenisedPairs:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Positions that each pair takes in a row, int [n]."""
+        """Positions that each pair takes in a row [n]."""
         return np.diff(self.starts) - 1
 
     @cached_property
     def target_counts(self) -> np.ndarray:
-        """Target positions (response ids) of each pair, int [n]."""
+        """Target positions (response ids) of each pair [n]."""
         return np.diff(self.starts) - self.prompt_lengths
 
     def take(self, indices: np.ndarray) -> "TokenisedPairs":
@@ -117,22 +111,18 @@ MOST_POSITIONS = 2**28
 
 
 class FittedPairs(NamedTuple):
-    """Tokenised pairs that fit the length, and how many were changed to get there."""
+    """Pairs that fit the length, the indices (int [n]) of those that were kept, and how many were dropped and cut."""
 
     pairs: TokenisedPairs
     kept: np.ndarray
-    """Indices of the pairs that were kept, int [n]."""
     dropped: int
     cut: int
 
 
 def fit_pairs(rendered: Iterable[tuple[list[int], list[int]]], length: int, too_long: str) -> FittedPairs:
-    """Joins prompts and responses, and drops or cuts each pair that takes more than `length` positions.
+    """Joins (prompt ids, response ids) of each pair, read once; those of more than `length` positions are too long.
 
-    Args:
-      rendered: (prompt ids, response ids) of each pair, as a chat template gives them; read once.
-      length: positions at most.
-      too_long: "drop", or "cut": both sides are shortened in proportion, as LLaMA-Factory does.
+    too_long: "drop", or "cut": both sides are shortened in proportion, as LLaMA-Factory does.
     """
     if too_long not in ("drop", "cut"):
         raise InputError(f"batch.too_long is {too_long!r}: set it to 'drop' or 'cut'")
@@ -179,12 +169,10 @@ class BatchLayout:
     row_multiple: int = 1
 
     def __post_init__(self) -> None:
-        for key in ("length", "accumulation", "row_multiple"):
-            if getattr(self, key) < 1:
-                raise InputError(f"batch.{key}={getattr(self, key)}: set it to 1 or more")
-        for key in ("pairs_per_step", "rows_per_step", "rows_at_once"):
-            if getattr(self, key) < 0:
-                raise InputError(f"batch.{key}={getattr(self, key)}: set it to 0 or more")
+        for key, value in vars(self).items():
+            least = 1 if key in ("length", "accumulation", "row_multiple") else 0
+            if value < least:
+                raise InputError(f"batch.{key}={value}: set it to {least} or more")
         if (self.pairs_per_step > 0) == (self.rows_per_step > 0):
             raise InputError("batch: set one of pairs_per_step and rows_per_step, and the other to 0")
         if (self.pairs_per_step or self.rows_per_step) % self.accumulation:
@@ -192,7 +180,6 @@ class BatchLayout:
 
     @property
     def rows_computed(self) -> int:
-        """The rows of a micro-batch divide by it."""
         return self.row_multiple * max(1, self.rows_at_once)
 
 
@@ -292,16 +279,15 @@ def _rows_by_pairs(pairs: TokenisedPairs, order: np.ndarray, layout: BatchLayout
     most = longest if layout.rows_at_once or not layout.packed else max(longest, min(4 * longest, layout.length))
     lengths = range(longest, most + 1, max(64, longest // 4))
 
-    def packed_at(length: int) -> tuple[list[list[list[int]]], int]:
+    def packed_at(length: int) -> tuple[list[list[list[int]]], int, int]:
         bins = [_bins_of(pairs, members, length, layout.packed) for members in micro_batches]
-        return bins, round_up(max(map(len, bins)), layout.rows_computed)
+        return bins, round_up(max(map(len, bins)), layout.rows_computed), length
 
-    (bins, rows), length = min(((packed_at(length), length) for length in lengths), key=lambda x: x[0][1] * x[1])
+    bins, rows, length = min(map(packed_at, lengths), key=lambda packed: packed[1] * packed[2])
     return _steps_of(bins, rows, length, layout), length
 
 
 def _rows_by_bins(bins: list[list[int]], layout: BatchLayout) -> list[list[list[int]]]:
-    """Steps of `rows_per_step` rows, and the empty ones that the mesh needs; the last step may have more of those."""
     per_micro_batch = layout.rows_per_step // layout.accumulation
     micro_batches = [bins[i : i + per_micro_batch] for i in range(0, len(bins), per_micro_batch)]
     return _steps_of(micro_batches, round_up(per_micro_batch, layout.rows_computed), layout.length, layout)

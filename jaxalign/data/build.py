@@ -40,14 +40,12 @@ def build_examples(
 ) -> list[QuestionPair]:
     """The rows of one training file, from `data/{folder}/{task}_{language}{rows}_train.json`.
 
-    sources, target: languages. One source keeps the file's order; several are joined and shuffled with the seed.
-    rows: which rows of each source, so that slice(0, 10_000) of two sources makes 20,000.
+    One source keeps the file's order; several are joined and shuffled with the seed. `rows` are those of each source.
     control: "none", or a condition that lacks one ingredient of question translation:
       "copy"       English to English: translation's format without another language;
       "mispaired"  each question answered by another row's translation: languages without their alignment;
       "answers"    English questions with their answers: the task without translation. Unlabelled rows are left out.
-    copy and answers read English alone, so sources and target must say so. Wrong combinations, missing files and
-    too few rows raise InputError.
+    copy and answers read English alone, so sources and target must say so.
     """
     sources = [language_of(source, "build.sources").code for source in sources]
     target = language_of(target, "build.target").code

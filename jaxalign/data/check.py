@@ -56,11 +56,8 @@ def errors_of(path: Path, rendering: Rendering) -> dict[str, list[str]]:
     return errors
 
 
-Reads = dict[Path, Callable[[], Any]]
-
-
-def _reads(path: Path, rendering: Rendering, data: TaskData | None = None) -> Reads:
-    """data: the folder that a task's file lies in, where it is known."""
+def _reads(path: Path, rendering: Rendering, data: TaskData | None = None) -> dict[Path, Callable[[], Any]]:
+    """File -> its reader. data: the folder that a task's file lies in, where it is known."""
     named, folder = task_file_named(path), path.resolve().parent
     if named is None:
         return {file: partial(read_pair_file, file, rendering) for file in pair_files(path)}
@@ -70,7 +67,7 @@ def _reads(path: Path, rendering: Rendering, data: TaskData | None = None) -> Re
     return {path: partial(data.rows, named.task, named.language, split=named.split)}
 
 
-def _data_folder_reads(folder: Path, rendering: Rendering) -> Reads:
+def _data_folder_reads(folder: Path, rendering: Rendering) -> dict[Path, Callable[[], Any]]:
     """Of its task files, files of pairs beside them, PAWS-X and exemplars."""
     data, reads = TaskData(folder.resolve()), {}
     for task in TASKS.values():
@@ -81,16 +78,16 @@ def _data_folder_reads(folder: Path, rendering: Rendering) -> Reads:
             if (language := known_language(version.name)) is not None:
                 reads[version] = partial(data.rows, TASKS["paws"], language.code)
     if (folder / "exemplars.json").is_file():
-        reads[folder / "exemplars.json"] = partial(_read_and_warn, folder / "exemplars.json", data)
+
+        def read_and_warn() -> None:
+            exemplars, cells = read_exemplars(folder / "exemplars.json"), []
+            for task, language in exemplars.cells:
+                with suppress(InputError):  # of a task's file, which is told of by itself
+                    cells.append(data.rows(TASKS[task], language))
+            warn_of_exemplars(exemplars, cells)
+
+        reads[folder / "exemplars.json"] = read_and_warn
     return reads
-
-
-def _read_and_warn(file: Path, data: TaskData) -> None:
-    exemplars, cells = read_exemplars(file), []
-    for task, language in exemplars.cells:
-        with suppress(InputError):  # of a task's file, which is told of by itself
-            cells.append(data.rows(TASKS[task], language))
-    warn_of_exemplars(exemplars, cells)
 
 
 def warn_of_exemplars(exemplars: Exemplars, cells: Iterable[Sequence[TaskRow]]) -> None:
@@ -124,11 +121,8 @@ def normal(text: str) -> str:
 def describe_languages(pairs: Sequence[QuestionPair], length: Callable[[str], int]) -> dict[str, dict[str, Any]]:
     """Language -> counts, lengths and scripts of its texts; a prompt counts without its instruction.
 
-    length: of a text, in tokens or characters. Quantiles are those of numpy's default, linear interpolation.
-
-    Returns:
-      Per code: "prompts" and "responses" (counts), "length" {"mean", "median", "p95", "max"}, "scripts" {script: share
-      of the letters}, "in_other_scripts" (texts of which less than half the letters are the language's own).
+    length: of a text, in tokens or characters. "scripts" {script: share of the letters}; "in_other_scripts" counts the
+    texts of which less than half the letters are the language's own.
     """
     prompts, responses = defaultdict(list), defaultdict(list)
     for pair in pairs:
@@ -233,9 +227,7 @@ def rows_among(pairs: Sequence[QuestionPair], task: Task, rows: Sequence[TaskRow
 def describe_labels(tasks: Sequence[Task], languages: Sequence[str], tokenizer: Tokenizer) -> list[dict[str, Any]]:
     """Label words that share first tokens, and words that have none, under this tokenizer.
 
-    Returns:
-      A record per task, variant and language that has either; the English words are told of once: "task", "variant",
-      "language", "shared" {"first/second": token texts}, "without_tokens" (words).
+    A record per task, variant and language that has either; the English words are told of once.
     """
     records = []
     for task in tasks:

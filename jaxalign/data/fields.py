@@ -13,14 +13,8 @@ from jaxalign.files import AnyPath, filled_lines, json_line, read_json
 Value = TypeVar("Value", str, int, bool, float, list, dict)
 Rows = Iterator[tuple[str, Any]]
 """Of each row its place, and the row or, if it cannot be read, the InputError that `object_of` then raises."""
-_KINDS = {
-    str: "text",
-    int: "a whole number",
-    bool: "true or false",
-    float: "a number",
-    list: "an array",
-    dict: "an object",
-}
+_KINDS = {str: "text", int: "a whole number", bool: "true or false", float: "a number"}
+_KINDS |= {list: "an array", dict: "an object"}
 _HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 _LINE_END = re.compile(r"\r+(?=\n|\Z)")
 # White space, control characters, Unicode's Default_Ignorable_Code_Point (zero-width spaces, fillers, marks of
@@ -45,7 +39,6 @@ def array(document: Mapping[str, Any], name: str, kind: type[Value], where: str)
 
 
 def value_of(value: Any, kind: type[Value], where: str) -> Value:
-    """The value, which must be of its kind."""
     # A whole number of JSON may be larger than any float.
     if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
         value = float(value)
@@ -69,7 +62,6 @@ def read_object(path: AnyPath) -> Mapping[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    """The beginning of a value as JSON writes it, for messages."""
     return json.dumps(value, ensure_ascii=False, default=repr)[:60]
 
 
@@ -91,7 +83,6 @@ def json_rows(path: Path) -> Rows:
 
 
 def numbered(path: Path, rows: Iterable[Any]) -> Rows:
-    """Rows with their places."""
     return ((f"{path}, row {index}", row) for index, row in enumerate(rows))
 
 
@@ -110,7 +101,6 @@ def text_of(row: Mapping[str, Any], name: str, where: str, mend: str = "fill it 
 
 
 def is_visible(text: str) -> bool:
-    """Whether a text has a character that one can see."""
     return _UNSEEN.fullmatch(text) is None
 
 

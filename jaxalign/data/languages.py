@@ -16,14 +16,11 @@ from jaxalign.errors import InputError
 
 @dataclass(frozen=True)
 class Language:
-    """One language of the study.
+    """code: ISO 639-1. family: the branch for Indo-European languages.
 
-    code: ISO 639-1.
-    name: English name, as in "Translate the input from German to English:".
-    family: the branch for Indo-European languages, the family for the others.
     tier: "high" for the ten with the largest share of LLaMA-2's pretraining text, "low" for the other ten.
-    other_names: what else means it: its codes of ISO 639-2 and -3, among them the individual language's where the
-      study's is a group's (nb, cmn, zsm, swh), and other English names, between bars.
+    other_names: its codes of ISO 639-2 and -3, among them the individual language's where the study's is a group's (nb,
+      cmn, zsm, swh), and other English names, between bars.
     """
 
     code: str
@@ -34,15 +31,17 @@ class Language:
     other_names: str
 
 
-_CHINESE = "zho|chi|cmn|Mandarin|Mandarin Chinese|Chinese (Mandarin)|Simplified Chinese|Chinese (Simplified)"
+_CHINESE = (
+    "zho|chi|cmn|Mandarin|Mandarin Chinese|Chinese (Mandarin)|Simplified Chinese|Chinese (Simplified)|"
+    "Traditional Chinese|Chinese (Traditional)"
+)
+_NORWEGIAN = "nor|nb|nob|Bokmål|Norwegian Bokmål|Norwegian (Bokmål)"
 _SWAHILI = "swa|swh|Kiswahili|Swahili (macrolanguage)|Swahili (individual language)"
 LANGUAGES: dict[str, Language] = {
     language.code: language
     for language in (
         Language("en", "English", "Latin", "Germanic", "high", "eng"),
-        Language(
-            "zh", "Chinese", "Han", "Sino-Tibetan", "high", f"{_CHINESE}|Traditional Chinese|Chinese (Traditional)"
-        ),
+        Language("zh", "Chinese", "Han", "Sino-Tibetan", "high", _CHINESE),
         Language("de", "German", "Latin", "Germanic", "high", "deu|ger"),
         Language("fr", "French", "Latin", "Romance", "high", "fra|fre"),
         Language("es", "Spanish", "Latin", "Romance", "high", "spa|Castilian|Spanish; Castilian"),
@@ -54,9 +53,7 @@ LANGUAGES: dict[str, Language] = {
         Language("sl", "Slovenian", "Latin", "Slavic", "low", "slv|Slovene"),
         Language("pl", "Polish", "Latin", "Slavic", "low", "pol"),
         Language("bg", "Bulgarian", "Cyrillic", "Slavic", "low", "bul"),
-        Language(
-            "no", "Norwegian", "Latin", "Germanic", "low", "nor|nb|nob|Bokmål|Norwegian Bokmål|Norwegian (Bokmål)"
-        ),
+        Language("no", "Norwegian", "Latin", "Germanic", "low", _NORWEGIAN),
         Language("ms", "Malay", "Latin", "Austronesian", "low", "msa|may|zsm|Standard Malay|Malay (macrolanguage)"),
         Language("is", "Icelandic", "Latin", "Germanic", "low", "isl|ice"),
         Language("hi", "Hindi", "Devanagari", "Indo-Aryan", "low", "hin"),
@@ -66,15 +63,8 @@ LANGUAGES: dict[str, Language] = {
     )
 }
 
-_SCRIPT_TAGS = {
-    "Latin": "latn",
-    "Han": "hans hant hani",
-    "Japanese": "jpan",
-    "Cyrillic": "cyrl",
-    "Devanagari": "deva",
-    "Thai": "thai",
-    "Bengali": "beng",
-}
+_SCRIPT_TAGS = {"Latin": "latn", "Han": "hans hant hani", "Japanese": "jpan", "Cyrillic": "cyrl"}
+_SCRIPT_TAGS |= {"Devanagari": "deva", "Thai": "thai", "Bengali": "beng"}
 """A language's script -> the tags of ISO 15924 that it is written in."""
 
 _MEANINGS = {
@@ -110,10 +100,7 @@ def code_of(name: str) -> str:
 
 
 def language_of(name: str, where: str = "languages") -> Language:
-    """The language that a code, a tag or an English name means.
-
-    Another raises InputError that begins with `where`, and names the one that a misspelt name is like.
-    """
+    """The language that a code, a tag or an English name means; InputError names one that a misspelt name is like."""
     if (language := known_language(name)) is not None:
         return language
     # Javanese and Japanese are alike by 0.88.

@@ -23,10 +23,7 @@ MATH_LANGUAGES = ("bn", "th", "sw", "ja", "zh", "de", "fr", "ru", "es", "en")
 
 @dataclass(frozen=True)
 class MathTask:
-    """file: its name, with the language's English name to be filled in. question: the field that holds the problem.
-
-    max_tokens: of an answer, as in QAlign's evaluation.
-    """
+    """file: its name around the language's English one. max_tokens: of an answer, as in QAlign's evaluation."""
 
     name: str
     file: str
@@ -55,7 +52,6 @@ class MathProblem:
 
     @property
     def gold(self) -> float:
-        """The answer as a number."""
         return float(self.answer.replace(",", ""))
 
 
@@ -65,11 +61,7 @@ def alpaca_prompt(instruction: str) -> str:
 
 
 def read_problems(data: Path, task: MathTask, language: str, rows: slice) -> list[MathProblem]:
-    """The chosen rows of a task in one language; every row of the file is checked, chosen or not.
-
-    A language that the task has not, a missing file, a row that is no object with a question and a number as texts, or
-    an empty choice of rows raise InputError.
-    """
+    """The chosen rows of a task in one language; every row of the file is checked, chosen or not."""
     language = language_of(language).code
     if language not in MATH_LANGUAGES:
         raise InputError(f"{task.name}: there is no {language} file; its languages are {','.join(MATH_LANGUAGES)}")

@@ -64,10 +64,7 @@ _language_field = cache(
 
 @dataclass(frozen=True)
 class QuestionPair:
-    """prompt: the user turn, translation instruction included. response: the question in the target language.
-
-    Languages are codes.
-    """
+    """prompt: the user turn, translation instruction included. response: the question in the target language."""
 
     prompt: str
     response: str
@@ -77,11 +74,7 @@ class QuestionPair:
 
 @dataclass(frozen=True)
 class Rendering:
-    """How pairs are made of bare texts.
-
-    instruction: where it stands. sources, target: codes of the languages that are taken from a data set which has
-    several; files tell theirs in every row.
-    """
+    """Where the instruction stands beside bare texts, and the languages taken from a data set that has several."""
 
     instruction: Instruction = "after"
     sources: tuple[str, ...] = ("zh", "de")
@@ -93,10 +86,7 @@ _BEFORE_START = re.compile(r"Translate the following sentences from (.+?) to (.+
 
 
 def with_instruction(text: str, source: str, target: str, instruction: Instruction) -> str:
-    """The prompt for a source text, with the instruction after it (the study) or before it (QAlign, arXiv 2401.07817).
-
-    source and target are language codes.
-    """
+    """The prompt for a source text, the instruction after it (the study) or before it (QAlign, arXiv 2401.07817)."""
     names = [LANGUAGES[code].name for code in (source, target)]
     if instruction == "after":
         return f"{text}\nTranslate the input from {names[0]} to {names[1]}:\n"
@@ -108,12 +98,8 @@ def with_instruction(text: str, source: str, target: str, instruction: Instructi
 
 
 def instruction_languages(prompt: str, where: str) -> tuple[str, str] | None:
-    """The (source, target) codes that a prompt's instruction names; None if it has no instruction.
-
-    A language that is not the study's raises InputError that begins with `where`.
-    """
-    lines = _AFTER_LINE.findall(prompt)
-    start = _BEFORE_START.match(prompt)
+    """The (source, target) codes that a prompt's instruction names; None if it has no instruction."""
+    lines, start = _AFTER_LINE.findall(prompt), _BEFORE_START.match(prompt)
     if not lines and not start:
         return None
     # A text may quote an instruction; the study's own is the last line that reads like one.
@@ -130,10 +116,7 @@ def without_instruction(prompt: str) -> str:
 
 
 def languages_of(pairs: Iterable[QuestionPair], earlier: Iterable[str] = ()) -> list[str]:
-    """Codes of every source and target language, in the study's order: the languages seen by what is tuned on them.
-
-    earlier: codes of what it was tuned on before.
-    """
+    """Codes of every source and target language, and of `earlier` ones, in the study's order: those seen in tuning."""
     seen = {code for pair in pairs for code in (pair.source_language, pair.target_language)}.union(earlier)
     return [code for code in LANGUAGES if code in seen]
 
@@ -142,7 +125,7 @@ def languages_of(pairs: Iterable[QuestionPair], earlier: Iterable[str] = ()) -> 
 
 
 def pair_of(row: Any, rendering: Rendering, where: str) -> QuestionPair:
-    """The pair of one row. `where` begins the message of each InputError.
+    """The pair of one row.
 
     The names of the fields that are filled in decide; two texts with their languages (source, target; prompt, response)
     come before all else. A row that can be read in two ways is refused, as is a field that contradicts the reading: any
@@ -220,7 +203,6 @@ def _not_pairs(names: Iterable[str], where: str) -> InputError:
 
 
 def _parallel_row(text: str, response: str, source: str, target: str) -> dict[str, str]:
-    """The row of two texts in languages of these codes."""
     return dict(zip((*_PARALLEL, *LANGUAGE_FIELDS), (text, response, source, target), strict=True))
 
 
@@ -256,7 +238,6 @@ def _turns(turns: Any, where: str) -> list[Callable[[], str]]:
 
 
 def _one_of(turn: Mapping[str, Any], names: tuple[str, str], where: str) -> str:
-    """The name under which a turn has what may stand under one of two."""
     filled = [name for name in names if _is_filled(turn.get(name))]
     if len(filled) != 1:
         raise InputError(f"{where}: one of the fields {' and '.join(names)} is needed, found {len(filled)} filled in")
@@ -317,10 +298,7 @@ FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 
 
 def read_pairs(paths: Sequence[Path], rendering: Rendering = Rendering()) -> list[QuestionPair]:
-    """All pairs of the files, in file order, texts unchanged.
-
-    Bad files and rows raise InputError: unknown language, missing or empty field, unequal line counts, no pair at all.
-    """
+    """All pairs of the files, in file order, texts unchanged."""
     return [pair for path in paths for file in pair_files(path) for pair in read_pair_file(file, rendering)]
 
 
@@ -366,7 +344,6 @@ def _rows_of(path: Path, rendering: Rendering) -> Rows:
 
 
 def _table_rows(path: Path) -> Rows:
-    """The rows of a .csv or .tsv; the first has the names of the fields."""
     text, note, header = "\n".join(lines_of(read_text(path))), "", []
     table: Iterable[list[str] | int] = _quoted_rows(text, ",")
     if path.suffix == ".tsv":
@@ -487,7 +464,6 @@ def _is_data_set(folder: Path) -> bool:
 
 
 def _data_set_rows(folder: Path, rendering: Rendering) -> Rows:
-    """The rows of a data set, one for each pair; what is no such set, or broken, raises InputError."""
     info = read_json(folder / "dataset_info.json") if (folder / "dataset_info.json").is_file() else None
     if isinstance(info, dict) and info and all(isinstance(entry, dict) for entry in info.values()):
         raise InputError(
@@ -545,7 +521,6 @@ def _hugging_face(folder: Path) -> Contents:
 
 
 def tfds_features(folder: Path) -> Mapping[str, Any]:
-    """Name -> feature."""
     with _loading(folder):
         return _builder(folder).info.features
 
@@ -577,7 +552,6 @@ def _decoded(value: Any) -> Any:
 
 @contextmanager
 def _loading(folder: Path) -> Iterator[None]:
-    """Whatever a broken data set makes of the libraries, as one line."""
     try:
         yield
     except InputError:

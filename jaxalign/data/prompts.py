@@ -79,10 +79,7 @@ def variants_of(task: Task) -> tuple[Variant, ...]:
 
 
 def label_words(task: Task, language: str, variant: Variant) -> dict[str, str]:
-    """class -> label word shown in the exemplars and scored; a variant that the task lacks raises InputError.
-
-    The irrelevant words are English in every language, as in the study.
-    """
+    """class -> label word shown in the exemplars and scored; the irrelevant ones are English, as in the study."""
     if variant not in variants_of(task):
         raise InputError(f"variant: {task.name} has no {variant} labels; choose {' or '.join(variants_of(task))}")
     if variant == "irrelevant":
@@ -134,10 +131,7 @@ def few_shot_prompt(row: TaskRow, exemplars: Exemplars, variant: Variant, style:
 
 
 class Difference(NamedTuple):
-    """One text that the two styles write differently.
-
-    where: a cue's name where every item of the cell differs, or the exemplar and the place in it.
-    """
+    """where: a cue's name where every item of the cell differs, or the exemplar and the place in it."""
 
     task: str
     language: str
@@ -147,7 +141,7 @@ class Difference(NamedTuple):
 
 
 def differences(exemplars: Exemplars) -> list[Difference]:
-    """All that the prompts of the two styles differ in, found by comparing, in the order of the exemplars' cells."""
+    """All texts that the two styles write differently, in the order of the exemplars' cells."""
     found = []
     for (name, language), cell in exemplars.cells.items():
         study, mended = (cues_of(TASKS[name], language, style) for style in get_args(PromptStyle))
@@ -176,8 +170,7 @@ def read_exemplars(file: Path) -> Exemplars:
     """Exemplars from a JSON file: task -> language -> {"exemplars": [...]}; names beginning with "_" are notes.
 
     An exemplar has the task's fields ("text" for a review), "label" (a class) and, where it needs them, "overrides"
-    and "trailing". An entry may repeat the task's cues as "keywords"; cues that differ from the task's table raise
-    InputError, since prompts are rendered with the table. Other keys of an entry are for its readers.
+    and "trailing". An entry may repeat the task's cues as "keywords", but not tell others: prompts have the table's.
     """
     cells = {}
     for name, languages in read_object(file).items():
@@ -204,10 +197,8 @@ def _exemplars_of(entry: Any, task: Task, language: str, where: str) -> tuple[Ex
 
 
 def _exemplar(exemplar: Any, task: Task, where: str) -> Exemplar:
-    item = object_of(exemplar, where)
-    *texts, label = [
-        text_of(item, name, where, "write the exemplar's own") for name in (*task.exemplar_fields, "label")
-    ]
+    item, names = object_of(exemplar, where), (*task.exemplar_fields, "label")
+    *texts, label = [text_of(item, name, where, "write the exemplar's own") for name in names]
     if label not in task.classes:
         raise InputError(f"{where}, field 'label': {label!r} is none of {', '.join(task.classes)}")
     names = dict(zip((*task.exemplar_fields, "answer"), (*task.fields, "answer"), strict=True))
@@ -271,7 +262,6 @@ def candidate_ids(word: str, tokenizer: Tokenizer, first_tokens: bool = True) ->
 
 
 def label_candidates(words: Mapping[str, str], tokenizer: Tokenizer, first_tokens: bool = True) -> dict[str, list[int]]:
-    """class -> candidate ids of its label word."""
     return {name: candidate_ids(word, tokenizer, first_tokens) for name, word in words.items()}
 
 
@@ -303,9 +293,8 @@ class Continuation:
 
 @dataclass(frozen=True)
 class LabelQuery:
-    """What is asked about one row.
+    """prompt: token ids after which the next token gives the label masses.
 
-    prompt: token ids after which the next token gives the label masses.
     words: one continuation per class, in the task's order of classes; empty where only masses are wanted.
     """
 
@@ -354,7 +343,6 @@ def label_queries(
 
 
 def common_length(first: Sequence[object], second: Sequence[object]) -> int:
-    """How many first elements two sequences share."""
     if second[: len(first)] == first:  # nearly always, and much quicker than one by one
         return len(first)
     for index, (one, other) in enumerate(zip(first, second, strict=False)):

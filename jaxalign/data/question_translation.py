@@ -30,7 +30,7 @@ class QuestionTranslationConfig(tfds.core.BuilderConfig):
 
     @classmethod
     def of_files(cls, name: str, files: Sequence[str | Path]) -> "QuestionTranslationConfig":
-        """A configuration over files, or folders of files, in any format that `read_pairs` takes."""
+        """Over files, or folders of files, in any format that `read_pairs` takes."""
         paths = tuple(str(file) for file in files)
         return cls(name=name, description=f"Question pairs of {', '.join(paths)}.", files=paths)
 

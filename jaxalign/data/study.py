@@ -41,10 +41,7 @@ _FORMAT = {
 
 @dataclass(frozen=True)
 class Script:
-    """What one evaluation script says, by language.
-
-    prefixes: the exemplars. queries: the text that follows them, with a NUL for each field's value.
-    """
+    """By language the exemplars of one script, and the text that follows them, with a NUL for each field's value."""
 
     path: Path
     prefixes: Mapping[str, str]
@@ -54,8 +51,7 @@ class Script:
 def import_study(clone: Path, out: Path) -> None:
     """Writes `out`, a folder for evaluation and training: ap_emotion/, snli/, paws/ and exemplars.json.
 
-    Data files are copied byte for byte, those that the clone has. A folder that is no such clone, a test file that
-    is missing or an `out` that exists with something in it raise InputError, and `out` is not made.
+    Data files are copied byte for byte. After an InputError `out` is not made.
     """
     for name in (name for scripts in _SCRIPTS.values() for _, name in scripts):
         if not (clone / name).is_file():
@@ -119,7 +115,6 @@ def _query(prompt: ast.expr) -> str:
 
 
 def _entry(task: Task, language: str, scripts: Mapping[Variant, Script]) -> dict[str, Any]:
-    """A language's exemplars with their cues and prefix hashes."""
     main = scripts["english"]
     expected = "\n" + question(task, language, ("\0",) * len(task.fields))  # prompts are rendered with the task's cues
     if (found := main.queries.get(language)) != expected:

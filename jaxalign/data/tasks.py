@@ -29,9 +29,8 @@ ALL_ROWS = slice(None)
 class Task:
     """A classification task given in every language.
 
-    fields: the text fields of a row, in the order in which a prompt shows them.
-    exemplar_fields: the same fields' names in an exemplars file.
-    classes: the canonical classes, in exemplar order; they are the English label words.
+    fields: of a row, in the order in which a prompt shows them. exemplar_fields: the same in an exemplars file.
+    classes: in exemplar order; they are the English label words.
     cues: language -> field name or "answer" -> the text before that field's value.
     label_words: language -> class -> label word of the study's script.
     file_words: language -> class -> the word that the released test files hold where it is not the script's.
@@ -178,10 +177,8 @@ def task_named(name: str) -> Task:
 
 @dataclass(frozen=True)
 class TaskRow:
-    """One item of a task in one language.
+    """One item of a task in one language; row i, from 0, is the same item in every language.
 
-    row: index in its file, from 0; row i is the same item in every language.
-    fields: the texts, in the order of the task's fields.
     answer: the file's own gold word; "" where a train row has none.
     gold_class: the class of the English row with the same index ("corrected" scoring); "" where that row has none.
     """
@@ -219,8 +216,6 @@ def parse_rows(text: str) -> slice:
 
 
 class TaskFile(NamedTuple):
-    """What the name of a task's file says."""
-
     task: Task
     language: str
     split: Split
@@ -265,9 +260,7 @@ class TaskData:
     def rows(self, task: Task, language: str, chosen: slice = ALL_ROWS, split: Split = "test") -> list[TaskRow]:
         """The chosen rows of a task in one language; every row of the file is checked, chosen or not.
 
-        A missing file, a missing English file beside it, unequal row counts, rows whose answers say that they are other
-        items than the English ones, a row that is no object of non-empty strings, an answer that is none of the
-        language's label words, or an empty choice of rows raise InputError. In train files a row may lack "answer".
+        The English file must lie beside it, with the same items. In train files a row may lack "answer".
         """
         language = language_of(language).code
         key = task.name, language, split
@@ -296,11 +289,6 @@ class TaskData:
             )
         _check_answers(task, language, rows, english, file)
         return [replace(row, gold_class=own.gold_class) for row, own in zip(rows, english, strict=True)]
-
-
-def read_task_rows(data: Path, task: Task, language: str, split: Split, rows: slice) -> list[TaskRow]:
-    """`TaskData.rows` of a folder that is read for these alone."""
-    return TaskData(data).rows(task, language, rows, split)
 
 
 def _check_answers(task: Task, language: str, rows: Sequence[TaskRow], english: Sequence[TaskRow], file: Path) -> None:
@@ -342,10 +330,7 @@ def _classes_of(task: Task, words: Mapping[str, str]) -> dict[str, str]:
 
 
 def read_task_file(file: Path, task: Task, language: str, split: Split) -> list[TaskRow]:
-    """The rows of one file, each checked, with the classes that their own answers say.
-
-    InputErrors tells of every bad row and field.
-    """
+    """The rows of one file, with the classes that their own answers say; InputErrors tells of every bad row."""
     rows = _paws_x_rows(file, split) if file.is_dir() else json_rows(file)
     classes = _classes_of(task, task.label_words[language])
     known = {*task.label_words[language].values(), *task.file_words.get(language, {}).values()}

@@ -64,11 +64,11 @@ class Tokenizer:
         tokens.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in unmarked])
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of a text alone: no BOS, no EOS."""
+        """Of a text alone: no BOS, no EOS."""
         return self.batch_ids([text])[0]
 
     def batch_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """`ids` of every text, tokenised in parallel."""
+        """`ids` of every text, made in parallel."""
         found = self._encoded(texts, split_special_tokens=True)
         # A character that the vocabulary lacks may be the unknown token.
         refused = self.control_ids if self.is_byte_level else self.control_ids.difference([self.backend.unk_token_id])
@@ -82,10 +82,9 @@ class Tokenizer:
 
     def prompt_ids(self, text: str) -> list[int]:
         """Token ids of a text as evaluation prompts take it: behind a BOS where the tokenizer adds one."""
-        return [*self.opening, *self.ids(text)]
+        return self.batch_prompt_ids([text])[0]
 
     def batch_prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """`prompt_ids` of every text, tokenised in parallel."""
         return [[*self.opening, *ids] for ids in self.batch_ids(texts)]
 
     def template_ids(self, text: str) -> list[int]:
@@ -146,15 +145,11 @@ class Tokenizer:
 
     @cached_property
     def control_ids(self) -> frozenset[int]:
-        """The ids of `control_tokens`."""
         return frozenset(self.control_tokens.values())
 
     @cached_property
     def _around_controls(self) -> Callable[[str], list[str]]:
-        """Cuts what a template wrote around the control tokens in it: text, control token, text, ...
-
-        Kept, as templates are few and such tokens thousands in some vocabularies.
-        """
+        """Cuts what a template wrote into text, control token, text, ...; some vocabularies have thousands of them."""
         longest_first = sorted(self.control_tokens, key=len, reverse=True)
         return cache(re.compile("(" + ("|".join(map(re.escape, longest_first)) or r"(?!)") + ")").split)
 
@@ -247,29 +242,21 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """sha256 of what the tokenizer does: its vocabulary, what it opens with, and its ids of the packaged exemplars.
 
-        Not of its file, which another version of tokenizers writes otherwise. The exemplars are text in twenty
-        languages, with numbers and runs of blanks.
+        Not of its file, which another version of tokenizers writes otherwise.
         """
         vocabulary = sorted((id, token) for token, id in self.backend.get_vocab().items())
         content = [vocabulary, sorted(self.control_ids), self.opening, self.ids(read_text(MINI / "exemplars.json"))]
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode("utf-8")).hexdigest()
 
 
-def _byte_of() -> dict[str, int]:
-    """GPT-2's byte alphabet: printable Latin-1 stands for itself, the other bytes for U+0100 onwards, in order."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
-
-
-_BYTE_OF = _byte_of()
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_BYTE_OF = {chr(byte): byte for byte in _PRINTABLE}
+_BYTE_OF |= {chr(0x100 + i): byte for i, byte in enumerate(byte for byte in range(256) if byte not in _PRINTABLE)}
+"""GPT-2's byte alphabet: printable Latin-1 stands for itself, the other bytes for U+0100 onwards, in order."""
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder, as its own files have it.
-
-    InputError: no tokenizer files, broken ones, or those of a slow tokenizer alone.
-    """
+    """The tokenizer of a model folder, as its own files have it."""
     # An unfound folder would be taken for a name on a model hub.
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
         raise InputError(f"{folder}: no tokenizer files (tokenizer.json) there; is this a model folder?")
@@ -341,7 +328,6 @@ def _from_tokenizer_file(folder: Path) -> "PreTrainedTokenizerFast":
 
 
 def _state(part: Any) -> Any:
-    """A component of tokenizers as tokenizer.json has it."""
     return None if part is None else json.loads(part.__getstate__())
 
 
@@ -368,7 +354,6 @@ class Template:
     joined: bool = False
 
     def around(self, user_turn: str) -> str:
-        """The whole prompt."""
         return self.before + user_turn + self.after
 
 
@@ -390,8 +375,6 @@ TEMPLATES: dict[str, Template] = {
     ),
     "none": Template("", "", opening="as the tokenizer"),
 }
-Rendered = tuple[list[int], list[int]]
-"""The token ids of a prompt and of its response."""
 AT_ONCE = 1024
 """Pairs that are tokenised together: enough for all cores, and what the tokenizer tells of them stays small."""
 
@@ -406,7 +389,9 @@ def resolve_template(name: str, family: str) -> str:
     return name
 
 
-def render_all(pairs: Iterable[QuestionPair], template: str, tokenizer: Tokenizer) -> Iterator[Rendered]:
+def render_all(
+    pairs: Iterable[QuestionPair], template: str, tokenizer: Tokenizer
+) -> Iterator[tuple[list[int], list[int]]]:
     """(prompt ids, response ids) of every pair, in order; many are tokenised at a time, so that all cores do.
 
     Each side is tokenised alone, as in LLaMA-Factory: no token spans the seam. A SentencePiece-style tokenizer so puts

@@ -70,8 +70,6 @@ def digest(inputs: Any) -> str:
 
 
 class CellKey(NamedTuple):
-    """What names a label cell."""
-
     task: str
     language: str
     variant: Variant
@@ -94,7 +92,7 @@ def cell_keys(tasks: Sequence[Task], languages: Sequence[str], variants: Sequenc
 
 @dataclass(frozen=True)
 class GridData:
-    """Where the examples come from, which of them, and how they are asked."""
+    """Where label cells' examples come from, which of them, and how they are asked."""
 
     tasks: TaskData
     exemplars: Exemplars

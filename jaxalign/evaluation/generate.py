@@ -89,8 +89,7 @@ def begin(
     """Right-padded prompts read, and one token chosen after each; of equal logits the lowest id is chosen.
 
     Args:
-      tokens: int32 [B,T]; row b holds a prompt in its first `lengths[b]` positions.
-      lengths: int32 [B]; a row of length 0 is filler and finished from the start.
+      tokens, lengths: as `decode_prompts` takes them; a row of length 0 is filler and finished from the start.
       stops: int32 [E], the ids that end a text.
       max_tokens: M, at least 1.
     """
@@ -225,7 +224,7 @@ class Generator:
         max_tokens: int,
         has_ended: HasEnded | None = None,
     ) -> Iterator[tuple[list[int], Chosen]]:
-        """Per batch, the indices of its prompts and their `Chosen`; the arguments are those of a call."""
+        """Per batch, the indices of its prompts and their `Chosen`; arguments as of a call."""
         runner, ids = self.runner, np.array(stops, np.int32)
         variables = runner.place(variables)
         every = WATCH if has_ended else max_tokens

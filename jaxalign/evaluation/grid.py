@@ -97,7 +97,8 @@ def run_grid(
                     records = cell.ask(asker, variables, queries, progress.update)
                     counts[grid.asked] += len(cell)
                     if is_writer:
-                        save_cell(path, made_from, records)
+                        check_held()
+                        write_json(path, {"made_from": made_from, "records": records})
             except CELL_ERRORS as error:
                 failures[cell.name] = {**cell.labels, "error": cell_failure(error)}
                 continue
@@ -119,10 +120,7 @@ def run_grid(
 
 
 def cell_failure(error: Exception) -> str:
-    """What failed, in one line as a record holds it: the runtime's errors go on for pages.
-
-    Raises an error that is not this cell's alone.
-    """
+    """What failed, in one line: the runtime's errors go on for pages. Raises an error that is not this cell's alone."""
     if isinstance(error, OtherOrigin | EndsAll):
         raise error
     line = str(error).split("\n")[0]
@@ -162,9 +160,3 @@ def finished_on_the_first(path: Path, made_from: Mapping[str, Any]) -> list[dict
         kind = OtherOrigin if is_of_other_origin else InputError
         raise error or kind(f"{path}: the first host cannot use it, and says why")
     return records
-
-
-def save_cell(path: Path, made_from: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
-    """Writes a finished cell, whole or not at all."""
-    check_held()
-    write_json(path, {"made_from": made_from, "records": records})

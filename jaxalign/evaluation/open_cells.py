@@ -20,11 +20,11 @@ from jaxalign.statistics import wilson_interval
 
 
 class ChrfScore(NamedTuple):
-    """corpus: over all n-grams together, not the mean of `sentences`. signature: sacrebleu's, settings and version."""
-
     corpus: float
+    """over all n-grams together, not the mean of `sentences`"""
     sentences: list[float]
     signature: str
+    """sacrebleu's, settings and version"""
 
 
 def chrf(texts: Sequence[str], references: Sequence[str]) -> ChrfScore:
@@ -109,11 +109,10 @@ class OpenCell:
         ]
 
     def judge(self, texts: Sequence[str]) -> list[dict[str, Any]]:
-        """What the records say of the texts."""
+        """What the records say of the texts; and `scores` what the summary says of the records."""
         raise NotImplementedError
 
     def scores(self, records: Records) -> dict[str, Any]:
-        """What the summary says of the texts."""
         raise NotImplementedError
 
     def summary(self, records: Records) -> dict[str, Any]:
@@ -135,6 +134,10 @@ class MathCell(OpenCell):
 
     def judge(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         """Both extractions side by side. A number too large for a float is null, and wrong."""
+
+        def finite(number: float | None) -> float | None:
+            return number if number is not None and math.isfinite(number) else None
+
         judged = []
         for problem, text in zip(self.items, texts, strict=True):
             by_reference, corrected = reference_number(text), corrected_number(text, self.language)
@@ -189,11 +192,6 @@ class TranslationCell(OpenCell):
         """chrF of the corpus, not the mean over sentences."""
         score = chrf([record["text"] for record in records], [record["reference"] for record in records])
         return {"chrf": score.corpus, "signature": score.signature, "seen": self.seen, "held_out": self.heldout}
-
-
-def finite(number: float | None) -> float | None:
-    """The number if JSON can hold it."""
-    return number if number is not None and math.isfinite(number) else None
 
 
 def math_cell(

@@ -56,10 +56,8 @@ class Item(NamedTuple):
 
 
 def shared_prefix_length(queries: Sequence[LabelQuery]) -> int:
-    """How many first tokens all prompts share, each keeping at least one, and with it every token that is read.
-
-    Compared as tokens, not as text: a tokenizer may merge characters over the seam of the few-shot text.
-    """
+    """How many first tokens (not characters: a tokenizer may merge some at the seam) all prompts share, each keeping at
+    least one, and with it every token that is read."""
     starts = [word.scored_from - 1 for query in queries for word in query.words]
     return max(0, min([shared_length([query.prompt for query in queries]), *starts]))
 
@@ -92,18 +90,11 @@ def query_items(index: int, query: LabelQuery, prefix: int) -> list[Item]:
 
 
 def pack(items: Sequence[Item], prefix: int, width: int, shortest: int) -> tuple[int, list[list[Item]]]:
-    """Shares the items out over rows of one length.
+    """Shares the items out over rows of one length, behind `prefix` positions; returns it and the items of each row.
 
     Longer rows leave fewer positions empty, and each position meets more keys. Of `shortest` times 1, 2, 4, 8 (or more
     where an item is longer) the length of least work is taken: a position costs as much as 4 D + S keys, for a layer's
     projections are about 12 D^2 weights, and a key costs 2 D products and as much again in the softmax.
-
-    Args:
-      prefix: positions of the prefix, which every position meets.
-      width: D.
-
-    Returns:
-      The length, and the items of each row.
     """
     lengths = np.array([len(item.tokens) for item in items])
     fitting = [shortest << doubled for doubled in range(32) if shortest << doubled >= lengths.max()]
@@ -114,10 +105,7 @@ def pack(items: Sequence[Item], prefix: int, width: int, shortest: int) -> tuple
 
 
 def batch_sizes(rows: int, unit: int, most: int) -> list[int]:
-    """Cuts rows into batches of `unit` times a power of two, `most` at most: few shapes, little padding.
-
-    Only the last batch may be larger than the rows that are left for it, by less than `unit`.
-    """
+    """Cuts rows into batches of `unit` times a power of two, `most` at most: few shapes, little padding."""
     size = unit
     while 2 * size <= most:
         size *= 2
@@ -131,10 +119,8 @@ def batch_sizes(rows: int, unit: int, most: int) -> list[int]:
 
 
 def fill(rows: Sequence[Sequence[Item]], count: int, length: int) -> tuple[np.ndarray, list[Read]]:
-    """Tokens, positions, segment_ids and branch_ids of `count` rows, int32 [4, B, T], and the reads in them.
-
-    Rows behind the given ones are empty.
-    """
+    """Tokens, positions, segment_ids and branch_ids of `count` rows, int32 [4, B, T], and the reads in them; the rows
+    behind the given ones are empty."""
     arrays, reads = np.zeros((4, count, length), np.int32), []
     for row, items in enumerate(rows):
         start = 0
@@ -189,12 +175,8 @@ def body(decoder: Decoder, variables: Any, prefix: Prefix, *rows: jax.Array) -> 
 def head(
     decoder: Decoder, variables: Any, states: jax.Array, targets: jax.Array, labels: LabelSets | None
 ) -> tuple[jax.Array, ...]:
-    """What the next-token distributions at the states [R,D] say.
-
-    Returns:
-      The targets' (int32 [R,C]) log-probabilities, float32 [R,C]; the labels' masses, float32 [R,C], or without labels
-      the likeliest ids [R]; and whether the logits are finite [R].
-    """
+    """What the next-token distributions at the states [R,D] say: the targets' (int32 [R,C]) log-probabilities, float32
+    [R,C]; the labels' masses, float32 [R,C], or without labels the likeliest ids [R]; whether logits are finite [R]."""
     logits = decoder.apply(variables, states, method="logits")
     normaliser = jax.nn.logsumexp(logits, axis=-1)
     found = jnp.take_along_axis(logits, targets, axis=-1) - normaliser[:, None]
@@ -258,9 +240,7 @@ class Scorer:
         if not pairs:
             return
         check_lengths([len(context) for context, _ in pairs], 0)
-        check_lengths(
-            [len(context) + len(continuation) - 1 for context, continuation in pairs], self.config.max_positions
-        )
+        check_lengths([len(context) + len(words) - 1 for context, words in pairs], self.config.max_positions)
         queries = queries_of(pairs)
         for group in prefix_groups([query.prompt for query in queries], self.batch_tokens):
             for some in cut([queries[index] for index in group], BATCHES * self.batch_tokens):
@@ -279,10 +259,8 @@ class Scorer:
                 }
 
     def timing(self, scored: int, seconds: float) -> dict[str, Any]:
-        """What varies from run to run: `scored` examples in so many seconds; padding is a share of positions.
-
-        "seconds" of the phases hold no compilation; "examples_per_second" neither.
-        """
+        """What varies from run to run: `scored` examples in so many seconds; padding is a share of positions, and the
+        phases' "seconds" and "examples_per_second" hold no compilation."""
         counts, runner = self.counts, self.runner
         compile_seconds = {phase: runner.compile_seconds[phase] for phase in self.seconds}
         running = sum(self.seconds.values()) - sum(compile_seconds.values())
@@ -321,7 +299,8 @@ class Scorer:
                     targets[row, label] = target
             found, said, finite = jax.device_get(self.runner.call(head, variables, padded, targets, labels))
             if not finite[: len(some)].all():
-                raise InputError("the model's logits are not finite; check the weights, or compute in float32")
+                where = "" if labels is None else f"prompt {some[int(np.argmin(finite))].query}: "
+                raise InputError(f"{where}the model's logits are not finite; check the weights, or compute in float32")
             yield from zip(some, found, said, strict=False)
         self.seconds["head"] += time.perf_counter() - start
 

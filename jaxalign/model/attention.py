@@ -24,16 +24,11 @@ ATTENTION = "attention"
 class Cache(NamedTuple):
     """Keys (rotated) and values of the tokens seen so far; an empty or padding slot has segment 0."""
 
-    k: jax.Array
-    """[L,B,S,K,H]"""
-    v: jax.Array
-    """[L,B,S,K,H]"""
-    positions: jax.Array
-    """int32 [B,S]"""
-    segment_ids: jax.Array
-    """int32 [B,S]"""
-    offset: jax.Array
-    """int32 scalar: the slot that the next token is written to, the same in every row."""
+    k: jax.Array  # [L,B,S,K,H]
+    v: jax.Array  # [L,B,S,K,H]
+    positions: jax.Array  # int32 [B,S]
+    segment_ids: jax.Array  # int32 [B,S]
+    offset: jax.Array  # int32 scalar: the slot that the next token is written to, the same in every row.
 
 
 class Prefix(NamedTuple):
@@ -42,23 +37,17 @@ class Prefix(NamedTuple):
     Its tokens stand at positions 0, 1, ...; axis P is theirs, padded behind the first `length`.
     """
 
-    k: jax.Array
-    """[L,P,K,H]"""
-    v: jax.Array
-    """[L,P,K,H]"""
-    length: jax.Array
-    """int32 scalar"""
+    k: jax.Array  # [L,P,K,H]
+    v: jax.Array  # [L,P,K,H]
+    length: jax.Array  # int32 scalar
 
 
 class MaskAndRope(NamedTuple):
     """Which keys each query sees on a layer, and how queries and keys are rotated."""
 
-    mask: jax.Array
-    """bool [B,T,S]; with a prefix, its P keys come first"""
-    cos: jax.Array
-    """[B,T,H/2]"""
-    sin: jax.Array
-    """[B,T,H/2]"""
+    mask: jax.Array  # bool [B,T,S]; with a prefix, its P keys come first
+    cos: jax.Array  # [B,T,H/2]
+    sin: jax.Array  # [B,T,H/2]
 
 
 def init_cache(config: ModelConfig, batch: int, length: int, dtype: DTypeLike) -> Cache:
@@ -165,7 +154,6 @@ So nothing of size T x S is kept for it (FlashAttention's backward pass, Dao et 
 def attention_forward(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """The attention, and what its gradient needs."""
     largest, total, weights = softmax(products(q, k, "BSKH"), mask, scale)
     mixed = checkpoint_name(mixture(weights.astype(v.dtype), v, "BSKH").astype(v.dtype), ATTENTION)
     return mixed, (q, k, v, mask, mixed, largest, total)

@@ -37,8 +37,7 @@ class RopeScaling:
     beta_slow: float = 1.0
     attention_factor: float = 1.0
     """Of YaRN: cosines and sines are multiplied by it, so logits of attention by its square."""
-    truncate: bool = True
-    """Of YaRN: whether the bounds of its ramp are rounded to whole frequencies."""
+    truncate: bool = True  # Of YaRN: whether the bounds of its ramp are rounded to whole frequencies.
 
 
 @dataclass(frozen=True)
@@ -54,33 +53,27 @@ class ModelConfig:
     head_dim: int
     mlp_dim: int
     norm_eps: float
-    query_scale: float
-    """The factor on q·k: head_dim**-0.5, or query_pre_attn_scalar**-0.5 in Gemma."""
+    query_scale: float  # The factor on q·k: head_dim**-0.5, or query_pre_attn_scalar**-0.5 in Gemma.
     rope_base: float
     tied_head: bool
     activation: Literal["silu", "gelu_tanh"] = "silu"
     rope_scaling: RopeScaling | None = None
     local_rope_base: float | None = None
     """Base on local layers; None: the same as `rope_base`. Scaling never applies to it."""
-    window: int | None = None
-    """A local layer sees this many positions, its own included."""
-    local_layers: tuple[bool, ...] = ()
-    """Per layer, whether `window` applies; empty where no layer is local."""
+    window: int | None = None  # A local layer sees this many positions, its own included.
+    local_layers: tuple[bool, ...] = ()  # Per layer, whether `window` applies; empty where no layer is local.
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
-    norm_offset: bool = False
-    """Norms multiply by 1 + scale (Gemma) instead of scale."""
-    post_norms: bool = False
-    """A further norm after attention and after the MLP, before the residual sum (Gemma 3)."""
-    embedding_scale: float | None = None
-    """Embeddings are multiplied by it (Gemma: sqrt(width))."""
+    norm_offset: bool = False  # Norms multiply by 1 + scale (Gemma) instead of scale.
+    post_norms: bool = False  # A further norm after attention and after the MLP, before the residual sum (Gemma 3).
+    embedding_scale: float | None = None  # Embeddings are multiplied by it (Gemma: sqrt(width)).
     max_positions: int = 0
 
 
 class Keys:
-    """The keys of one object; those that were asked for are remembered, so that the rest can be refused."""
+    """The keys of one object; the rest of them, those that nothing asked for, can be refused."""
 
     def __init__(self, document: Mapping[str, Any], defaults: Mapping[str, Any], where: str):
         self.document, self.defaults, self.where = document, defaults, where
@@ -144,7 +137,7 @@ def json_object(path: AnyPath) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The architecture of a Hugging Face model folder. InputError: no such file, not JSON, or not a decoder we have."""
+    """The architecture of a Hugging Face model folder."""
     path = folder / "config.json"
     return config_from_hf(json_object(path), str(path))
 
@@ -157,18 +150,14 @@ def declared_type(path: Path) -> str:
 
 
 def decoder_name(model: Path) -> str:
-    """What the class that AutoModelForCausalLM makes of a folder or GGUF file calls its decoder: of the folder of a
-    Gemma 3 with vision (4B, 12B, 27B) it makes the multimodal one."""
+    """What the class that AutoModelForCausalLM makes of a folder or GGUF file calls its decoder."""
     path = model / "config.json"
     with_vision = path.is_file() and json_object(path).get("model_type") == "gemma3"
     return "model.language_model" if with_vision else "model"
 
 
 def read_end_ids(folder: Path) -> list[int]:
-    """The ids at which transformers' `generate` ends a text of the model, beside its tokenizer's end of text.
-
-    They stand in generation_config.json or, where there is no such file, in config.json. A GGUF file has none.
-    """
+    """The ids at which transformers' `generate` ends a text, beside its tokenizer's end; none for a GGUF file."""
     for path in (folder / "generation_config.json", folder / "config.json"):
         if path.is_file():
             found = json_object(path).get("eos_token_id")
@@ -239,25 +228,6 @@ _DEFAULTS: dict[Family, dict[str, Any]] = {
 # fmt: on
 
 
-def make_config(family: Family, where: str, *, width: int, head_dim: int, **fields: Any) -> ModelConfig:
-    """The architecture of these sizes, with what follows from its family; InputError where they do not go together."""
-    heads, kv_heads = fields["heads"], fields["kv_heads"]
-    if heads % kv_heads:
-        raise InputError(f"{where}: {heads} heads over {kv_heads} (num_key_value_heads) are no whole groups")
-    if head_dim % 2:
-        raise InputError(f"{where}: head_dim {head_dim} is odd; rotary positions need an even one")
-    gemma, scaling = family == "gemma3_text", fields["rope_scaling"]
-    if not fields["local_layers"]:
-        fields["local_rope_base"] = None
-    if scaling is not None and scaling.kind == "yarn":
-        # Where YaRN is switched on (as Qwen 2.5 explains), the file still says what the context was before.
-        extended = int(min(scaling.factor * scaling.original_max_positions, MOST_OF_A_SIZE))
-        fields["max_positions"] = max(fields["max_positions"], extended)
-    of_family = {"qk_norm": gemma, "norm_offset": gemma, "post_norms": gemma}
-    scale = width**0.5 if gemma else None
-    return ModelConfig(family, width=width, head_dim=head_dim, embedding_scale=scale, **of_family, **fields)
-
-
 # What config.json calls the fields that stand in it as they are.
 _SIZES = {
     "vocab_size": "vocab_size",
@@ -265,19 +235,15 @@ _SIZES = {
     "heads": "num_attention_heads",
     "max_positions": "max_position_embeddings",
 }
-_ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+_ACTIVATIONS: dict[str, Literal["silu", "gelu_tanh"]] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 _LAYER_TYPES = {"full_attention": False, "sliding_attention": True}
 """Whether layers of a type are local."""
 _ORIGINAL = "original_max_position_embeddings"
 
 
 def config_from_hf(document: dict[str, Any], where: str) -> ModelConfig:
-    """The architecture that a config.json describes; `where` names it in errors.
-
-    Reads the spelling of released checkpoints (`rope_theta`, `rope_scaling`) and that of transformers 5
-    (`rope_parameters`); an absent key means what transformers' configuration class of the family assumes. A key
-    that is neither read here nor known to change nothing raises InputError.
-    """
+    """The architecture that a config.json describes, in the spelling of released checkpoints (`rope_theta`,
+    `rope_scaling`) or of transformers 5 (`rope_parameters`); `where` names it in errors."""
     document = text_document(document, where)
     kind = document.get("model_type")
     family: Family | None = next((name for name in _DEFAULTS if name == kind), None)
@@ -289,28 +255,34 @@ def config_from_hf(document: dict[str, Any], where: str) -> ModelConfig:
     layers, width, heads = keys.whole("num_hidden_layers", most=MOST_LAYERS), keys.whole("hidden_size"), sizes["heads"]
     if keys.take("head_dim") is None and width % heads:
         raise InputError(f"{where}: hidden_size {width} is not a multiple of num_attention_heads {heads}; set head_dim")
-    head_dim = width // heads if keys.take("head_dim") is None else keys.whole("head_dim")
     rope_base, rope_scaling, local_rope_base = _read_rope(keys, gemma, sizes["max_positions"])
     window, local_layers = _read_window(keys, family, layers)
+    if rope_scaling is not None and rope_scaling.kind == "yarn":
+        # Where YaRN is switched on (as Qwen 2.5 explains), the file still says what the context was before.
+        extended = int(min(rope_scaling.factor * rope_scaling.original_max_positions, MOST_OF_A_SIZE))
+        sizes["max_positions"] = max(sizes["max_positions"], extended)
+    head_dim = width // heads if keys.take("head_dim") is None else keys.whole("head_dim")
+    if head_dim % 2:
+        raise InputError(f"{where}: head_dim {head_dim} is odd; rotary positions need an even one")
+    kv_heads = heads if keys.take("num_key_value_heads") is None else keys.whole("num_key_value_heads")
+    if heads % kv_heads:
+        raise InputError(f"{where}: {heads} heads over {kv_heads} (num_key_value_heads) are no whole groups")
     attention_bias = keys.flag("attention_bias") if family in ("llama", "gemma3_text") else False
     activation = keys.take("hidden_activation" if gemma else "hidden_act", "gelu_pytorch_tanh" if gemma else "silu")
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
-        raise InputError(
-            f"{where}: hidden_act {json.dumps(activation)} is not supported, only {', '.join(_ACTIVATIONS)}"
-        )
-    config = make_config(
+        raise InputError(f"{where}: hidden_act {json.dumps(activation)} is not supported, only {list(_ACTIVATIONS)}")
+    config = ModelConfig(
         family,
-        where,
         **sizes,
         width=width,
         layers=layers,
-        kv_heads=heads if keys.take("num_key_value_heads") is None else keys.whole("num_key_value_heads"),
+        kv_heads=kv_heads,
         head_dim=head_dim,
         norm_eps=keys.real("rms_norm_eps", 1e-6),
         query_scale=(keys.real("query_pre_attn_scalar") if gemma else head_dim) ** -0.5,
         rope_base=rope_base,
         rope_scaling=rope_scaling,
-        local_rope_base=local_rope_base,
+        local_rope_base=local_rope_base if local_layers else None,
         tied_head=keys.flag("tie_word_embeddings"),
         activation=_ACTIVATIONS[activation],
         window=window,
@@ -318,18 +290,20 @@ def config_from_hf(document: dict[str, Any], where: str) -> ModelConfig:
         qkv_bias=attention_bias or family == "qwen2",
         output_bias=attention_bias,
         mlp_bias=keys.flag("mlp_bias") if family == "llama" else False,
+        qk_norm=gemma,
+        norm_offset=gemma,
+        post_norms=gemma,
+        embedding_scale=width**0.5 if gemma else None,
     )
     keys.refuse_the_rest(_HARMLESS, _FIXED)
     return config
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """The config.json of an architecture: `config_from_hf` read backwards.
-
-    In the spelling of released checkpoints (`rope_theta`), which transformers 4 and 5 both understand.
-    """
+    """The config.json of an architecture, in the spelling that transformers 4 and 5 both understand."""
     gemma = config.family == "gemma3_text"
     architecture = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "gemma3_text": "Gemma3"}[config.family]
+    activations = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
     document: dict[str, Any] = {
         "architectures": [f"{architecture}ForCausalLM"],
         "model_type": config.family,
@@ -342,9 +316,8 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         "rope_theta": config.rope_base,
         "rope_scaling": None,
         "tie_word_embeddings": config.tied_head,
+        "hidden_activation" if gemma else "hidden_act": activations[config.activation],
     }
-    activations = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
-    document["hidden_activation" if gemma else "hidden_act"] = activations[config.activation]
     if (scaling := config.rope_scaling) is not None:
         names = {"linear": (), "llama3": ("low_freq_factor", "high_freq_factor")}
         names |= {"yarn": ("beta_fast", "beta_slow", "attention_factor", "truncate")}
@@ -377,10 +350,9 @@ def text_document(document: dict[str, Any], where: str) -> dict[str, Any]:
     # Of transformers, of vLLM's compressed-tensors, of MLX.
     for key in ("quantization_config", "compression_config", "quantization"):
         if (how := document.get(key)) is not None:
-            kind = how.get("quant_method") if isinstance(how, dict) else None
             raise InputError(
-                f"{where}: {key}: the weights are quantised{f' by {json.dumps(kind)[:80]}' if kind else ''}, which is "
-                "not supported; take the unquantised model, of which int8 and nf4 are made"
+                f"{where}: {key} {json.dumps(how)[:80]}: quantised weights are not supported; take the unquantised "
+                "model, of which int8 and nf4 are made"
             )
     if document.get("model_type") != "gemma3":
         return document
@@ -413,8 +385,7 @@ def _read_rope_section(
     section: dict[str, Any], base: float, max_positions: int, where: str
 ) -> tuple[float, RopeScaling | None]:
     """The base and the scaling of one section; null is as good as nothing there."""
-    section = {key: value for key, value in section.items() if value is not None}
-    keys = Keys(section, {}, f"{where}: rope scaling")
+    keys = Keys({key: value for key, value in section.items() if value is not None}, {}, f"{where}: rope scaling")
     kind, older_kind = keys.take("rope_type"), keys.take("type", "default")
     base = keys.real("rope_theta", base)
     match kind or older_kind:
@@ -426,33 +397,28 @@ def _read_rope_section(
             factor, low, high = (keys.real(key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
             scaling = RopeScaling("llama3", factor, low, high, keys.whole(_ORIGINAL, max_positions))
         case "yarn":
-            scaling = _read_yarn(keys, base, max_positions)
+            if base <= 1:
+                raise InputError(f"{where}: rope scaling yarn needs a rope_theta above 1, not {base}")
+            original = keys.whole(_ORIGINAL, max_positions)
+            factor = keys.real("factor", max_positions / original)
+            attention = yarn_attention(factor)
+            scales = [keys.real(key) for key in ("mscale", "mscale_all_dim") if keys.take(key) is not None]
+            if len(scales) == 2:
+                attention = yarn_attention(factor, scales[0]) / yarn_attention(factor, scales[1])
+            scaling = RopeScaling(
+                "yarn",
+                factor,
+                original_max_positions=original,
+                beta_fast=keys.real("beta_fast", 32.0),
+                beta_slow=keys.real("beta_slow", 1.0),
+                attention_factor=keys.real("attention_factor", attention),
+                truncate=keys.flag("truncate", True),
+            )
         case other:
             kinds = "default, linear, llama3, yarn"
             raise InputError(f"{where}: rope scaling {json.dumps(other)} is not supported, only {kinds}")
     keys.refuse_the_rest(fixed=_FIXED)
     return base, scaling
-
-
-def _read_yarn(keys: Keys, base: float, max_positions: int) -> RopeScaling:
-    """YaRN with the defaults of transformers, whose own checks of its numbers only warn."""
-    original = keys.whole(_ORIGINAL, max_positions)
-    factor = keys.real("factor", max_positions / original)
-    attention = yarn_attention(factor)
-    scales = [keys.real(key) for key in ("mscale", "mscale_all_dim") if keys.take(key) is not None]
-    if len(scales) == 2:
-        attention = yarn_attention(factor, scales[0]) / yarn_attention(factor, scales[1])
-    if base <= 1:
-        raise InputError(f"{keys.where}: yarn needs a rope_theta above 1, not {base}")
-    return RopeScaling(
-        "yarn",
-        factor,
-        original_max_positions=original,
-        beta_fast=keys.real("beta_fast", 32.0),
-        beta_slow=keys.real("beta_slow", 1.0),
-        attention_factor=keys.real("attention_factor", attention),
-        truncate=keys.flag("truncate", True),
-    )
 
 
 def yarn_attention(factor: float, scale: float = 1.0) -> float:
@@ -479,8 +445,7 @@ def _read_window(keys: Keys, family: str, layers: int) -> tuple[int | None, tupl
     kinds = keys.take("layer_types")
     if kinds is not None:
         if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in list(_LAYER_TYPES) for kind in kinds):
-            known = " or ".join(_LAYER_TYPES)
-            raise InputError(f"{keys.where}: layer_types must list {known} for each of {layers} layers")
+            raise keys.unfit("layer_types", f"a list of {' or '.join(_LAYER_TYPES)} for each of {layers} layers")
         local = tuple(_LAYER_TYPES[kind] for kind in kinds)
     if not any(local):
         return None, ()

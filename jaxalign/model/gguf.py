@@ -4,8 +4,8 @@ llama.cpp's converter renames the weights, permutes the rows of Llama's queries 
 their offset of 1 added (convert_hf_to_gguf.py); each is undone here, so that the parameter tree is a model folder's.
 
 Layout (github.com/ggml-org/ggml, docs/gguf.md), little-endian: magic, version, number of tensors, number of metadata
-entries; the entries; the tensor table; then, aligned, the tensors. The gguf package's own reader makes several NumPy
-arrays for each of a vocabulary's 260 000 strings, ten seconds where this takes well under one.
+entries; the entries; the tensor table; then, aligned, the tensors. The gguf package's own reader takes ten seconds for
+a vocabulary of 260 000, this well under one.
 
 llama.cpp stores a vocabulary, token types and either merges or scores; the normaliser and the pre-tokenizer it only
 names (`tokenizer.ggml.model`, `tokenizer.ggml.pre`; src/llama-vocab.cpp lists what the names mean). Where transformers'
@@ -35,7 +35,7 @@ from tokenizers.models import BPE
 
 from jaxalign.errors import InputError
 from jaxalign.model.attention import rotary_frequencies
-from jaxalign.model.config import MOST_LAYERS, Family, Keys, ModelConfig, RopeScaling, make_config, yarn_attention
+from jaxalign.model.config import MOST_LAYERS, Family, Keys, ModelConfig, config_from_hf
 from jaxalign.model.weights import (
     Index,
     Place,
@@ -74,10 +74,7 @@ class GgufFile(NamedTuple):
 
 
 def open_gguf(path: Path) -> GgufFile:
-    """Reads metadata and tensor table; of a split file, any of whose parts `path` may be, those of all parts.
-
-    InputError: no such file, not GGUF, of another version, cut off, or not all parts of one model.
-    """
+    """Reads metadata and tensor table; of a split file, any of whose parts `path` may be, those of all parts."""
     file = _open_part(path)
     count = file.metadata.get("split.count", 1)
     if not isinstance(count, int) or count < 2:
@@ -93,10 +90,7 @@ def open_gguf(path: Path) -> GgufFile:
     numbers = [part.metadata.get("split.no") for part in parts]
     expected, held = parts[0].metadata.get("split.tensors.count"), sum(len(part.tensors) for part in parts)
     if numbers != list(range(count)) or not expected == held == len(tensors):
-        raise InputError(
-            f"{paths[0]}: its {count} parts are numbered {numbers} and hold {held} tensors, where {expected} belong to "
-            "the model; are they parts of one model?"
-        )
+        raise InputError(f"{paths[0]}: its {count} parts are numbered {numbers} and hold {held} of {expected} tensors")
     return GgufFile(path, parts[0].metadata, tensors)
 
 
@@ -166,19 +160,19 @@ def _read_tables(cursor: _Cursor, path: Path) -> GgufFile:
             raise InputError(f"{path}: {name} is of GGML type {kind}, which this gguf package does not know")
         elements, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
         if not shape or 0 in shape or shape[-1] % elements:
-            raise InputError(f"{path}: {name} has shape {list(shape)}, which does not go with blocks of {elements}")
+            raise EOFError
         table[name] = (shape, GGMLQuantizationType(kind), offset, math.prod(shape) // elements * size)
 
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1:
-        raise InputError(f"{path}: general.alignment {alignment} is no number of bytes")
+        raise EOFError
     data = -(-cursor.position // alignment) * alignment
     blob = np.frombuffer(cursor.blob, np.uint8)
     tensors = {}
     for name, (shape, kind, offset, size) in table.items():
         start = data + offset
         if start + size > blob.size:
-            raise InputError(f"{path}: the GGUF file is cut off: {name} ends beyond its {blob.size} bytes")
+            raise EOFError
         dtype = jnp.dtype(_STORED_TYPES.get(kind, jnp.float32))
         read = partial(_dequantised, blob[start : start + size], shape, kind, f"{path}: {name}")
         tensors[name] = StoredTensor(path, name, shape, kind.name, dtype, read)
@@ -188,7 +182,6 @@ def _read_tables(cursor: _Cursor, path: Path) -> GgufFile:
 def _dequantised(
     raw: np.ndarray, shape: tuple[int, ...], kind: GGMLQuantizationType, where: str, index: Index
 ) -> Iterator[np.ndarray]:
-    """The part of a tensor that an index names, of the whole tensor in float32."""
     elements, size = GGML_QUANT_SIZES[kind]
     rows = raw.reshape(*shape[:-1], shape[-1] // elements * size)
     try:
@@ -205,15 +198,13 @@ def read_gguf_config(path: Path) -> ModelConfig:
     """The architecture that a GGUF file's metadata describes.
 
     Numbers are the file's: a norm epsilon kept as float32 is 9.99e-06 where a config.json says 1e-05.
-    InputError: not a GGUF file, or one whose architecture is not one of ours in every particular.
     """
     file = open_gguf(path)
     architecture = file.metadata.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in _FAMILIES:
         raise InputError(f"{path}: architecture {architecture} is not supported, only {', '.join(_FAMILIES)}")
-    for name in ("token_embd.weight", "output_norm.weight"):
-        if name not in file.tensors:
-            raise InputError(f"{path}: has no {name}; is it a language model?")
+    if "token_embd.weight" not in file.tensors:
+        raise InputError(f"{path}: has no token_embd.weight; is it a language model?")
     prefix = f"{architecture}."
     document = {key.removeprefix(prefix): value for key, value in file.metadata.items() if key.startswith(prefix)}
     keys = Keys(document, {}, f"{path}: {architecture} metadata")
@@ -224,35 +215,42 @@ def read_gguf_config(path: Path) -> ModelConfig:
     for key in ("rope.dimension_count", "attention.value_length"):
         if keys.whole(key, head_dim) != head_dim:
             raise InputError(f"{keys.where}: {key} differs from the head width {head_dim}, which is not supported")
-    window, local_layers = _gemma_window(keys, layers) if gemma else (None, ())
-    # The 27B model alone divides by width / heads: it is the one with 62 layers (llama.cpp's src/llama-model.cpp,
-    # LLM_ARCH_GEMMA3, where the base on local layers stands, too, that a file need not say).
-    query_width = width / heads if gemma and layers == 62 else head_dim
-    rope_base = keys.real("rope.freq_base", 1e6 if gemma else 1e4)
-    fields: dict[str, Any] = dict(
+    as_hf: dict[str, Any] = dict(
+        model_type=_FAMILIES[architecture],
         vocab_size=file.tensors["token_embd.weight"].shape[0],
-        width=width,
-        layers=layers,
-        heads=heads,
-        kv_heads=keys.whole("attention.head_count_kv", heads),
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=keys.whole("attention.head_count_kv", heads),
         head_dim=head_dim,
-        mlp_dim=keys.whole("feed_forward_length"),
-        norm_eps=keys.real("attention.layer_norm_rms_epsilon"),
-        query_scale=query_width**-0.5,
-        rope_base=rope_base,
-        local_rope_base=keys.real("rope.freq_base_swa", 1e4) if gemma else None,
-        tied_head="output.weight" not in file.tensors,
-        activation="gelu_tanh" if gemma else "silu",
-        window=window,
-        local_layers=local_layers,
+        intermediate_size=keys.whole("feed_forward_length"),
+        max_position_embeddings=keys.whole("context_length"),
+        rms_norm_eps=keys.real("attention.layer_norm_rms_epsilon"),
+        rope_theta=keys.real("rope.freq_base", 1e6 if gemma else 1e4),
+        rope_scaling=_rope_scaling(keys, file),
+        tie_word_embeddings="output.weight" not in file.tensors,
+    )
+    if gemma:
+        # Five local layers, one global, unless the file says otherwise.
+        local = keys.take("attention.sliding_window_pattern")
+        if not isinstance(local, list):
+            period = keys.whole("attention.sliding_window_pattern", 6)
+            local = [(layer + 1) % period for layer in range(layers)]
+        # The 27B model alone divides by width / heads: it is the one with 62 layers (llama.cpp's src/llama-model.cpp,
+        # LLM_ARCH_GEMMA3, where the base on local layers stands, too, that a file need not say).
+        as_hf |= dict(
+            query_pre_attn_scalar=width / heads if layers == 62 else head_dim,
+            rope_local_base_freq=keys.real("rope.freq_base_swa", 1e4),
+            sliding_window=keys.whole("attention.sliding_window"),
+            layer_types=["sliding_attention" if each else "full_attention" for each in local],
+        )
+    config = replace(
+        config_from_hf(as_hf, keys.where),
         qkv_bias="blk.0.attn_q.bias" in file.tensors,
         output_bias="blk.0.attn_output.bias" in file.tensors,
         mlp_bias="blk.0.ffn_gate.bias" in file.tensors,
-        max_positions=keys.whole("context_length"),
     )
-    scaling = _read_rope_scaling(keys, file, rope_base)
-    config = make_config(_FAMILIES[architecture], keys.where, **fields, rope_scaling=scaling)
-    if scaling is not None and scaling.kind == "llama3":
+    if config.rope_scaling is not None and config.rope_scaling.kind == "llama3":
         # The file's divisors are float32; those of another scaling differ by far more than a thousandth.
         divisors = file.array(_ROPE_FACTORS)
         with np.errstate(all="ignore"):
@@ -263,37 +261,21 @@ def read_gguf_config(path: Path) -> ModelConfig:
     return config
 
 
-def _gemma_window(keys: Keys, layers: int) -> tuple[int | None, tuple[bool, ...]]:
-    """Gemma 3's window and local layers: five local, one global, unless the file says otherwise."""
-    window = keys.whole("attention.sliding_window")
-    pattern = keys.take("attention.sliding_window_pattern")
-    if isinstance(pattern, list):
-        if len(pattern) != layers:
-            raise InputError(f"{keys.where}: attention.sliding_window_pattern has {len(pattern)} of {layers} layers")
-        local = tuple(map(bool, pattern))
-    else:
-        period = keys.whole("attention.sliding_window_pattern", 6)
-        local = tuple((layer + 1) % period != 0 for layer in range(layers))
-    return (window, local) if any(local) else (None, ())
-
-
-def _read_rope_scaling(keys: Keys, file: GgufFile, base: float) -> RopeScaling | None:
+def _rope_scaling(keys: Keys, file: GgufFile) -> dict[str, Any] | None:
+    """What stands in a config.json's rope_scaling."""
     kind = keys.take("rope.scaling.type", "none")
-    original = keys.whole("rope.scaling.original_context_length", 8192)
-    if kind == "linear":
-        return RopeScaling("linear", keys.real("rope.scaling.factor"))
-    if kind == "yarn":
-        if base <= 1:
-            raise InputError(f"{keys.where}: yarn needs a rope.freq_base above 1, not {base}")
-        factor = keys.real("rope.scaling.factor")
-        original = keys.whole("rope.scaling.original_context_length", keys.whole("context_length"))
-        return RopeScaling("yarn", factor, original_max_positions=original, attention_factor=yarn_attention(factor))
-    if kind != "none":
+    if kind not in ("none", "linear", "yarn"):
         raise InputError(f"{keys.where}: rope.scaling.type {kind} is not supported, only none, linear and yarn")
+    before = keys.whole("context_length") if kind == "yarn" else 8192
+    original = {"original_max_position_embeddings": keys.whole("rope.scaling.original_context_length", before)}
+    if kind != "none":
+        section = {"rope_type": kind, "factor": keys.real("rope.scaling.factor")}
+        return section if kind == "linear" else section | original
     if _ROPE_FACTORS not in file.tensors:
         return None
     # Llama 3's scaling reaches the file as what each frequency is divided by; low and high are those of every release.
-    return RopeScaling("llama3", float(file.array(_ROPE_FACTORS).max()), 1.0, 4.0, original)
+    factor = float(file.array(_ROPE_FACTORS).max())
+    return {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0, **original}
 
 
 def gguf_types(path: Path) -> Counter[str]:
@@ -304,11 +286,8 @@ def gguf_types(path: Path) -> Counter[str]:
 def load_gguf_params(
     path: Path, config: ModelConfig, param_dtype: DTypeLike | None, place: Place = place_whole
 ) -> dict[str, Any]:
-    """The parameters of a GGUF file, dequantised tensor by tensor; `place` as in `weights.assemble`.
-
-    `param_dtype` None: each weight in the type that it is stored in (the widest of its layers'), float32 where it is
-    quantised.
-    """
+    """The parameters of a GGUF file, dequantised tensor by tensor; `param_dtype` as in `weights.load_params`, float32
+    being the type of what is quantised."""
     architecture = {family: MODEL_ARCH[name.upper()] for name, family in _FAMILIES.items()}[config.family]
     llama_cpp = get_tensor_name_map(architecture, config.layers)
 
@@ -345,25 +324,17 @@ class _ByteLevelRules:
     split: str | None
     """Regular expression of one piece; None: GPT-2's, which the byte-level pre-tokenizer brings itself."""
     digits_apart: bool = False
-    compose: bool = False
-    """Text is first brought into Unicode's composed form (NFC)."""
-    whole_tokens_first: bool = False
-    """A piece that is a token stays one, whatever the merges say."""
-    add_bos: bool = False
-    """Where the file does not say."""
+    compose: bool = False  # Text is first brought into Unicode's composed form (NFC).
+    whole_tokens_first: bool = False  # A piece that is a token stays one, whatever the merges say.
+    add_bos: bool = False  # Where the file does not say.
 
 
-_LLAMA3 = _ByteLevelRules(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-    whole_tokens_first=True,
-    add_bos=True,
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_QWEN2 = _ByteLevelRules(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-    compose=True,
-)
+_LLAMA3 = _ByteLevelRules(_SPLIT.replace("DIGITS", r"\p{N}{1,3}"), whole_tokens_first=True, add_bos=True)
+_QWEN2 = _ByteLevelRules(_SPLIT.replace("DIGITS", r"\p{N}"), compose=True)
 _BYTE_LEVEL = {
     "gpt-2": _ByteLevelRules(None),
     "smollm": _ByteLevelRules(None, digits_apart=True),
@@ -375,10 +346,7 @@ _BYTE_LEVEL = {
 
 
 def read_gguf_tokenizer(path: Path) -> "PreTrainedTokenizerFast":
-    """The tokenizer of a GGUF file: special tokens, begin-of-text rule and chat template included.
-
-    InputError: not a GGUF file, without a tokenizer, or with one that is broken or of a kind that is not known here.
-    """
+    """The tokenizer of a GGUF file: special tokens, begin-of-text rule and chat template included."""
     metadata = open_gguf(path).metadata
     try:
         return _tokenizer_of(metadata, path)
@@ -390,46 +358,41 @@ def read_gguf_tokenizer(path: Path) -> "PreTrainedTokenizerFast":
 
 
 def _tokenizer_of(metadata: dict[str, Any], path: Path) -> "PreTrainedTokenizerFast":
-    """The tokenizer that a file's metadata describes."""
     settings = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
     tokens = settings.get("tokens")
     if not isinstance(tokens, list):
         raise InputError(f"{path}: holds no tokenizer (tokenizer.ggml.tokens)")
-    kinds = _kinds(tokens, settings)
+    # As the file types them, but what ends or begins a text or a turn is a control token.
+    ends = {settings.get(f"{role}_token_id") for role in ("bos", "eos", "eot", "eom")}
+    types = settings.get("token_type") or [NORMAL] * len(tokens)
+    kinds = [
+        CONTROL if index in ends or is_marker(token) else kind
+        for index, (token, kind) in enumerate(zip(tokens, types, strict=False))
+    ]
     unknown = tokens[settings.get("unknown_token_id", 0)]
     match settings.get("model"), metadata.get("general.architecture"):
         case "gpt2", _:
             rules = _BYTE_LEVEL.get(settings.get("pre", ""))
-            if "merges" not in settings:
-                raise InputError(f"{path}: a byte-level tokenizer without tokenizer.ggml.merges")
             if rules is None:
                 known = ", ".join(_BYTE_LEVEL)
                 raise InputError(f"{path}: tokenizer.ggml.pre {settings.get('pre')} is not supported, only {known}")
             tokenizer, add_bos = _byte_level(tokens, settings["merges"], rules), rules.add_bos
             mark_tokens(tokenizer, tokens, kinds)
         case "llama", "gemma3":
-            tokens = [_respelled(token) for token in tokens]
+            # llama.cpp's converter writes tokens of spaces alone with real spaces.
+            tokens = [SPACE * len(token) if token and not token.strip(" ") else token for token in tokens]
             # Gemma's scores do not follow the order of its merges; the order of its vocabulary does.
             scores = [-float(index) for index in range(len(tokens))]
             tokenizer, add_bos = sentence_piece(tokens, scores, kinds, unknown, prefix_space=False), True
         case "llama", _:
-            if len(settings.get("scores", [])) != len(tokens):
+            scores = settings.get("scores", [])
+            if len(scores) != len(tokens):
                 raise InputError(f"{path}: tokenizer.ggml.scores does not give every token its score")
             prefix_space = settings.get("add_space_prefix", True)
-            tokenizer, add_bos = sentence_piece(tokens, settings["scores"], kinds, unknown, prefix_space), True
+            tokenizer, add_bos = sentence_piece(tokens, scores, kinds, unknown, prefix_space), True
         case model, _:
             raise InputError(f"{path}: tokenizer.ggml.model {model} is not supported, only gpt2 and llama")
-    return _wrapped(tokenizer, tokens, settings, add_bos, metadata.get("tokenizer.chat_template"))
-
-
-def _kinds(tokens: Sequence[str], settings: dict[str, Any]) -> list[int]:
-    """The kind of each token: as the file types it, but what ends or begins a text or a turn is a control token."""
-    ends = {settings.get(f"{role}_token_id") for role in ("bos", "eos", "eot", "eom")}
-    kinds = settings.get("token_type") or [NORMAL] * len(tokens)
-    return [
-        CONTROL if index in ends or is_marker(token) else kind
-        for index, (token, kind) in enumerate(zip(tokens, kinds, strict=False))
-    ]
+    return _with_roles(tokenizer, tokens, settings, add_bos, metadata.get("tokenizer.chat_template"))
 
 
 def _byte_level(tokens: Sequence[str], merges: Sequence[str], rules: _ByteLevelRules) -> Tokenizer:
@@ -450,12 +413,7 @@ def _byte_level(tokens: Sequence[str], merges: Sequence[str], rules: _ByteLevelR
     return tokenizer
 
 
-def _respelled(token: str) -> str:
-    """llama.cpp's converter writes Gemma's tokens of spaces alone with real spaces."""
-    return SPACE * len(token) if token and not token.strip(" ") else token
-
-
-def _wrapped(
+def _with_roles(
     tokenizer: Tokenizer, tokens: Sequence[str], settings: dict[str, Any], add_bos: bool, chat_template: str | None
 ) -> "PreTrainedTokenizerFast":
     """The tokenizer as transformers knows it, with the roles of its tokens."""

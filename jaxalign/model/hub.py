@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxalign.errors import InputError, listed
 from jaxalign.files import recorded
@@ -45,8 +45,7 @@ class HubId(NamedTuple):
 
     repo: str
     revision: str | None
-    folder: str = ""
-    """of an adapter within its repository"""
+    folder: str = ""  # of an adapter within its repository
 
     def __str__(self) -> str:
         name = f"{self.repo}/{self.folder}" if self.folder else self.repo
@@ -54,10 +53,8 @@ class HubId(NamedTuple):
 
 
 def hub_id(text: str, *, in_folder: bool = False) -> HubId | None:
-    """The hub's model that a text names; None where it can only be a path: it is there, or looks like one.
-
-    `in_folder`: it may lie in a folder of its repository.
-    """
+    """The hub's model that a text names, `in_folder`: also in a folder of its repository; None where it can only be a
+    path: it is there, or looks like one."""
     match = _ID.fullmatch(text)
     if match is None or text.lower().endswith(".gguf") or Path(text).exists() or (match[2] and not in_folder):
         return None
@@ -65,27 +62,20 @@ def hub_id(text: str, *, in_folder: bool = False) -> HubId | None:
 
 
 def local_model(text: str, files: Sequence[str] = MODEL_FILES) -> Path:
-    """The path that a text names, or the folder that the hub's model of that id lies in once `files` are fetched.
-
-    Only files of the model's top folder are. InputError: what huggingface_hub says of a model that it cannot fetch, or
-    no weights in safetensors.
-    """
+    """The path that a text names, or the folder of the hub's model of that id once `files` of its top folder are
+    fetched. InputError: what huggingface_hub says of a model that it cannot fetch, or no weights in safetensors."""
     model = hub_id(text)
     return Path(text).expanduser() if model is None else _fetched(model, files, "model")
 
 
 def local_adapter(text: str) -> Path:
-    """The path that a text names, or the folder that the hub's adapter of that id lies in once it is fetched.
-
-    InputError as `local_model` has it.
-    """
+    """`local_model` for an adapter."""
     adapter = hub_id(text, in_folder=True)
     return Path(text).expanduser() if adapter is None else _fetched(adapter, ADAPTER_FILES, "adapter")
 
 
 def model_name(path: Path) -> str:
-    """What to call the model or adapter at a path: ORG/NAME@COMMIT of one in the hub's cache, or else the path,
-    as records have it."""
+    """What records call the model or adapter at a path: ORG/NAME@COMMIT in the hub's cache, or else the path."""
     for snapshot in (path, *path.parents):
         snapshots, repo = snapshot.parent, snapshot.parent.parent.name
         if snapshots.name == "snapshots" and repo.startswith("models--"):
@@ -96,8 +86,7 @@ def model_name(path: Path) -> str:
 
 
 def _fetched(model: HubId, files: Sequence[str], key: str) -> Path:
-    """The model's folder in the hub's cache, once those of its files that match are there. `key` is the setting that
-    names it."""
+    """The model's folder in the hub's cache, once its `files` are there. `key` is the setting that names it."""
     from huggingface_hub import constants, errors, snapshot_download
     from huggingface_hub.utils import disable_progress_bars, logging
 
@@ -105,13 +94,12 @@ def _fetched(model: HubId, files: Sequence[str], key: str) -> Path:
     if not sys.stderr.isatty():
         disable_progress_bars()
     within = f"{model.folder}/" if model.folder else ""
-    wanted = [within + file for file in files]
+    patterns: dict[str, Any] = {
+        "allow_patterns": [within + file for file in files],
+        "ignore_patterns": [f"{within}*/*"],
+    }
     try:
-        snapshot = Path(
-            snapshot_download(
-                model.repo, revision=model.revision, allow_patterns=wanted, ignore_patterns=[f"{within}*/*"]
-            )
-        )
+        snapshot = Path(snapshot_download(model.repo, revision=model.revision, **patterns))
     except Exception as error:  # whatever a connection makes of the HTTP library and the hub's own
         # Where there is no copy, the library tells of that, and what came between is its cause.
         causes = [error, error.__cause__] if isinstance(error, errors.LocalEntryNotFoundError) else [error]
@@ -141,7 +129,6 @@ def _what_it_holds(model: HubId, commit: str, key: str) -> str:
         return f"its adapters lie in {', '.join(folders)}: name {choice}, say"
     weights = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf"))]
     return (
-        f"it holds {listed(weights or names) or 'nothing'}. Pickled weights (.bin, .pt) can run code when they are "
-        "read, so they are not: choose a revision with safetensors (many have one at @refs/pr/N). Download a GGUF file "
-        "and name that"
+        f"it holds {listed(weights or names)}. Pickled weights can run code when they are read, so they are not: "
+        "choose a revision with safetensors (many have one at @refs/pr/N). Download a GGUF file and name that"
     )

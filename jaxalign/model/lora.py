@@ -29,8 +29,6 @@ Factors = Mapping[str, jax.Array]
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Rank r, alpha, and the projections that carry an adapter."""
-
     rank: int
     alpha: float
     targets: tuple[str, ...] = ("q_proj", "v_proj")
@@ -62,7 +60,6 @@ def projection_sizes(config: ModelConfig) -> dict[str, tuple[str, tuple[int, int
 
 
 def has_bias(config: ModelConfig, projection: str) -> bool:
-    """Whether a projection adds a bias."""
     if projection in ("q_proj", "k_proj", "v_proj"):
         return config.qkv_bias
     return config.output_bias if projection == "o_proj" else config.mlp_bias
@@ -143,26 +140,24 @@ def output_norms(kernel: jax.Array) -> jax.Array:
     return jnp.linalg.norm(kernel.astype(jnp.float32), axis=0)
 
 
-def merged_kernel(kernel: jax.Array, factors: Factors, lora: LoraConfig, dtype: DTypeLike) -> jax.Array:
-    """The kernel [in, out] that does what kernel and adapter do together, rounded once, to `dtype`."""
-    merged = kernel.astype(jnp.float32) + factors["lora_a"] @ factors["lora_b"] * lora.scale
-    if lora.dora:
-        merged = merged * (factors["magnitude"] / output_norms(merged))[None, :]
-    return merged.astype(dtype)
-
-
 def merge_lora(
     params: dict[str, Any], lora_tree: dict[str, Any], lora: LoraConfig, dtype: DTypeLike | None = None
 ) -> dict[str, Any]:
-    """`params` with every adapter merged into its kernel, where the kernel lies.
+    """`params` with every adapter merged into its kernel, where the kernel lies, rounded once.
 
-    The merged kernels are at least as wide as `dtype`, if that is given. The rest of the tree is shared with the
-    argument, which stays as it is.
+    The merged kernels are at least as wide as `dtype`, if that is given. The rest of the tree is shared.
     """
 
     def every_layer(kernel: jax.Array, factors: Factors, merged_type: np.dtype) -> jax.Array:
-        """One layer after the other: float32 copies of all would be large."""
-        return jax.lax.map(lambda layer: merged_kernel(layer[0], layer[1], lora, merged_type), (kernel, factors))
+        def merged(layer: tuple[jax.Array, Factors]) -> jax.Array:
+            kernel, factors = layer
+            both = kernel.astype(jnp.float32) + factors["lora_a"] @ factors["lora_b"] * lora.scale
+            if lora.dora:
+                both = both * (factors["magnitude"] / output_norms(both))[None, :]
+            return both.astype(merged_type)
+
+        # One layer after the other: float32 copies of all would be large.
+        return jax.lax.map(merged, (kernel, factors))
 
     layers = dict(params["layers"])
     for module, targets in lora_tree["layers"].items():

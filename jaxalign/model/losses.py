@@ -31,8 +31,8 @@ def next_token_loss(
     """Cross-entropy summed over the masked positions, in nats, and their number: two float32 scalars.
 
     logits_fn: [..., D] -> float32 [..., V]; hidden [B,T,D]; targets int32 [B,T]; loss_mask bool [B,T].
-    `targets_per_row` (R) is a promise of the caller: no row of `loss_mask` has more True. It is a shape, so a row
-    that breaks the promise cannot be seen here; its positions past the R-th would be left out of sum and count.
+    `targets_per_row` (R) is a promise of the caller: no row of `loss_mask` has more True; positions past the R-th
+    would be left out of sum and count.
     At most `chunk` positions a device (one a row at least) have logits at any time.
     """
     B, T = targets.shape
@@ -59,7 +59,7 @@ def next_token_loss(
 
 
 def row_parts() -> int:
-    """Over how many devices the rows of a batch are spread."""
+    """Over how many devices the rows of a batch lie."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else axis_size(BATCH, mesh)
 
@@ -67,7 +67,6 @@ def row_parts() -> int:
 def nats_of_chunk(
     head: LogitsOf, states: jax.Array, weights: tuple[Any, ...], labels: jax.Array, counted: jax.Array
 ) -> jax.Array:
-    """The cross-entropies of one chunk, summed."""
     logits = head(states, *weights)
     # A comparison, not a gather: where V is sharded, each device finds the label in its own part.
     is_label = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == labels[:, :, None]
@@ -77,10 +76,8 @@ def nats_of_chunk(
 
 
 def unless_empty(counted: jax.Array, added: Callable[[], Any], unchanged: Callable[[], Any]) -> Any:
-    """`added()`, or where nothing counts `unchanged()`: rows have fewer targets than they may have.
-
-    Where rows lie on several devices, all do all chunks: they would have to agree first.
-    """
+    """`added()`, or where nothing counts `unchanged()`; devices that share the rows out would have to agree first, so
+    they do all chunks."""
     if row_parts() > 1:
         return added()
     return lax.cond(counted.any(), added, unchanged)
@@ -96,7 +93,6 @@ def gathered(head: LogitsOf, states: jax.Array, weights: tuple[Any, ...]) -> tup
 
 
 def plain_nats(head: LogitsOf, chunks: Chunks, weights: tuple[Any, ...]) -> jax.Array:
-    """The cross-entropies of all chunks, summed."""
     weights = gathered(head, chunks[0][0], weights)
 
     def add_chunk(total: jax.Array, chunk: Chunks) -> tuple[jax.Array, None]:

@@ -24,7 +24,7 @@ from jaxalign.log import say
 from jaxalign.model.config import Keys, ModelConfig, json_object
 from jaxalign.model.hub import HubId, hub_id
 from jaxalign.model.lora import LoraConfig, lora_shapes, projection_sizes
-from jaxalign.model.weights import StoredTensor, Weight, find_tensors, names_of, read_headers, read_tensors
+from jaxalign.model.weights import Weight, find_tensors, names_of, read_headers, read_tensors
 
 # What stands before `layers.` in the classes of these decoders: with a head, in a Gemma 3 with vision (now, and before
 # transformers 4.52), and both without a head.
@@ -53,11 +53,11 @@ _PATTERNS = {"rank_pattern": "r", "alpha_pattern": "lora_alpha"}
 """Keys by which single modules differ, and in what."""
 
 
-def adapter_names(config: ModelConfig, lora: LoraConfig, decoder: str) -> dict[tuple[Weight, int], str]:
+def factor_names(tree: Mapping[str, Any], layers: int, decoder: str) -> dict[tuple[Weight, int], str]:
     """PEFT's name of every factor: `base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight`."""
-    leaves: dict[str, Any] = flatten_dict(lora_shapes(config, lora), sep="/")
+    leaves: dict[str, Any] = flatten_dict(tree, sep="/")
     table = [Weight(path, leaf.shape[1:]) for path, leaf in leaves.items()]
-    return names_of(table, config.layers, lambda weight, layer: f"base_model.model.{decoder}{weight.name(layer)}")
+    return names_of(table, layers, lambda weight, layer: f"base_model.model.{decoder}{weight.name(layer)}")
 
 
 def save_adapter(
@@ -69,12 +69,11 @@ def save_adapter(
     what its class calls the decoder (`config.decoder_name`).
     """
     base = hub_id(base_model_name) or HubId(base_model_name, None)
-    leaves: dict[str, Any] = flatten_dict(lora_tree, sep="/")
-    tensors = {}
-    for path, leaf in leaves.items():
-        weight, array = Weight(path, leaf.shape[1:]), np.asarray(leaf, np.float32)
-        for layer in range(len(array)):
-            tensors[f"base_model.model.{decoder}.{weight.name(layer)}"] = weight.stored(array, layer)
+    leaves: dict[str, Any] = {
+        path: np.asarray(leaf, np.float32) for path, leaf in flatten_dict(lora_tree, sep="/").items()
+    }
+    names = factor_names(lora_tree, len(next(iter(leaves.values()))), f"{decoder}.")
+    tensors = {name: weight.stored(leaves[weight.path], layer) for (weight, layer), name in names.items()}
     targets = sorted(lora.targets)
     # A vision tower has projections of the same names. One group at the end is what vLLM looks for in an expression.
     beside_vision = rf"{re.escape(decoder)}\.layers\..*\.({'|'.join(targets)})"
@@ -103,11 +102,8 @@ def save_adapter(
 
 
 def load_adapter(folder: Path, config: ModelConfig) -> tuple[LoraConfig, dict[str, Any]]:
-    """The adapter of a PEFT folder: its config, and its tree in float32.
-
-    InputError names the field, where the adapter is of another kind or not on all layers, or the tensors, where it does
-    not belong to a model of this `config`.
-    """
+    """The adapter of a PEFT folder: its config, and its tree in float32. InputError: of another kind, not on all
+    layers, or of another model."""
     path = folder / "adapter_config.json"
     if not path.is_file() and (within := sorted(file.parent.name for file in folder.glob(f"*/{path.name}"))):
         raise InputError(f"{path}: no such file; adapters lie in {listed(within)}: name {folder / within[-1]}, say")
@@ -120,28 +116,18 @@ def load_adapter(folder: Path, config: ModelConfig) -> tuple[LoraConfig, dict[st
     tensors = {name: tensor for name, tensor in stored.items() if not _VISION.fullmatch(name)}
     if passed_over := len(stored) - len(tensors):
         say(f"{weights}: {passed_over} tensors adapt the vision tower, which texts do not pass: they are not used")
-    _refuse_own_vocabulary(tensors, config, weights)
+    if own := [f"{name} {list(tensor.shape)}" for name, tensor in tensors.items() if _VOCABULARY.fullmatch(name)]:
+        raise InputError(
+            f"{weights}: embedding or head come with the adapter ({listed(own)}; the model's vocabulary is "
+            f"{config.vocab_size}); merge it into its base (peft: merge_and_unload, then save_pretrained) and name "
+            "that folder as the model"
+        )
     heads = {name: f"base_model.model.{name}layers." for name in _DECODERS}
     decoder = next((name for name in _DECODERS if any(each.startswith(heads[name]) for each in tensors)), "model.")
     lora = _lora_config(document, path, config, decoder, tensors)
-    names = adapter_names(config, lora, decoder)
+    names = factor_names(lora_shapes(config, lora), config.layers, decoder)
     found = find_tensors(tensors, names, f"{weights}: not an adapter of this model")
     return lora, read_tensors(found, config.layers, jnp.float32)
-
-
-def _refuse_own_vocabulary(tensors: Mapping[str, StoredTensor], config: ModelConfig, path: Path) -> None:
-    """InputError where an embedding or a head comes with the adapter."""
-    own = {name: tensor.shape for name, tensor in tensors.items() if _VOCABULARY.fullmatch(name)}
-    if not own:
-        return
-    rows = {shape[0] for name, shape in own.items() if shape and name.endswith(".weight") and "lora_" not in name}
-    what = "embedding or head were tuned, too"
-    if rows and rows != {config.vocab_size}:
-        what = f"the vocabulary was resized to {max(rows)} rows, the model's has {config.vocab_size}"
-    raise InputError(
-        f"{path}: {what} ({listed([f'{name} {list(shape)}' for name, shape in own.items()])}); merge the adapter into "
-        "its base (peft: merge_and_unload, then save_pretrained) and name that folder as the model"
-    )
 
 
 def _lora_config(
@@ -152,15 +138,13 @@ def _lora_config(
     keys.taken.update(_WHERE_IT_IS, _PATTERNS, _PATTERNS.values())
     if keys.take("peft_type") != "LORA":
         raise InputError(f"{path}: peft_type {document.get('peft_type')} is not supported, only LORA")
-    if keys.take("bias", "none") != "none":
-        raise InputError(f"{path}: bias {document['bias']} is not supported, only none")
     if keys.take("init_lora_weights", True) not in _PLAIN_INITIALISATIONS:
         raise InputError(
             f"{path}: init_lora_weights {document['init_lora_weights']} changes the base weights; convert the adapter "
             "to plain LoRA (peft: save_pretrained with path_initial_model_for_weight_conversion)"
         )
     rslora, dora = keys.flag("use_rslora"), keys.flag("use_dora")
-    keys.refuse_the_rest(_HARMLESS_OF_ADAPTERS, fixed={key: _UNSET for key in document})
+    keys.refuse_the_rest(_HARMLESS_OF_ADAPTERS, fixed={**dict.fromkeys(document, _UNSET), "bias": ("none",)})
     targets = _targets(document, path, config, decoder, tensors)
     # What patterns leave the same for all is the rank or alpha of all.
     names = [name for of_target in targets.values() for name in of_target]
@@ -172,11 +156,8 @@ def _lora_config(
 def _targets(
     document: Mapping[str, Any], path: Path, config: ModelConfig, decoder: str, tensors: Collection[str]
 ) -> dict[str, list[str]]:
-    """The projections that carry an adapter in every layer, and their modules' names.
-
-    InputError where the config puts it on some layers only, or spares one that has factors; factors that are missing
-    are `find_tensors`'s to name.
-    """
+    """The projections that carry an adapter in every layer, and their modules' names; InputError where the config puts
+    it on some layers only, or spares one that has factors. Those that are missing are `find_tensors`'s to name."""
     said = ", ".join(
         f"{key} {json.dumps(document[key])[:80]}" for key in _WHERE_IT_IS if document.get(key) not in (None, [], "")
     )

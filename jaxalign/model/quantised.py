@@ -42,7 +42,6 @@ NF4_LEVELS = np.array(
 
 
 def quantise_int8(kernel: jax.Array) -> dict[str, jax.Array]:
-    """The nearest multiples of float [..., in, out]."""
     kernel = kernel.astype(jnp.float32)
     absmax = jnp.abs(kernel).max(axis=-2, keepdims=True)
     # A column of zeros has no inverse.
@@ -95,8 +94,7 @@ class Scheme(NamedTuple):
     """How a kernel [..., in, out] becomes codes, and codes a float32 kernel."""
 
     code_type: np.dtype
-    block: int
-    """The inputs must be whole blocks of so many."""
+    block: int  # The inputs must be whole blocks of so many.
     quantise: Callable[[jax.Array], dict[str, jax.Array]]
     dequantise: Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -130,11 +128,8 @@ def quantise_params(params: Mapping[str, Any], mesh: Mesh, scheme: str) -> dict[
 
 
 def quantise_stacked(kernel: jax.Array, module: str, mesh: Mesh, scheme: str) -> dict[str, jax.Array]:
-    """One projection of all layers [L, in, out], a layer at a time: float32 copies of more would be large.
-
-    Raises:
-      InputError: the kernel's inputs are not whole blocks of the scheme.
-    """
+    """One projection of all layers [L, in, out], a layer at a time: float32 copies of more would be large. InputError:
+    its inputs are not whole blocks of the scheme."""
     block, quantise = SCHEMES[scheme].block, SCHEMES[scheme].quantise
     if kernel.shape[1] % block:
         raise InputError(
@@ -150,10 +145,8 @@ def quantise_stacked(kernel: jax.Array, module: str, mesh: Mesh, scheme: str) ->
 
 
 def kernel_of(stored: Stored, path: str = "") -> jax.Array:
-    """[in, out] as stored, or float32 where it is quantised.
-
-    With the projection's path in the parameter tree, codes are gathered over `fsdp` first.
-    """
+    """[in, out] as stored, or float32 where it is quantised: with the projection's path in the parameter tree, codes
+    are gathered over `fsdp` first."""
     if "kernel" in stored:
         return stored["kernel"]
     if path:

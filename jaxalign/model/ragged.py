@@ -129,10 +129,8 @@ class Runner:
     def run_prefix(
         self, variables: Any, tokens: Sequence[int], function: Callable[..., Any] | None = None, **static: Any
     ) -> Any:
-        """The keys and values of what prompts begin with, of which there may be nothing.
-
-        `function`: what is called with tokens [P] and length, and returned, in place of `prefill`.
-        """
+        """The keys and values of what prompts begin with, of which there may be nothing; or what another `function` of
+        tokens [P] and length returns."""
         padded = np.zeros(prefix_bucket(len(tokens)), np.int32)
         padded[: len(tokens)] = tokens
         return self.call(function or prefill, self.place(variables), padded, np.int32(len(tokens)), **static)
@@ -171,10 +169,8 @@ class Runner:
         *extra: Any,
         **static: Any,
     ) -> Iterator[tuple[list[int], Any]]:
-        """Per batch, the indices of its prompts and what the function returned, filler rows too, on the devices.
-
-        The prompts are sorted first, which keeps padding small and leaves one batch at most that is not full.
-        """
+        """Per batch, the indices of its prompts, longest first, and what the function returned, filler rows too, on the
+        devices."""
         check_lengths([len(prompt) for prompt in prompts], self.decoder.config.max_positions)
         start, compiled, counts = time.perf_counter(), self.compilations.total(), self.counts
         variables, extra = self.place(variables), self.put(extra)
@@ -255,13 +251,10 @@ def decode_prompts(
     neuron_mask: jax.Array | None = None,
     prefix: Prefix | None = None,
 ) -> DecoderOutput:
-    """One forward pass over right-padded prompts.
+    """One forward pass over right-padded prompts: tokens int32 [B, T], of which row b's first `lengths[b]` are one.
 
-    Args:
-      tokens: int32 [B, T]; row b holds a prompt in its first `lengths[b]` positions.
-      lengths: int32 [B].
-      tap, neuron_mask: as `Decoder.__call__` takes them.
-      prefix: what all prompts begin with, where `tokens` holds the rest of them alone.
+    tap, neuron_mask: as `Decoder.__call__` takes them.
+    prefix: what all prompts begin with, where `tokens` holds the rest of them alone.
     """
     places = jax.lax.broadcasted_iota(jnp.int32, tokens.shape, 1)
     segment_ids = (places < lengths[:, None]).astype(jnp.int32)
@@ -282,12 +275,7 @@ def prefill(decoder: Decoder, variables: Any, tokens: jax.Array, length: jax.Arr
 def decode_prefix(
     decoder: Decoder, variables: Any, tokens: jax.Array, length: jax.Array, tap: Tap | None = None
 ) -> tuple[Prefix, DecoderOutput]:
-    """One forward pass over a prefix.
-
-    Args:
-      tokens: int32 [P], the prefix in its first `length` positions.
-      length: int32 scalar, 0 <= length <= P.
-      tap: as `Decoder.__call__` takes it.
+    """One forward pass over a prefix, the first `length` (0 to P) of int32 [P] `tokens`.
 
     Returns:
       A `Prefix` in the compute type; what stands behind `length` is never looked at. And the decoder's output, B = 1.

@@ -26,8 +26,7 @@ class LabelSets(NamedTuple):
 def pad_label_sets(sets: Sequence[Sequence[int]]) -> LabelSets:
     """Label sets as arrays; C is rounded up to a multiple of 8 and M of 32, so that most calls share one program.
 
-    Args:
-      sets: candidate ids of each label, without repetition within a label. An empty set has mass 0.
+    Ids do not repeat within a label; an empty set has mass 0.
     """
     labels, width = -(-len(sets) // 8) * 8, -(-max(map(len, sets)) // 32) * 32
     ids, mask = np.zeros((labels, width), np.int32), np.zeros((labels, width), bool)
@@ -37,29 +36,15 @@ def pad_label_sets(sets: Sequence[Sequence[int]]) -> LabelSets:
 
 
 def label_masses(logits: jax.Array, labels: LabelSets) -> jax.Array:
-    """Probability that the next token is one of a label's candidates.
-
-    Args:
-      logits: float32 [..., V].
-      labels: [C, M].
-
-    Returns:
-      float32 [..., C], each label's sum of softmax probabilities over its candidate ids.
-    """
+    """Probability that the next token is one of a label's candidates: float32 [..., C] of logits float32 [..., V]."""
     normaliser = jax.nn.logsumexp(logits, axis=-1)[..., None, None]
     candidates = jnp.exp(logits[..., labels.ids] - normaliser)
     return jnp.where(jnp.broadcast_to(labels.mask, candidates.shape), candidates, 0.0).sum(-1)
 
 
 def entropy_bits(logits: jax.Array) -> jax.Array:
-    """Entropy of the softmax in bits, a probability of 0 counting as 0.
-
-    Args:
-      logits: float32 [..., V].
-
-    Returns:
-      float32 [...], between 0 and log2 V.
-    """
+    """Entropy of the softmax in bits, float32 [...] between 0 and log2 V of logits float32 [..., V]; a probability of 0
+    counts as 0."""
     return jax.scipy.special.entr(jax.nn.softmax(logits, axis=-1)).sum(-1) / jnp.log(2.0)
 
 
@@ -70,8 +55,6 @@ Sums = TypeVar("Sums")
 
 
 class Chunk(NamedTuple):
-    """A run of tokens."""
-
     rows: jax.Array
     """[chunk, D], their rows of the head, compute type"""
     ids: jax.Array

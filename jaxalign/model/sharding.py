@@ -51,11 +51,10 @@ TABLE: tuple[tuple[str, P], ...] = (
 
 
 def param_specs(tree: Any, mesh: Mesh | AbstractMesh, uneven_axes: tuple[str, ...] = ()) -> Any:
-    """The PartitionSpec of every leaf of a tree of arrays or shapes; scalars are replicated.
+    """The PartitionSpec of every leaf of a tree of arrays or shapes (parameters, adapters, optax or train state around
+    them, {"cache": Cache}); scalars are replicated, and `uneven_axes` cut only what they divide.
 
-    The tree may hold any of the table's: parameters, adapters, optax or train state around them, {"cache": Cache}.
-    An unmatched path, another rank than the row's, or a dimension that its mesh axes do not divide raises ValueError;
-    `uneven_axes` cut only what they divide.
+    ValueError: an unmatched path, another rank than the row's, or a dimension that its mesh axes do not divide.
     """
 
     def spec(path: tuple[Any, ...], leaf: Any) -> P:
@@ -70,15 +69,12 @@ def param_shardings(tree: Any, mesh: Mesh | AbstractMesh, uneven_axes: tuple[str
 
 
 def cache_shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """`param_shardings` of {"cache": Cache} or {"prefix": Prefix}; heads that `tensor` does not divide stay whole.
-
-    Many models have fewer key/value heads than a slice has devices along `tensor`.
-    """
+    """`param_shardings` of {"cache": Cache} or {"prefix": Prefix}; heads that `tensor` does not divide stay whole: many
+    models have fewer than a slice has devices along it."""
     return param_shardings(tree, mesh, uneven_axes=("tensor",))
 
 
 def with_shardings(shapes: Any, shardings: Any) -> Any:
-    """Shapes with their shardings."""
     return jax.tree.map(lambda shape, sharding: shape.update(sharding=sharding), shapes, shardings)
 
 
@@ -116,20 +112,19 @@ def axis_size(axes: str | tuple[str, ...] | None, mesh: Mesh | AbstractMesh) -> 
 
 
 def leaf_spec(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, uneven_axes: tuple[str, ...] = ()) -> P:
-    """The spec of one leaf, checked against its shape and the mesh; `uneven_axes` cut only what they divide."""
+    """`param_specs` of one leaf."""
     if not shape:
         return P()
     spec = row_of(name, shape)
     if len(spec) != len(shape):
         raise ValueError(f"{name} {shape}: its row of the sharding table, {spec}, is for {len(spec)} dimensions")
-    fits = [size % axis_size(axes, mesh) == 0 for size, axes in zip(shape, spec, strict=True)]
-    spec = P(*(None if axes in uneven_axes and not even else axes for axes, even in zip(spec, fits, strict=True)))
+    fitting: list[Any] = []
     for size, axes in zip(shape, spec, strict=True):
-        if size % axis_size(axes, mesh):
-            raise ValueError(
-                f"{name} {shape}: size {size} does not divide by mesh axis {axes} ({axis_size(axes, mesh)})"
-            )
-    return spec
+        parts = axis_size(axes, mesh)
+        if size % parts and axes not in uneven_axes:
+            raise ValueError(f"{name} {shape}: size {size} does not divide by mesh axis {axes} ({parts})")
+        fitting.append(None if size % parts else axes)
+    return P(*fitting)
 
 
 def row_of(name: str, shape: tuple[int, ...]) -> P:

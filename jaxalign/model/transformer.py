@@ -53,15 +53,17 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: bool) -> jax.Ar
     return normed.astype(x.dtype) * jnp.broadcast_to(scale.astype(x.dtype), x.shape)
 
 
-class Linear(nn.Module):
+class Part(nn.Module):
+    config: ModelConfig
+    lora: LoraConfig | None
+    dtype: DTypeLike
+
+
+class Linear(Part):
     """A projection: x [..., in] @ kernel [in, out], with its adapter from collection `lora`, then the bias.
 
     Its name says its sizes. The kernel may be quantised: `codes` and `absmax` in its place.
     """
-
-    config: ModelConfig
-    lora: LoraConfig | None
-    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -103,11 +105,7 @@ class Norm(nn.Module):
         return rms_norm(x, self.param("scale", neutral, (self.size,)), config.norm_eps, config.norm_offset)
 
 
-class Attention(nn.Module):
-    config: ModelConfig
-    lora: LoraConfig | None
-    dtype: DTypeLike
-
+class Attention(Part):
     def setup(self):
         make = partial(Linear, self.config, self.lora, self.dtype)
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = make(), make(), make(), make()
@@ -139,11 +137,7 @@ class Attention(nn.Module):
         return self.o_proj(mixed.reshape(*x.shape[:2], -1)), cached
 
 
-class MLP(nn.Module):
-    config: ModelConfig
-    lora: LoraConfig | None
-    dtype: DTypeLike
-
+class MLP(Part):
     def setup(self):
         make = partial(Linear, self.config, self.lora, self.dtype)
         self.gate_proj, self.up_proj, self.down_proj = make(), make(), make()
@@ -157,11 +151,7 @@ class MLP(nn.Module):
         return self.down_proj(active * self.up_proj(x)), gate
 
 
-class Block(nn.Module):
-    config: ModelConfig
-    lora: LoraConfig | None
-    dtype: DTypeLike
-
+class Block(Part):
     def setup(self):
         width = self.config.width
         self.self_attn = Attention(self.config, self.lora, self.dtype)
@@ -205,11 +195,9 @@ REMAT_POLICIES = {
 
 
 class DecoderOutput(NamedTuple):
-    hidden: jax.Array
-    """[B,T,D] after the final norm, compute type."""
+    hidden: jax.Array  # [B,T,D] after the final norm, compute type.
     cache: Cache | None
-    taps: Any
-    """What `tap` returned, stacked over a leading L; None without one."""
+    taps: Any  # What `tap` returned, stacked over a leading L; None without one.
 
 
 class Embedding(nn.Module):

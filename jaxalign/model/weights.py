@@ -54,11 +54,8 @@ CHECKPOINT_LEAVES = {
 
 @jax.jit
 def hash_sum(leaf: jax.Array) -> jax.Array:
-    """The sum, modulo 2**32, of a hash of each element's bits (MurmurHash3's finaliser): a uint32 scalar.
-
-    Integer sums are the same in any order, so on any mesh. Summing the bits themselves would miss sign flips: an even
-    number of top bits cancels.
-    """
+    """The sum, modulo 2**32, of a hash of each element's bits (MurmurHash3's finaliser): a uint32 scalar, the same in
+    any order, so on any mesh. The bits' own sum would miss sign flips: an even number of top bits cancels."""
     bits = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
     x = jax.lax.bitcast_convert_type(leaf, bits).astype(jnp.uint32)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
@@ -67,22 +64,19 @@ def hash_sum(leaf: jax.Array) -> jax.Array:
 
 
 def weights_sha256(tree: Any) -> str:
-    """sha256 over path, shape, type and `hash_sum` of every array of a tree; one pass over the weights.
-
-    It tells other weights apart, not an adversary's, and not rows of one array that changed places.
-    """
+    """sha256 over path, shape, type and `hash_sum` of every array of a tree: it tells other weights apart, but not an
+    adversary's, nor rows of one array that changed places."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     facts = [(jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype), int(hash_sum(leaf))) for path, leaf in leaves]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 class Weight(NamedTuple):
-    """One leaf of the parameter tree, and what a checkpoint calls it."""
+    """One leaf of the parameter tree by its path (`layers/self_attn/q_proj/kernel`) and its shape there, without the
+    leading L of a stacked leaf; and what a checkpoint calls it."""
 
     path: str
-    """In the tree, as `layers/self_attn/q_proj/kernel`."""
     shape: tuple[int, ...]
-    """As it lies in the tree, without the leading L of a stacked leaf."""
 
     @property
     def stacked(self) -> bool:
@@ -95,7 +89,6 @@ class Weight(NamedTuple):
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """As it lies in the checkpoint."""
         return self.shape[::-1] if self.transposed else self.shape
 
     def name(self, layer: int) -> str:
@@ -104,7 +97,6 @@ class Weight(NamedTuple):
         return f"{module}.{CHECKPOINT_LEAVES[leaf]}"
 
     def stored(self, array: np.ndarray, layer: int) -> np.ndarray:
-        """The checkpoint's tensor of a leaf of the tree."""
         tensor = array[layer] if self.stacked else array
         return np.ascontiguousarray(tensor.T if self.transposed else tensor)
 
@@ -151,15 +143,15 @@ def place_whole(leaf: Leaf) -> jax.Array:
 def place_on(mesh: Mesh) -> Callable[[Leaf], jax.Array]:
     """Leaves laid out by the sharding table. A process reads only what its own devices hold, once."""
 
+    def size_of(part: Iterable[tuple[int, int]]) -> int:
+        return math.prod(stop - start for start, stop in part)
+
     def place(leaf: Leaf) -> jax.Array:
-        """Parts of the leaf are (start, stop) along each axis."""
         sharding = NamedSharding(mesh, leaf_spec(leaf.path, leaf.shape, mesh))
 
         def bounds(index: Any) -> tuple[tuple[int, int], ...]:
+            """A part of the leaf as (start, stop) along each axis."""
             return tuple(axis.indices(size)[:2] for axis, size in zip(index, leaf.shape, strict=True))
-
-        def size_of(part: Iterable[tuple[int, int]]) -> int:
-            return math.prod(stop - start for start, stop in part)
 
         indices = sharding.addressable_devices_indices_map(leaf.shape).values()
         held = {bounds(index) for index in indices if index is not None}
@@ -180,35 +172,14 @@ def place_on(mesh: Mesh) -> Callable[[Leaf], jax.Array]:
     return place
 
 
-ReadTensor = Callable[[Weight, int, Index, np.ndarray], None]
-"""(weight, layer, index, out): writes that part of one tensor into `out`, in the layout of the tree and the type of
-`out`; layer is 0 for what is not stacked."""
-
-
 def assemble(
-    table: Sequence[Weight],
-    layers: int,
-    type_of: Callable[[Weight], DTypeLike],
-    read: ReadTensor,
-    place: Place = place_whole,
+    table: Iterable[Weight], layers: int, read: Callable[[Weight, Index], np.ndarray], place: Place = place_whole
 ) -> dict[str, Any]:
     """The tree of these weights, leaf by leaf: beyond what is placed, the host holds one leaf and what `read` takes."""
-
-    def read_leaf(weight: Weight, shape: tuple[int, ...], index: Index) -> np.ndarray:
-        ranges = [range(size)[part] for size, part in zip(shape, index, strict=True)]
-        out = np.empty([len(numbers) for numbers in ranges], jnp.dtype(type_of(weight)))
-        parts = tuple(slice(numbers.start, numbers.stop) for numbers in ranges)
-        if not weight.stacked:
-            read(weight, 0, parts, out)
-            return out
-        for position, layer in enumerate(ranges[0]):
-            read(weight, layer, parts[1:], out[position])
-        return out
-
     leaves: dict[str, jax.Array] = {}
     for weight in table:
         shape = (layers, *weight.shape) if weight.stacked else weight.shape
-        placed = place(Leaf(weight.path, shape, partial(read_leaf, weight, shape)))
+        placed = place(Leaf(weight.path, shape, partial(read, weight)))
         module, _, name = weight.path.rpartition("/")
         by_name = placed if isinstance(placed, Mapping) else {name: placed}
         leaves |= {f"{module}/{name}": array for name, array in by_name.items()}
@@ -222,9 +193,7 @@ class StoredTensor:
     file: Path
     name: str
     shape: tuple[int, ...]
-    """Slowest axis first: [out, in] for a projection."""
-    kind: str
-    """Its type, as the file calls it."""
+    kind: str  # Its type, as the file calls it.
     dtype: np.dtype | None
     """Of the arrays that hold its numbers, float32 where they are quantised; None: of no type that is read."""
     read: Callable[[Index], Iterator[np.ndarray]]
@@ -232,7 +201,7 @@ class StoredTensor:
 
 
 def type_counts(tensors: Mapping[str, StoredTensor]) -> Counter[str]:
-    """How many numbers are stored in which type; what is in no type that is read counts as float32."""
+    """How many numbers are stored in which type ({"bfloat16": 134515008}); what is in none that is read: float32."""
     counts: Counter[str] = Counter()
     for tensor in tensors.values():
         counts[jnp.dtype(tensor.dtype or jnp.float32).name] += math.prod(tensor.shape)
@@ -240,12 +209,8 @@ def type_counts(tensors: Mapping[str, StoredTensor]) -> Counter[str]:
 
 
 def stored_types(folder: Path) -> Counter[str]:
-    """How many numbers a model folder stores in which type: {"bfloat16": 134515008}."""
+    """`type_counts` of a model folder."""
     return type_counts(stored_tensors(folder))
-
-
-Names = Mapping[tuple[Weight, int], str]
-"""What a file calls the tensor of a weight in a layer."""
 
 
 def names_of(table: Sequence[Weight], layers: int, name: Callable[[Weight, int], str]) -> dict[tuple[Weight, int], str]:
@@ -258,7 +223,10 @@ def names_of(table: Sequence[Weight], layers: int, name: Callable[[Weight, int],
 
 
 def find_tensors(
-    tensors: Mapping[str, StoredTensor], names: Names, where: str, besides: Collection[str] = ()
+    tensors: Mapping[str, StoredTensor],
+    names: Mapping[tuple[Weight, int], str],
+    where: str,
+    besides: Collection[str] = (),
 ) -> dict[tuple[Weight, int], StoredTensor]:
     """The tensor of every weight; InputError unless all are there in their shapes, and none but they and `besides`."""
     missing, wrong = [name for name in names.values() if name not in tensors], []
@@ -280,29 +248,32 @@ def read_tensors(
 ) -> dict[str, Any]:
     """The tree of these tensors, in `dtype` or, if that is None, each weight in the widest type of its layers'."""
 
-    def stored_type(weight: Weight) -> DTypeLike:
-        if dtype is not None:
-            return dtype
-        return widest({found[weight, layer].dtype or jnp.float32 for layer in range(layers if weight.stacked else 1)})
+    def read(weight: Weight, index: Index) -> np.ndarray:
+        """A part of one leaf, in its layout."""
+        shape = (layers, *weight.shape) if weight.stacked else (1, *weight.shape)
+        index = index if weight.stacked else (slice(1), *index)
+        ranges = [range(size)[part] for size, part in zip(shape, index, strict=True)]
+        types = {found[weight, layer].dtype or jnp.float32 for layer in range(shape[0])}
+        out = np.empty([len(numbers) for numbers in ranges], widest(types) if dtype is None else jnp.dtype(dtype))
+        parts = tuple(slice(numbers.start, numbers.stop) for numbers in ranges[1:])
+        for layer, whole in zip(ranges[0], out, strict=True):
+            stored, whole = (parts[::-1], whole.T) if weight.transposed else (parts, whole)
+            row = 0
+            for piece in found[weight, layer].read(stored):
+                whole[row : row + len(piece)] = piece
+                row += len(piece)
+        return out if weight.stacked else out[0]
 
-    def read(weight: Weight, layer: int, index: Index, out: np.ndarray) -> None:
-        index, out = (index[::-1], out.T) if weight.transposed else (index, out)
-        row = 0
-        for piece in found[weight, layer].read(index):
-            out[row : row + len(piece)] = piece
-            row += len(piece)
-
-    return assemble(list(dict.fromkeys(weight for weight, _ in found)), layers, stored_type, read, place)
+    return assemble(dict.fromkeys(weight for weight, _ in found), layers, read, place)
 
 
 def load_params(
     folder: Path, config: ModelConfig, param_dtype: DTypeLike | None, place: Place = place_whole
 ) -> dict[str, Any]:
-    """The parameters of a Hugging Face model folder, read piece by piece.
+    """The parameters of a Hugging Face model folder, piece by piece from `model.safetensors` or shards.
 
-    Reads `model.safetensors`, or shards. `param_dtype` None: each weight in the type that it is stored in (the widest
-    of its layers'). `place` as `assemble` has it. Where `config` ties the head and the files hold another one, that one
-    is read as well, with a warning, as transformers does: the parameters then have an `lm_head`.
+    `param_dtype` None: each weight in the type that it is stored in (the widest of its layers'). Where `config` ties
+    the head and the files hold another one, the parameters have an `lm_head`, as in transformers, with a warning.
     InputError where the folder has no safetensors, or its tensors are not exactly those of `config`.
     """
     tensors = {name: tensor for name, tensor in stored_tensors(folder).items() if not _NOT_OURS.fullmatch(name)}
@@ -341,7 +312,7 @@ def _equal(one: StoredTensor, other: StoredTensor) -> bool:
     """Whether two tensors hold the same numbers."""
     if one.shape != other.shape or not one.shape or one.dtype is None or other.dtype is None:
         return False
-    everything = tuple(slice(0, size) for size in one.shape)
+    everything = tuple(map(slice, (0,) * len(one.shape), one.shape))
     return all(np.array_equal(a, b) for a, b in zip(one.read(everything), other.read(everything), strict=True))
 
 
@@ -352,12 +323,18 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """
     index = folder / INDEX
     weight_map = (json_object(index).get("weight_map") or None) if index.is_file() else {}
-    if not isinstance(weight_map, dict) or not all(map(is_file_name, weight_map.values())):
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(name, str) and name not in ("", "..") and Path(name).name == name for name in weight_map.values()
+    ):
         raise InputError(f"{index}: has no weight_map from tensor names to files of its folder")
     shards = sorted({folder / name for name in weight_map.values()})
     if not shards:
-        totals = {match[1] for path in folder.glob("model-*") if (match := _SHARD.fullmatch(path.name))}
-        shards = [folder / name for total in sorted(totals) for name in shard_names(int(total))]
+        totals = {int(match[1]) for path in folder.glob("model-*") if (match := _SHARD.fullmatch(path.name))}
+        shards = [
+            folder / f"model-{number:05}-of-{total:05}.safetensors"
+            for total in sorted(totals)
+            for number in range(1, total + 1)
+        ]
     missing = [path for path in shards if not path.is_file()]
     whole = folder / WHOLE
     if whole.is_file() and (missing or whole not in shards):
@@ -368,13 +345,18 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         ):
             raise InputError(
                 f"{folder}: holds two models, one in {WHOLE} and one in the shards {shards[0].name} to "
-                f"{shards[-1].name}; libraries differ in which they read; remove the one that is not meant"
+                f"{shards[-1].name}; remove the one that is not meant"
             )
         return tensors
     if missing:
         raise InputError(f"{missing[0]}: no such file, and others of its shards are there; the download is incomplete")
     if not shards:
-        raise InputError(_instead_of_weights(folder))
+        others = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
+        there = f"; it holds {listed(sorted(path.name for path in others))}" if others else ""
+        raise InputError(
+            f"{folder}: no {WHOLE} and no {INDEX}{there}. Pickled weights can run code when they are read, so they are "
+            "not: save the model as safetensors (transformers: save_pretrained)"
+        )
     tensors = read_headers(shards, weight_map)
     lost = [name for name in weight_map if name not in tensors and not _NOT_OURS.fullmatch(name)]
     if lost:
@@ -383,11 +365,6 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 _SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
-
-
-def shard_names(count: int) -> list[str]:
-    """What save_pretrained calls the files of a model in so many."""
-    return [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
 
 
 def read_headers(paths: Sequence[Path], weight_map: Mapping[str, str] | None = None) -> dict[str, StoredTensor]:
@@ -414,7 +391,6 @@ def read_headers(paths: Sequence[Path], weight_map: Mapping[str, str] | None = N
 
 
 def _read_rows(path: Path, name: str, shape: tuple[int, ...], index: Index) -> Iterator[np.ndarray]:
-    """The part of a tensor that an index names, so many rows at a time."""
     rows, *columns = index
     step = max(1, PIECE_BYTES // (4 * math.prod(shape[1:])))
     for start in range(rows.start, rows.stop, step):
@@ -423,33 +399,18 @@ def _read_rows(path: Path, name: str, shape: tuple[int, ...], index: Index) -> I
             yield file.get_slice(name)[(slice(start, min(start + step, rows.stop)), *columns)]
 
 
-def _instead_of_weights(folder: Path) -> str:
-    """What a model folder holds instead of safetensors, and what to do."""
-    if pickled := sorted(folder.glob("pytorch_model*.bin")):
-        return (
-            f"{pickled[0]}: pickled weights can run code when they are read, so they are not; save the model again as "
-            "safetensors (transformers: save_pretrained)"
-        )
-    others = sorted(path.name for path in folder.glob("*.safetensors"))
-    there = f"; it holds {listed(others)}: rename what is the model" if others else ""
-    return f"{folder}: no {WHOLE} and no {INDEX}{there}"
-
-
-def is_file_name(value: Any) -> bool:
-    """Whether a JSON value names a file that lies in the folder itself."""
-    return isinstance(value, str) and value not in ("", ".", "..") and Path(value).name == value
-
-
 def save_params(
     folder: Path, params: Mapping[str, Any], config: ModelConfig, token_ids: Mapping[str, Any] | None = None
 ) -> None:
     """Writes safetensors and `config.json`, which transformers loads; leaves keep their dtype.
 
-    More than SHARD_BYTES become shards and an index, named as save_pretrained names them. config.json says the widest
-    type of all: transformers loads all weights in the one that stands there. `token_ids` (bos_token_id, eos_token_id,
-    pad_token_id) go into it as they are: they are the tokenizer's, not the architecture's. Every leaf must be
-    addressable from this process.
+    More than SHARD_BYTES become shards and an index, as in save_pretrained. config.json says the widest type of all:
+    transformers loads all weights in that one. `token_ids` (bos_token_id, ...) go into it as they are. Every leaf must
+    be addressable from this process.
     """
+    # Only this needs it.
+    from huggingface_hub import split_state_dict_into_shards_factory
+
     leaves: dict[str, Any] = flatten_dict(params, sep="/")
     table = weight_table(config)
     if differing := sorted(leaves.keys() ^ {weight.path for weight in table}):
@@ -460,23 +421,17 @@ def save_params(
     def name_of(weight: Weight, layer: int) -> str:
         return ("" if weight.path.startswith("lm_head") else "model.") + weight.name(layer)
 
-    shards: list[dict[tuple[Weight, int], str]] = [{}]
-    filled = 0
-    for (weight, layer), name in names_of(table, config.layers, name_of).items():
-        size = math.prod(weight.shape) * leaves[weight.path].dtype.itemsize
-        if shards[-1] and filled + size > SHARD_BYTES:
-            shards.append({})
-            filled = 0
-        shards[-1][weight, layer] = name
-        filled += size
-    weight_map = {}
-    for shard, file in zip(shards, [WHOLE] if len(shards) == 1 else shard_names(len(shards)), strict=True):
-        whole = {weight.path: np.asarray(leaves[weight.path]) for weight, _ in shard}
-        tensors = {name: weight.stored(whole[weight.path], layer) for (weight, layer), name in shard.items()}
+    places = {name: place for place, name in names_of(table, config.layers, name_of).items()}
+    split = split_state_dict_into_shards_factory(
+        places,
+        get_storage_size=lambda place: math.prod(place[0].shape) * leaves[place[0].path].dtype.itemsize,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=SHARD_BYTES,
+    )
+    for file, names in split.filename_to_tensors.items():
+        whole = {path: np.asarray(leaves[path]) for path in {places[name][0].path for name in names}}
+        tensors = {name: places[name][0].stored(whole[places[name][0].path], places[name][1]) for name in names}
         files.write_tensors(folder / file, tensors)
-        weight_map |= dict.fromkeys(tensors, file)
-    if len(shards) > 1:
-        parameters = sum(leaf.size for leaf in leaves.values())
-        total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
-        metadata = {"total_parameters": parameters, "total_size": total}
-        files.write_json(folder / INDEX, {"metadata": metadata, "weight_map": weight_map})
+    if len(split.filename_to_tensors) > 1:
+        metadata = {"total_parameters": sum(leaf.size for leaf in leaves.values()), **split.metadata}
+        files.write_json(folder / INDEX, {"metadata": metadata, "weight_map": split.tensor_to_filename})

@@ -24,7 +24,7 @@ from jaxalign.model.attention import Prefix
 from jaxalign.model.ragged import decode_prompts, shared_length
 from jaxalign.model.readout import CHUNK, group_masses
 from jaxalign.model.transformer import Decoder
-from jaxalign.probe_files import Probe
+from jaxalign.probe_files import PROBE_ARRAYS, Probe
 from jaxalign.probing.probe import TASK, VARIANT, ProbeRun, check_finite
 from jaxalign.statistics import mean_and_half_width
 
@@ -63,18 +63,15 @@ class HeldOut(NamedTuple):
 
 @dataclass(frozen=True)
 class TokenLanguages:
-    """The map of one tokenizer.
-
-    languages: codes; `language_of` counts them from 0, and `len(languages)` is undecidable.
-    language_of: int32 [V].
-    script_of: int32 [V], indices into SCRIPT_CLASSES.
-    held_out: language -> how the map does on texts that it was not made from.
-    """
+    """The map of one tokenizer."""
 
     languages: list[str]
     language_of: np.ndarray
+    """int32 [V], indices into `languages`; `len(languages)` is undecidable"""
     script_of: np.ndarray
+    """int32 [V], indices into SCRIPT_CLASSES"""
     held_out: Mapping[str, HeldOut]
+    """language -> how the map does on texts that it was not made from"""
 
     @property
     def groups(self) -> np.ndarray:
@@ -95,10 +92,8 @@ class TokenLanguages:
 
 
 def token_languages(tokenizer: Tokenizer, vocab_size: int, data: TaskData) -> TokenLanguages:
-    """The map made from the test files of every language that emotion, which the probes read, has one of.
-
-    vocab_size: V, the model's, which may have more ids than the tokenizer; those are undecidable.
-    """
+    """The map made from the test files of every language that emotion has one of. V is the model's vocab_size, which
+    may have more ids than the tokenizer; those are undecidable."""
     languages = languages_with_texts(data, TASK)
     texts = [parallel_texts(data, language) for language in languages]
     counts = np.stack([token_counts(tokenizer, counted, vocab_size) for counted, _ in texts])
@@ -120,10 +115,8 @@ def languages_with_texts(data: TaskData, task: Task) -> list[str]:
 
 
 def parallel_texts(data: TaskData, language: str) -> tuple[list[str], list[str]]:
-    """All fields of all test rows of the tasks: those to count, and those that are held out, the last fifth of a file.
-
-    The last and not every fifth: neighbouring rows may share a premise.
-    """
+    """All fields of all test rows of the tasks: those to count, and those that are held out, the last fifth of a file,
+    as neighbouring rows may share a premise."""
     counted, held_out = [], []
     for task in TASKS.values():
         if language not in languages_with_texts(data, task):
@@ -146,14 +139,10 @@ def token_counts(tokenizer: Tokenizer, texts: Sequence[str], vocab_size: int) ->
 
 
 def decide(counts: np.ndarray, script_of: np.ndarray, languages: Sequence[str]) -> np.ndarray:
-    """The language of each token: int32 [V], `len(languages)` where it is undecidable.
+    """The language of each token, see `TokenLanguages`, of its counts int [K, V] in each language's texts.
 
     A token that occurs is of the language that is twice as likely, given the token, as all the others together, every
     language being as likely beforehand. One that does not occur is of the only language that writes in its script.
-
-    Args:
-      counts: int [K, V], occurrences in each language's texts.
-      script_of: int [V], indices into SCRIPT_CLASSES.
     """
     occurs = counts.any(axis=0)
     smoothed = counts + PSEUDO_COUNT
@@ -213,9 +202,7 @@ def attribution_batch(
 ) -> jax.Array:
     """The masses of a batch at its prompts' last P positions, float32 [B, L, P, G]; prompts are at least P tokens long.
 
-    Args:
-      prefix: what all prompts begin with, where the batch holds the rest of them alone.
-      groups: int32 [2, V], see `TokenLanguages.groups`.
+    prefix: what all prompts begin with, where the batch holds the rest of them alone.
     """
     places = lengths[:, None] + jnp.arange(-positions, 0, dtype=jnp.int32)[None]
 
@@ -228,12 +215,8 @@ def attribution_batch(
 
 
 def attribution_arrays(masses: Sequence[np.ndarray], languages: int) -> dict[str, np.ndarray]:
-    """Means over rows and their 95 % half-widths, float32 [prompt language, L, P, languages + 1 or scripts].
-
-    Args:
-      masses: of each language's prompts, [rows, L, P, G].
-      languages: how many of the groups are languages; the next is the undecidable, then come the scripts.
-    """
+    """Means over rows and their 95 % half-widths, float32 [prompt language, L, P, languages + 1 or scripts], of the
+    masses [rows, L, P, G] of each language's prompts; `languages` is how many of the groups are languages."""
     arrays = {}
     mean, half_width = zip(*map(mean_and_half_width, masses), strict=True)
     for statistic, values in (("mean", mean), ("half_width", half_width)):
@@ -243,10 +226,7 @@ def attribution_arrays(masses: Sequence[np.ndarray], languages: int) -> dict[str
 
 
 def attribution(run: ProbeRun, token_map: Callable[[], TokenLanguages], positions: int = 1) -> Probe:
-    """The masses on tokens of each language and script, at the last `positions` of each prompt, each on its own.
-
-    token_map: gives the languages and scripts of the model's tokens.
-    """
+    """The masses on tokens of each language and script, at the last `positions` of each prompt, each on its own."""
     tokens = token_map()
     wanted: Any = {"group_count": len(tokens.languages) + 1 + len(SCRIPT_CLASSES), "positions": positions}
     masses = []
@@ -262,11 +242,7 @@ def attribution(run: ProbeRun, token_map: Callable[[], TokenLanguages], position
         masses.append(run.ask(attribution_batch, prompts, shared, tokens.groups, **wanted))
         check_finite(texts, masses[-1])
     document = {
-        "axes": {
-            f"{kind}_mass_{statistic}": ["language", "layer", "position", f"token_{kind}"]
-            for kind in ("language", "script")
-            for statistic in ("mean", "half_width")
-        },
+        "axes": PROBE_ARRAYS["attribution"],
         "language": run.languages,
         "layer": list(range(1, run.config.layers + 1)),
         "position": list(range(-positions, 0)),

@@ -76,10 +76,8 @@ def captured_layers(capture: Capture, layers: int) -> tuple[int, ...]:
 def position_mask(position: Position, tokens: jax.Array, lengths: jax.Array, prefix: jax.Array) -> jax.Array:
     """Which positions are averaged over: bool [B, T].
 
-    Args:
-      tokens, lengths: as `Runner` gives them.
-      prefix: int32 [P], tokens of the few-shot examples, filled up with NO_TOKEN; read for `query_mean` alone. The
-        query is what follows the longest start that a prompt shares with it: a tokenizer may merge tokens at the seam.
+    prefix: int32 [P], tokens of the few-shot examples, filled up with NO_TOKEN; read for `query_mean` alone. The query
+      is what follows the longest start that a prompt shares with it: a tokenizer may merge tokens at the seam.
     """
     places, ends = jax.lax.broadcasted_iota(jnp.int32, tokens.shape, 1), lengths[:, None]
     if position == "prompt_mean":
@@ -114,12 +112,8 @@ def capture_batch(
 ) -> jax.Array:
     """States of the layers, averaged over the position's tokens: float32 [B, K, D].
 
-    The scan over layers reduces each block's states over T, so that memory grows with L x B x D beyond what one layer
-    takes, not with T.
-
-    Args:
-      shared: where the batch, and `examples`, hold what follows it alone.
-      examples: int32 [P], the few-shot tokens of `position_mask`.
+    shared: where the batch, and `examples`, hold what follows it alone.
+    examples: int32 [P], the few-shot tokens of `position_mask`.
     """
     chosen = position_mask(position, tokens, lengths, examples)
     output = decode_prompts(decoder, variables, tokens, lengths, tap_sums(chosen), prefix=shared and shared.prefix)
@@ -139,7 +133,7 @@ def run_shared_text(decoder: Decoder, variables: Any, tokens: jax.Array, length:
 
 
 def summed(states: jax.Array, chosen: jax.Array) -> jax.Array:
-    """States [B, T, D] summed over the chosen positions (bool [B, T]): float32 [B, D]."""
+    """Of the chosen positions, bool [B, T]: float32 [B, D]."""
     return jnp.where(chosen[:, :, None], states.astype(jnp.float32), 0.0).sum(axis=1)
 
 

@@ -13,11 +13,10 @@ from typing import NamedTuple
 import numpy as np
 import scipy.linalg
 
-from jaxalign.probe_files import Probe
+from jaxalign.probe_files import PROBE_ARRAYS, Probe
 from jaxalign.probing.capture import Capture, capture_languages, captured_layers
 from jaxalign.probing.probe import TASK, VARIANT, ProbeRun
 from jaxalign.statistics import (
-    MEASURES,
     bootstrap_intervals,
     centred,
     correlations,
@@ -31,17 +30,6 @@ TIE = 1e-12
 """Cosines (float64) this near to each other are equal."""
 LEAST_ROWS = 3
 """CKA without one row still needs two, and a correlation of fewer rows says nothing."""
-
-BY_ROW = ["language", "layer", "row"]
-GEOMETRY_AXES = {
-    "cka_rows": BY_ROW,
-    "rank": BY_ROW,
-    "rank_centred": BY_ROW,
-    "cka_chance": ["language", "layer"],
-    **{measure: ["language", "layer"] for measure in MEASURES},
-    **{f"{measure}_interval": ["language", "layer", "bound"] for measure in MEASURES},
-}
-"""The arrays of `geometry.npz`. English, which the others are compared with, is not on the language axis."""
 
 
 def linear_cka(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, float]:
@@ -81,12 +69,9 @@ def linear_cka(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, float
 
 
 def ranks(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Where a row's own candidate stands among all candidates by cosine: int32 [n], 1 is nearest.
+    """Where a row's own candidate stands among all candidates by cosine: int32 [n] of float [n, D], 1 is nearest.
 
     Ties count against it, so that states that are all equal find nothing. The cosine with a state of zeros is 0.
-
-    Args:
-      queries, candidates: float [n, D], row i of both the same item.
     """
     units = []
     for states in (queries, candidates):
@@ -142,7 +127,7 @@ def geometry(run: ProbeRun, capture: Capture) -> Probe:
     _, english = next(captured)
     arrays = geometry_arrays([language_geometry(states, english) for _, states in captured])
     document = {
-        "axes": GEOMETRY_AXES,
+        "axes": PROBE_ARRAYS["geometry"],
         "layer": list(captured_layers(capture, run.config.layers)),
         "language": others,
         "row": run.texts[ENGLISH].numbers,
@@ -158,27 +143,13 @@ def geometry(run: ProbeRun, capture: Capture) -> Probe:
 WHOLE_PROMPTS = Capture(layers=None, position="prompt_mean")
 """What the study analyses: every layer, averaged over all positions of a prompt, BOS included."""
 
-PCA_AXES = {
-    "points": ["layer", "scatter_language", "row", "component"],
-    "explained_variance_ratio": ["layer", "component"],
-    "correlations": ["layer", "language", "language"],
-    "correlations_interval": ["layer", "language", "language", "bound"],
-    "first_component": ["layer", "language", "row"],
-}
-"""The arrays of `pca.npz`. `points` and their shares of variance are of a fit of two components to the scatter
-languages alone, the others of a fit of one component to all languages."""
-
 
 def joint_pca(states: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray]:
     """Exact principal components of all rows together, in float64.
 
     Eigenvectors of the smaller of the two Gram matrices of the centred states: the singular vectors, without the cost
-    of a full decomposition. A component's sign is free; here its largest coordinate is positive. States that are all
-    equal have coordinates and shares of 0.
-
-    On the host, since accelerators lack float64: on SmolLM2's states (200 rows, five layers) coordinates are within
-    1e-14 of scikit-learn's full solver, relative to the largest, and within 4e-6 if Gram matrix and eigenvectors are
-    float32 in jax, which on a CPU takes as long (0.5 s of processor time for 4,000 rows of 576).
+    of a full decomposition; on the host, since accelerators lack float64. A component's sign is free; here its largest
+    coordinate is positive. States that are all equal have coordinates and shares of 0.
 
     Args:
       states: float [n, D].
@@ -205,13 +176,8 @@ def first_component(states: np.ndarray) -> np.ndarray:
 
 
 def correlation_intervals(first: np.ndarray) -> np.ndarray:
-    """95 % percentile bootstrap intervals, over the rows, of the correlations: float64 [languages, languages, 2].
-
-    The component stays as it was fitted.
-
-    Args:
-      first: `first_component`.
-    """
+    """95 % percentile bootstrap intervals, over the rows, of the correlations of `first_component`, which stays as it
+    was fitted: float64 [languages, languages, 2]."""
     intervals = np.repeat(correlations(first)[:, :, None], 2, axis=2)
     one, other = np.triu_indices(len(first), 1)
     intervals[one, other] = intervals[other, one] = percentile_interval(resampled_correlations(first))
@@ -221,8 +187,7 @@ def correlation_intervals(first: np.ndarray) -> np.ndarray:
 def pca_arrays(states: np.ndarray, scatter: Sequence[int]) -> dict[str, np.ndarray]:
     """All that `pca.npz` holds, float32.
 
-    `correlations` are Pearson's r between languages, over the same rows, of the coordinate on the first joint
-    component; 0 for a language in which it does not vary, with itself too.
+    `correlations` are Pearson's r between languages, over the same rows, of the first joint component's coordinate.
 
     Args:
       states: float [languages, rows, L + 1, D], row i the same item in every language.
@@ -242,15 +207,12 @@ def pca_arrays(states: np.ndarray, scatter: Sequence[int]) -> dict[str, np.ndarr
 
 
 def pca(run: ProbeRun, scattered: Sequence[str]) -> Probe:
-    """Correlates the mean states of all languages with each other, in one joint fit per layer.
-
-    Args:
-      scattered: some of them, fitted together in two components per layer (the study: en, de, fr, hi).
-    """
+    """Correlates the mean states of all languages with each other, in one joint fit per layer; those `scattered` are
+    fitted together in two components per layer (the study: en, de, fr, hi)."""
     languages = run.languages
     states = np.stack([states for _, states in capture_languages(run, WHOLE_PROMPTS, languages)])
     document = {
-        "axes": PCA_AXES,
+        "axes": PROBE_ARRAYS["pca"],
         "layer": list(range(states.shape[2])),
         "language": languages,
         "scatter_language": list(scattered),

@@ -25,21 +25,19 @@ from jaxalign.model.attention import Prefix
 from jaxalign.model.ragged import decode_prompts, last_position, shared_length
 from jaxalign.model.readout import LabelSets, directions, entropy_bits, head_gram, label_masses, pad_label_sets
 from jaxalign.model.transformer import Decoder
-from jaxalign.probe_files import Probe
+from jaxalign.probe_files import PROBE_ARRAYS, Probe
 from jaxalign.probing.probe import TASK, VARIANT, ProbeRun, ProbeTexts
 from jaxalign.statistics import mean_and_half_width
 
-UNSHARED = "unshared_"
-"""What the names of the second way's arrays begin with."""
+WAYS = ("", "unshared_")
+"""What the names of each way's arrays begin with."""
 HEAD_ROWS = 64
 """How many states the head reads at once: reading its weights for fewer takes longer than the product itself."""
 
 
 class LensRows(NamedTuple):
-    """What the lens saw in one language, float32 [rows, L] each; masses are probabilities, entropy is in bits.
-
-    Energy is relative: 1 is that of the head's own rows.
-    """
+    """What the lens saw in one language, in both ways: float32 [ways, rows, L] each. Masses are probabilities, entropy
+    is in bits, and energy is relative: 1 is that of the head's own rows."""
 
     latent: np.ndarray
     """mass on the English word of the gold class"""
@@ -52,14 +50,7 @@ class LensRows(NamedTuple):
     entropy: np.ndarray
     energy: np.ndarray
     survives: np.ndarray
-    """bool [rows]: the two gold sets can be told apart, see `WordSets.surviving`"""
-
-
-class LanguageLens(NamedTuple):
-    """One language, read in both ways."""
-
-    study: LensRows
-    unshared: LensRows
+    """bool [ways, rows]: the two gold sets can be told apart, see `WordSets.surviving`"""
 
 
 class WordSets(NamedTuple):
@@ -93,19 +84,16 @@ def word_sets(tokenizer: Tokenizer, language: str) -> WordSets:
 
 
 def relative_energy(hidden: jax.Array, gram: jax.Array, vocab_size: int) -> jax.Array:
-    """How strongly the head's directions respond to a state, relative to how they respond to each other.
+    """How strongly the head's directions respond to a state, relative to how they respond to each other, float32 [...].
 
     sqrt(mean_v (u_v . h)^2) / sqrt(mean_vw (u_v . u_w)^2) for the state's direction h and the head's unit rows u, of
-    which `gram` is the sum of outer products (Wendler et al. 2024, "token energy").
+    which `gram` is the sum of outer products (Wendler et al. 2024, "token energy"); 0 for a
+    state of zeros, and for a head of zeros.
 
     Args:
       hidden: [..., D], before the final norm.
       gram: float32 [D, D], see `head_gram`.
-
-    Returns:
-      float32 [...]; 0 for a state of zeros, and for a head of zeros.
     """
-
     h = directions(hidden)
     squares = jnp.einsum("...D,DE,...E->...", h, gram, h, precision=jax.lax.Precision.HIGHEST)
     squares = jnp.maximum(squares, 0)  # that of a state which no token's direction meets may be rounded to less
@@ -126,9 +114,7 @@ def lens_batch(
     The scan over layers keeps the last position alone; then the head reads the states of some layers at once. Layer L,
     the model's own output, is read apart, by the product of which the model's own logits come.
 
-    Args:
-      prefix: what all prompts begin with, where the batch holds the rest of them alone.
-      gram: float32 [D, D], see `head_gram`.
+    prefix: what all prompts begin with, where the batch holds the rest of them alone.
     """
 
     def tap(layer: jax.Array, hidden: jax.Array, gate: jax.Array) -> jax.Array:
@@ -146,61 +132,58 @@ def lens_batch(
     return jax.tree.map(lambda array: jnp.moveaxis(array, 0, 1), layers)
 
 
-def language_lens(run: ProbeRun, texts: ProbeTexts, gram: jax.Array) -> LanguageLens:
+def language_lens(run: ProbeRun, texts: ProbeTexts, gram: jax.Array) -> LensRows:
     """What the lens sees of one language's prompts; what they begin with runs once."""
     study = word_sets(texts.tokenizer, texts.language)
     # English has one set of words, and no other to be told from.
-    unshared = study if texts.language == "en" else study.unshared()
-    labels = pad_label_sets([*study.all(), *unshared.all()])
-    masses, entropy, energy, finite = run.ask(lens_batch, texts.prompts, shared_length(texts.prompts), labels, gram)
+    ways = (study, study if texts.language == "en" else study.unshared())
+    sets = [ids for way in ways for ids in way.all()]
+    shared = shared_length(texts.prompts)
+    masses, entropy, energy, finite = run.ask(lens_batch, texts.prompts, shared, pad_label_sets(sets), gram)
     if not finite.all():
         row, layer = np.unravel_index(np.argmin(finite), finite.shape)
         raise InputError(
             f"{texts.language}, row {texts.numbers[row]}: logits read at layer {layer + 1} are not finite; "
             "check the weights, or compute in float32"
         )
-    gold = np.array([TASK.classes.index(row.gold_class) for row in texts.rows])
-    each, classes = np.arange(len(gold)), len(TASK.classes)
+    by_way = np.stack(np.split(masses[:, :, : len(sets)], len(ways), axis=-1))  # [ways, rows, L, sets of a way]
+    gold, classes = np.array([TASK.classes.index(row.gold_class) for row in texts.rows]), len(TASK.classes)
 
-    def lens_rows(sets: WordSets, first: int) -> LensRows:
-        """Of the masses [rows, L, C] those that each row's gold class asks for, of the sets from `first` on."""
-        return LensRows(
-            latent=masses[each, :, first + gold],
-            out=masses[each, :, first + classes + gold],
-            all_possible_latent=masses[:, :, first + 2 * classes],
-            all_possible_out=masses[:, :, first + 2 * classes + 1],
-            entropy=entropy,
-            energy=energy,
-            survives=np.array(sets.surviving(texts.language))[gold],
-        )
+    def of_gold(first: int) -> np.ndarray:
+        """The masses of each row's gold class, among the sets from `first` on."""
+        return np.take_along_axis(by_way, (first + gold)[None, :, None, None], axis=-1)[..., 0]
 
-    return LanguageLens(lens_rows(study, 0), lens_rows(unshared, len(study.all())))
-
-
-def lens_probe(lens: Mapping[str, LanguageLens]) -> Probe:
-    """Per-layer means and 95 % half-widths, float32 [languages, L] under `{quantity}_mean`, `{quantity}_half_width`.
-
-    And the same of the second way under `unshared_{quantity}_...`. Averages are over the surviving rows; NaN where a
-    language has none. InputError where no row of any language survives, even without the shared tokens.
-    """
-    surviving, unshared = (
-        {language: int(rows.survives.sum()) for language, rows in zip(lens, way, strict=True)}
-        for way in zip(*lens.values(), strict=True)
+    return LensRows(
+        latent=of_gold(0),
+        out=of_gold(classes),
+        all_possible_latent=by_way[..., 2 * classes],
+        all_possible_out=by_way[..., 2 * classes + 1],
+        entropy=np.stack([entropy] * len(ways)),
+        energy=np.stack([energy] * len(ways)),
+        survives=np.array([way.surviving(texts.language) for way in ways])[:, gold],
     )
+
+
+def lens_probe(lens: Mapping[str, LensRows]) -> Probe:
+    """Per-layer means and 95 % half-widths, float32 [languages, L] under `{way}{quantity}_mean` and `..._half_width`.
+
+    Averages are over the surviving rows; NaN where a language has none. InputError where no row of any language
+    survives, even without the shared tokens.
+    """
+    surviving, unshared = ({code: int(rows.survives[way].sum()) for code, rows in lens.items()} for way in (0, 1))
     if not any(unshared.values()):
         raise InputError(
             f"logit lens: no row survives in {', '.join(lens)}: their label words begin with the same tokens as the "
             "English ones in this tokenizer; add a language in another script, such as zh, ja or ru"
         )
     arrays = {}
-    ways = zip(("", UNSHARED), zip(*lens.values(), strict=True), strict=True)
-    for (prefix, languages), quantity in product(ways, LensRows._fields[:-1]):
-        kept = (getattr(rows, quantity)[rows.survives] for rows in languages)
+    for (way, prefix), quantity in product(enumerate(WAYS), LensRows._fields[:-1]):
+        kept = (getattr(rows, quantity)[way, rows.survives[way]] for rows in lens.values())
         mean, half_width = zip(*map(mean_and_half_width, kept), strict=True)
         arrays[f"{prefix}{quantity}_mean"] = np.stack(mean).astype(np.float32)
         arrays[f"{prefix}{quantity}_half_width"] = np.stack(half_width).astype(np.float32)
     document = {
-        "axes": {name: ["language", "layer"] for name in arrays},
+        "axes": PROBE_ARRAYS["logit_lens"],
         "language": list(lens),
         "layer": list(range(1, arrays["entropy_mean"].shape[1] + 1)),
         "units": {
@@ -208,7 +191,7 @@ def lens_probe(lens: Mapping[str, LanguageLens]) -> Probe:
             "latent, out, all_possible_latent, all_possible_out": "probability",
             "energy": "relative to that of the head's own rows",
         },
-        "rows": {language: len(both.study.survives) for language, both in lens.items()},
+        "rows": {language: rows.survives.shape[1] for language, rows in lens.items()},
         "surviving_rows": surviving,
         "languages_without_rows": [language for language, count in surviving.items() if count == 0],
         "unshared": "the same without the tokens that begin both an English and an in-language label word",

@@ -88,22 +88,14 @@ def random_control(mask: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def reference_perplexity(sums: TextNats, tokens: np.ndarray) -> np.ndarray:
-    """The follow-up's "PPL", float64 [...] of sums and tokens [..., R].
-
-    Each text's mean over its tokens and, where that is another, the likeliest; then exp.
-
-    The likeliest token's nats are few, so it is lower than the perplexity, and may fall as that rises.
-    """
+    """The follow-up's "PPL", float64 [...] of sums and tokens [..., R]: exp of the mean over texts of each one's mean
+    over its tokens and, where that is another, the likeliest, of few nats: so it may fall as perplexity rises."""
     return np.exp(np.mean((sums.nats + sums.likeliest_nats) / (tokens + sums.mistaken), axis=-1))
 
 
 def change_with_interval(differences: np.ndarray, counts: np.ndarray, seed: int, resamples: int = 2000) -> np.ndarray:
-    """Change of sum / count, and its 95 % percentile bootstrap interval over rows: float64 [3].
-
-    Args:
-      differences: the sum of each row with a mask less that without, float [R].
-      counts: of each row, int [R].
-    """
+    """Change of sum / count, and its 95 % percentile bootstrap interval over rows: float64 [3], of each row's sum with
+    a mask less that without, float [R], and its count, int [R]."""
     drawn = times_drawn(np.random.default_rng(seed), len(counts), resamples)
     resampled = (drawn @ differences) / (drawn @ counts)
     return np.array([differences.sum() / counts.sum(), *np.quantile(resampled, [0.025, 0.975])])
@@ -140,11 +132,8 @@ def language_masks(
 
 
 def with_neurons(params: Any, others: Any, mask: jax.Array) -> Any:
-    """The parameters with the neurons at 0 in `mask` float32 [L, F] as they are in `others`; none are quantised.
-
-    others: of the structure of `params`, which may be the same arrays in part; a leaf that is one number stands for all
-      of a weight.
-    """
+    """The parameters with the neurons at 0 in `mask` float32 [L, F] as they are in `others`, of the same structure,
+    where one number may stand for all of a weight; none are quantised."""
 
     def choose(path: tuple[Any, ...], own: jax.Array, other: jax.Array) -> jax.Array:
         if other is own:
@@ -164,10 +153,8 @@ def with_neurons(params: Any, others: Any, mask: jax.Array) -> Any:
 
 
 def text_sums(run: ProbeRun, variants: Iterable[tuple[Any, np.ndarray]]) -> tuple[TextNats, np.ndarray]:
-    """The sums of every text under each variant, (collections, neuron mask): arrays [variants, K, R].
-
-    And how many tokens each text predicts, int [K, R]; one that predicts none raises InputError.
-    """
+    """The sums of every text under each variant, (collections, neuron mask): arrays [variants, K, R]; and how many
+    tokens each text predicts, int [K, R]. One that predicts none raises InputError."""
     for texts in run.texts.values():
         if short := [row for row, ids in zip(texts.numbers, texts.texts, strict=True) if len(ids) < 2]:
             raise InputError(f"{texts.language}, row {short[0]}: a text of one token predicts nothing; leave it out")
@@ -185,14 +172,8 @@ def text_sums(run: ProbeRun, variants: Iterable[tuple[Any, np.ndarray]]) -> tupl
 def effect_probe(
     run: ProbeRun, own: Mapping[str, np.ndarray], changed: str, arrays: Mapping[str, tuple[Any, str]], **more: Any
 ) -> Probe:
-    """The probe of a change.
-
-    Args:
-      own: language -> (layer, index) of its neurons, int [n, 2].
-      changed: the name of the axis of languages whose neurons are changed.
-      arrays: name -> the array, and its axes in one text.
-      more: what else the document says.
-    """
+    """The probe of a change; `changed` names the axis of languages whose neurons are changed, `arrays` holds each array
+    and its axes in one text, `more` is what else the document says."""
     languages = run.languages
     document = {
         "axes": {name: axes.split() for name, (_, axes) in arrays.items()},
@@ -223,24 +204,16 @@ def masking(run: ProbeRun, own: Mapping[str, np.ndarray], seed: int) -> Probe:
     """
     masks = language_masks(own, run.languages, run.config, seed)
     sums, tokens = text_sums(run, ((run.placed, mask) for mask in masks))
+    change = effects(sums.nats.astype(np.float64), tokens, seed)
     arrays = {
         "nats": (sums.nats, "mask language row"),
         "tokens": (tokens, "language row"),
         "perplexity": (perplexity(sums, tokens), "mask language"),
         "reference_perplexity": (reference_perplexity(sums, tokens), "mask language"),
-        "log_perplexity_change": (
-            effects(sums.nats.astype(np.float64), tokens, seed),
-            "effect masked_language language estimate",
-        ),
+        "log_perplexity_change": (change, "effect masked_language language estimate"),
     }
-    return effect_probe(
-        run,
-        own,
-        "masked_language",
-        arrays,
-        mask=change_names(run.languages, "none"),
-        units={"nats": "nats of a row's tokens together", "log_perplexity_change": "nats per token"},
-    )
+    names = change_names(run.languages, "none")
+    return effect_probe(run, own, "masked_language", arrays, mask=names, units=units_of("nats per token"))
 
 
 def transplant(run: ProbeRun, own: Mapping[str, np.ndarray], seed: int, load_base: Callable[[Any], Any]) -> Probe:
@@ -249,7 +222,7 @@ def transplant(run: ProbeRun, own: Mapping[str, np.ndarray], seed: int, load_bas
     Args:
       run: of the tuned model; an adapter merged.
       own, seed: as `masking` takes them.
-      load_base: gives, of the tuned parameters, the base model's: of their structure and types.
+      load_base: gives the base model's parameters, in structure and types of the tuned ones that it is given.
     """
     tuned = run.placed["params"]
     base = load_base(tuned)
@@ -281,11 +254,9 @@ def transplant(run: ProbeRun, own: Mapping[str, np.ndarray], seed: int, load_bas
         ),
     }
     base_name, *changes = change_names(run.languages, "base")
-    return effect_probe(
-        run,
-        own,
-        "transplanted_language",
-        arrays,
-        weights=[base_name, "tuned", *changes],
-        units={"nats": "nats of a row's tokens together", "log_perplexity_change": "nats per token, from the base"},
-    )
+    names, units = [base_name, "tuned", *changes], units_of("nats per token, from the base")
+    return effect_probe(run, own, "transplanted_language", arrays, weights=names, units=units)
+
+
+def units_of(change: str) -> dict[str, str]:
+    return {"nats": "nats of a row's tokens together", "log_perplexity_change": change}

@@ -104,10 +104,8 @@ def read_counts(path: Path) -> ActivationCounts:
 
 
 def count_batch(decoder: Decoder, variables: Any, tokens: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """At how many real tokens each gate was positive, int32 [L, F]; rows of length 0 count for nothing.
-
-    And whether the states at a prompt's tokens are finite, so that its gates are numbers: bool [B].
-    """
+    """At how many real tokens each gate was positive, int32 [L, F]; and whether a prompt's states are finite, bool [B],
+    so that its gates are numbers."""
     real = (jax.lax.broadcasted_iota(jnp.int32, tokens.shape, 1) < lengths[:, None])[:, :, None]
 
     def tap(layer: jax.Array, hidden: jax.Array, gate: jax.Array) -> jax.Array:
@@ -157,8 +155,6 @@ LAYER_AND_INDEX = "layer and index, both from 0"
 
 
 class Selection(NamedTuple):
-    """Which neurons were selected, and where they are active."""
-
     selected: np.ndarray
     """bool [L, F]"""
     active: np.ndarray
@@ -173,20 +169,15 @@ class Selection(NamedTuple):
 
 
 def activation_probabilities(counts: ActivationCounts) -> np.ndarray:
-    """Share of tokens at which a neuron was active: float32 [K, L, F].
-
-    It may exceed 1 a little, and a negative count is taken as 0: with a prefix taken off, counts are differences of two
-    tokenisations.
-    """
+    """Share of tokens at which a neuron was active: float32 [K, L, F]. A negative count is 0, and a share may exceed 1
+    a little: with a prefix taken off, counts are differences of two tokenisations."""
     active = np.maximum(counts.active, 0).astype(np.float32)
     return active / counts.tokens[:, None, None].astype(np.float32)
 
 
 def language_entropy(probabilities: np.ndarray) -> np.ndarray:
-    """Entropy in nats over languages of each neuron's normalised probabilities: float32 [L, F].
-
-    A neuron active nowhere counts as active everywhere alike. Shares are kept above 1e-12, as in the reference.
-    """
+    """Entropy in nats over languages of each neuron's normalised probabilities: float32 [L, F]. A neuron active nowhere
+    counts as active everywhere alike; shares are kept above 1e-12, as in the reference."""
     total = probabilities.sum(axis=0)
     uniform = np.float32(1 / len(probabilities))
     shares = np.where(total > 0, probabilities / np.where(total > 0, total, 1), uniform)
@@ -196,15 +187,8 @@ def language_entropy(probabilities: np.ndarray) -> np.ndarray:
 
 
 def neuron_scores(entropy: np.ndarray, largest: np.ndarray, languages: int, weight: float, form: str) -> np.ndarray:
-    """The score of each neuron, float32 [L, F]; the lower, the more it is a language's own.
-
-    Args:
-      entropy: `language_entropy`.
-      largest: the largest of its probabilities, float32 [L, F].
-      languages: K.
-      weight: of the second term; 0 ranks as LAPE does.
-      form: "code" or "paper".
-    """
+    """The score of each neuron, float32 [L, F], of its `language_entropy` and its largest probability [L, F]; `form`
+    is "code" or "paper", and with weight 0 both rank as LAPE does."""
     if form == "paper":
         return entropy - weight * largest
     harmonic = sum(1 / k for k in range(1, languages + 1)) / languages
@@ -231,13 +215,7 @@ def largest_passing(passes: Callable[[float], bool]) -> float:
 
 
 def select_neurons(probabilities: np.ndarray, form: str = "code", rate: float = 0.01) -> Selection:
-    """Selects round(rate L F) neurons.
-
-    Args:
-      probabilities: float32 [K, L, F], K at least 2.
-      form: one of SCORES.
-      rate: above 0, at most 1.
-    """
+    """Selects round(rate L F) neurons by probabilities float32 [K, L, F], K at least 2; `form` is one of SCORES."""
     # The round(0.95 n)-th smallest of all n.
     rank = max(round(ACTIVE_QUANTILE * probabilities.size), 1)
     threshold = np.partition(probabilities, rank - 1, axis=None)[rank - 1]
@@ -254,20 +232,14 @@ def select_neurons(probabilities: np.ndarray, form: str = "code", rate: float = 
 
 
 def language_neurons(selection: Selection, language: int) -> np.ndarray:
-    """(layer, index) of the selected neurons that are active in a language but not in all: int32 [n, 2], ascending.
-
-    Args:
-      language: index along K.
-    """
+    """(layer, index), int32 [n, 2], of the selected neurons active in a language (index along K) but not in all."""
     of_some = selection.languages_active < len(selection.active)
     return np.argwhere(selection.selected & selection.active[language] & of_some).astype(np.int32)
 
 
 def general_neurons(selection: Selection) -> np.ndarray:
-    """(layer, index) of all neurons that are active in every language: int32 [n, 2], ascending.
-
-    Of all, not of the selected ones: the weight is searched for so that no such neuron is among those.
-    """
+    """(layer, index) of all neurons that are active in every language, which the weight is searched to leave out of the
+    selected ones: int32 [n, 2], ascending."""
     return np.argwhere(selection.active.all(axis=0)).astype(np.int32)
 
 
@@ -302,8 +274,6 @@ def specific_neurons(own: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def selection_probes(counts: ActivationCounts, form: str, rate: float) -> dict[str, Probe]:
     """What `jaxalign neurons` writes, by the files' names: the neurons that a score selects, and the general ones.
-
-    The document of the selection says weight, threshold, and how many neurons there are of each kind and where.
 
     Args:
       form: one of SCORES.

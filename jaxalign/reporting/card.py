@@ -8,13 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from jaxalign.data.fields import array, field
 from jaxalign.errors import InputError
 from jaxalign.files import published
 from jaxalign.reporting.folders import Results, TrainingRun
-from jaxalign.reporting.words import VARIANTS, code_block, code_span, markdown_text, percent
+from jaxalign.reporting.words import VARIANTS, code_block, code_span, markdown_text, percent, templates
 
 HYPER_PARAMETERS = (
     *("tune", "lora", "optimizer", "loss.reduction", "epochs", "batch", "heldout"),
@@ -62,10 +60,7 @@ def model_card(
     `revision` its commit on the hub (None: it is a path), `licence` what it states, `check` one line on the comparison
     with the independent path, `command` the one that exports.
     """
-    environment = Environment(  # of Markdown, whose texts the filters escape
-        loader=PackageLoader("jaxalign.reporting", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
+    filters = {  # which escape texts in Markdown
         "code": code_span,
         "text": markdown_text,
         "block": code_block,
@@ -73,21 +68,24 @@ def model_card(
         "codes": lambda codes: markdown_text(", ".join(codes)) or "not recorded",
     }
     facts = run.document
-    card = environment.get_template("card.md.jinja").render(
-        title=title,
-        run=run,
-        facts=facts,
-        files=[Path(file).name for file in facts["files"]],
-        hyper_parameters=list(hyper_parameters(facts["config"])),
-        scores=[line for each in results for line in accuracy_lines(each)],
-        commands="\n".join([facts["command"], *(each.document["command"] for each in results), command]),
-        base=base,
-        revision=revision,
-        is_adapter=is_adapter,
-        library="peft" if is_adapter else "transformers",
-        loading=loading(base, revision, is_adapter),
-        licence=licence,
-        check=check,
+    card = (
+        templates(filters)
+        .get_template("card.md.jinja")
+        .render(
+            title=title,
+            run=run,
+            facts=facts,
+            files=[Path(file).name for file in facts["files"]],
+            hyper_parameters=list(hyper_parameters(facts["config"])),
+            scores=[line for each in results for line in accuracy_lines(each)],
+            commands="\n".join([facts["command"], *(each.document["command"] for each in results), command]),
+            base=base,
+            revision=revision,
+            is_adapter=is_adapter,
+            library="peft" if is_adapter else "transformers",
+            licence=licence,
+            check=check,
+        )
     )
     return published(card) + "\n"
 
@@ -112,15 +110,3 @@ def accuracy_lines(results: Results) -> Iterator[tuple[str, ...]]:
         mean = sum(cell.accuracy for cell in cells) / len(cells)
         languages = ", ".join(cell.key.language for cell in cells)
         yield name, task, VARIANTS[variant], languages, str(sum(cell.count for cell in cells)), percent(mean)
-
-
-def loading(base: str, revision: str | None, is_adapter: bool) -> str:
-    """Python that loads the export from the folder it is in."""
-    if not is_adapter:
-        return 'from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained(".")'
-    pinned = f", revision={json.dumps(revision)}" if revision else ""
-    return (
-        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-        f"base = AutoModelForCausalLM.from_pretrained({json.dumps(base)}{pinned})\n"
-        'model = PeftModel.from_pretrained(base, ".")'
-    )

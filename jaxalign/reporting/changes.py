@@ -15,8 +15,8 @@ from jaxalign.data.fields import array, field, read_object
 from jaxalign.errors import InputError
 from jaxalign.files import read_npz
 from jaxalign.probe_files import Probe
-from jaxalign.reporting.folders import codes_of
-from jaxalign.reporting.words import ARROW, Table, interval_text, language_title, signed
+from jaxalign.reporting.folders import check_alike, codes_of
+from jaxalign.reporting.words import ARROW, Table, interval_text, language_title, said, signed
 from jaxalign.statistics import (
     bootstrap_intervals,
     crossed_bootstrap,
@@ -31,38 +31,12 @@ LEVEL = 0.05
 """Of tests after correction; intervals cover 1 - LEVEL."""
 
 
-class Likeness(NamedTuple):
-    """A probe of how alike languages lie in each layer: what its table is called, shows and means."""
-
-    title: str
-    columns: Mapping[str, str]
-    """measure -> what its column is called"""
-    note: str
-    of_one: str
-    of_changes: str
-
-
 LIKENESS = {
     # Centred measures, as uncentred cosines are mostly what all texts of a language share.
-    "geometry": Likeness(
-        "geometry",
-        {"cka": "CKA", "retrieval_centred": "retrieval@1", "reciprocal_rank_centred": "recip. rank"},
-        "Geometry: likeness to English at layer {layer}, the middle one, over {rows} rows (states: {position}; in "
-        "retrieval and reciprocal rank each language's mean is taken off). Intervals: ",
-        "bootstrap over rows.",
-        "paired bootstrap over rows, of the mean over languages too. ** significant at 5 % by sign flips of the rows' "
-        "differences after Holm's correction over the {tests} changes shown.",
-    ),
-    "pca": Likeness(
-        "correlation",
-        {"correlations": "r"},
-        "Correlation: Pearson's r of two languages (a language alone: with English), over the same {rows} rows, of "
-        "the coordinates on the first joint component at layer {layer}, the middle one. Intervals: bootstrap over "
-        "rows of the component as fitted",
-        ".",
-        ", paired; no test is made of the changes.",
-    ),
+    "geometry": {"cka": "CKA", "retrieval_centred": "retrieval@1", "reciprocal_rank_centred": "recip. rank"},
+    "pca": {"correlations": "r"},
 }
+"""Probe of how alike languages lie in each layer -> measure -> what its column is called."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +46,7 @@ class Change:
     before: float
     after: float
     low: float
-    high: float
-    """95 % interval of after - before"""
+    high: float  # 95 % interval of after - before
     p_holm: float | None
     """of exchanging before and after in every row, adjusted over the headline's languages and measures; None where no
     test is made"""
@@ -83,20 +56,15 @@ class Change:
 class PairedChange:
     """After minus before of the same rows, in every layer."""
 
-    probe: str
-    """in LIKENESS"""
-    labels: Sequence[Any]
-    """languages, or pairs of them"""
+    probe: str  # in LIKENESS
+    labels: Sequence[Any]  # languages, or pairs of them
     layers: Sequence[int]
     rows: int
-    position: str | None
-    """which states"""
-    change: Mapping[str, np.ndarray]
-    """measure -> float64 [labels, layers]"""
+    position: str | None  # which states
+    change: Mapping[str, np.ndarray]  # measure -> float64 [labels, layers]
     interval: Mapping[str, np.ndarray]
     """measure -> float64 [labels, layers, 2]: 95 % percentile bootstrap over the rows, the same before and after"""
-    headline: Mapping[str, Mapping[str, Change]]
-    """line of the table -> measure -> its change at the middle layer"""
+    headline: Mapping[str, Mapping[str, Change]]  # line of the table -> measure -> its change at the middle layer
 
     @property
     def layer(self) -> int:
@@ -119,11 +87,11 @@ class PairedChange:
 
     def table(self) -> Table:
         """A line a language, or group of pairs, and the mean; for each measure three columns."""
-        likeness = LIKENESS[self.probe]
+        columns = LIKENESS[self.probe]
         lines = []
         for line, changes in self.headline.items():
             texts = [f"mean ({len(self.labels)} languages)" if line == "mean" else language_title(line)]
-            for change in (changes[measure] for measure in likeness.columns):
+            for change in (changes[measure] for measure in columns):
                 mark = "**" if change.p_holm is not None and change.p_holm <= LEVEL else "  "
                 texts += [
                     f"{change.before:.3f}{ARROW}{change.after:.3f}",
@@ -131,12 +99,23 @@ class PairedChange:
                     interval_text((change.low, change.high), 3),
                 ]
             lines.append(texts)
-        known = {"layer": self.layer, "rows": self.rows, "position": self.position}
-        said = (likeness.note + likeness.of_changes).format(tests=len(likeness.columns) * len(self.labels), **known)
-        head = [f"{likeness.title}, layer {self.layer}"]
-        return Table(
-            [*head, *(text for name in likeness.columns.values() for text in (name, "change  ", "95 %"))], lines, said
-        )
+        tests = len(columns) * len(self.labels)
+        return measures_table(self.probe, ("change  ", "95 %"), lines, self.layer, self.rows, self.position, tests)
+
+
+def measures_table(
+    probe: str,
+    beside: Sequence[str],
+    lines: Sequence[Sequence[str]],
+    layer: int,
+    rows: int,
+    position: str | None,
+    tests: int = 0,
+) -> Table:
+    """A table of LIKENESS at one layer; `beside` are the columns behind each measure's own, `tests`: of changes."""
+    title = "correlation" if probe == "pca" else probe
+    head = [f"{title}, layer {layer}", *(text for name in LIKENESS[probe].values() for text in (name, *beside))]
+    return Table(head, lines, said(f"{probe}_note", layer=layer, rows=rows, position=position, tests=tests))
 
 
 def middle(layers: Sequence[int]) -> int:
@@ -146,22 +125,19 @@ def middle(layers: Sequence[int]) -> int:
 
 def likeness_table(name: str, probe: Probe) -> Table:
     """The measures of one model at the middle layer, a line a language; of correlations those with English."""
-    likeness, document = LIKENESS[name], probe.document
+    document = probe.document
     index = middle(document["layer"])
-    head = [f"{likeness.title}, layer {document['layer'][index]}"]
     lines = []
     for k, code in enumerate(probe.languages):
         place = (index, probe.languages.index("en"), k) if name == "pca" else (k, index)
         texts = [language_title(code)]
-        for measure in likeness.columns:
+        for measure in LIKENESS[name]:
             low, high = probe.arrays[f"{measure}_interval"][place]
             texts += [f"{probe.arrays[measure][place]:.3f}", f"{low:.3f} to {high:.3f}"]
         if name != "pca" or code != "en":
             lines.append(texts)
-    said = (likeness.note + likeness.of_one).format(
-        layer=document["layer"][index], rows=len(document["row"]), position=document.get("position")
-    )
-    return Table([*head, *(text for column in likeness.columns.values() for text in (column, "95 %"))], lines, said)
+    layer, rows = document["layer"][index], len(document["row"])
+    return measures_table(name, ["95 %"], lines, layer, rows, document.get("position"))
 
 
 def geometry_change(before: Probe | None, after: Probe | None) -> PairedChange | None:
@@ -189,9 +165,7 @@ def geometry_change(before: Probe | None, after: Probe | None) -> PairedChange |
         position=first["position"],
         change={measure: each.mean(axis=-1) for measure, each in differences.items()},
         interval={measure: bootstrap_intervals(each) for measure, each in differences.items()},
-        headline=geometry_headline(
-            codes, *({m: each[m][:, layer] for m in LIKENESS["geometry"].columns} for each in values)
-        ),
+        headline=geometry_headline(codes, *({m: each[m][:, layer] for m in LIKENESS["geometry"]} for each in values)),
     )
 
 
@@ -200,8 +174,7 @@ def geometry_headline(
 ) -> dict[str, dict[str, Change]]:
     """The changes at one layer by language, and of several their mean with an interval that speaks for further ones.
 
-    Args:
-      before, after: measure -> what each row adds to it, float64 [languages, rows].
+    before, after: measure -> what each row adds to it, float64 [languages, rows].
     """
     differences = np.stack([after[measure] - before[measure] for measure in before])
     intervals = bootstrap_intervals(differences).tolist()
@@ -275,10 +248,8 @@ def pair_groups(codes: Sequence[str]) -> dict[str, list[int]]:
 class Column(NamedTuple):
     """What one column of a table says of each language in one run."""
 
-    values: np.ndarray
-    """float64 [languages]; NaN is not shown"""
-    besides: Sequence[str] = ()
-    """what stands behind each value"""
+    values: np.ndarray  # float64 [languages]; NaN is not shown
+    besides: Sequence[str] = ()  # what stands behind each value
 
 
 def numbers_table(
@@ -292,11 +263,7 @@ def numbers_table(
 ) -> Table:
     """A line a language: of each column before, after and the difference, or one run's value alone.
 
-    Args:
-      head: what the first column is called.
-      runs: column -> its numbers, the same columns in each run.
-      codes: the numbers' languages.
-      of_changes: the values are changes: they have a sign, and a line of means over languages.
+    runs: column -> its numbers, the same columns in each. of_changes: the values have a sign, and a line of means.
     """
 
     def text(column: str, k: int | None) -> str:
@@ -341,12 +308,7 @@ def lens_table(runs: Mapping[str, Probe], codes: Sequence[str]) -> Table:
         }
         for probe in runs.values()
     ]
-    of_changes = " No test is made of the changes; the bands say how sure each mean is." if len(runs) > 1 else ""
-    note = (
-        "Means over rows, read without the tokens that an English and an in-language label word share. Largest: over "
-        f"the layers, with the layer.{of_changes}"
-    )
-    return numbers_table("lens", numbers, shown, note)
+    return numbers_table("lens", numbers, shown, said("lens_note", runs=len(runs)))
 
 
 def attribution_table(runs: Mapping[str, Probe], codes: Sequence[str]) -> Table:
@@ -368,26 +330,17 @@ def attribution_table(runs: Mapping[str, Probe], codes: Sequence[str]) -> Table:
         }
         for probe in runs.values()
     ]
-    of_changes = " No test is made of the changes." if len(runs) > 1 else ""
-    note = (
-        "Means over rows of the lens distribution's mass at the prompts' last position. Largest: over the layers, with "
-        f"the layer.{of_changes}"
-    )
-    return numbers_table("languages of the layers", numbers, codes, note)
+    return numbers_table("languages of the layers", numbers, codes, said("attribution_note", runs=len(runs)))
 
 
 class NeuronEffect(NamedTuple):
     """A probe that does something to the neurons of each language in turn and measures every language."""
 
-    array: str
-    """of the probe's: float [effect, language whose neurons, measured language, (change, low, high)]"""
-    quantity: str
-    """what it is a change of, with the unit"""
-    scale: float
-    """from the array's unit to that one"""
+    array: str  # of the probe's: float [effect, language whose neurons, measured language, (change, low, high)]
+    quantity: str  # what it is a change of, with the unit
+    scale: float  # from the array's unit to that one
     decimals: int
-    done: str
-    """to the neurons"""
+    done: str  # to the neurons
 
 
 PERPLEXITY = "log_perplexity_change", "change of log perplexity (nats per token)", 1, 3
@@ -421,15 +374,7 @@ def effect_table(name: str, runs: Mapping[str, Probe], codes: Sequence[str]) -> 
             base, tuned = probe.arrays["perplexity"][:2, places].astype(float)
             columns["the whole tuning"] = Column(np.log(tuned / base))
         numbers.append(columns)
-    done, of_tuning = effect.done, ""
-    if name == "transplant":
-        done += " from the tuned into the base model"
-        of_tuning = " The whole tuning: all of the tuned model in place of the base."
-    of_changes = "; no test is made of before against after" if len(runs) > 1 else ""
-    note = (
-        f"On a language's own texts, its neurons {done}; on other languages: their mean; random: as many of the same "
-        f"layers, the difference with its 95 % interval over rows{of_changes}.{of_tuning}"
-    )
+    note = said("effect_note", done=effect.done, transplant=name == "transplant", runs=len(runs))
     head = f"{effect.quantity}: {ARROW.join(runs)}"
     return numbers_table(head, numbers, codes, note, decimals=effect.decimals, of_changes=True)
 
@@ -438,30 +383,18 @@ class Neurons(NamedTuple):
     """The selected language neurons of one folder, or of two side by side."""
 
     codes: list[str]
-    by_layer: Mapping[str, np.ndarray]
-    """label -> how many neurons each language has in each layer, int [K, L]"""
+    by_layer: Mapping[str, np.ndarray]  # label -> how many neurons each language has in each layer, int [K, L]
     tables: list[Table]
 
 
-SELECTED_ALIKE = ("layers", "neurons_per_layer", "score", "top_rate", "language")
-"""What two selections must agree in to be compared."""
-
-
 def read_neurons(folders: Mapping[str, Path]) -> Neurons:
-    """The selections that lie in one or two folders, by label.
-
-    Raises:
-      InputError: a file is broken, or the two were made of other languages, sizes, or by another score.
-    """
+    """The selections that lie in one or two folders, by label, made of the same languages and sizes, by one score."""
     paths = [folder / "selection.json" for folder in folders.values()]
     documents = [read_object(path) for path in paths]
     first = documents[0]
-    for name in SELECTED_ALIKE:
-        if first.get(name) != documents[-1].get(name):
-            raise InputError(
-                f"{paths[0].parent} and {paths[-1].parent}: selection.json has {name} {first.get(name)!r} in one and "
-                f"{documents[-1].get(name)!r} in the other; select both alike"
-            )
+    names = ("layers", "neurons_per_layer", "score", "top_rate", "language")
+    one, two = ({f"selection.json: {name}": each.get(name) for name in names} for each in (first, documents[-1]))
+    check_alike(paths[0].parent, one, paths[-1].parent, two, "select both alike")
     codes = codes_of(first, "language", str(paths[0]))
     if not codes:
         raise InputError(f"{paths[0]}: language is empty; run `jaxalign neurons` again")
@@ -489,9 +422,7 @@ def read_neurons(folders: Mapping[str, Path]) -> Neurons:
     for name in (name for name in titles if name.startswith("language_")):
         of_layers = {str(layer): counts for layer, counts in enumerate(zip(*(c[name] for c in classes), strict=True))}
         tables.append(table("layer", of_layers, summary=f"{titles[name]}, layer by layer"))
-    of_both = " Kept: among both." if kept else ""
-    note = f"Selected neurons, and those of each language that are active in it but not in all.{of_both}"
-    tables[-1] = replace(tables[-1], note=note)
+    tables[-1] = replace(tables[-1], note=said("neurons_note", runs=len(folders)))
     by_layer = {
         label: np.array([np.bincount([layer for layer, _ in each[code]], minlength=first["layers"]) for code in codes])
         for label, each in zip(folders, own, strict=True)

@@ -11,21 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import false_discovery_control
 
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.errors import InputError
 from jaxalign.reporting.changes import LEVEL, PairedChange, correlation_change, geometry_change
-from jaxalign.reporting.folders import Failure, Key, Results, ScoredCell, TrainingRun, find_run, read_results, read_run
-from jaxalign.reporting.words import block_title, cells_text
-from jaxalign.statistics import (
-    benjamini_hochberg,
-    crossed_bootstrap,
-    holm,
-    mcnemar_exact,
-    seed_deviation,
-    smallest_detectable_difference,
-    wilson_interval,
+from jaxalign.reporting.folders import (
+    Failure,
+    Key,
+    Results,
+    ScoredCell,
+    TrainingRun,
+    check_alike,
+    find_run,
+    read_results,
+    read_run,
 )
+from jaxalign.reporting.words import block_title, cells_text
+from jaxalign.statistics import crossed_bootstrap, holm, mcnemar_exact, smallest_detectable_difference, wilson_interval
 
 POWER = 0.8
 RESAMPLES = 2000
@@ -39,13 +42,10 @@ class RunScore:
     """One run in one cell, on the paired rows."""
 
     correct: int
-    interval: tuple[float, float]
-    """Wilson interval of the accuracy"""
-    lost: int
-    """rows right before and wrong after"""
+    interval: tuple[float, float]  # Wilson interval of the accuracy
+    lost: int  # rows right before and wrong after
     won: int
-    p_value: float
-    """exact McNemar test, two-sided"""
+    p_value: float  # exact McNemar test, two-sided
 
 
 @dataclass(frozen=True)
@@ -54,21 +54,15 @@ class CellScore:
 
     accuracy_before: float
     interval_before: tuple[float, float]
-    accuracy_after: float
-    """mean over runs"""
-    interval_after: tuple[float, float]
-    """from the lowest to the highest bound of the runs' intervals"""
+    accuracy_after: float  # mean over runs
+    interval_after: tuple[float, float]  # from the lowest to the highest bound of the runs' intervals
     gain_points: float
-    p_value: float
-    """largest of the runs', 1 where their differences have different signs"""
-    p_holm: float
-    """adjusted over all cells of the comparison: chance of one false mark or more"""
-    p_benjamini_hochberg: float
-    """adjusted likewise: expected share of false marks"""
+    p_value: float  # largest of the runs', 1 where their differences have different signs
+    p_holm: float  # adjusted over all cells of the comparison: chance of one false mark or more
+    p_benjamini_hochberg: float  # adjusted likewise: expected share of false marks
     smallest_detectable_points: float | None
     """what one test of this cell at LEVEL finds with POWER, for the run that changed most; None: nothing"""
-    seed_deviation_points: float | None
-    """sample standard deviation of the runs' accuracies; None with one run"""
+    seed_deviation_points: float | None  # sample standard deviation of the runs' accuracies; None with one run
     correct_before: int
     runs: Sequence[RunScore]
 
@@ -89,8 +83,7 @@ class MeanScore:
     gain_points: float
     interval_points: tuple[float, float]
     """of the gain, by crossed bootstrap of languages and rows; where the slice is one language, of its rows alone"""
-    seed_deviation_points: float | None
-    """sample standard deviation of the runs' means; None with one run"""
+    seed_deviation_points: float | None  # sample standard deviation of the runs' means; None with one run
 
 
 @dataclass(frozen=True)
@@ -98,13 +91,10 @@ class PairedCell:
     """One cell before and after, on the rows that all folders scored."""
 
     key: Key
-    seen: bool | None
-    """whether the language is a source or target of the tuning; None where that is not recorded"""
+    seen: bool | None  # whether the language is a source or target of the tuning; None where that is not recorded
     before: ScoredCell
-    afters: Sequence[ScoredCell]
-    """one for each run"""
-    rows: Sequence[int]
-    """numbers of the rows, ascending"""
+    afters: Sequence[ScoredCell]  # one for each run
+    rows: Sequence[int]  # numbers of the rows, ascending
     corrected: CellScore
     reference: CellScore
 
@@ -140,12 +130,10 @@ class MeanGain:
 
     task: str
     variant: str
-    kind: str
-    """all, tuning, script, family or tier"""
+    kind: str  # all, tuning, script, family or tier
     name: str
     languages: Sequence[str]
-    count: int
-    """rows, those that every language of the task and variant has in common"""
+    count: int  # rows, those that every language of the task and variant has in common
     corrected: MeanScore
     reference: MeanScore
 
@@ -155,19 +143,15 @@ class Comparison:
     """Evaluations side by side, and the training run of the first AFTER's adapter where it was found."""
 
     before: Results
-    afters: Sequence[Results]
-    """the same recipe with one seed each"""
+    afters: Sequence[Results]  # the same recipe with one seed each
     run: TrainingRun | None
-    seen: tuple[str, ...]
-    """languages tuned on; empty where none are recorded"""
+    seen: tuple[str, ...]  # languages tuned on; empty where none are recorded
     cells: Sequence[PairedCell]
     means: Sequence[MeanGain]
     only_before: Sequence[Key]
     only_after: Sequence[Key]
-    geometry: PairedChange | None
-    """of the first AFTER; None where there is nothing to pair"""
-    correlations: PairedChange | None
-    """the same"""
+    geometry: PairedChange | None  # of the first AFTER; None where there is nothing to pair
+    correlations: PairedChange | None  # the same
 
     @property
     def after(self) -> Results:
@@ -194,9 +178,7 @@ class Comparison:
 def compare(before: Path, *afters: Path) -> Comparison:
     """Reads result folders, pairs the cells that all have, tests each and averages over every slice.
 
-    Args:
-      before: the folder that the others are compared with.
-      afters: one or more; several are runs of the same recipe with other seeds.
+    Several AFTER folders are runs of the same recipe with other seeds.
 
     Raises:
       InputError: a folder cannot be read, no cell is in all, a common cell was prompted or scored in two ways or holds
@@ -258,12 +240,8 @@ def check_one_recipe(runs: Sequence[Results]) -> None:
         }
 
     for other in others:
-        for (name, one), two in zip(recipe(first).items(), recipe(other).values(), strict=True):
-            if one != two:
-                raise InputError(
-                    f"{first.folder} and {other.folder}: {name} is {one!r} in one and {two!r} in the other; "
-                    "several AFTER folders must be one recipe with other seeds"
-                )
+        advice = "several AFTER folders must be one recipe with other seeds"
+        check_alike(first.folder, recipe(first), other.folder, recipe(other), advice)
 
 
 def common_rows(results: Sequence[Results], key: Key) -> list[int]:
@@ -271,17 +249,16 @@ def common_rows(results: Sequence[Results], key: Key) -> list[int]:
 
     No such row, other items, other prompts or another version of the task are refused.
     """
-    before = results[0]
-    for after in results[1:]:
-        for name, then, now in (
-            ("task version", before.task_versions[key.task], after.task_versions[key.task]),
-            ("prompts", before.cells[key].prompts, after.cells[key].prompts),
-        ):
-            if then != now:
-                raise InputError(
-                    f"{before.folder} and {after.folder}: {', '.join(key)} has {name} {then!r} in one and {now!r} in "
-                    "the other; evaluate both the same way"
-                )
+    before, *afters = results
+    for after in afters:
+        made = [
+            {
+                f"{key.task}'s task version": each.task_versions[key.task],
+                f"{', '.join(key)}: prompts": each.cells[key].prompts,
+            }
+            for each in (before, after)
+        ]
+        check_alike(before.folder, made[0], after.folder, made[1], "evaluate both the same way")
     cells = [each.cells[key].predictions for each in results]
     rows = sorted(set(cells[0]).intersection(*cells[1:]))
     folders = ", ".join(str(each.folder) for each in results)
@@ -299,17 +276,15 @@ def common_rows(results: Sequence[Results], key: Key) -> list[int]:
 
 def right_answers(cells: Sequence[ScoredCell], rows: Sequence[int], scoring: str) -> np.ndarray:
     """What was answered right on the given row numbers: bool [1 + runs, rows], BEFORE first."""
-    name = SCORINGS[scoring]
-    return np.array([[getattr(cell.predictions[row], name) for row in rows] for cell in cells], bool)
+    return np.array([[getattr(cell.predictions[row], SCORINGS[scoring]) for row in rows] for cell in cells], bool)
 
 
 def scores(answers: Sequence[np.ndarray]) -> list[CellScore]:
-    """The scores of all cells, adjusted over them.
-
-    Args:
-      answers: for each cell what was right, bool [1 + runs, rows], BEFORE first.
-    """
-    runs = [[run_score(each[0], after) for after in each[1:]] for each in answers]
+    """The scores of all cells, adjusted over them, of what was right in each: bool [1 + runs, rows], BEFORE first."""
+    runs = [
+        [RunScore(int(after.sum()), interval_of(after), *mcnemar_exact(before, after)) for after in afters]
+        for before, *afters in answers
+    ]
     # "Every run differs, in the same direction."
     directions = [{np.sign(run.won - run.lost) for run in of_cell} for of_cell in runs]
     p_values = np.array(
@@ -318,25 +293,25 @@ def scores(answers: Sequence[np.ndarray]) -> list[CellScore]:
             for each, signs in zip(runs, directions, strict=True)
         ]
     )
-    adjusted = zip(p_values.tolist(), holm(p_values).tolist(), benjamini_hochberg(p_values).tolist(), strict=True)
-    return [score(each, of_cell, *of_p) for each, of_cell, of_p in zip(answers, runs, adjusted, strict=True)]
+    # Benjamini and Hochberg's holds for tests that depend positively, as those of the same items in several languages.
+    adjusted = (p_values.tolist(), holm(p_values).tolist(), false_discovery_control(p_values).tolist())
+    return [score(*each) for each in zip(answers, runs, *adjusted, strict=True)]
 
 
-def run_score(before: np.ndarray, after: np.ndarray) -> RunScore:
-    """One run against BEFORE, bool [rows] both."""
-    test = mcnemar_exact(before, after)
-    right = int(after.sum())
-    return RunScore(right, wilson_interval(right, len(after), 1 - LEVEL), test.lost, test.won, test.p_value)
+def interval_of(right: np.ndarray) -> tuple[float, float]:
+    """The Wilson interval of what was right, bool [rows]."""
+    return wilson_interval(int(right.sum()), len(right), 1 - LEVEL)
 
 
 def score(answers: np.ndarray, runs: Sequence[RunScore], p_value: float, p_holm: float, p_bh: float) -> CellScore:
+    """The score of one cell; answers bool [1 + runs, rows]."""
     count, right = answers.shape[1], int(answers[0].sum())
     changed = max(run.lost + run.won for run in runs) / count
     detectable = smallest_detectable_difference(count, changed, level=LEVEL, power=POWER)
     before, after = right / count, sum(run.correct for run in runs) / (len(runs) * count)
     return CellScore(
         accuracy_before=before,
-        interval_before=wilson_interval(right, count, 1 - LEVEL),
+        interval_before=interval_of(answers[0]),
         accuracy_after=after,
         interval_after=(min(run.interval[0] for run in runs), max(run.interval[1] for run in runs)),
         gain_points=100 * (after - before),
@@ -352,7 +327,7 @@ def score(answers: np.ndarray, runs: Sequence[RunScore], p_value: float, p_holm:
 
 def deviation_in_points(accuracies: np.ndarray) -> float | None:
     """Seed-to-seed deviation of accuracies [runs], in points; None with one run."""
-    return 100 * float(seed_deviation(accuracies)) if len(accuracies) > 1 else None
+    return 100 * float(accuracies.std(ddof=1)) if len(accuracies) > 1 else None
 
 
 def mean_gains(task: str, variant: str, cells: Sequence[PairedCell]) -> list[MeanGain]:

@@ -163,9 +163,7 @@ def lens_values(lens: Probe, code: str, prefix: str = "") -> dict[str, np.ndarra
 def lens_figure(panels: Sequence[tuple[str, str, Mapping[str, np.ndarray]]], columns: int, label: str = "") -> Figure:
     """The study's figure of each panel: a strip of entropies above, masses with their 95 % bands below.
 
-    Args:
-      panels: title, language and `lens_values`, from left to right and from top to bottom.
-      columns: panels side by side.
+    panels: title, language and `lens_values`, from left to right and from top to bottom, so many side by side.
     """
     # The study's scale ends at 14 bits, which a large vocabulary may exceed; a language without rows has NaN.
     most = max(float(np.fmax.reduce(values["entropy_mean"], initial=14.0)) for _, _, values in panels)
@@ -193,45 +191,33 @@ def lens_figure(panels: Sequence[tuple[str, str, Mapping[str, np.ndarray]]], col
 def attribution_pages(attribution: Probe, label: str) -> dict[str, Figure]:
     """`attribution`, by language, and `attribution_scripts`: shares of the lens distribution at the last position."""
     figures = {}
-    for name, kind, bands in (
-        ("attribution", "language", language_bands),
-        ("attribution_scripts", "script", script_bands),
-    ):
-        mass = attribution.arrays[f"{kind}_mass_mean"][:, :, -1]
+    for name, kind in (("attribution", "language"), ("attribution_scripts", "script")):
+        mass, tokens = attribution.arrays[f"{kind}_mass_mean"][:, :, -1], attribution.document[f"token_{kind}"]
         shares = {
-            code: {
-                band: mass[index][:, members].sum(-1)
-                for band, members in bands(attribution.document[f"token_{kind}"], code).items()
-            }
+            code: {band: mass[index][:, held].sum(-1) for band, held in bands_of(kind, tokens, code).items()}
             for index, code in enumerate(attribution.languages)
         }
         figures[name] = bands_figure(shares, label)
     return figures
 
 
-def language_bands(token_languages: Sequence[str], code: str) -> dict[str, list[int]]:
-    """What the bands of a prompt in language `code` are called, and which tokens' languages they hold."""
+def bands_of(kind: str, labels: Sequence[str], code: str) -> dict[str, list[int]]:
+    """Band of a prompt in language `code` -> indices of the tokens' labels in it, in the order of BAND_COLOURS.
+
+    kind: "language" or "script", which the labels are.
+    """
+    script, others = LANGUAGES[code].script, f"other {kind}s"
     wanted = {
         "English": ["en"],
         "the prompt's language": [code] if code != "en" else [],
         "undecidable": ["undecidable"],
     }
-    return bands_of(token_languages, wanted, "other languages")
-
-
-def script_bands(token_scripts: Sequence[str], code: str) -> dict[str, list[int]]:
-    """What the bands of a prompt in language `code` are called, and which scripts they hold."""
-    script = LANGUAGES[code].script
-    wanted = {
-        "Latin script": ["Latin"],
-        "the prompt's script": ["Han", "Kana"] if script == "Japanese" else [script] if script != "Latin" else [],
-        "no letters, or part of one": ["no letters", "part of a character"],
-    }
-    return bands_of(token_scripts, wanted, "other scripts")
-
-
-def bands_of(labels: Sequence[str], wanted: Mapping[str, Sequence[str]], others: str) -> dict[str, list[int]]:
-    """Band -> indices of its labels, in the order of BAND_COLOURS; `others` has those of no other band."""
+    if kind == "script":
+        wanted = {
+            "Latin script": ["Latin"],
+            "the prompt's script": ["Han", "Kana"] if script == "Japanese" else [script] if script != "Latin" else [],
+            "no letters, or part of one": ["no letters", "part of a character"],
+        }
     bands = {band: [i for i, label in enumerate(labels) if label in of_band] for band, of_band in wanted.items()}
     bands[others] = sorted(set(range(len(labels))) - {i for members in bands.values() for i in members})
     return {band: bands[band] for band in BAND_COLOURS if bands.get(band)}
@@ -254,10 +240,7 @@ def bands_figure(shares: Mapping[str, Mapping[str, np.ndarray]], label: str) -> 
 
 
 def panel_grid(count: int, columns: int, label: str, strips: bool) -> tuple[Figure, list[tuple[Axes, Axes]]]:
-    """A figure of `count` panels of probabilities over layers.
-
-    Each has a low strip above it where `strips`; or else a panel is its own strip.
-    """
+    """A figure of panels of probabilities over layers, each with a low strip above; without `strips` its own strip."""
     columns = min(columns, count)
     rows = math.ceil(count / columns)
     # A language alone has the size of the study's figure.
@@ -296,12 +279,7 @@ def layer_ticks(panel: Axes, layers: int) -> None:
 def pca_scatter(runs: Mapping[str, np.ndarray], languages: Sequence[str], layers: Sequence[int]) -> Figure:
     """Joint two-component PCA, a row for each layer and a column for each run, one mark a prompt.
 
-    Of one run the layers stand side by side.
-
-    Args:
-      runs: label -> `points` of `pca.npz`, float [L + 1, languages, rows, 2].
-      languages: the arrays' language axis.
-      layers: which layers, counted as in `pca.npz`.
+    Of one run the layers stand side by side. runs: label -> `points` of `pca.npz`, float [L + 1, languages, rows, 2].
     """
     rows, columns = (1, len(layers)) if len(runs) == 1 else (len(layers), len(runs))
     figure = Figure(figsize=(3.4 * columns, 3.0 * rows), layout="constrained")
@@ -328,12 +306,7 @@ def geometry_lines(
 ) -> Figure:
     """Likeness to English over the layers, a row for each measure and a column for each run, one line a language.
 
-    Dotted: what the measure is on average if the rows are in any order.
-
-    Args:
-      runs: label -> the arrays of `geometry.npz`; measures are float [languages, layers].
-      languages, layers: the arrays' axes.
-      measures: keys of GEOMETRY_TITLES.
+    Dotted: what the measure is on average if the rows are in any order. runs: label -> the arrays of `geometry.npz`.
     """
     size = (3.8 * len(runs) + 1.0, 2.1 * len(measures) + 0.22 * -(-len(languages) // 5) + 0.4)
     figure = Figure(figsize=size, layout="constrained")
@@ -374,8 +347,7 @@ def heat_map(
 
     Args:
       rows, columns: what they are called; None for layers, counted from 0.
-      quantity: what the colours are.
-      colours: matplotlib's name of a colour map, from the lower to the upper limit.
+      quantity, colours, limits: what the colours are, matplotlib's name of a colour map, and the values at its ends.
       size: of the figure, inches.
     """
     figure = Figure(figsize=size, layout="constrained")
@@ -483,13 +455,9 @@ def accuracy_dots(
     intervals: Mapping[str, Sequence[Sequence[float]]],
     chance: float,
 ) -> Figure:
-    """Accuracy of each run in each language, with its interval, languages from top to bottom.
+    """Accuracy (a share) of each run in each language, with its interval, languages from top to bottom.
 
-    Args:
-      languages: codes.
-      accuracies: run -> accuracy in each language, between 0 and 1.
-      intervals: run -> (low, high) in each language.
-      chance: accuracy of guessing, drawn as a line.
+    `chance`, the accuracy of guessing, is drawn as a line.
     """
     figure = Figure(figsize=(5.6, 0.26 * len(languages) + 1.2), layout="constrained")
     panel = figure.subplots()

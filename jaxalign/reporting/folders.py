@@ -19,45 +19,10 @@ from jaxalign.data.tasks import task_named
 from jaxalign.errors import InputError
 from jaxalign.files import AnyPath, read_json_lines, read_npz
 from jaxalign.log import whole_rows
-from jaxalign.probe_files import Probe
+from jaxalign.probe_files import PROBE_ARRAYS, Probe
 from jaxalign.reporting.words import VARIANTS
-from jaxalign.statistics import MEASURES
 
 RUN_FILES = ("run.json", "metrics.jsonl")
-BY_LANGUAGE = ["language", "layer"]
-BY_ROW, BY_BOUND = [*BY_LANGUAGE, "row"], [*BY_LANGUAGE, "bound"]
-PROBE_ARRAYS: Mapping[str, Mapping[str, list[str]]] = {
-    "logit_lens": {
-        f"{way}{quantity}_{statistic}": BY_LANGUAGE
-        for way in ("", "unshared_")
-        for quantity in ("latent", "out", "all_possible_latent", "all_possible_out", "entropy", "energy")
-        for statistic in ("mean", "half_width")
-    },
-    "attribution": {
-        f"{kind}_mass_{statistic}": ["language", "layer", "position", f"token_{kind}"]
-        for kind in ("language", "script")
-        for statistic in ("mean", "half_width")
-    },
-    "pca": {
-        "points": ["layer", "scatter_language", "row", "component"],
-        "explained_variance_ratio": ["layer", "component"],
-        "correlations": ["layer", "language", "language"],
-        "correlations_interval": ["layer", "language", "language", "bound"],
-        "first_component": ["layer", "language", "row"],
-    },
-    "geometry": {
-        **dict.fromkeys(("cka_rows", "rank", "rank_centred"), BY_ROW),
-        **dict.fromkeys(("cka_chance", *MEASURES), BY_LANGUAGE),
-        **dict.fromkeys((f"{measure}_interval" for measure in MEASURES), BY_BOUND),
-    },
-    "masking": {"log_perplexity_change": ["effect", "masked_language", "language", "estimate"]},
-    "masked_accuracy": {"accuracy_change": ["effect", "masked_language", "language", "estimate"]},
-    "transplant": {
-        "log_perplexity_change": ["effect", "transplanted_language", "language", "estimate"],
-        "perplexity": ["weights", "language"],
-    },
-}
-"""Probe -> the arrays that reports are made of, and their axes."""
 DOCUMENTS = (*PROBE_ARRAYS, "neuron_counts", "selection")
 """JSON files of probes that say what model they are of."""
 
@@ -87,10 +52,8 @@ class ScoredCell:
 
     key: Key
     prompts: str
-    accuracy_whole_word: float | None
-    """by the log-probability of the whole label word; None where it was not scored"""
-    shares_candidates: bool
-    """whether two of the label words have candidate tokens in common"""
+    accuracy_whole_word: float | None  # by the log-probability of the whole label word; None where it was not scored
+    shares_candidates: bool  # whether two of the label words have candidate tokens in common
     predictions: Mapping[int, Prediction]
 
     @property
@@ -131,12 +94,10 @@ class Results:
     """One evaluation, with the probes that lie beside it."""
 
     folder: Path
-    cells: Mapping[Key, ScoredCell]
-    """in the order of `results.json`"""
+    cells: Mapping[Key, ScoredCell]  # in the order of `results.json`
     failures: Sequence[Failure]
     task_versions: Mapping[str, int]
-    document: Mapping[str, Any]
-    """`results.json`"""
+    document: Mapping[str, Any]  # `results.json`
     timing: Mapping[str, Any]
     probes: Mapping[str, Probe]
 
@@ -159,8 +120,7 @@ class TrainingRun:
     """A run of `train`: its facts, its config and its curves, (step, loss in nats per target token)."""
 
     folder: AnyPath
-    document: Mapping[str, Any]
-    """`run.json`"""
+    document: Mapping[str, Any]  # `run.json`
     training: Sequence[tuple[int, float]]
     held_out: Sequence[tuple[int, float]]
 
@@ -190,10 +150,9 @@ def read_results(folder: Path) -> Results:
       InputError: one of the two is missing, cut off or not as `evaluate` writes it, they contradict each other, or
         what was probed there is another model.
     """
-    path = folder / "results.json"
+    path, where = folder / "results.json", str(folder / "results.json")
     if not path.is_file():
         raise InputError(f"{folder}: no results.json there; give a folder that `jaxalign evaluate` wrote")
-    where = str(path)
     document = {"adapter": None, "tuned_on": None, "failures": [], **read_object(path)}
     kinds = {"model": str, "command": str, "config": dict, "versions": dict, "task_version": dict, "failures": list}
     for name, kind in kinds.items():
@@ -216,18 +175,19 @@ def read_results(folder: Path) -> Results:
     for index, entry in enumerate(document["failures"]):
         place = f"{path}, failure {index}"
         failures.append(Failure(read_key(entry, place), field(entry, "error", str, place)))
-    probes = read_probes(folder)
+    probes, timing = read_probes(folder), folder / "timing.json"
     model_of_all(folder, {"results": document, **model_documents(folder)})
-    timing = folder / "timing.json"
-    return Results(
-        folder=folder,
-        cells=cells,
-        failures=failures,
-        task_versions=document["task_version"],
-        document=document,
-        timing=read_object(timing) if timing.is_file() else {},
-        probes=probes,
-    )
+    work = read_object(timing) if timing.is_file() else {}
+    return Results(folder, cells, failures, document["task_version"], document, work, probes)
+
+
+def check_alike(first: Path, one: Mapping[str, Any], second: Path, two: Mapping[str, Any], advice: str) -> None:
+    """Refuses two folders of which these facts differ."""
+    for name in one:
+        if one[name] != two[name]:
+            raise InputError(
+                f"{first} and {second}: {name} is {one[name]!r} in one and {two[name]!r} in the other; {advice}"
+            )
 
 
 def codes_of(document: Mapping[str, Any], name: str, where: str) -> list[str]:
@@ -310,10 +270,10 @@ def read_cell(entry: Any, grid: Mapping[Key, Mapping[int, Prediction]], where: s
 
 
 def find_run(adapter: str, beside: Path) -> Path | None:
-    """The folder of a training run that a result names.
+    """The folder of a training run that a result names; None where there is none, or it is no run (but PEFT's, say).
 
     A relative path is looked for from the current folder and then from those above `beside`, so that a tree of results
-    can be moved as a whole. None where there is no such folder, or it holds no run (a PEFT folder, say).
+    can be moved as a whole.
     """
     for base in (Path(), *beside.resolve().parents):
         folder = base / Path(adapter).expanduser()
@@ -325,8 +285,7 @@ def find_run(adapter: str, beside: Path) -> Path | None:
 def read_run(folder: AnyPath) -> TrainingRun:
     """The training run in `folder`; both of its files must be there.
 
-    The curves of a finished run must reach its end: a run saves its last step after it has written its rows, and an
-    earlier loss would pass for that of what was saved.
+    The curves of a finished run must reach its end, as an earlier loss would pass for that of what was saved.
     """
     document, path = read_run_document(folder), folder / "metrics.jsonl"
     if not path.is_file():
@@ -416,9 +375,9 @@ def read_facts(name: str, document: dict[str, Any], where: str) -> None:
         raise InputError(f"{where}: weights do not begin with base, tuned; probe again")
 
 
-def model_documents(folder: Path) -> dict[str, Mapping[str, Any]]:
-    """Those of DOCUMENTS in a folder that name a model, by name: a selection of another program's counts names none."""
-    files = {name: folder / f"{name}.json" for name in DOCUMENTS}
+def model_documents(folder: Path, names: Sequence[str] = DOCUMENTS) -> dict[str, Mapping[str, Any]]:
+    """The JSON files in a folder that name a model, by name: a selection of another program's counts names none."""
+    files = {name: folder / f"{name}.json" for name in names}
     documents = {name: read_object(file) for name, file in files.items() if file.is_file()}
     return {name: document for name, document in documents.items() if "model" in document}
 
@@ -445,15 +404,9 @@ def model_of_all(folder: Path, documents: Mapping[str, Mapping[str, Any]]) -> tu
 
 
 def check_of_one_model(folder: Path, made: Mapping[str, Any], rewritten: Collection[str]) -> None:
-    """Refuses a folder with files of another model or adapter than what is to be written there.
+    """Refuses a folder with files of another model or adapter than those of `made`, which is to be written there.
 
-    Args:
-      made: the model and adapter.
-      rewritten: documents that are written anew, whatever they are of.
+    rewritten: documents that are written anew, whatever they are of.
     """
-    documents = model_documents(folder)
-    results = folder / "results.json"
-    if results.is_file() and "model" in (document := read_object(results)):
-        documents["results"] = document
-    kept = {name: document for name, document in documents.items() if name not in rewritten}
+    kept = model_documents(folder, [name for name in (*DOCUMENTS, "results") if name not in rewritten])
     model_of_all(folder, kept | {"what is asked for": made})

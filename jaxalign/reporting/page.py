@@ -10,12 +10,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -24,7 +22,7 @@ from jaxalign.data.tasks import TASKS
 from jaxalign.errors import InputError
 from jaxalign.files import published, write_text
 from jaxalign.probe_files import Probe
-from jaxalign.reporting import figures
+from jaxalign.reporting import figures, words
 from jaxalign.reporting.changes import (
     NEURON_EFFECTS,
     PairedChange,
@@ -35,21 +33,8 @@ from jaxalign.reporting.changes import (
     read_neurons,
 )
 from jaxalign.reporting.compare import Comparison, PairedCell, compare
-from jaxalign.reporting.folders import TrainingRun, model_documents, model_of_all, read_probes
+from jaxalign.reporting.folders import model_documents, model_of_all, read_probes
 from jaxalign.reporting.text import notes
-from jaxalign.reporting.words import (
-    Table,
-    block_title,
-    cells_text,
-    count_text,
-    interval_text,
-    language_title,
-    number_text,
-    p_text,
-    percent,
-    signed,
-    visible,
-)
 
 EXAMPLES_PER_CELL = 3
 PANELS_PER_FIGURE = 3
@@ -77,16 +62,9 @@ class Plot:
     """An inline SVG with its caption."""
 
     svg: Markup
-    label: str
-    """what a screen reader says in its place"""
+    label: str  # what a screen reader says in its place
     caption: str
-    inches: float
-    """how wide it was drawn"""
-
-    @property
-    def wide(self) -> bool:
-        """Too wide for a phone, which scrolls it instead of shrinking it."""
-        return self.inches > 7
+    inches: float  # how wide it was drawn
 
 
 @dataclass(frozen=True)
@@ -96,11 +74,9 @@ class Section:
     title: str
     text: str = ""
     plots: Sequence[Plot] = ()
-    folded: Sequence[Plot] = ()
-    """shown on request"""
-    tables: Sequence[Table] = ()
-    notes: Sequence[str] = ()
-    """on what is missing"""
+    folded: Sequence[Plot] = ()  # shown on request
+    tables: Sequence[words.Table] = ()
+    notes: Sequence[str] = ()  # on what is missing
 
 
 def inline(figure: Figure, name: str, label: str, caption: str) -> Plot:
@@ -112,14 +88,8 @@ def inline(figure: Figure, name: str, label: str, caption: str) -> Plot:
 def write_report(before: Path, afters: Sequence[Path], out: Path, command: str) -> None:
     """Compares result folders, or shows the probes of one, and writes the page, whole or not at all.
 
-    Args:
-      before, afters: folders that `evaluate`, and perhaps `probe`, wrote; see `compare`. Accuracies are means over the
-        AFTER folders; label masses, probes and examples are those of the first. Without AFTER: see `probe_page`.
-      out: the HTML file.
-      command: the command line that makes the report, shown in it.
-
-    Raises:
-      InputError: a folder cannot be read, or the folders cannot be compared.
+    Accuracies are means over the AFTER folders; label masses, probes and examples are those of the first. Folders that
+    cannot be read or compared raise InputError. `command`, which makes the report, is shown in it.
     """
     if out.is_dir():
         raise InputError(f"{out}: a folder; name the HTML file to write, as {out / 'report.html'}")
@@ -128,23 +98,23 @@ def write_report(before: Path, afters: Sequence[Path], out: Path, command: str) 
 
 def page(template: str, **values: Any) -> str:
     """The text of a page; whatever is not Markup is escaped on its way into it, and names no place on this machine."""
-    environment = Environment(
-        loader=FunctionLoader(template_text),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=lambda value: value if hasattr(value, "__html__") else visible(published(str(value))),
-        trim_blocks=True,
-        lstrip_blocks=True,
+    names = (
+        "percent",
+        "signed",
+        "language_title",
+        "cells_text",
+        "p_text",
+        "interval_text",
+        "number_text",
+        "count_text",
     )
-    formats = (percent, signed, language_title, cells_text, p_text, interval_text, number_text, count_text, fact_text)
-    environment.filters |= {format.__name__: format for format in formats}
-    environment.filters["pretty"] = partial(json.dumps, ensure_ascii=False, indent=2)
+    filters = {name: getattr(words, name) for name in names}
+    environment = words.templates(
+        filters | {"fact_text": fact_text, "pretty": partial(json.dumps, ensure_ascii=False, indent=2)},
+        autoescape=True,
+        finalize=lambda value: value if hasattr(value, "__html__") else words.visible(published(str(value))),
+    )
     return environment.get_template(template).render(**values)
-
-
-def template_text(name: str) -> str:
-    """A template's source, in an installed wheel too."""
-    return package_files("jaxalign.reporting").joinpath(name).read_text(encoding="utf-8")
 
 
 def comparison_page(comparison: Comparison, command: str) -> str:
@@ -152,17 +122,22 @@ def comparison_page(comparison: Comparison, command: str) -> str:
     several = len(comparison.afters) > 1
     after = {f"after, run {k}" if several else "after": each for k, each in enumerate(comparison.afters, 1)}
     pair = {"before": comparison.before, "after": comparison.after}
+    training, run = None, comparison.run
+    if run and (run.training or run.held_out):
+        figure = figures.training_curves(run.training, run.held_out)
+        label = "Training and held-out loss by step"
+        training = inline(figure, "training", label, "Loss over response tokens only.")
     return page(
         "report.html.jinja",
         comparison=comparison,
-        run=comparison.run,
+        run=run,
         sides={"before": comparison.before, **after},
         blocks=[
-            {"title": block_title(*block), "cells": cells, "means": means, "plot": accuracy_plot(block, cells)}
+            {"title": words.block_title(*block), "cells": cells, "means": means, "plot": accuracy_plot(block, cells)}
             for block, (cells, means) in comparison.by_block.items()
         ],
         gain_plot=gain_plot(comparison),
-        training=training_plot(comparison.run) if comparison.run else None,
+        training=training,
         sections=probe_sections(
             {label: each.probes for label, each in pair.items()},
             {label: each.folder for label, each in pair.items()},
@@ -178,16 +153,14 @@ def comparison_page(comparison: Comparison, command: str) -> str:
 
 def accuracy_plot(block: tuple[str, str], cells: Sequence[PairedCell]) -> Plot:
     """Accuracy of every common language of a task before and after."""
-    scores = [cell.corrected for cell in cells]
-    figure = figures.accuracy_dots(
-        [cell.language for cell in cells],
-        {"before": [score.accuracy_before for score in scores], "after": [score.accuracy_after for score in scores]},
-        {"before": [score.interval_before for score in scores], "after": [score.interval_after for score in scores]},
-        chance=1 / len(TASKS[block[0]].classes),
+    languages, scores = [cell.language for cell in cells], [cell.corrected for cell in cells]
+    accuracies, intervals = (
+        {side: [getattr(score, f"{quantity}_{side}") for score in scores] for side in ("before", "after")}
+        for quantity in ("accuracy", "interval")
     )
-    label = f"Accuracy on {block_title(*block)} before and after, by language"
-    caption = "Bars are 95 % Wilson intervals of each accuracy by itself; dotted: one over the number of classes."
-    return inline(figure, f"accuracy-{'-'.join(block)}", label, caption)
+    figure = figures.accuracy_dots(languages, accuracies, intervals, chance=1 / len(TASKS[block[0]].classes))
+    label = f"Accuracy on {words.block_title(*block)} before and after, by language"
+    return inline(figure, f"accuracy-{'-'.join(block)}", label, words.said("accuracy"))
 
 
 def gain_plot(comparison: Comparison) -> Plot:
@@ -199,20 +172,10 @@ def gain_plot(comparison: Comparison) -> Plot:
     for cell in comparison.cells:
         place = blocks.index(cell.block), languages.index(cell.language)
         values[place], marks[place] = cell.corrected.gain_points, cell.corrected.mark
-    figure = figures.gain_map([block_title(*block).replace(", ", ",\n") for block in blocks], languages, values, marks)
-    caption = (
-        "Gain in percentage points; blue is better after, red worse, white no change. Framed and **: significant at "
-        "5 % after Holm's correction over all cells; *: only after Benjamini and Hochberg's; no mark: neither."
+    figure = figures.gain_map(
+        [words.block_title(*block).replace(", ", ",\n") for block in blocks], languages, values, marks
     )
-    return inline(figure, "gains", "Gain in every task and language", caption)
-
-
-def training_plot(run: TrainingRun) -> Plot | None:
-    """Training and held-out loss over the steps of a run; None where it has logged none."""
-    if not (run.training or run.held_out):
-        return None
-    figure = figures.training_curves(run.training, run.held_out)
-    return inline(figure, "training", "Training and held-out loss by step", "Loss over response tokens only.")
+    return inline(figure, "gains", "Gain in every task and language", words.said("gains"))
 
 
 def fact_text(value: Any) -> str:
@@ -225,15 +188,7 @@ def fact_text(value: Any) -> str:
 
 
 def probe_page(folder: Path, command: str) -> str:
-    """The page of one model's probes.
-
-    Args:
-      folder: what `probe`, and perhaps `neurons`, wrote.
-      command: the command line that makes the page, shown in it.
-
-    Raises:
-      InputError: there is no such folder, no probe in it, a damaged one, or probes of several models.
-    """
+    """The page of one model's probes, as `probe`, and perhaps `neurons`, wrote them."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give one that `jaxalign probe` wrote, or two to compare")
     probes, documents = read_probes(folder), model_documents(folder)
@@ -276,9 +231,7 @@ def probe_sections(
 ) -> dict[str, Section]:
     """Name -> section, of those in which there is something to show or to say.
 
-    Args:
-      folders: where they lie; there may be selections of neurons beside them.
-      geometry, correlations: what changed between two sides.
+    folders: where the sides lie, perhaps with selections of neurons. geometry, correlations: what changed.
     """
     neurons = neurons_section(folders)  # first, as it reads files
     sections = {
@@ -338,50 +291,36 @@ def lens_section(sides: Sides) -> Section:
     codes = common(runs)
     values = {code: {label: figures.lens_values(probe, code) for label, probe in runs.items()} for code in codes}
     has_rows = [code for code in codes if all(np.isfinite(each["latent_mean"]).all() for each in values[code].values())]
-    if without := [language_title(code) for code in codes if code not in has_rows]:
-        its = "its" if len(without) == 1 else "their"
-        notes.append(f"No row of {', '.join(without)} survives: {its} label words share tokens with the English ones.")
+    if without := [words.language_title(code) for code in codes if code not in has_rows]:
+        notes.append(words.said("lens_without", languages=without))
     plots = []
     for start in range(0, len(has_rows), PANELS_PER_FIGURE):
         chosen = has_rows[start : start + PANELS_PER_FIGURE]
-        panels = [(f"{language_title(c)}, {label}", c, values[c][label]) for label in runs for c in chosen]
-        figure = figures.lens_figure(panels, len(chosen))
-        label = f"logit lens of {', '.join(map(language_title, chosen))}"
+        panels = [(f"{words.language_title(c)}, {label}", c, values[c][label]) for label in runs for c in chosen]
         counts = []
         for code in chosen:
-            survive = " and ".join(
-                map(str, sorted({probe.document["surviving_rows"][code] for probe in runs.values()}))
-            )
+            survive = sorted({probe.document["surviving_rows"][code] for probe in runs.values()})
             rows = max(probe.document["rows"][code] for probe in runs.values())
-            counts.append(f"{language_title(code)} {survive} of {rows}")
-        caption = f"Rows whose gold words can be told apart: {', '.join(counts)}."
-        plots.append(inline(figure, f"lens-{start}", label, caption))
+            counts.append(f"{words.language_title(code)} {' and '.join(map(str, survive))} of {rows}")
+        label = f"logit lens of {', '.join(map(words.language_title, chosen))}"
+        figure = figures.lens_figure(panels, len(chosen))
+        plots.append(inline(figure, f"lens-{start}", label, words.said("lens_rows", counts=counts)))
     first, folded = plots[:1], plots[1:]
     if len(runs) == 1:
         [(label, probe)] = runs.items()
         first, folded = small_multiples(probe, label), plots
-    text = (
-        "What each layer would answer, read by the final norm and the head at the last prompt position: probability of "
-        "the gold class's English and in-language words, and above it the entropy of the whole distribution. Bands are "
-        "95 % (±1.96 standard errors over rows)."
-    )
     table = lens_table(runs, codes)
-    return Section(title, text if first else "", first, folded, [table] if table.lines else [], notes)
+    return Section(title, words.said("lens") if first else "", first, folded, [table] if table.lines else [], notes)
 
 
 def small_multiples(probe: Probe, label: str) -> list[Plot]:
     """The lens of all languages in one figure: by the study's choice of rows; without shared ids if that differs."""
-    captions = {
-        "logit_lens": "The study's choice of rows: those whose English and in-language label words share no token.",
-        "logit_lens_unshared": "Shared tokens left out, so that more languages keep rows: those whose label words have "
-        "a token each besides.",
-    }
     pages = figures.lens_pages(probe, label)
     # Rows that survive the study's filter share nothing, so that nothing is left out of them.
     if probe.document["surviving_rows"] == probe.document["unshared_surviving_rows"]:
         pages.pop("logit_lens_unshared", None)
     return [
-        inline(figure, f"{name}-{label}", f"{name.replace('_', ' ')} by language", f"{captions[name]} n: rows.")
+        inline(figure, f"{name}-{label}", f"{name.replace('_', ' ')} by language", words.said(name))
         for name, figure in pages.items()
     ]
 
@@ -396,36 +335,32 @@ def representation_section(sides: Sides, change: PairedChange | None) -> Section
     layers = figures.chosen_layers(len(next(iter(runs.values())).document["layer"]) - 1)
     if scattered := common(runs, "scatter_language"):
         points = {label: select(probe, scattered, "scatter_language")["points"] for label, probe in runs.items()}
-        caption = (
-            "One mark a prompt: its mean state on the first two joint components. Every panel is a fit of its own, so "
-            "axes of different panels are not the same directions. Layer 0: embeddings; the last: after the final norm."
-        )
         # The middle of the model first, where the study sees languages move; its end on request.
         for chosen, place in ((layers[:2], plots), (layers[2:], folded)):
             if chosen:
                 label = f"PCA at layers {' and '.join(map(str, chosen))}"
                 figure = figures.pca_scatter(points, scattered, chosen)
-                place.append(inline(figure, f"pca-{chosen[0]}", label, caption))
+                place.append(inline(figure, f"pca-{chosen[0]}", label, words.said("pca")))
     codes = common(runs)
     correlations = {label: select(probe, codes)["correlations"] for label, probe in runs.items()}
-    has_english = "en" in codes and len(codes) > 1
-    if has_english:
-        caption = "Pearson correlation, over the same rows, of the coordinates on the first joint component."
-        figure = figures.correlation_map(correlations, codes)
-        plots.append(inline(figure, "correlation", "correlation with English over the layers", caption))
-    else:
-        where = " in both" if len(sides) > 1 else ""
-        notes.append(f"English or a second language was not probed{where}: no correlation with English.")
     groups, lines = [("variance on two components", len(runs))], []
     for layer in layers:
         explained = [probe.arrays["explained_variance_ratio"][layer].sum() for probe in runs.values()]
-        lines.append([str(layer), *(f"{percent(float(value))} %" for value in explained)])
+        lines.append([str(layer), *(f"{words.percent(float(value))} %" for value in explained)])
+    has_english = "en" in codes and len(codes) > 1
     if has_english:
+        figure = figures.correlation_map(correlations, codes)
+        plots.append(
+            inline(figure, "correlation", "correlation with English over the layers", words.said("correlation"))
+        )
         english, others = codes.index("en"), [index for index, code in enumerate(codes) if code != "en"]
         groups.append(("mean correlation with English", len(runs)))
         for layer, line in zip(layers, lines, strict=True):
             line += [f"{float(values[layer, english, others].mean()):.3f}" for values in correlations.values()]
-    tables = [Table(["layer", *(label for _ in groups for label in runs)], lines, groups=groups)]
+    else:
+        where = " in both" if len(sides) > 1 else ""
+        notes.append(f"English or a second language was not probed{where}: no correlation with English.")
+    tables = [words.Table(["layer", *(label for _ in groups for label in runs)], lines, groups=groups)]
     if change:
         tables.append(change.table())
     elif len(runs) > 1 and any(len(probe.languages) > 1 for probe in runs.values()):
@@ -444,17 +379,11 @@ def geometry_section(sides: Sides, change: PairedChange | None) -> Section:
         return Section(title, notes=notes)
     layers = next(iter(runs.values())).document["layer"]
     if any(probe.document["layer"] != layers for probe in runs.values()):
-        said = "The two probes read different layers: they are not drawn side by side."
-        return Section(title, notes=[*notes, said])
+        return Section(title, notes=[*notes, "The two probes read different layers: they are not drawn side by side."])
     codes = common(runs)
     arrays = {label: select(probe, codes) for label, probe in runs.items()}
-    positions = [probe.document["position"] for probe in runs.values()]
-    if len(runs) > 1:
-        positions = [f"{label} {position}" for label, position in zip(runs, positions, strict=True)]
-    caption = (
-        "Of each row's states (by language, against the same row in English); dotted: what rows in any order have on "
-        f"average. Layer 0: embeddings; the last: after the final norm. States: {', '.join(positions)}."
-    )
+    of_two = len(runs) > 1
+    positions = [(f"{label} " if of_two else "") + probe.document["position"] for label, probe in runs.items()]
     plots = []
     for name, measures in (
         ("geometry", figures.CENTRED_GEOMETRY),
@@ -462,15 +391,14 @@ def geometry_section(sides: Sides, change: PairedChange | None) -> Section:
     ):
         titles = ", ".join(figures.GEOMETRY_TITLES[measure].replace("\n", " ") for measure in measures)
         figure = figures.geometry_lines(arrays, codes, layers, measures)
-        plots.append(inline(figure, name, f"{titles} over the layers", caption))
+        plots.append(inline(figure, name, f"{titles} over the layers", words.said("geometry", positions=positions)))
     tables = []
     if change:
         tables = [change.table()]
-    elif len(runs) > 1:
+    elif of_two:
         notes.append("The two probes differ in rows, layers or states: their changes are not paired.")
     else:
-        [probe] = runs.values()
-        tables = [likeness_table("geometry", probe)]
+        tables = [likeness_table("geometry", probe) for probe in runs.values()]
     return Section(title, "", plots[:1], plots[1:], tables, notes)
 
 
@@ -480,28 +408,21 @@ def attribution_section(sides: Sides) -> Section:
     runs, absent = probed("attribution", sides)
     if not runs:
         return Section(title)
-    caption = "The lens distribution at the prompts' last position, summed over the tokens of each"
-    plots: dict[str, list[Plot]] = {"attribution": [], "attribution_scripts": []}
+    by_kind: dict[str, list[Plot]] = {"language": [], "script": []}
     for label, probe in runs.items():
-        for (name, figure), kind in zip(
-            figures.attribution_pages(probe, label).items(), ("language", "script"), strict=True
-        ):
-            said = f"{caption} {kind}; {label}."
-            plots[name].append(inline(figure, f"{name}-{label}", f"{name.replace('_', ' ')}, {label}", said))
+        pages = figures.attribution_pages(probe, label).items()
+        for (name, figure), (kind, plots) in zip(pages, by_kind.items(), strict=True):
+            caption = words.said("attribution", kind=kind, label=label)
+            plots.append(inline(figure, f"{name}-{label}", f"{name.replace('_', ' ')}, {label}", caption))
     notes = [*dict.fromkeys(token_map_text(probe.document) for probe in runs.values()), *absent]
     tables = [attribution_table(runs, common(runs))] if common(runs) else []
-    return Section(title, "", plots["attribution"], plots["attribution_scripts"], tables, notes)
+    return Section(title, "", by_kind["language"], by_kind["script"], tables, notes)
 
 
 def token_map_text(attribution: Mapping[str, Any]) -> str:
     """How good the map from tokens to languages is on texts that it was not made from; of `attribution.json`."""
     held_out = attribution["token_map"]["held_out"]["all"]
-    if held_out.get("decided") is None or held_out.get("accuracy") is None:
-        return "No token of the held-out texts has a language of its own."
-    return (
-        f"Of the tokens of held-out texts, {held_out['decided']:.0%} have a language of their own, and for "
-        f"{held_out['accuracy']:.0%} of these it is the right one."
-    )
+    return words.said("token_map", decided=held_out.get("decided"), accuracy=held_out.get("accuracy"))
 
 
 def neurons_section(folders: Mapping[str, Path]) -> Section:
@@ -509,13 +430,12 @@ def neurons_section(folders: Mapping[str, Path]) -> Section:
     title = "Language neurons"
     without = [label for label, folder in folders.items() if not (folder / "selection.json").is_file()]
     if without:
-        said = [f"The {label} folder holds no selection.json: no neurons are compared." for label in without]
-        return Section(title, notes=said if len(without) < len(folders) else [])
+        missing = [f"The {label} folder holds no selection.json: no neurons are compared." for label in without]
+        return Section(title, notes=missing if len(without) < len(folders) else [])
     neurons = read_neurons(folders)
     most = max(1, *(int(each.max()) for each in neurons.by_layer.values()))
     figure = figures.layers_map(neurons.by_layer, neurons.codes, "neurons", "viridis", (0, most))
-    caption = "Selected neurons that are active in a language but not in all, by layer; layers are counted from 0."
-    plot = inline(figure, "neurons", "neurons of each language over the layers", caption)
+    plot = inline(figure, "neurons", "neurons of each language over the layers", words.said("neurons"))
     return Section(title, "", [plot], tables=neurons.tables)
 
 
@@ -528,11 +448,7 @@ def effect_section(name: str, title: str, sides: Sides) -> Section:
     notes = [] if name == "transplant" else absent
     plots = []
     for label, probe in runs.items():
-        caption = (
-            f"{effect.quantity.capitalize()} with the neurons of each language {effect.done}, beside as many random "
-            "ones of the same layers; a dot: the 95 % interval of the two's difference leaves out 0; "
-            f"{label}."
-        )
+        caption = words.said("effect", quantity=effect.quantity, done=effect.done, label=label)
         figure = figures.effect_map(probe, name)
         plots.append(inline(figure, f"{name}-{label}", f"{name.replace('_', ' ')}, {label}", caption))
     if not common(runs):

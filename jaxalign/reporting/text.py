@@ -11,24 +11,10 @@ from typing import Any
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.errors import InputError
 from jaxalign.files import published, write_text
+from jaxalign.reporting import words
 from jaxalign.reporting.changes import LEVEL
 from jaxalign.reporting.compare import POWER, RESAMPLES, SEED, Comparison, MeanGain, PairedCell
 from jaxalign.reporting.folders import Results
-from jaxalign.reporting.words import (
-    Table,
-    block_title,
-    cells_text,
-    code_span,
-    count_text,
-    interval_text,
-    language_title,
-    number_text,
-    one_line,
-    own_markdown,
-    p_text,
-    percent,
-    signed,
-)
 
 TERMINAL_KINDS = ("all", "tuning", "tier")
 """Slices that the terminal shows; the files hold the others too."""
@@ -99,9 +85,7 @@ def csv_text(comparison: Comparison) -> str:
     """One line per cell: the JSON's cells, nested fields joined by "_", values of several runs by a space."""
     lines = [dict(flat(cell_document(cell))) for cell in comparison.cells]
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
+    csv.writer(text, lineterminator="\n").writerows([lines[0], *(line.values() for line in lines)])
     return text.getvalue()
 
 
@@ -129,7 +113,7 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 def plain_text(comparison: Comparison) -> str:
     """The tables of every task for a terminal, and what their columns and marks mean."""
     failures = [
-        one_line(f"Failed in {folder}: {cells_text([failure.key])}: {failure.error}")
+        words.one_line(f"Failed in {folder}: {words.cells_text([failure.key])}: {failure.error}")
         for folder, failure in comparison.failures
     ]
     tables = [table.text() for _, of_part in tables_of(comparison, TERMINAL_KINDS) for table in of_part]
@@ -144,29 +128,28 @@ def accuracy_tables(comparison: Comparison) -> str:
 
 def markdown(comparison: Comparison, command: str) -> str:
     """The same tables, with every slice, for a README."""
-    sides = [("Before", comparison.before), *(("After", each) for each in comparison.afters)]
-    parts = ["\n".join(f"- {label}: {source_text(each)}" for label, each in sides)]
+    sides = []
+    for index, each in enumerate((comparison.before, *comparison.afters)):
+        model, folder = (words.code_span(published(text)) for text in (each.model, str(each.folder)))
+        adapter = f", adapter {words.code_span(published(each.adapter))}" if each.adapter else ""
+        sides.append(f"- {'After' if index else 'Before'}: model {model}{adapter}, in {folder}")
+    parts = ["\n".join(sides)]
     for title, tables in tables_of(comparison, ("all", "tuning", "script", "family", "tier"), "language"):
         parts += [f"### {title}", *(table.markdown() for table in tables)]
     if comparison.failures:
         parts.append(
             "\n".join(
-                f"- Failed in {code_span(published(str(folder)))}: {cells_text([failure.key])}: "
-                f"{code_span(published(failure.error))}"
+                f"- Failed in {words.code_span(published(str(folder)))}: {words.cells_text([failure.key])}: "
+                f"{words.code_span(published(failure.error))}"
                 for folder, failure in comparison.failures
             )
         )
-    parts.append("\n".join(f"- {own_markdown(note)}" for note in notes(comparison)))
-    parts.append(f"Made by {code_span(published(command))}.")
+    parts.append("\n".join(f"- {words.own_markdown(note)}" for note in notes(comparison)))
+    parts.append(f"Made by {words.code_span(published(command))}.")
     return "\n\n".join(parts) + "\n"
 
 
-def source_text(results: Results) -> str:
-    adapter = f", adapter {code_span(published(results.adapter))}" if results.adapter else ""
-    return f"model {code_span(published(results.model))}{adapter}, in {code_span(published(str(results.folder)))}"
-
-
-def tables_of(comparison: Comparison, kinds: Sequence[str], first: str = "") -> list[tuple[str, list[Table]]]:
+def tables_of(comparison: Comparison, kinds: Sequence[str], first: str = "") -> list[tuple[str, list[words.Table]]]:
     """(title, tables) of every task and of what the probes changed; means of those kinds of slices.
 
     `first`: what the first column of a task's cells is called, in place of the task.
@@ -174,11 +157,11 @@ def tables_of(comparison: Comparison, kinds: Sequence[str], first: str = "") -> 
     spread = ["seed dev."] if len(comparison.afters) > 1 else []
     titled = []
     for block, (cells, means) in comparison.by_block.items():
-        title = block_title(*block)
+        title = words.block_title(*block)
         head = ["before", "after", "gain  ", *spread, "p", "Holm", "B-H", "detectable", "rows", "tuned on"]
-        of_cells = Table([first or title, *head], [cell_line(cell, spread) for cell in cells])
+        of_cells = words.Table([first or title, *head], [cell_line(cell, spread) for cell in cells])
         head = ["mean over", "languages", "before", "after", "gain", "95 % interval", *spread]
-        of_means = Table(head, [mean_line(mean, spread) for mean in means if mean.kind in kinds])
+        of_means = words.Table(head, [mean_line(mean, spread) for mean in means if mean.kind in kinds])
         titled.append((title, [of_cells, of_means]))
     for title, change in (("geometry", comparison.geometry), ("correlations", comparison.correlations)):
         if change:
@@ -189,13 +172,12 @@ def tables_of(comparison: Comparison, kinds: Sequence[str], first: str = "") -> 
 def cell_line(cell: PairedCell, spread: Sequence[str]) -> list[str]:
     score = cell.corrected
     return [
-        language_title(cell.language),
-        percent(score.accuracy_before),
-        percent(score.accuracy_after),
-        signed(score.gain_points) + score.mark.ljust(2),
-        *[number_text(score.seed_deviation_points) for _ in spread],
-        *map(p_text, (score.p_value, score.p_holm, score.p_benjamini_hochberg)),
-        number_text(score.smallest_detectable_points),
+        words.language_title(cell.language),
+        *map(words.percent, (score.accuracy_before, score.accuracy_after)),
+        words.signed(score.gain_points) + score.mark.ljust(2),
+        *[words.number_text(score.seed_deviation_points) for _ in spread],
+        *map(words.p_text, (score.p_value, score.p_holm, score.p_benjamini_hochberg)),
+        words.number_text(score.smallest_detectable_points),
         str(len(cell.rows)),
         {True: "yes", False: "no", None: "not recorded"}[cell.seen],
     ]
@@ -206,44 +188,30 @@ def mean_line(mean: MeanGain, spread: Sequence[str]) -> list[str]:
     return [
         mean.name,
         str(len(mean.languages)),
-        percent(score.accuracy_before),
-        percent(score.accuracy_after),
-        signed(score.gain_points),
-        interval_text(score.interval_points),
-        *[number_text(score.seed_deviation_points) for _ in spread],
+        *map(words.percent, (score.accuracy_before, score.accuracy_after)),
+        words.signed(score.gain_points),
+        words.interval_text(score.interval_points),
+        *[words.number_text(score.seed_deviation_points) for _ in spread],
     ]
 
 
 def notes(comparison: Comparison) -> list[str]:
     """What the tables' columns and marks mean, and what was left out, one sentence or two each."""
-    runs, cells = len(comparison.afters), len(comparison.cells)
-    level = f"{100 * LEVEL:.0f} %"
-    resampled = "languages and of rows" if runs == 1 else "languages, of rows and of runs"
-    texts = [
-        "Accuracies in %, gains and deviations in percentage points, under corrected scoring; only rows that all "
-        "folders scored.",
-        f"** significant at {level} after Holm's correction over the {count_text(cells, 'cell')} of this comparison; "
-        f"* only after Benjamini and Hochberg's (of all marks {level} are false on average at most).",
-        "p: exact McNemar test, two-sided; Holm, B-H: p after correction; detectable: the smallest gain that one "
-        f"uncorrected test of this cell finds with {100 * POWER:.0f} % power.",
-        f"Intervals of mean gains: 95 %, crossed bootstrap, {RESAMPLES:,} resamples of {resampled}, a row being the "
-        "same item in every language. Of one language, its rows alone are resampled.",
-    ]
-    if runs > 1:
-        texts.append(
-            f"Means over {runs} runs. Their p-values are not pooled: p is the largest of them, and 1 where they point "
-            "in different directions; so is detectable the largest. seed dev.: sample standard deviation over the runs."
-        )
-    if left_out := [cell.key for cell in comparison.cells if cell.left_out]:
-        texts.append(f"Rows that not every folder scored were left out of {cells_text(left_out)}.")
-    for block, (of_block, means) in comparison.by_block.items():
-        if any(len(cell.rows) > means[0].count for cell in of_block):
-            texts.append(
-                f"Means of {block_title(*block)} are over the {count_text(means[0].count, 'row')} that all its "
-                "languages have; the others were left out."
-            )
-    texts += [change.table().note for change in (comparison.geometry, comparison.correlations) if change]
-    for side, keys in (("before", comparison.only_before), ("after", comparison.only_after)):
-        if keys:
-            texts.append(f"Only {side}, not compared: {cells_text(keys)}.")
-    return texts
+    means_over = {
+        words.block_title(*block): words.count_text(means[0].count, "row")
+        for block, (cells, means) in comparison.by_block.items()
+        if any(len(cell.rows) > means[0].count for cell in cells)
+    }
+    text = words.said(
+        "comparison",
+        runs=len(comparison.afters),
+        cells=words.count_text(len(comparison.cells), "cell"),
+        level=f"{100 * LEVEL:.0f} %",
+        power=f"{100 * POWER:.0f} %",
+        resamples=f"{RESAMPLES:,}",
+        left_out=words.cells_text(cell.key for cell in comparison.cells if cell.left_out),
+        means_over=means_over,
+        changes=[change.table().note for change in (comparison.geometry, comparison.correlations) if change],
+        only={"before": words.cells_text(comparison.only_before), "after": words.cells_text(comparison.only_after)},
+    )
+    return text.split("\n")[:-1]

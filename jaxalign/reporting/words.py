@@ -1,11 +1,15 @@
 """How reports say things: numbers, cells, tables; and text of others (model names, paths, errors) made harmless."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from jaxalign.data.languages import LANGUAGES
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 VARIANTS = {
     "english": "English answers",
@@ -25,12 +29,9 @@ class Table:
 
     head: Sequence[str]
     lines: Sequence[Sequence[str]]
-    note: str = ""
-    """what the columns mean"""
-    groups: Sequence[tuple[str, int]] = ()
-    """headings over several columns each; the first column has its own"""
-    summary: str = ""
-    """what a page says in its place, until it is asked for"""
+    note: str = ""  # what the columns mean
+    groups: Sequence[tuple[str, int]] = ()  # headings over several columns each; the first column has its own
+    summary: str = ""  # what a page says in its place, until it is asked for
 
     def text(self) -> str:
         """For a terminal: the first column to the left, the others to the right, two spaces between."""
@@ -45,6 +46,29 @@ class Table:
         rule = ["---", *["---:"] * (len(self.head) - 1)]
         head, *body = [[own_markdown(cell.strip()) for cell in line] for line in (self.head, *self.lines)]
         return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *body))
+
+
+def templates(filters: Mapping[str, Callable[..., Any]], **settings: Any) -> "Environment":
+    """The templates of this folder."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # which `jaxalign --help` can do without
+
+    loader = PackageLoader("jaxalign.reporting", ".")
+    environment = Environment(
+        loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **settings
+    )
+    environment.filters |= filters
+    return environment
+
+
+@cache
+def texts() -> Any:
+    """The macros of `texts.jinja`."""
+    return templates({}).get_template("texts.jinja").module
+
+
+def said(name: str, **facts: Any) -> str:
+    """A caption or note of `texts.jinja`, not escaped."""
+    return getattr(texts(), name)(**facts)
 
 
 def language_title(code: str) -> str:

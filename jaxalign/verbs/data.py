@@ -21,7 +21,7 @@ from jaxalign.data.check import (
 )
 from jaxalign.data.pairs import QuestionPair, read_pairs
 from jaxalign.data.study import import_study
-from jaxalign.data.tasks import TASKS, parse_rows, read_task_rows, task_file
+from jaxalign.data.tasks import TASKS, TaskData, parse_rows, task_file
 from jaxalign.data.tokenizer import resolve_template
 from jaxalign.errors import InputError
 from jaxalign.files import data_folder, local_path, write_json
@@ -145,7 +145,7 @@ def test_rows(config: ConfigDict, pairs: Sequence[QuestionPair]) -> list[dict[st
                 task_file(data, task, language, "test")
             except InputError:  # not every task has every language
                 continue
-            rows = read_task_rows(data, task, language, "test", slice(None))
+            rows = TaskData(data).rows(task, language)
             place = {"task": task.name, "language": language, "count": len(rows)}
             records.append({**place, "among_the_pairs": rows_among(pairs, task, rows)})
     return records

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from jaxalign.configuration import changed, command, installed_versions
 from jaxalign.data.fields import read_object
 from jaxalign.data.languages import LANGUAGES
-from jaxalign.data.tasks import TASKS, read_task_rows
+from jaxalign.data.tasks import TASKS, TaskData
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.files import (
@@ -475,7 +475,7 @@ def _logits(decoder: Decoder, variables: Any, tokens: jax.Array) -> jax.Array:
 
 def some_tokens(tokenizer: Tokenizer) -> np.ndarray:
     """int32 [ROWS, POSITIONS]: a review of the mini set in every language, one after the other."""
-    reviews = [read_task_rows(MINI, TASKS["emotion"], code, "test", slice(0, 1))[0] for code in LANGUAGES]
+    reviews = [TaskData(MINI).rows(TASKS["emotion"], code, slice(0, 1))[0] for code in LANGUAGES]
     ids = [token for review in reviews for token in tokenizer.prompt_ids(" ".join(review.fields))]
     return np.resize(np.array(ids, np.int32), (ROWS, POSITIONS))
 

@@ -26,29 +26,12 @@ from jaxalign.log import is_hidden, tell
 from jaxalign.model.quantised import SCHEMES
 from jaxalign.model.ragged import Runner
 from jaxalign.probe_files import Probe, write_probe
+from jaxalign.probing import masking
+from jaxalign.probing import neurons as selecting
 from jaxalign.probing.attribution import attribution, token_languages
 from jaxalign.probing.capture import Capture, captured_layers, parse_capture
 from jaxalign.probing.geometry import ENGLISH, LEAST_ROWS, geometry, pca
 from jaxalign.probing.logit_lens import logit_lens
-from jaxalign.probing.masking import (
-    change_names,
-    effect_probe,
-    effects,
-    language_masks,
-    masking,
-    transplant,
-    with_neurons,
-)
-from jaxalign.probing.neurons import (
-    GENERAL,
-    SCORES,
-    check_fits,
-    neuron_counts,
-    read_counts,
-    read_selection,
-    selection_probes,
-    specific_neurons,
-)
 from jaxalign.probing.probe import TASK, ProbeRun, probe_texts
 from jaxalign.reporting.figures import write_plots
 from jaxalign.reporting.folders import check_of_one_model
@@ -57,28 +40,27 @@ from jaxalign.runtime import agree
 from jaxalign.verbs.evaluate import grid_data, prompt_style, settings
 from jaxalign.verbs.settings import EvaluationData, chosen_languages, load_model, out_folder, split_list
 
-FILE_OF = {
-    name: name
-    for name in ("logit_lens", "attribution", "pca", "geometry", "neurons", "masking", "masked_accuracy", "transplant")
-} | {"neurons": "neuron_counts"}
-"""The probes, and how the files of each are called."""
-OF_NEURONS = {"masking", "masked_accuracy", "transplant"}
-"""Those that read a selection of neurons."""
+OF_NEURONS = ("masking", "masked_accuracy", "transplant")
+"""The probes that read a selection of neurons."""
 COMPARED = ("pca", "geometry")
 """Those that compare representations of one row with those of another."""
-SURVIVING = {
-    "rows whose English and in-language label words share no token": "surviving_rows",
-    "rows whose label words keep a token each without the shared ones": "unshared_surviving_rows",
-}
+FILE_OF = {name: name for name in ("logit_lens", "attribution", *COMPARED)}
+FILE_OF |= {"neurons": "neuron_counts"} | {name: name for name in OF_NEURONS}
+"""The probes, and how the files of each are called."""
 SCATTERED = ("en", "de", "fr", "hi")
 """The languages of the study's PCA figure; those of them that are probed are drawn, or else the first four."""
 MASKED = ("specific", "related", "general")
 """What may be switched off of a language: `config.neurons.masked`."""
+SURVIVING = {
+    "rows whose English and in-language label words share no token": "surviving_rows",
+    "rows whose label words keep a token each without the shared ones": "unshared_surviving_rows",
+}
+"""What is told when the lens is done."""
 
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """What a config says of probes, its files read: known before the model is loaded."""
+    """What a config says of probes, its files read."""
 
     config: ConfigDict
     names: list[str]
@@ -109,21 +91,18 @@ class ProbeSettings:
             "attribution": partial(attribution, token_map=token_map, positions=config.attribution_positions),
             "pca": partial(pca, scattered=[code for code in SCATTERED if code in languages] or languages[:4]),
             "geometry": partial(geometry, capture=self.capture),
-            "neurons": neuron_counts,
-            "masking": partial(masking, **change),
+            "neurons": selecting.neuron_counts,
+            "masking": partial(masking.masking, **change),
             "masked_accuracy": partial(masked_accuracy, grid=grid, batch_tokens=config.batch_tokens, **change),
-            "transplant": partial(transplant, load_base=partial(base_params, config), **change),
+            "transplant": partial(masking.transplant, load_base=partial(base_params, config), **change),
         }
 
 
 def probe_settings(
     config: ConfigDict, data: EvaluationData, names: Sequence[str] | None = None, prefix: str = ""
 ) -> ProbeSettings:
-    """The settings of the probes of `config.probes`, or of those named.
-
-    Args:
-      prefix: what stands before rows and languages in the names of the keys that they come from.
-    """
+    """The settings of the probes of `config.probes`, or of those named; `prefix` stands before the names of the keys
+    that rows and languages come from."""
     if names is None:
         names = split_list(config.probes)
         if config.tasks not in (TASK.name, "all"):
@@ -151,12 +130,11 @@ def probe_settings(
                 "one more"
             )
     own = {}
-    if changes := OF_NEURONS.intersection(names):
+    if changes := [name for name in OF_NEURONS if name in names]:
         own = neurons_to_change(config, languages)
-        if changes != {"masking"} and config.param_dtype in SCHEMES:
-            name = min(changes - {"masking"})
+        if changes != ["masking"] and config.param_dtype in SCHEMES:
             raise InputError(
-                f"--config.param_dtype={config.param_dtype}: {name} needs weights as numbers; take float32"
+                f"--config.param_dtype={config.param_dtype}: {changes[-1]} needs weights as numbers; take float32"
             )
         if "transplant" in changes and not config.adapter:
             raise InputError("--config.adapter= is needed: transplant takes neurons of a tuned model")
@@ -180,7 +158,7 @@ def probe_model(chosen: ProbeSettings, model: Model) -> None:
         if jax.process_index() == 0:
             check_of_one_model(out, named, [FILE_OF[name] for name in names])
         if chosen.own:
-            check_fits(chosen.own, model.config.layers, model.config.mlp_dim)
+            selecting.check_fits(chosen.own, model.config.layers, model.config.mlp_dim)
             check_selected_of(Path(config.neurons.selection), named["model"])
         if "geometry" in names:
             captured_layers(chosen.capture, model.config.layers)
@@ -201,19 +179,14 @@ def probe_model(chosen: ProbeSettings, model: Model) -> None:
                 found = replace(found, document={**found.document, **description})
                 if jax.process_index() == 0:
                     write_probe(out, FILE_OF[name], found)
-                for line in told_of(name, found.document):
-                    tell(line)
+                if name == "logit_lens":
+                    for told, key in SURVIVING.items():
+                        tell(f"{told}: {', '.join(f'{code} {count}' for code, count in found.document[key].items())}")
+                if name == "attribution":
+                    tell(token_map_text(found.document))
         if jax.process_index() == 0:
             write_plots(out, Path(model.adapter_name).name or "base model")
     tell(f"probes: {out}")
-
-
-def told_of(name: str, document: Mapping[str, Any]) -> list[str]:
-    """What is said of a probe when it is done: how many rows survived, how good the map of tokens is."""
-    if name == "logit_lens":
-        counts = {named: document[key].items() for named, key in SURVIVING.items()}
-        return [f"{named}: {', '.join(f'{code} {count}' for code, count in each)}" for named, each in counts.items()]
-    return [token_map_text(document)] if name == "attribution" else []
 
 
 def base_params(config: ConfigDict, tuned: Any) -> Any:
@@ -226,12 +199,7 @@ def base_params(config: ConfigDict, tuned: Any) -> Any:
 def masked_accuracy(
     run: ProbeRun, own: Mapping[str, np.ndarray], seed: int, grid: GridData, batch_tokens: int
 ) -> Probe:
-    """The accuracy of every language with the neurons of each switched off: where evaluation and probing meet.
-
-    Args:
-      own, seed: as `masking` takes them.
-      batch_tokens: as `Scorer` takes it.
-    """
+    """The accuracy of every language with the neurons of each switched off; own, seed: as `masking` takes them."""
     cells = [label_cell(grid, CellKey(TASK.name, language, "english")) for language in run.languages]
     asked = [(cell, cell.queries()) for cell in cells]
     scorer = Scorer(run.runner.decoder, run.variables, run.runner.mesh, batch_tokens)
@@ -242,19 +210,19 @@ def masked_accuracy(
         return jnp.zeros((), leaf.dtype) if path[-2].key == "down_proj" else leaf
 
     silenced = jax.tree_util.tree_map_with_path(silent, params)
-    for mask in language_masks(own, run.languages, run.config, seed):
-        masked = {**run.placed, "params": with_neurons(params, silenced, jnp.asarray(mask))}
+    for mask in masking.language_masks(own, run.languages, run.config, seed):
+        masked = {**run.placed, "params": masking.with_neurons(params, silenced, jnp.asarray(mask))}
         variables = scorer.runner.place(masked)
         answered.append([cell.ask(scorer, variables, queries, run.on_rows) for cell, queries in asked])
     right = np.array([[[record["correct_corrected"] for record in cell] for cell in cells] for cells in answered])
-    change = effects(right.astype(np.float64), np.ones(right.shape[1:], np.int64), seed)
+    change = masking.effects(right.astype(np.float64), np.ones(right.shape[1:], np.int64), seed)
     arrays = {
         "right": (right, "mask language row"),
         "accuracy": (right.mean(axis=2), "mask language"),
         "accuracy_change": (change, "effect masked_language language estimate"),
     }
-    return effect_probe(
-        run, own, "masked_language", arrays, mask=change_names(run.languages, "none"), variant="english"
+    return masking.effect_probe(
+        run, own, "masked_language", arrays, mask=masking.change_names(run.languages, "none"), variant="english"
     )
 
 
@@ -263,7 +231,7 @@ def neurons(config: ConfigDict, paths: Sequence[str]) -> None:
     if len(paths) != 1:
         raise InputError("neurons takes one argument: the .npz file of counts")
     out, counts = out_folder(config), Path(paths[0])
-    probes = selection_probes(read_counts(counts), *selection_rule(config))
+    probes = selecting.selection_probes(selecting.read_counts(counts), *selection_rule(config))
     counted, where = sidecar(counts)
     made_from = {"counts": recorded(paths[0])}
     if "model" in counted:
@@ -280,8 +248,8 @@ def neurons(config: ConfigDict, paths: Sequence[str]) -> None:
 def selection_rule(config: ConfigDict) -> tuple[str, float]:
     """Score and rate of `config.neurons`."""
     score, rate = config.neurons.score, config.neurons.top_rate
-    if score not in SCORES:
-        raise InputError(f"--config.neurons.score={score}: choose {', '.join(SCORES)}")
+    if score not in selecting.SCORES:
+        raise InputError(f"--config.neurons.score={score}: choose {', '.join(selecting.SCORES)}")
     if not 0 < rate <= 1:
         raise InputError(f"--config.neurons.top_rate={rate}: set it above 0, and to 1 at most")
     return score, rate
@@ -294,10 +262,7 @@ def sidecar(arrays: Path) -> tuple[dict[str, Any], str]:
 
 
 def check_selected_of(selection: Path, model: str) -> None:
-    """Refuses a selection whose JSON file names another model. Its adapter may differ: tuning keeps neurons' places.
-
-    By the name alone: the folder that holds the model may be another on another machine.
-    """
+    """Refuses a selection whose JSON file names another model, by name, wherever that lies; adapters may differ."""
     document, where = sidecar(selection)
     if "model" in document and Path(other := field(document, "model", str, where)).name != Path(model).name:
         raise InputError(
@@ -306,19 +271,17 @@ def check_selected_of(selection: Path, model: str) -> None:
 
 
 def neurons_to_change(config: ConfigDict, languages: Sequence[str]) -> dict[str, np.ndarray]:
-    """(layer, index) of the neurons of each language that are masked or transplanted.
-
-    They are nested: `related` holds the specific ones too, `general` both of these and those of every language.
-    """
+    """(layer, index) of the neurons of each language that are masked or transplanted: `related` are the specific ones
+    too, `general` both of these and those of every language."""
     chosen, path = config.neurons, Path(config.neurons.selection)
     if chosen.masked not in MASKED:
         raise InputError(f"--config.neurons.masked={chosen.masked}: choose {', '.join(MASKED[:-1])} or {MASKED[-1]}")
     if not chosen.selection:
         raise InputError("--config.neurons.selection= is needed: the selection.npz that `jaxalign neurons` wrote")
-    own = read_selection(path, languages)
+    own = selecting.read_selection(path, languages)
     if chosen.masked == "specific":
-        return specific_neurons(own)
+        return selecting.specific_neurons(own)
     if chosen.masked == "general":
-        general = read_selection(path.with_name("general_neurons.npz"), [GENERAL])[GENERAL]
+        (general,) = selecting.read_selection(path.with_name("general_neurons.npz"), [selecting.GENERAL]).values()
         return {code: np.unique(np.concatenate([pairs, general]), axis=0) for code, pairs in own.items()}
     return own

@@ -4,16 +4,15 @@ A probe that is watched is the one that `jaxalign probe` runs, and its numbers a
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from jaxalign.errors import InputError
-from jaxalign.evaluation.cells import label_cell
+from jaxalign.evaluation.cells import Records, label_cell
 from jaxalign.evaluation.generate import Generator
 from jaxalign.evaluation.open_cells import TRANSLATION
 from jaxalign.evaluation.score import Scorer
@@ -23,15 +22,13 @@ from jaxalign.probe_files import Probe
 from jaxalign.probing.geometry import ENGLISH
 from jaxalign.probing.neurons import ActivationCounts, selection_probes
 from jaxalign.training.loop import Hook
-from jaxalign.verbs.evaluate import chosen_cells, grid_data, unreadable
-from jaxalign.verbs.open_answers import OPEN_TASKS, cells_of, check_open_answers, open_tasks
+from jaxalign.verbs import evaluate as evaluation
 from jaxalign.verbs.probe import ProbeSettings, probe_settings, selection_rule
 from jaxalign.verbs.settings import EvaluationData, chosen_languages, split_list
 
 Numbers = dict[str, float]
 """By name: `quantity/cell`, `quantity/language`, or `quantity`."""
-Measure = Callable[[Any], Numbers]
-"""Of the collections that the decoder is applied to."""
+SCORES = ("accuracy", "open_answers")
 
 
 @dataclass(frozen=True)
@@ -52,46 +49,66 @@ class Watch:
           decoder: as it is tuned, adapters among it.
           shapes: of the collections that a hook is given.
         """
-        measures = [
-            SCORES[name](self.config, self.data, model, decoder, shapes) for name in self.names if name in SCORES
-        ]
-        if self.probes:
-            functions, run = self.probes.functions(model), self.probes.run(replace(model, decoder=decoder), shapes)
-
-            def probe(name: str, variables: Any) -> Numbers:
-                return PROBES[name](functions[name](replace(run, variables=variables)), self.config)
-
-            measures += [partial(probe, name) for name in self.probes.names]
-        if not measures:
+        if not self.names:
             return []
+        asked, probes = list(self.asked(model, decoder, shapes)), self.probes
+        functions = probes.functions(model) if probes else {}
+        run: Any = probes and probes.run(replace(model, decoder=decoder), shapes)
 
         def hook(step: int, variables: Any) -> Numbers:
             started, numbers = time.perf_counter(), {}
-            for measure in measures:
-                numbers |= measure(variables)
+            for asker, cell, queries in asked:
+                numbers |= score(cell, cell.ask(asker, variables, queries))
+            for name in probes.names if probes else ():
+                numbers |= PROBES[name](functions[name](replace(run, variables=variables)), self.config)
             return numbers | {"watch_seconds": round(time.perf_counter() - started, 3)}
 
         return [hook]
 
+    def asked(self, model: Model, decoder: Decoder, shapes: Any) -> Iterator[tuple[Any, Any, Any]]:
+        """Who is asked, which cell, and what: of all cells of SCORES."""
+        config = self.config
+        if "accuracy" in self.names:
+            data = evaluation.grid_data(config, self.data, model)
+            scorer = Scorer(decoder, shapes, model.mesh, config.batch_tokens)
+            for cell in (label_cell(data, key) for key in evaluation.chosen_cells(config)):
+                # Masses alone are asked for.
+                yield scorer, cell, [replace(query, words=()) for query in cell.queries()]
+        if "open_answers" in self.names:
+            generator = Generator(decoder, shapes, model.mesh, config.generate.batch_size)
+            for cell in evaluation.open_cells(config, model):
+                yield generator, cell, cell.queries()
+
+
+def score(cell: Any, records: Records) -> Numbers:
+    """`chrf/translation_{languages}`, 0 to 100; or `accuracy/{task}_{language}`, behind it `_{variant}` of a label
+    cell: the share of answers that are right, where a label's is the aligned English one."""
+    if cell.labels["task"] == TRANSLATION:
+        return {f"chrf/{cell.name}": cell.summary(records)["chrf"]}
+    return {f"accuracy/{cell.name}": float(np.mean([record["correct_corrected"] for record in records]))}
+
 
 def watch_settings(config: ConfigDict) -> Watch:
     """What `config.watch` names; InputError for what would only fail once the model is loaded."""
-    names, watched = split_list(config.watch) if config.watch else [], watch_config(config)
+    names, watched = split_list(config.watch) if config.watch else [], config.copy_and_resolve_references()
+    watched.update(rows=config.watch_rows, languages=config.watch_languages)
     known, data = [*SCORES, *PROBES], EvaluationData(watched)
     if unknown := [name for name in names if name not in known]:
         raise InputError(f"--config.watch={config.watch}: cannot watch {unknown[0]!r}; choose {', '.join(known)}")
     if "accuracy" in names:
-        keys = chosen_cells(watched)
+        keys = evaluation.chosen_cells(watched)
         if not keys:
             raise InputError(
                 f"--config.tasks={config.tasks}: none is scored by labels; watch open_answers in place of it"
             )
-        if errors := unreadable(watched, data, keys):
+        if errors := evaluation.unreadable(watched, data, keys):
             raise errors[0]
     if "open_answers" in names:
-        if not open_tasks(watched):
-            raise InputError(f"--config.tasks={config.tasks}: open_answers watches {', '.join(OPEN_TASKS)}; name one")
-        check_open_answers(watched)
+        if not evaluation.open_tasks(watched):
+            raise InputError(
+                f"--config.tasks={config.tasks}: open_answers watches {', '.join(evaluation.OPEN_TASKS)}; name one"
+            )
+        evaluation.check_open_answers(watched)
     if "neurons" in names:
         selection_rule(config)
         if len(languages := chosen_languages(watched)) < 2:
@@ -101,49 +118,6 @@ def watch_settings(config: ConfigDict) -> Watch:
             )
     probes = [name for name in names if name in PROBES]
     return Watch(watched, names, data, probe_settings(watched, data, probes, "watch_") if probes else None)
-
-
-def watch_config(config: ConfigDict) -> ConfigDict:
-    """The config as an evaluation of the watched rows would have it."""
-    watched = config.copy_and_resolve_references()
-    watched.update(rows=config.watch_rows, languages=config.watch_languages)
-    return watched
-
-
-def accuracy(config: ConfigDict, read: EvaluationData, model: Model, decoder: Decoder, shapes: Any) -> Measure:
-    """`accuracy/{task}_{language}_{variant}`: the share of rows whose label of most mass is the aligned English one."""
-    data = grid_data(config, read, model)
-    scorer = Scorer(decoder, shapes, model.mesh, config.batch_tokens)
-    cells = [label_cell(data, key) for key in chosen_cells(config)]
-    # Masses alone are asked for.
-    asked = [(cell, [replace(query, words=()) for query in cell.queries()]) for cell in cells]
-
-    def measure(variables: Any) -> Numbers:
-        numbers = {}
-        for cell, queries in asked:
-            records = cell.ask(scorer, variables, queries)
-            numbers[f"accuracy/{cell.name}"] = float(np.mean([record["correct_corrected"] for record in records]))
-        return numbers
-
-    return measure
-
-
-def open_answers(config: ConfigDict, read: EvaluationData, model: Model, decoder: Decoder, shapes: Any) -> Measure:
-    """`accuracy/{task}_{language}` of math problems, and `chrf/translation_{languages}` of translations, 0 to 100."""
-    cells = [cell for task in open_tasks(config) for cell in cells_of(config, task, model)]
-    generator = Generator(decoder, shapes, model.mesh, config.generate.batch_size)
-
-    def measure(variables: Any) -> Numbers:
-        numbers = {}
-        for cell in cells:
-            summary = cell.summary(cell.ask(generator, variables, cell.queries()))
-            if cell.task == TRANSLATION:
-                numbers[f"chrf/{cell.name}"] = summary["chrf"]
-            else:
-                numbers[f"accuracy/{cell.name}"] = summary["accuracy_corrected"]
-        return numbers
-
-    return measure
 
 
 def of_lens(found: Probe, config: ConfigDict) -> Numbers:
@@ -196,10 +170,6 @@ def of_neurons(found: Probe, config: ConfigDict) -> Numbers:
     }
 
 
-SCORES: dict[str, Callable[[ConfigDict, EvaluationData, Model, Decoder, Any], Measure]] = {
-    "accuracy": accuracy,
-    "open_answers": open_answers,
-}
 PROBES: dict[str, Callable[[Probe, ConfigDict], Numbers]] = {
     "logit_lens": of_lens,
     "attribution": of_attribution,

@@ -14,7 +14,7 @@ from jaxalign.configuration import config_with
 from jaxalign.data.pairs import QuestionPair
 from jaxalign.errors import InputError
 from jaxalign.training import loop
-from jaxalign.verbs.open_answers import heldout_pairs
+from jaxalign.verbs.evaluate import heldout_pairs
 from tests.cli.conftest import save_model
 from tests.two_processes import end_of, start_two
 

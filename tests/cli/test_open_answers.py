@@ -15,7 +15,7 @@ from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.errors import InputError
 from jaxalign.files import read_json, write_json
 from jaxalign.verbs.data import gather_pairs
-from jaxalign.verbs.open_answers import check_open_answers, evaluate_open_answers, heldout_pairs, open_tasks
+from jaxalign.verbs.evaluate import check_open_answers, evaluate_open_answers, heldout_pairs, open_tasks
 from jaxalign.verbs.settings import load_model
 
 SETTINGS = {"model": "tiny"}

@@ -21,9 +21,9 @@ LOOK = """
 from jaxalign.configuration import load_config, shipped_configs
 from jaxalign.files import MINI
 from jaxalign.data.languages import LANGUAGES
-from jaxalign.data.tasks import TASKS, read_task_rows
+from jaxalign.data.tasks import TASKS, TaskData
 from jaxalign.model import architectures
-from jaxalign.reporting.page import template_text
+from jaxalign.reporting.words import templates
 import jaxalign
 
 print(jaxalign.__file__)
@@ -32,11 +32,11 @@ for file in sorted(shipped_configs().glob("*.py")):
 for task in TASKS.values():
     for language in LANGUAGES:
         for part in ("train", "test"):
-            assert read_task_rows(MINI, task, language, part, slice(None))
+            assert TaskData(MINI, task, language, part, slice(None))
 for name in architectures.names():
     architectures.read(name)
 for name in ("report.html.jinja", "probe_page.html.jinja", "card.md.jinja"):
-    assert template_text(name)
+    assert templates({}).loader.get_source(templates({}), name)
 """
 
 

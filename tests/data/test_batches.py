@@ -198,6 +198,9 @@ def test_bins_are_the_fullest_that_still_hold():
             bins += [] if holding else [[]]
             bins[min(holding, key=lambda place: room[place]) if holding else -1].append(item)
         assert best_fit_bins(lengths, capacity) == bins
+    lengths = np.random.default_rng(0).integers(1, 60, 500)
+    # Best-fit decreasing uses at most 11/9 of the optimum plus one bin (Johnson 1974).
+    assert len(best_fit_bins(lengths, 100)) <= 11 / 9 * np.ceil(lengths.sum() / 100) + 1
 
 
 def test_heldout_split_covers_all_and_overlaps_nowhere():

@@ -10,7 +10,7 @@ import pytest
 
 from jaxalign.data import pairs
 from jaxalign.data.pairs import Instruction, QuestionPair, Rendering, read_pairs, with_instruction
-from jaxalign.data.tasks import TASKS, read_task_rows
+from jaxalign.data.tasks import TASKS, TaskData
 from jaxalign.errors import InputError
 from tests.data.tfds_copies import opus, paws_x, ted, xquad
 
@@ -80,17 +80,15 @@ def test_xquad_is_joined_by_id(tmp_path):
 def test_paws_x_wiki_is_the_paws_task(tmp_path):
     paws_x(tmp_path, "de", [("Er geht.", "Er ist weg.", 0), ("Sie ruft an.", "Sie telefoniert.", 1), ("A", "B", 0)])
     paws_x(tmp_path, "en", [("He goes.", "He is gone.", 0), ("She calls.", "She phones.", 1), ("A", "B", 0)])
-    rows = {
-        language: read_task_rows(tmp_path, TASKS["paws"], language, "test", slice(None)) for language in ("de", "en")
-    }
+    rows = {language: TaskData(tmp_path).rows(TASKS["paws"], language) for language in ("de", "en")}
     (call,) = [row for row in rows["de"] if row.fields == ("Sie ruft an.", "Sie telefoniert.")]
     assert call.answer == call.gold_class == "same"
     assert rows["en"][call.row].fields == ("She calls.", "She phones.")
     assert sorted(row.gold_class for row in rows["de"]) == ["different", "different", "same"]
     with pytest.raises(InputError, match="paws_x_wiki/sw: one prepared version is needed there, found none"):
-        read_task_rows(tmp_path, TASKS["paws"], "sw", "test", slice(None))
+        TaskData(tmp_path).rows(TASKS["paws"], "sw")
     with pytest.raises(InputError, match="no split 'train'; there are test"):
-        read_task_rows(tmp_path, TASKS["paws"], "de", "train", slice(None))
+        TaskData(tmp_path).rows(TASKS["paws"], "de", split="train")
     assert "a data set of label, sentence1, sentence2; pairs are read from" in message_of(
         tmp_path / "paws_x_wiki" / "de" / "1.0.0"
     )

@@ -124,6 +124,14 @@ def test_mended_prompts_go_on_with_the_thai_start(exemplars):
     assert query.prompt == tokenizer.prompt_ids(text)[:-1] + characters(tokenizer, ['"เ', *"ชิง"])
 
 
+@pytest.mark.parametrize("style", get_args(PromptStyle))
+def test_a_tokenizer_without_a_bos_writes_the_thai_start_alike_in_both_styles(exemplars, style):
+    tokenizer = Tokenizer(byte_level())
+    text = few_shot_prompt(review("th"), exemplars, "in_language", style)
+    [query] = label_queries([review("th")], exemplars, tokenizer, "in_language", style)
+    assert query.prompt == tokenizer.prompt_ids(text) + tokenizer.ids("เชิง") == tokenizer.ids(text + "เชิง")
+
+
 @pytest.mark.parametrize("make", [lambda: sentencepiece_style(THAI), byte_level])
 @pytest.mark.parametrize("style", get_args(PromptStyle))
 def test_whole_thai_words_follow_the_prompt_without_the_start(exemplars, make, style):

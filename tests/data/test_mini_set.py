@@ -7,7 +7,7 @@ import pytest
 from jaxalign.data.check import warn_of_exemplars
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.prompts import read_exemplars
-from jaxalign.data.tasks import TASKS, Split, read_task_rows
+from jaxalign.data.tasks import TASKS, Split, TaskData
 from jaxalign.files import MINI, exemplars_file
 
 COUNTS = {"emotion": (48, 40, 2), "snli": (12, 12, 6), "paws": (8, 8, 4)}
@@ -19,7 +19,7 @@ BLOCKS = {
 
 
 def texts(task, language, split):
-    return [text for row in read_task_rows(MINI, task, language, split, slice(None)) for text in row.fields]
+    return [text for row in TaskData(MINI).rows(task, language, split=split) for text in row.fields]
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -28,7 +28,7 @@ def test_counts_balance_and_answers(task, language):
     train, test, shots = COUNTS[task.name]
     counts: dict[Split, int] = {"train": train, "test": test}
     for split, count in counts.items():
-        rows = read_task_rows(MINI, task, language, split, slice(None))
+        rows = TaskData(MINI).rows(task, language, split=split)
         assert len(rows) == count
         assert set(Counter(row.gold_class for row in rows).values()) == {count // len(task.classes)}
         assert all(task.label_words[language][row.gold_class] == row.answer for row in rows)
@@ -64,6 +64,6 @@ def test_nothing_is_left_in_english(language):
 
 def test_nothing_in_it_is_warned_of(capsys):
     exemplars = read_exemplars(MINI / "exemplars.json")
-    cells = (read_task_rows(MINI, TASKS[task], language, "test", slice(None)) for task, language in exemplars.cells)
+    cells = (TaskData(MINI).rows(TASKS[task], language) for task, language in exemplars.cells)
     warn_of_exemplars(exemplars, cells)
     assert capsys.readouterr().err == ""

@@ -19,7 +19,7 @@ from jaxalign.data.pairs import (
     without_instruction,
 )
 from jaxalign.data.prompts import read_exemplars
-from jaxalign.data.tasks import TASKS, TaskRow, parse_rows, read_task_rows
+from jaxalign.data.tasks import TASKS, TaskData, TaskRow, parse_rows
 from jaxalign.data.tokenizer import TEMPLATES, Tokenizer, resolve_template
 from tests.any_input import quick, value_or_one_line, written
 from tests.data.tiny_tokenizers import byte_level, render, sentencepiece_style
@@ -84,7 +84,7 @@ def test_file_names_of_any_text(tmp_path, suffix):
 def test_task_files_of_any_shape(tmp_path, document, task, language, split):
     for code in ("en", "de"):
         written(tmp_path / TASKS[task].folder / f"{task}_{code}1_{split}.json", json.dumps(document))
-    for row in value_or_one_line(read_task_rows, tmp_path, TASKS[task], language, split, slice(None)) or []:
+    for row in value_or_one_line(TaskData(tmp_path).rows, TASKS[task], language, slice(None), split) or []:
         assert isinstance(row, TaskRow) and all(text.strip() for text in row.fields)
 
 

@@ -8,7 +8,7 @@ import pytest
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.prompts import few_shot_prefix, read_exemplars
 from jaxalign.data.study import import_study, read_script, study_exemplars
-from jaxalign.data.tasks import TASKS, read_task_rows
+from jaxalign.data.tasks import TASKS, TaskData
 from jaxalign.errors import InputError
 
 # Of each task and language: one exemplar a class, texts made up; and two slips that an import must keep.
@@ -92,7 +92,7 @@ def test_the_folder_serves_prompts_and_rows(made_up, tmp_path):
     for task in TASKS.values():
         for language in LANGUAGES:
             assert few_shot_prefix(task, language, exemplars, "english") == prefix(task.name, language, "english")
-            assert len(read_task_rows(out, task, language, "test", slice(None))) == 2 * len(task.classes)
+            assert len(TaskData(out).rows(task, language)) == 2 * len(task.classes)
     assert few_shot_prefix(TASKS["emotion"], "th", exemplars, "in_language") == prefix("emotion", "th", "in_language")
 
 

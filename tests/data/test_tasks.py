@@ -11,7 +11,6 @@ from jaxalign.data.tasks import (
     correct_by_class,
     correct_by_reference,
     parse_rows,
-    read_task_rows,
     task_file_named,
     task_named,
 )
@@ -76,13 +75,13 @@ def test_the_two_rules_part_where_file_and_script_differ():
 
 
 def test_rows_keep_text_and_take_their_class_from_english(data):
-    rows = read_task_rows(data, TASKS["emotion"], "de", "test", ALL)
+    rows = TaskData(data).rows(TASKS["emotion"], "de")
     assert [(row.row, row.fields, row.answer, row.gold_class) for row in rows] == [
         (0, ("Ganz gut, wirklich.",), "positiv", "positive"),
         (1, ("Nie wieder.",), "negativ", "negative"),
     ]
-    assert read_task_rows(data, TASKS["emotion"], "en", "test", ALL)[0].fields == ("Fine, really. ",)
-    (second,) = read_task_rows(data, TASKS["emotion"], "de", "test", slice(1, 50))
+    assert TaskData(data).rows(TASKS["emotion"], "en")[0].fields == ("Fine, really. ",)
+    (second,) = TaskData(data).rows(TASKS["emotion"], "de", slice(1, 50))
     assert (second.task, second.language, second.row) == ("emotion", "de", 1)
     assert task_named("snli") is TASKS["snli"]
     with pytest.raises(InputError, match="no task 'pawz'; did you mean 'paws'"):
@@ -103,7 +102,7 @@ def test_exchanged_norwegian_words_are_corrected_by_the_english_row(tmp_path):
     pair = {"premise": "A", "hypothesis": "B"}
     write(tmp_path / "snli", "snli_en600_test.json", [pair | {"answer": "neutral"}, pair | {"answer": "contradiction"}])
     write(tmp_path / "snli", "snli_no600_test.json", [pair | {"answer": "motsigelse"}, pair | {"answer": "nøytral"}])
-    rows = read_task_rows(tmp_path, TASKS["snli"], "no", "test", ALL)
+    rows = TaskData(tmp_path).rows(TASKS["snli"], "no")
     assert [(row.answer, row.gold_class) for row in rows] == [("motsigelse", "neutral"), ("nøytral", "contradiction")]
 
 
@@ -111,11 +110,11 @@ def test_train_files_may_say_yes_and_no_or_nothing(tmp_path):
     pair = {"sentence1": "A", "sentence2": "B"}
     rows = [pair | {"answer": "yes"}, pair | {"answer": "no"}, pair]
     write(tmp_path / "paws", "paws_en10k_train.json", rows)
-    read = read_task_rows(tmp_path, TASKS["paws"], "en", "train", ALL)
+    read = TaskData(tmp_path).rows(TASKS["paws"], "en", split="train")
     assert [(row.answer, row.gold_class) for row in read] == [("yes", "same"), ("no", "different"), ("", "")]
     write(tmp_path / "paws", "paws_en500_test.json", rows)
     with pytest.raises(InputError, match="row 0, field 'answer': 'yes' is no label word"):
-        read_task_rows(tmp_path, TASKS["paws"], "en", "test", ALL)
+        TaskData(tmp_path).rows(TASKS["paws"], "en")
 
 
 @pytest.mark.parametrize(
@@ -125,9 +124,6 @@ def test_train_files_may_say_yes_and_no_or_nothing(tmp_path):
         ("x", "an array is needed, found"),
         ([EMOTION_DE[0], "x"], 'row 1: an object is needed, found "x"'),
         ([EMOTION_DE[0], {"text": "x", "answer": "positiv"}], "row 1: no field 'input'; there are 'text', 'answer'"),
-        ([EMOTION_DE[0], {"input": 3, "answer": "positiv"}], "row 1, field 'input': text is needed, found 3"),
-        ([EMOTION_DE[0], {"input": " \n", "answer": "positiv"}], "row 1, field 'input': empty"),
-        ([EMOTION_DE[0], {"input": "x"}], "row 1: no field 'answer'"),
         ([EMOTION_DE[0], {"input": "x", "answer": "positive"}], "row 1, field 'answer': 'positive' is no label word"),
         (EMOTION_DE[:1], "emotion_en500_test.json has 2; row i must be the same item"),
     ],
@@ -136,33 +132,33 @@ def test_bad_files_are_named(data, rows, message):
     write(data / "ap_emotion", "emotion_de500_test.json", rows)
     with pytest.raises(InputError) as error:
         # Rows that were not chosen are checked too.
-        read_task_rows(data, TASKS["emotion"], "de", "test", slice(0, 1))
+        TaskData(data).rows(TASKS["emotion"], "de", slice(0, 1))
     assert message in str(error.value)
     assert "emotion_de500_test.json" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_one_object_a_line_is_read_as_an_array_is(data):
     """As for files of pairs (LLaMA-Factory's and the hub's .json files are of both kinds)."""
-    expected = read_task_rows(data, TASKS["emotion"], "de", "test", ALL)
+    expected = TaskData(data).rows(TASKS["emotion"], "de")
     file = data / "ap_emotion" / "emotion_de500_test.json"
     text = "".join(json.dumps(row) + "\r\n" for row in EMOTION_DE)
     file.write_bytes(b"\xef\xbb\xbf" + text.encode())
-    assert read_task_rows(data, TASKS["emotion"], "de", "test", ALL) == expected
+    assert TaskData(data).rows(TASKS["emotion"], "de") == expected
     file.write_text(text + '{"input": "x", "answer": "positive"}\n{"input"', encoding="utf-8")
     with pytest.raises(InputError, match=r"row 2, field 'answer': 'positive' is no label word.*\(and 1 more"):
-        read_task_rows(data, TASKS["emotion"], "de", "test", ALL)
+        TaskData(data).rows(TASKS["emotion"], "de")
 
 
 def test_missing_and_doubled_files(data):
     with pytest.raises(InputError, match=r"no emotion_sw\[ROWS\]_test.json"):
-        read_task_rows(data, TASKS["emotion"], "sw", "test", ALL)
+        TaskData(data).rows(TASKS["emotion"], "sw")
     write(data / "ap_emotion", "emotion_de2_test.json", EMOTION_DE)
     with pytest.raises(InputError, match=r"emotion_de2_test.json and emotion_de500_test.json both match"):
-        read_task_rows(data, TASKS["emotion"], "de", "test", ALL)
+        TaskData(data).rows(TASKS["emotion"], "de")
     (data / "ap_emotion" / "emotion_de2_test.json").unlink()
     (data / "ap_emotion" / "emotion_en500_test.json").unlink()
     with pytest.raises(InputError, match=r"emotion_de500_test.json: its classes come from the English file"):
-        read_task_rows(data, TASKS["emotion"], "de", "test", ALL)
+        TaskData(data).rows(TASKS["emotion"], "de")
 
 
 def test_row_ranges(data):
@@ -172,7 +168,7 @@ def test_row_ranges(data):
         with pytest.raises(InputError, match="START:STOP"):
             parse_rows(bad)
     with pytest.raises(InputError, match="no row in 7:9; the file has 2"):
-        read_task_rows(data, TASKS["emotion"], "de", "test", slice(7, 9))
+        TaskData(data).rows(TASKS["emotion"], "de", slice(7, 9))
 
 
 def test_files_of_other_names_of_a_language(data):
@@ -182,12 +178,12 @@ def test_files_of_other_names_of_a_language(data):
         file = data / "ap_emotion" / f"emotion_{name}2_test.json"
         write(file.parent, file.name, rows)
         for asked in ("zh", "zh-CN", "Chinese"):
-            assert [row.language for row in read_task_rows(data, TASKS["emotion"], asked, "test", ALL)] == ["zh"] * 2
+            assert [row.language for row in TaskData(data).rows(TASKS["emotion"], asked)] == ["zh"] * 2
         if name == "zh-CN":
             file.unlink()
     write(data / "ap_emotion", "emotion_zh-CN2_test.json", EMOTION_EN)
     with pytest.raises(InputError, match=r"emotion_zh-CN2_test.json and emotion_zho_Hans2_test.json both match"):
-        read_task_rows(data, TASKS["emotion"], "zh", "test", ALL)
+        TaskData(data).rows(TASKS["emotion"], "zh")
     named = task_file_named(data / "snli_de12_test.json")
     assert named is not None and (named.task.name, named.language, named.split) == ("snli", "de", "test")
     for other in ("snli_de12_test.jsonl", "snli_tr12_test.json", "emotion_es-4195_test.json", "snli_de_test.json"):
@@ -206,7 +202,7 @@ def answered(folder, language, classes):
 def read_german(folder, english, german):
     answered(folder, "en", english)
     answered(folder, "de", german)
-    return read_task_rows(folder, TASKS["emotion"], "de", "test", ALL)
+    return TaskData(folder).rows(TASKS["emotion"], "de")
 
 
 @pytest.mark.parametrize(
@@ -251,10 +247,10 @@ def test_norwegian_words_may_be_the_scripts_or_the_released_files_but_not_some_o
     for language, answers in (("en", golds), ("no", [own[gold] for gold in golds])):
         rows = [{"premise": "p", "hypothesis": f"h {row}", "answer": answer} for row, answer in enumerate(answers)]
         write(tmp_path / "snli", f"snli_{language}12_test.json", rows)
-    assert [row.gold_class for row in read_task_rows(tmp_path, snli, "no", "test", ALL)] == golds
+    assert [row.gold_class for row in TaskData(tmp_path).rows(snli, "no")] == golds
     assert capsys.readouterr().err == ""
     for row in rows[:6]:
         row["answer"] = {"nøytral": "motsigelse", "motsigelse": "nøytral"}.get(row["answer"], row["answer"])
     write(tmp_path / "snli", "snli_no12_test.json", rows)
     with pytest.raises(InputError, match="4 of 12 answers contradict"):
-        read_task_rows(tmp_path, snli, "no", "test", ALL)
+        TaskData(tmp_path).rows(snli, "no")

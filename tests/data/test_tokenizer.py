@@ -371,6 +371,13 @@ def test_alpaca_is_tokenised_as_one_text():
     assert response_ids[0] == MISTRAL.vocabulary["Q"]
 
 
+def test_special_tokens_of_chatml_are_single_ids():
+    prompt_ids, response_ids = render(PAIR, "qwen", QWEN)
+    start, end = QWEN.vocabulary["<|im_start|>"], QWEN.vocabulary["<|im_end|>"]
+    assert (prompt_ids.count(start), prompt_ids.count(end)) == (3, 2)
+    assert response_ids[-1] == end and QWEN.eos_id not in response_ids
+
+
 def test_a_missing_special_token_is_named():
     with pytest.raises(InputError, match=r"qwen needs '<\|im_start\|>', which the tokenizer lacks"):
         render(PAIR, "qwen", MISTRAL)

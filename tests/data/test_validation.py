@@ -8,7 +8,7 @@ import pytest
 from jaxalign.data.check import errors_of, warn_of_exemplars
 from jaxalign.data.pairs import Rendering, read_pairs
 from jaxalign.data.prompts import read_exemplars
-from jaxalign.data.tasks import TASKS, read_task_rows
+from jaxalign.data.tasks import TASKS, TaskData
 from jaxalign.errors import InputError, InputErrors, gather
 from jaxalign.files import MINI
 from tests import tiny_world
@@ -174,7 +174,7 @@ def test_broken_files_are_told_of(tmp_path):
     (tmp_path / "deep.json").write_text("[" * 100_000)
     starts(told(tmp_path / "deep.json"), [": JSON nested too deeply"])
     (tmp_path / "long.jsonl").write_text("9" * 5000)
-    starts(told(tmp_path / "long.jsonl"), [", row 0: a number of too many digits"])
+    starts(told(tmp_path / "long.jsonl"), [", row 0: JSON nested too deeply, or a number of too many digits"])
     (tmp_path / "latin1.csv").write_bytes("source,größe\n".encode("latin-1"))
     starts(told(tmp_path / "latin1.csv"), [": not UTF-8 text (byte 9)"])
 
@@ -182,7 +182,7 @@ def test_broken_files_are_told_of(tmp_path):
 def test_exemplars_of_one_class_and_of_test_rows_are_warned_of(tmp_path, capsys):
     """Once, and counted over the cells."""
     exemplars = tiny_world.write_data(tmp_path)
-    rows = {code: read_task_rows(tmp_path, TASKS["emotion"], code, "test", slice(None)) for code in ("en", "de", "zh")}
+    rows = {code: TaskData(tmp_path).rows(TASKS["emotion"], code) for code in ("en", "de", "zh")}
     warn_of_exemplars(exemplars, rows.values())
     assert capsys.readouterr().err == "" and errors_of(tmp_path, Rendering())[str(exemplars.file)] == []
     document = json.loads(exemplars.file.read_text())

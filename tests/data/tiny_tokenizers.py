@@ -4,8 +4,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from jaxalign.data.pairs import QuestionPair
-from jaxalign.data.tokenizer import Rendered, render_all
 from jaxalign.data.tokenizer import Tokenizer as View
+from jaxalign.data.tokenizer import render_all
 
 BYTE_PIECES = [f"<0x{byte:02X}>" for byte in range(256)]
 LETTERS = [chr(code) for code in range(0x20, 0x7F)]
@@ -46,7 +46,7 @@ def byte_level(merges: tuple[tuple[str, str], ...] = (), special: tuple[str, ...
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
 
 
-def render(pair: QuestionPair, template: str, tokenizer: View) -> Rendered:
+def render(pair: QuestionPair, template: str, tokenizer: View) -> tuple[list[int], list[int]]:
     """The token ids of one pair's prompt and response."""
     [rendered] = render_all([pair], template, tokenizer)
     return rendered

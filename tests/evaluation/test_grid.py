@@ -13,7 +13,7 @@ from jaxalign.data.prompts import PromptStyle, Variant
 from jaxalign.data.tasks import TASKS, TaskData
 from jaxalign.errors import InputError
 from jaxalign.evaluation.cells import CellKey, GridData, cell_keys, label_cells
-from jaxalign.evaluation.grid import Grid, OtherOrigin, finished, run_grid, save_cell
+from jaxalign.evaluation.grid import Grid, OtherOrigin, finished, run_grid
 from jaxalign.evaluation.score import LabelScores, Scorer
 from jaxalign.runtime import make_mesh
 from tests import tiny_world
@@ -148,15 +148,15 @@ def test_a_finished_cell_of_other_settings_is_refused_before_anything_is_scored(
         run(tmp_path, StopsAfter(scorer, 0), replace(data, seed=1))
 
 
-MADE_FROM, RECORDS = {"model": "tiny", "rows": [0, 1]}, [{"row": 0}, {"row": 1}]
-CELL = {"made_from": MADE_FROM, "records": RECORDS}
+MADE_FROM = {"model": "tiny", "rows": [0, 1]}
+CELL = {"made_from": MADE_FROM, "records": [{"row": 0}, {"row": 1}]}
 
 
 def test_a_cell_is_read_as_it_was_saved(tmp_path):
-    save_cell(tmp_path / "cell.json", MADE_FROM, RECORDS)
-    assert finished(tmp_path / "cell.json", MADE_FROM) == RECORDS
+    file = written(tmp_path / "cell.json", json.dumps(CELL))
+    assert finished(file, MADE_FROM) == CELL["records"]
     with pytest.raises(OtherOrigin, match='made with model="tiny", now "large"'):
-        finished(tmp_path / "cell.json", {**MADE_FROM, "model": "large"})
+        finished(file, {**MADE_FROM, "model": "large"})
 
 
 @pytest.mark.parametrize("content", [[], {}, {"made_from": 3, "records": []}, {"made_from": {}, "records": 3}])

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
 
@@ -21,12 +22,13 @@ def save_numbers(figure: Figure, target: Any, *, format: str, **settings: Any) -
 
 
 def numbers_of(axes: Axes) -> list[list[float]]:
-    """The numbers of the lines, areas, points, bars and images of an axes, in the axes' own units."""
-    arrays: list[Any] = [line.get_xydata() for line in axes.lines]
-    arrays += [image.get_array() for image in axes.images]
-    arrays += [patch.get_patch_transform().transform(patch.get_path().vertices) for patch in axes.patches]
-    for collection in axes.collections:
-        arrays += [collection.get_offsets(), *(path.vertices for path in collection.get_paths())]
-        arrays += [] if collection.get_array() is None else [collection.get_array()]
+    """The numbers of the lines, areas, points, bars and images of an axes; of heat maps the values alone."""
+    meshes = [each for each in axes.collections if isinstance(each, QuadMesh)]
+    arrays: list[Any] = [image.get_array() for image in [*axes.images, *meshes]]
+    if not arrays:  # what else stands on a heat map are marks
+        arrays += [line.get_xydata() for line in axes.lines]
+        arrays += [patch.get_patch_transform().transform(patch.get_path().vertices) for patch in axes.patches]
+        for collection in axes.collections:
+            arrays += [collection.get_offsets(), *(path.vertices for path in collection.get_paths())]
     floats = [np.ma.filled(np.ma.asarray(array, dtype=np.float64), np.nan) for array in arrays]
     return [[float(f"{number:.5g}") for number in array.ravel()] for array in floats]

@@ -51,8 +51,11 @@ def run_all(verbs: Collection[str] = ()) -> None:
     note = Path("made.json")
     made = json.loads(note.read_text()) if note.is_file() else {}
     chosen = [line for line in (*COMMANDS, LIBRARY) if not verbs or verb_of(line) in verbs]
-    for file in {file for line in chosen for file in made.get(line, ())}:
-        Path(file).unlink(missing_ok=True)
+    for file in {Path(file) for line in chosen for file in made.get(line, ())}:
+        file.unlink(missing_ok=True)
+        for folder in file.parents:  # a checkpoint is there as soon as its folder is
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
     for line in chosen:
         before, started = written(), time.perf_counter()
         said = io.StringIO()
@@ -104,6 +107,6 @@ def call_library() -> tuple[int, int]:
     gains = ja.compare("out/ja_before", "out/ja_after")
     ja.report("out/ja_before", "out/ja_after", out="out/ja_report.html")
     ja.export("out/ja_run", "out/ja_peft", ["out/ja_before", "out/ja_after"])
-    means = [[mean.kind, mean.name, mean.corrected.before, mean.corrected.after] for mean in gains.means]
-    Path("out/ja_returned.json").write_text(json.dumps({"probes": sorted(probes), "means": means}))
+    returned = {"probes": sorted(probes), "means": [mean.name for mean in gains.means]}
+    Path("out/ja_returned.json").write_text(json.dumps(returned))
     return 0, 0

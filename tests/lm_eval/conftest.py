@@ -52,7 +52,7 @@ def both(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Both:
     folder = str(folders[request.param])
     with pytest.MonkeyPatch.context() as patch:
         # On one device programs are compiled in a third of the time; the command line's test has all eight.
-        patch.setattr("jaxalign.runtime.make_mesh", lambda **sizes: mesh_of())
+        patch.setattr("jaxalign.runtime.make_mesh", lambda *sizes: mesh_of())
         ours = JaxalignLM(path=folder, batch_size=8)
     return Both(HFLM(pretrained=folder, dtype="float32", device="cpu"), ours)
 

@@ -74,7 +74,7 @@ def of_the_library(arguments: dict[str, Any]) -> list[float]:
     ],
 )
 def test_arguments_reach_the_model(places, monkeypatch, path, arguments, differs):
-    monkeypatch.setattr("jaxalign.runtime.make_mesh", lambda **sizes: mesh_of())
+    monkeypatch.setattr("jaxalign.runtime.make_mesh", lambda *sizes: mesh_of())
     arguments = arguments.format(adapter=places["adapter"])
     ours = JaxalignLM.create_from_arg_string(f"path={places[path]},{arguments}")
     found = [score for score, _ in ours.loglikelihood(requests_of("loglikelihood", *ASKED))]

@@ -11,6 +11,7 @@ import torch
 from lm_eval.api.model import CachingLM
 from tokenizers.processors import TemplateProcessing
 
+from jaxalign import chat_templates
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.evaluation import score as scoring
@@ -174,14 +175,14 @@ def test_other_decoding_is_refused_by_name(both: Both, settings: dict[str, Any],
 def test_a_request_without_a_token_is_told_of_and_ends_nothing(both: Both, capsys: pytest.CaptureFixture):
     ours = both.ours
     usual = requests_of("loglikelihood", ("Who?", " a"), ("Who?", " bb"))
-    odd = requests_of("loglikelihood", ("Who?", ""), ("  ", "It"))
+    odd = requests_of("loglikelihood", ("Who?", ""), ("", ""), ("  ", "It"))
     expected = ours.loglikelihood(usual)
     assert "warning" not in capsys.readouterr().err
-    found = ours.loglikelihood([odd[0], usual[0], odd[1], usual[1]])
-    np.testing.assert_allclose([found[1][0], found[3][0]], [score for score, _ in expected], rtol=RTOL)
-    assert found[0] == (0.0, True)
+    found = ours.loglikelihood([odd[0], usual[0], odd[1], odd[2], usual[1]])
+    np.testing.assert_allclose([found[1][0], found[4][0]], [score for score, _ in expected], rtol=RTOL)
+    assert found[0] == found[2] == (0.0, True)
     said = [line for line in capsys.readouterr().err.splitlines() if "a continuation without a token" in line]
-    assert len(said) == 1 and "'Who?' -> ''" in said[0]
+    assert len(said) == 2 and "'' -> ''" in said[0] and "'Who?' -> ''" in said[1]
     # What lm-eval makes of white space is a context without a token: scored as behind an empty one.
     asked: Any = [(("  ", "It"), [], ours.tok_encode("  It", add_special_tokens=False))]
     assert ours._loglikelihood_tokens(asked) == ours.loglikelihood(requests_of("loglikelihood", ("", "  It")))
@@ -208,6 +209,20 @@ def test_a_prompt_without_a_token_is_answered(
 def test_a_continuation_of_too_many_tokens_names_itself(both: Both):
     with pytest.raises(InputError, match=r"'Who\?' -> 'x{60}': a continuation of 13"):
         both.ours.loglikelihood(requests_of("loglikelihood", ("Who?", "x" * 130)))
+
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [ENDLESS, "{{ 10 ** (10 ** 9) }}"])
+def test_a_chat_template_that_does_not_end_is_ended(both: Both, monkeypatch: pytest.MonkeyPatch, template: str):
+    """Whether it runs in a loop or in one long operation; the next one is rendered as ever."""
+    monkeypatch.setattr(chat_templates, "SECONDS", 1)
+    monkeypatch.setattr(both.ours.tokenizer, "chat_template", template)
+    with pytest.raises(InputError, match=r"chat template refuses messages of user .*not done after 1 seconds"):
+        both.ours.apply_chat_template([{"role": "user", "content": "Who?"}])
+    monkeypatch.setattr(both.ours.tokenizer, "chat_template", "<{{ messages[0].content }}>")
+    assert both.ours.apply_chat_template([{"role": "user", "content": "Who?"}]) == "<Who?>"
 
 
 @pytest.mark.parametrize(
@@ -241,7 +256,7 @@ def test_wrong_arguments(folders, arguments: dict[str, Any], named: str):
 def test_a_batch_size_may_be_left_to_us(
     folders, monkeypatch: pytest.MonkeyPatch, given: Any, most: int | None, size: int
 ):
-    monkeypatch.setattr("jaxalign.runtime.make_mesh", lambda **sizes: mesh_of())
+    monkeypatch.setattr("jaxalign.runtime.make_mesh", lambda *sizes: mesh_of())
     ours = JaxalignLM.create_from_arg_obj(
         {"pretrained": str(folders["qwen2"])}, {"batch_size": given, "max_batch_size": most}
     )

@@ -53,7 +53,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     write_tasks(folder, DOCUMENTS)
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxalign.runtime.make_mesh", lambda **sizes: mesh_of())
+        patch.setattr("jaxalign.runtime.make_mesh", lambda *sizes: mesh_of())
         ours = JaxalignLM(path=model, param_dtype="float32", batch_size=8)
     hf = HFLM(model, dtype="float32", device="cpu")
 

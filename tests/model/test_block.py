@@ -19,11 +19,7 @@ def some_states(model: TinyModel) -> np.ndarray:
     return np.random.default_rng(1).normal(size=(2, LENGTH, model.config.width)).astype(np.float32)
 
 
-def layer_params(model: TinyModel, layer: int) -> Any:
-    return jax.tree.map(lambda stacked: stacked[layer], model.params["layers"])
-
-
-def sight_of(model: TinyModel, layer: int) -> MaskAndRope:
+def mask_and_rope(model: TinyModel, layer: int) -> MaskAndRope:
     _, positions, segment_ids = plain(some_tokens())
     where = (jnp.asarray(positions), jnp.asarray(segment_ids))
     every = masks_and_ropes(model.config, *where, *where, jnp.float32)
@@ -42,44 +38,35 @@ def torch_layer_inputs(model: TinyModel, layer: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["llama_mha", "gemma3_text"])
-def test_norm(name: str):
+def test_norm_and_where_it_rounds_to_bfloat16(name: str):
     model = tiny_case(name)
-    states = some_states(model) * 3.0
+    states, config = some_states(model) * 3.0, model.config
     norm = model.torch_model.model.layers[1].post_attention_layernorm
-    scale = model.params["layers"]["post_attention_layernorm"]["scale"][1]
-    ours = rms_norm(jnp.asarray(states), jnp.asarray(scale), model.config.norm_eps, model.config.norm_offset)
+    scale = jnp.asarray(model.params["layers"]["post_attention_layernorm"]["scale"][1])
+    ours, rounded = (
+        rms_norm(jnp.asarray(states, dtype), scale.astype(dtype), config.norm_eps, config.norm_offset)
+        for dtype in (jnp.float32, jnp.bfloat16)
+    )
     with torch.no_grad():
         assert relative(ours, norm(torch.tensor(states))) < 1e-6  # one division and one sum of 32
-
-
-@pytest.mark.parametrize("name", ["llama_mha", "gemma3_text"])
-def test_norm_rounds_to_bfloat16_where_transformers_does(name: str):
-    model = tiny_case(name)
-    states = some_states(model) * 3.0
-    norm = model.torch_model.model.layers[1].input_layernorm.to(torch.bfloat16)
-    scale = jnp.asarray(model.params["layers"]["input_layernorm"]["scale"][1], jnp.bfloat16)
-    ours = rms_norm(jnp.asarray(states, jnp.bfloat16), scale, model.config.norm_eps, model.config.norm_offset)
-    with torch.no_grad():
-        theirs = numpy_of(norm(torch.tensor(states).to(torch.bfloat16)))
+        theirs = numpy_of(norm.to(torch.bfloat16)(torch.tensor(states).to(torch.bfloat16)))
     # Float32 statistics summed in another order may round one value in a thousand the other way.
-    assert np.mean(np.asarray(ours, np.float32) != theirs) < 2e-3
+    assert np.mean(np.asarray(rounded, np.float32) != theirs) < 2e-3
 
 
-@pytest.mark.parametrize("name", ["llama_mha", "llama_gqa_llama3_rope", "llama_linear_rope_tied"])
-def test_rotary_frequencies(name: str):
+@pytest.mark.parametrize(
+    ("name", "local", "kind"),
+    [
+        *((name, False, "") for name in ("llama_mha", "llama_gqa_llama3_rope", "llama_linear_rope_tied")),
+        *((name, True, "sliding_attention_") for name in ("gemma3_text", "gemma3_text_scaled_rope")),
+        *((name, False, "full_attention_") for name in ("gemma3_text", "gemma3_text_scaled_rope")),
+    ],
+)
+def test_rotary_frequencies(name: str, local: bool, kind: str):
     model = tiny_case(name)
-    theirs = model.torch_model.model.rotary_emb.inv_freq.numpy()
+    theirs = getattr(model.torch_model.model.rotary_emb, f"{kind}inv_freq").numpy()
     # torch raises to powers in float32, we in float64 before rounding.
-    np.testing.assert_allclose(rotary_frequencies(model.config, local=False), theirs, rtol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["gemma3_text", "gemma3_text_scaled_rope"])
-def test_rotary_frequencies_of_local_and_global_layers(name: str):
-    model = tiny_case(name)
-    theirs = model.torch_model.model.rotary_emb
-    for local, kind in ((True, "sliding_attention"), (False, "full_attention")):
-        frequencies = getattr(theirs, f"{kind}_inv_freq").numpy()
-        np.testing.assert_allclose(rotary_frequencies(model.config, local), frequencies, rtol=1e-6)
+    np.testing.assert_allclose(rotary_frequencies(model.config, local), theirs, rtol=1e-6)
 
 
 def test_rotate():
@@ -98,26 +85,15 @@ LAYERS = [("llama_biases", 1), ("mistral_mqa", 1), *((name, 0) for name in FAMIL
 
 
 @pytest.mark.parametrize(("name", "layer"), LAYERS)
-def test_attention(name: str, layer: int):
+def test_attention_and_block(name: str, layer: int):
     model = tiny_case(name)
-    states = some_states(model)
-    apply = jax.jit(Attention(model.config, None, jnp.float32).apply)
-    ours, _ = apply(
-        {"params": layer_params(model, layer)["self_attn"]}, states, sight_of(model, layer), None, None, None
-    )
+    states, seen = some_states(model), mask_and_rope(model, layer)
+    params = jax.tree.map(lambda stacked: stacked[layer], model.params["layers"])
+    attention, block = (part(model.config, None, jnp.float32) for part in (Attention, Block))
+    mixed, _ = jax.jit(attention.apply)({"params": params["self_attn"]}, states, seen, None, None, None)
+    whole, _, _ = jax.jit(block.apply)({"params": params}, states, seen, None, None, None, None)
+    theirs = model.torch_model.model.layers[layer]
     with torch.no_grad():
-        attend = model.torch_model.model.layers[layer].self_attn
-        theirs = attend(torch.tensor(states), **torch_layer_inputs(model, layer))[0]
-    assert relative(ours, theirs) < ROUNDING
-
-
-@pytest.mark.parametrize(("name", "layer"), LAYERS)
-def test_block(name: str, layer: int):
-    model = tiny_case(name)
-    states = some_states(model)
-    apply = jax.jit(Block(model.config, None, jnp.float32).apply)
-    ours, _, _ = apply({"params": layer_params(model, layer)}, states, sight_of(model, layer), None, None, None, None)
-    with torch.no_grad():
-        block = model.torch_model.model.layers[layer]
-        theirs = block(torch.tensor(states), **torch_layer_inputs(model, layer))
-    assert relative(ours, theirs) < ROUNDING
+        inputs = torch_layer_inputs(model, layer)
+        assert relative(mixed, theirs.self_attn(torch.tensor(states), **inputs)[0]) < ROUNDING
+        assert relative(whole, theirs(torch.tensor(states), **inputs)) < ROUNDING

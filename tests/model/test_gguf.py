@@ -3,6 +3,7 @@ and against transformers' own GGUF import."""
 
 import dataclasses
 import math
+from functools import partial
 
 import gguf
 import jax
@@ -13,11 +14,10 @@ import torch
 from gguf.quants import quantize
 from transformers import AutoModelForCausalLM
 
-from jaxalign.errors import InputError
 from jaxalign.model.config import RopeScaling
 from jaxalign.model.gguf import gguf_types, load_gguf_params, read_gguf_config
 from jaxalign.model.weights import place_whole
-from tests.model.tiny_inputs import arrays
+from tests.model.tiny_inputs import arrays, refused
 from tests.model.tiny_models import TinyModel, numpy_of, params_of, tiny_model
 
 ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "gemma3_text": "gemma3"}
@@ -109,11 +109,15 @@ def write_gguf(path, model, kind=F32, tensors=None, split=0, **metadata):
             writer.add_tensor(name, array)
         else:
             writer.add_tensor(name, quantize(array, kind), raw_dtype=kind)
+    finish(writer)
+    return path
+
+
+def finish(writer):
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
 
 
 def same_config(got, expected):
@@ -202,8 +206,7 @@ def test_rope_scalings(tmp_path):
     assert config.rope_scaling == RopeScaling("yarn", 4.0, original_max_positions=64, attention_factor=factor)
     assert config.max_positions == 256
     path = write_gguf(tmp_path / "other.gguf", model, rope_scaling_type=gguf.RopeScalingType.LONGROPE)
-    with pytest.raises(InputError, match="longrope"):
-        read_gguf_config(path)
+    refused("longrope", read_gguf_config, path)
 
 
 def llama3_rope_freqs(base, head_dim, factor):
@@ -233,8 +236,7 @@ def test_llama3_scaling_is_recognised_in_its_frequencies(factor, tmp_path):
     assert got.rope_scaling == RopeScaling("llama3", factor, 1.0, 4.0, 8192)
     load_gguf_params(path, got, jnp.float32)
     tensors["rope_freqs.weight"] = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
-    with pytest.raises(InputError, match="rope_freqs"):
-        read_gguf_config(write_gguf(tmp_path / "other.gguf", model, tensors=tensors))
+    refused("rope_freqs", read_gguf_config, write_gguf(tmp_path / "other.gguf", model, tensors=tensors))
 
 
 def test_gemma_metadata(tmp_path):
@@ -292,19 +294,15 @@ def test_split_files(tmp_path):
         assert all(np.array_equal(got[leaf], expected[leaf]) for leaf in expected)
 
     moved = parts[0].rename(tmp_path / "renamed.gguf")
-    with pytest.raises(InputError, match=r"one of 3 parts .* \.\.\.-00001-of-00003\.gguf"):
-        read_gguf_config(moved)
+    refused(r"one of 3 parts .* \.\.\.-00001-of-00003\.gguf", read_gguf_config, moved)
     moved.rename(parts[0])
     third = parts[2].read_bytes()
     parts[2].write_bytes(parts[1].read_bytes())
-    with pytest.raises(InputError, match=r"numbered \[0, 1, 1\] .* parts of one model"):
-        read_gguf_config(parts[1])
+    refused(r"numbered \[0, 1, 1\] and hold", read_gguf_config, parts[1])
     parts[2].unlink()
-    with pytest.raises(InputError, match=r"tiny-00003-of-00003\.gguf is not beside it"):
-        read_gguf_config(parts[0])
+    refused(r"tiny-00003-of-00003\.gguf is not beside it", read_gguf_config, parts[0])
     parts[2].write_bytes(third[: len(third) // 2])
-    with pytest.raises(InputError, match=r"00003-of-00003\.gguf.*cut off"):
-        read_gguf_config(parts[0])
+    refused(r"00003-of-00003\.gguf.*cut off", read_gguf_config, parts[0])
 
 
 def test_what_is_another_model_is_refused_by_name(tmp_path):
@@ -312,42 +310,35 @@ def test_what_is_another_model_is_refused_by_name(tmp_path):
     tensors = gguf_tensors(model)
     path = tmp_path / "tiny.gguf"
 
-    def refused(message, changed, **metadata):
+    def load(changed, **metadata):
         write_gguf(path, model, tensors=changed, **metadata)
-        with pytest.raises(InputError, match=message):
-            load_gguf_params(path, read_gguf_config(path), jnp.float32)
+        load_gguf_params(path, read_gguf_config(path), jnp.float32)
 
-    refused(
-        r"missing tensors.*blk\.1\.attn_q\.weight", {k: v for k, v in tensors.items() if k != "blk.1.attn_q.weight"}
-    )
-    refused(r"unexpected tensors.*blk\.0\.x\.weight", tensors | {"blk.0.x.weight": np.ones(3, np.float32)})
+    def without(name):
+        return {key: tensor for key, tensor in tensors.items() if key != name}
+
+    refused(r"missing tensors.*blk\.1\.attn_q\.weight", load, without("blk.1.attn_q.weight"))
+    extra = {"blk.0.x.weight": np.ones(3, np.float32)}
+    refused(r"unexpected tensors.*blk\.0\.x\.weight", load, tensors | extra)
     narrow = tensors | {"blk.2.ffn_up.weight": np.ones((3, 32), np.float32)}
-    refused(r"blk\.2\.ffn_up\.weight is \[3, 32\], not \[48, 32\]", narrow)
-    refused("I8, which is not supported", tensors | {"blk.2.ffn_up.weight": np.ones((48, 32), np.int8)})
-    refused("expert_count", tensors, expert_count=8)
-    refused("dimension_count", tensors, rope_dimension_count=4)
-    refused("token_embd", {k: v for k, v in tensors.items() if k != "token_embd.weight"})
-    writer = gguf.GGUFWriter(path, "mamba")
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    with pytest.raises(InputError, match="mamba"):
-        read_gguf_config(path)
+    refused(r"blk\.2\.ffn_up\.weight is \[3, 32\], not \[48, 32\]", load, narrow)
+    refused("I8, which is not supported", load, tensors | {"blk.2.ffn_up.weight": np.ones((48, 32), np.int8)})
+    refused("expert_count", partial(load, expert_count=8), tensors)
+    refused("dimension_count", partial(load, rope_dimension_count=4), tensors)
+    refused("token_embd", load, without("token_embd.weight"))
+    finish(gguf.GGUFWriter(path, "mamba"))
+    refused("mamba", read_gguf_config, path)
 
 
 def test_files_that_are_not_whole_gguf_are_refused(tmp_path):
     path = tmp_path / "tiny.gguf"
-    with pytest.raises(InputError, match="no such file"):
-        read_gguf_config(path)
+    refused("no such file", read_gguf_config, path)
     for content in (b"", b"GG", b"PK\x03\x04 a zip file of some length"):
         path.write_bytes(content)
-        with pytest.raises(InputError, match="not a GGUF file"):
-            read_gguf_config(path)
+        refused("not a GGUF file", read_gguf_config, path)
     whole = write_gguf(path, case("llama_gqa")).read_bytes()
     for length in (4, 20, 30, 100, 400, 2000, len(whole) // 2, len(whole) - 64):
         path.write_bytes(whole[:length])
-        with pytest.raises(InputError, match="cut off"):
-            read_gguf_config(path)
+        refused("cut off", read_gguf_config, path)
     path.write_bytes(whole[:4] + b"\x09" + whole[5:])
-    with pytest.raises(InputError, match="version 9"):
-        read_gguf_config(path)
+    refused("version 9", read_gguf_config, path)

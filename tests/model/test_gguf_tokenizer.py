@@ -11,10 +11,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from jaxalign.data.tokenizer import Tokenizer
-from jaxalign.errors import InputError
 from jaxalign.model.gguf import read_gguf_tokenizer
 from jaxalign.sentence_piece import empty_model
 from tests.data.tiny_sentence_piece import USER_DEFINED, sentence_piece_model
+from tests.model.test_gguf import finish
+from tests.model.tiny_inputs import refused
 
 CORPUS = [
     "Premise: Two women are embracing while holding to go packages. In 1984 they'd have 12345 of them.\n",
@@ -70,10 +71,7 @@ def write_tokenizer(path, vocabulary, merges=None, scores=None, kinds=None, arch
         writer.add_token_scores([scores[token] for token in tokens])
     for key, value in settings.items():
         getattr(writer, f"add_{key}")(value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 
@@ -239,12 +237,8 @@ def test_turn_markers_are_control_tokens_whatever_their_type(tmp_path):
     for token in [*markers, *SPECIAL[:2]]:
         assert backend(f"a{token}", add_special_tokens=False)["input_ids"][-1] == vocabulary[token]
         assert tokenizer.control_ids.isdisjoint(tokenizer.ids(f"a{token}"))
-    assert (
-        tokenizer.batch_ids_between("<|im_start|>user\n", ["a<|im_end|>"], "<|im_end|>")[0].count(
-            vocabulary["<|im_end|>"]
-        )
-        == 1
-    )
+    ids = tokenizer.batch_ids_between("<|im_start|>user\n", ["a<|im_end|>"], "<|im_end|>")[0]
+    assert ids.count(vocabulary["<|im_end|>"]) == 1
 
 
 def test_prompts_do_not_end_as_the_file_asks(tmp_path):
@@ -267,18 +261,14 @@ def test_gemma_spells_its_tokens_of_spaces_again(tmp_path):
 
 def test_unknown_tokenizers_are_refused_by_name(tmp_path):
     path = tmp_path / "t.gguf"
-    with pytest.raises(InputError, match=r"tokenizer\.ggml\.pre viking"):
-        read_gguf_tokenizer(write_byte_level(path, "viking"))
-    with pytest.raises(InputError, match=r"tokenizer\.ggml\.model t5"):
-        read_gguf_tokenizer(write_byte_level(path, "qwen2", tokenizer_model="t5"))
+    write_byte_level(path, "viking")
+    refused(r"tokenizer\.ggml\.pre viking", read_gguf_tokenizer, path)
+    write_byte_level(path, "qwen2", tokenizer_model="t5")
+    refused(r"tokenizer\.ggml\.model t5", read_gguf_tokenizer, path)
     vocabulary, _, kinds = sentence_piece_parts()
-    with pytest.raises(InputError, match=r"tokenizer\.ggml\.scores"):
-        read_gguf_tokenizer(write_tokenizer(path, vocabulary, kinds=kinds, tokenizer_model="llama"))
-    with pytest.raises(InputError, match=r"tokenizer\.ggml\.merges"):
-        read_gguf_tokenizer(write_tokenizer(path, vocabulary, tokenizer_model="gpt2", tokenizer_pre="qwen2"))
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    with pytest.raises(InputError, match="holds no tokenizer"):
-        read_gguf_tokenizer(path)
+    write_tokenizer(path, vocabulary, kinds=kinds, tokenizer_model="llama")
+    refused(r"tokenizer\.ggml\.scores", read_gguf_tokenizer, path)
+    write_tokenizer(path, vocabulary, tokenizer_model="gpt2", tokenizer_pre="qwen2")
+    refused("does not load .*merges", read_gguf_tokenizer, path)
+    finish(gguf.GGUFWriter(path, "llama"))
+    refused("holds no tokenizer", read_gguf_tokenizer, path)

@@ -12,11 +12,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from jaxalign.errors import InputError
 from jaxalign.model import weights
 from jaxalign.model.config import config_from_hf, config_to_hf, read_config
 from jaxalign.model.weights import load_params, place_whole, save_params, stored_types
-from tests.model.tiny_inputs import arrays
+from tests.model.tiny_inputs import arrays, refused
 from tests.model.tiny_models import CASES, FAMILIES, tiny_case
 
 
@@ -166,8 +165,7 @@ def test_the_index_says_which_copy_of_a_tensor_is_meant(tmp_path):
     assert_same_tree(load_params(tmp_path, tiny.config, jnp.float32), tiny.params)  # a name that nobody needs
     elsewhere = next(file for file in weight_map.values() if "norm" not in json.dumps(list(load_file(tmp_path / file))))
     index.write_text(json.dumps({"weight_map": weight_map | {"model.norm.weight": elsewhere}}))
-    with pytest.raises(InputError, match=rf"model\.norm\.weight is not in {elsewhere}"):
-        load_params(tmp_path, tiny.config, jnp.float32)
+    refused(rf"model\.norm\.weight is not in {elsewhere}", load_params, tmp_path, tiny.config, jnp.float32)
 
 
 def test_a_whole_model_beside_shards(tmp_path):
@@ -179,11 +177,17 @@ def test_a_whole_model_beside_shards(tmp_path):
     whole = load_file(tmp_path / "model.safetensors")
     whole["model.norm.weight"] += 1.0
     save_file(whole, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match=r"two models, one in model\.safetensors and one in the shards"):
-        load_params(tmp_path, tiny.config, jnp.float32)
+    refused(
+        r"two models, one in model\.safetensors and one in the shards", load_params, tmp_path, tiny.config, jnp.float32
+    )
     (tmp_path / "model.safetensors.index.json").unlink()  # libraries that take all files read both still
-    with pytest.raises(InputError, match=r"two models, one in model\.safetensors and one in the shards model-00001"):
-        load_params(tmp_path, tiny.config, jnp.float32)
+    refused(
+        r"two models, one in model\.safetensors and one in the shards model-00001",
+        load_params,
+        tmp_path,
+        tiny.config,
+        jnp.float32,
+    )
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     (tmp_path / weight_map["model.norm.weight"]).unlink()  # as save_pretrained removes shards, and not their index
     params = load_params(tmp_path, tiny.config, jnp.float32)
@@ -198,18 +202,15 @@ def test_shards_without_an_index(tmp_path):
     first, *_, last = sorted(set(weight_map.values()))
     twice = load_file(tmp_path / first) | load_file(tmp_path / last)
     save_file(twice, tmp_path / last)
-    with pytest.raises(InputError, match=rf"{last}: .* is in {first} too"):
-        load_params(tmp_path, tiny.config, jnp.float32)
+    refused(rf"{last}: .* is in {first} too", load_params, tmp_path, tiny.config, jnp.float32)
     (tmp_path / last).unlink()
-    with pytest.raises(InputError, match=f"{last}: no such file"):
-        load_params(tmp_path, tiny.config, jnp.float32)
+    refused(f"{last}: no such file", load_params, tmp_path, tiny.config, jnp.float32)
 
 
 def test_weights_of_another_name_are_named(tmp_path):
     tiny, _ = saved_tensors(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "consolidated.safetensors")
-    with pytest.raises(InputError, match=r"holds consolidated\.safetensors: rename"):
-        load_params(tmp_path, tiny.config, jnp.float32)
+    refused(r"holds consolidated\.safetensors", load_params, tmp_path, tiny.config, jnp.float32)
 
 
 def test_each_weight_in_the_type_that_it_is_stored_in(tmp_path):
@@ -294,8 +295,7 @@ def test_tensors_of_another_model_are_refused_by_name(change, message, tmp_path)
     tiny, tensors = saved_tensors(tmp_path)
     change(tensors)
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(InputError, match=message):
-        load_params(tmp_path, tiny.config, jnp.float32)
+    refused(message, load_params, tmp_path, tiny.config, jnp.float32)
 
 
 def test_a_head_that_is_needed_must_be_there(tmp_path):
@@ -303,25 +303,20 @@ def test_a_head_that_is_needed_must_be_there(tmp_path):
     tiny = tiny_case("qwen2")
     tiny.torch_model.model.save_pretrained(tmp_path)
     message = r"missing tensors.*lm_head\.weight.*tie_word_embeddings false; set it to true .* AutoModelForCausalLM"
-    with pytest.raises(InputError, match=message):
-        load_params(tmp_path, tiny.config, jnp.float32)
+    refused(message, load_params, tmp_path, tiny.config, jnp.float32)
 
 
 def test_folders_without_whole_safetensors_are_refused(tmp_path):
     config = tiny_case("qwen2_tied").config
-    with pytest.raises(InputError, match=r"no model\.safetensors"):
-        load_params(tmp_path, config, jnp.float32)
+    refused(r"no model\.safetensors", load_params, tmp_path, config, jnp.float32)
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(InputError, match="pickled"):
-        load_params(tmp_path, config, jnp.float32)
+    refused(r"holds pytorch_model\.bin\. Pickled", load_params, tmp_path, config, jnp.float32)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "shard.safetensors"}}))
-    with pytest.raises(InputError, match=r"shard\.safetensors: no such file"):
-        load_params(tmp_path, config, jnp.float32)
+    refused(r"shard\.safetensors: no such file", load_params, tmp_path, config, jnp.float32)
     saved_tensors(tmp_path)
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="cut off"):
-        load_params(tmp_path, config, jnp.float32)
+    refused("cut off", load_params, tmp_path, config, jnp.float32)
 
 
 def test_export_leaves_nothing_partial(tmp_path):

@@ -1,21 +1,21 @@
 """Adapters against PEFT on tiny random models."""
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
-import peft
 import pytest
 import torch
 
 from jaxalign.errors import InputError
-from jaxalign.model.lora import LoraConfig, init_lora, lora_shapes, merge_lora, projection_sizes, updated_norms
+from jaxalign.model.lora import LoraConfig, init_lora, lora_shapes, merge_lora, updated_norms
+from jaxalign.model.peft import load_adapter
 from jaxalign.model.transformer import Decoder
+from tests.model.test_peft_adapters import peft_twin, random_adapter
 from tests.model.tiny_inputs import ROUNDING, logits_of, plain, relative, some_tokens
-from tests.model.tiny_models import TinyModel, numpy_of, put, tiny_case
+from tests.model.tiny_models import TinyModel, tiny_case
 
 EVERYWHERE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 INPUTS = plain(some_tokens(length=9))
@@ -30,60 +30,6 @@ def model_logits(model: TinyModel, lora: LoraConfig | None, variables: dict[str,
 def kind(lora: LoraConfig) -> str:
     """rsLoRA, DoRA, both or neither, for the name of a test."""
     return ("-rslora" if lora.rslora else "") + ("-dora" if lora.dora else "")
-
-
-def random_lora(model: TinyModel, lora: LoraConfig) -> Any:
-    """An adapter with B drawn at random as well, so that it changes the logits; magnitudes are moved by a tenth."""
-    tree = init_lora(jax.random.key(0), model.config, lora, model.params)
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return jax.tree.unflatten(
-        jax.tree.structure(tree),
-        [
-            leaf * (1 + 0.1 * jax.random.normal(key, leaf.shape))
-            if path[-1].key == "magnitude"
-            else 0.3 * jax.random.normal(key, leaf.shape)
-            for key, (path, leaf) in zip(keys, leaves, strict=True)
-        ],
-    )
-
-
-class PeftTwin:
-    """The adapter of the same `lora` that PEFT puts on the torch model: A and B random, magnitudes away from norms."""
-
-    def __init__(self, model: TinyModel, lora: LoraConfig):
-        config = peft.LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]: its annotation wants int, its code divides
-            target_modules=list(lora.targets),
-            init_lora_weights=False,
-            use_rslora=lora.rslora,
-            use_dora=lora.dora,
-        )
-        torch.manual_seed(1)
-        self.model = peft.get_peft_model(model.torch_model, config).eval()
-        self.parameters = dict(self.model.named_parameters())
-        self.config, self.lora = model.config, lora
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                if "magnitude" in name:
-                    parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
-
-    def tree(self, of_parameter: Callable[[torch.nn.Parameter], torch.Tensor | None]) -> Any:
-        """Our tree of what `of_parameter` takes from PEFT's parameters: their values, or their gradients."""
-        names = {"lora_a": "lora_A.default", "lora_b": "lora_B.default", "magnitude": "lora_magnitude_vector.default"}
-        tree: dict[str, Any] = {}
-        for target in self.lora.targets:
-            module = f"{projection_sizes(self.config)[target][0]}.{target}"
-            for ours in names if self.lora.dora else ("lora_a", "lora_b"):
-                layers = []
-                for layer in range(self.config.layers):
-                    name = f"base_model.model.model.layers.{layer}.{module}.{names[ours]}.weight"
-                    tensor = of_parameter(self.parameters[name])
-                    assert tensor is not None
-                    layers.append(numpy_of(tensor).T)
-                put(tree, f"layers/{module.replace('.', '/')}/{ours}", jnp.asarray(np.stack(layers)))
-        return tree
 
 
 @pytest.mark.parametrize(
@@ -101,11 +47,11 @@ class PeftTwin:
     ],
     ids=lambda value: value if isinstance(value, str) else f"{len(value.targets)}{kind(value)}",
 )
-def test_logits_and_gradients_are_those_of_peft(name: str, lora: LoraConfig):
+def test_logits_and_gradients_are_those_of_peft(name: str, lora: LoraConfig, tmp_path):
     model = tiny_case(name)
     unadapted = model_logits(model, None, {"params": model.params})
-    twin = PeftTwin(model, lora)
-    logits = twin.model(torch.tensor(TOKENS)).logits
+    twin = peft_twin(model, lora)
+    logits = twin(torch.tensor(TOKENS)).logits
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(LABELS, dtype=torch.long).flatten()).backward()
 
     def loss(adapter: Any) -> tuple[jax.Array, jax.Array]:
@@ -113,10 +59,17 @@ def test_logits_and_gradients_are_those_of_peft(name: str, lora: LoraConfig):
         logits = decoder.apply(variables, decoder.apply(variables, *INPUTS).hidden, method="logits")
         return -jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.asarray(LABELS)[:, :, None], axis=-1).mean(), logits
 
-    gradients, ours = jax.jit(jax.grad(loss, has_aux=True))(twin.tree(lambda parameter: parameter))
+    twin.save_pretrained(str(tmp_path))
+    gradients, ours = jax.jit(jax.grad(loss, has_aux=True))(load_adapter(tmp_path, model.config)[1])
     assert relative(ours, logits.detach()) < ROUNDING
     assert relative(unadapted, logits.detach()) > 0.1
-    expected = twin.tree(lambda parameter: parameter.grad)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            if parameter.requires_grad:
+                assert parameter.grad is not None
+                parameter.copy_(parameter.grad)
+    twin.save_pretrained(str(tmp_path))
+    expected = load_adapter(tmp_path, model.config)[1]
     assert jax.tree.structure(gradients) == jax.tree.structure(expected)
     for gradient, reference in zip(*map(jax.tree.leaves, (gradients, expected)), strict=True):
         assert relative(gradient, reference) < 1e-4
@@ -152,7 +105,7 @@ def test_a_fresh_adapter_is_drawn_as_peft_draws_it():
 def test_merged_equals_unmerged(name: str, dora: bool):
     model = tiny_case(name)
     lora = LoraConfig(rank=4, alpha=10.0, targets=EVERYWHERE, dora=dora)
-    tree = random_lora(model, lora)
+    tree = random_adapter(model.config, lora)
     merged = merge_lora(model.params, tree, lora)
     unmerged_logits = model_logits(model, lora, {"params": model.params, "lora": tree})
     assert relative(model_logits(model, None, {"params": merged}), unmerged_logits) < ROUNDING
@@ -164,7 +117,7 @@ def test_merging_keeps_the_type_of_storage():
     model = tiny_case("llama_mha")
     lora = LoraConfig(rank=4, alpha=10.0)
     stored = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), model.params)
-    merged = merge_lora(stored, random_lora(model, lora), lora)
+    merged = merge_lora(stored, random_adapter(model.config, lora), lora)
     assert {leaf.dtype for leaf in jax.tree.leaves(merged)} == {jnp.dtype("bfloat16")}
 
 

@@ -1,5 +1,6 @@
 """The chunked loss against torch's cross-entropy, values and gradients."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,8 +27,18 @@ MASK[1, 4:] = True
 ROUNDING = 1e-5
 
 
-def head(head_kernel):
-    return lambda states: jnp.einsum("...D,DV->...V", states, head_kernel)
+def head(kernel):
+    """Logits in float32, of states that may be in bfloat16."""
+
+    def logits(states: jax.Array) -> jax.Array:
+        return jnp.einsum("...D,DV->...V", states, kernel.astype(states.dtype), preferred_element_type=jnp.float32)
+
+    return logits
+
+
+def loss_of(hidden: Any, kernel: Any, targets_per_row: int = 7, chunk: int = 6) -> tuple[jax.Array, jax.Array]:
+    targets, mask = jnp.asarray(TARGETS), jnp.asarray(MASK)
+    return next_token_loss(head(kernel), hidden, targets, mask, targets_per_row=targets_per_row, chunk=chunk)
 
 
 def torch_loss() -> tuple[float, np.ndarray, np.ndarray]:
@@ -46,12 +57,7 @@ def torch_loss() -> tuple[float, np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("targets_per_row", [7, 8, 11, 40])
 @pytest.mark.parametrize("chunk", [1, 3, 7, 10, 1000])
 def test_sum_count_and_gradients(targets_per_row: int, chunk: int):
-    @jax.jit
-    def loss(hidden, kernel):
-        return next_token_loss(
-            head(kernel), hidden, jnp.asarray(TARGETS), jnp.asarray(MASK), targets_per_row=targets_per_row, chunk=chunk
-        )
-
+    loss = jax.jit(partial(loss_of, targets_per_row=targets_per_row, chunk=chunk))
     gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
     (total, count), (hidden_gradient, head_gradient) = gradient(HIDDEN, HEAD)
     reference, hidden_reference, head_reference = torch_loss()
@@ -79,8 +85,7 @@ def test_a_tied_head_tuned_and_frozen(tuned: tuple[str, ...]):
     def loss(leaves: dict[str, jax.Array], frozen: dict[str, jax.Array]) -> jax.Array:
         both = frozen | leaves
         hidden = jnp.tanh(both["table"][TOKENS] @ both["mix"])
-        arguments = (head(both["table"].T), hidden, jnp.asarray(TARGETS), jnp.asarray(MASK))
-        total, count = next_token_loss(*arguments, targets_per_row=7, chunk=6)
+        total, count = loss_of(hidden, both["table"].T)
         return total / count
 
     leaves = {name: weights.pop(name) for name in tuned}
@@ -96,12 +101,7 @@ def test_a_head_tuned_in_bfloat16(tuned_in: Any):
     hidden, kernel = jnp.asarray(HIDDEN, jnp.bfloat16), jnp.asarray(HEAD).astype(jnp.bfloat16)
 
     def mean(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
-        def logits(states: jax.Array) -> jax.Array:
-            return jnp.einsum("...D,DV->...V", states, kernel.astype(states.dtype), preferred_element_type=jnp.float32)
-
-        total, count = next_token_loss(
-            logits, hidden, jnp.asarray(TARGETS), jnp.asarray(MASK), targets_per_row=7, chunk=6
-        )
+        total, count = loss_of(hidden, kernel)
         return total / count
 
     def dense(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -132,8 +132,7 @@ def test_every_logit_is_computed_once():
     """The gradient's program multiplies with the head twice, logits and states; a tuned head's gradient is a third."""
 
     def loss(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
-        arguments = (head(kernel), hidden, jnp.asarray(TARGETS), jnp.asarray(MASK))
-        return next_token_loss(*arguments, targets_per_row=7, chunk=6)[0]
+        return loss_of(hidden, kernel)[0]
 
     def products(argnums: Any) -> int:
         return str(jax.make_jaxpr(jax.grad(loss, argnums=argnums))(HIDDEN, HEAD)).count("dot_general")
@@ -174,8 +173,7 @@ def test_no_more_than_a_chunk_of_logits_is_made():
     chunk, vocabulary = 6, 1009
 
     def loss(hidden, kernel):
-        arguments = (head(kernel), hidden, jnp.asarray(TARGETS), jnp.asarray(MASK))
-        return next_token_loss(*arguments, targets_per_row=7, chunk=chunk)[0]
+        return loss_of(hidden, kernel, chunk=chunk)[0]
 
     kernel = jax.ShapeDtypeStruct((D, vocabulary), jnp.float32)
     program = str(

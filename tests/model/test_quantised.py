@@ -16,13 +16,13 @@ from jaxalign.model.transformer import Decoder
 from jaxalign.runtime import make_mesh
 from tests.defaults import base_optimizer
 from tests.model.test_schemes import by_bitsandbytes
+from tests.model.tiny_inputs import logits_of, plain, torch_logits
 from tests.model.tiny_models import TinyModel, slow_but, tiny_model
 from tests.training.tiny_runs import LORA, TinyRun, mesh_of, random_adapter, tiny_plan
 
 SCHEMES = ("int8", "nf4")
 EVERYWHERE = tuple(projection_sizes(tiny_model("llama").config))
 TOKENS = np.random.default_rng(1).integers(0, 64, (8, 9), dtype=np.int32)
-POSITIONS = np.broadcast_to(np.arange(9, dtype=np.int32), TOKENS.shape)
 
 
 def wide_model(family: str) -> TinyModel:
@@ -52,14 +52,9 @@ def with_rounded_projections(model: TinyModel, scheme: str) -> Any:
     return model.torch_model
 
 
-def logits_of(decoder: Decoder, variables: Any, tokens: np.ndarray = TOKENS) -> jax.Array:
-    hidden = decoder.apply(variables, tokens, POSITIONS, np.ones_like(tokens)).hidden
-    return decoder.apply(variables, hidden, method="logits")
-
-
 def logits(model: TinyModel, params: Any, mesh: Any = None) -> np.ndarray:
     def apply(params: Any) -> jax.Array:
-        return logits_of(Decoder(model.config), {"params": params})
+        return logits_of(Decoder(model.config), {"params": params}, *plain(TOKENS))
 
     if mesh is None:
         return np.asarray(jax.jit(apply)(params))
@@ -73,8 +68,7 @@ def test_a_model_computes_with_the_rounded_weights(family: str, scheme: str):
     model = wide_model(family)
     exact = logits(model, model.params)
     ours = logits(model, quantised(model, scheme))
-    with torch.no_grad():
-        expected = with_rounded_projections(model, scheme)(torch.from_numpy(TOKENS).long()).logits.numpy()
+    expected = torch_logits(with_rounded_projections(model, scheme), TOKENS)
     # Float32 through a few layers; rounding the weights itself moves logits five hundred times as far and more.
     np.testing.assert_allclose(ours, expected, atol=2e-5)
     assert np.abs(ours - exact).max() > 1e-2
@@ -112,7 +106,7 @@ def test_logits_and_adapter_gradients_are_those_of_the_dequantised_model(family:
     @jax.jit
     def logits_and_gradients(params: Any) -> tuple[Any, Any]:
         def loss(adapter: Any) -> tuple[jax.Array, jax.Array]:
-            logits = logits_of(Decoder(model.config, lora), {"params": params, "lora": adapter})
+            logits = logits_of(Decoder(model.config, lora), {"params": params, "lora": adapter}, *plain(TOKENS))
             labels = jnp.asarray(np.roll(TOKENS, -1, axis=1))[:, :, None]
             return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels, axis=-1).mean(), logits
 

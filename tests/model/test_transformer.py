@@ -10,7 +10,7 @@ import torch
 
 from jaxalign.model.attention import init_cache
 from jaxalign.model.transformer import Decoder
-from tests.model.tiny_inputs import LENGTH, ROUNDING, logits_of, plain, relative, some_tokens
+from tests.model.tiny_inputs import LENGTH, ROUNDING, logits_of, plain, relative, some_tokens, torch_logits
 from tests.model.tiny_models import CASES, FAMILIES, VOCABULARY, WIDTH, WINDOW, TinyModel, numpy_of, tiny_case
 
 
@@ -22,11 +22,9 @@ def model_logits(model: TinyModel, *inputs: np.ndarray, **options: Any) -> np.nd
 def test_logits(name: str):
     model = tiny_case(name)
     tokens = some_tokens()
-    with torch.no_grad():
-        theirs = model.torch_model(torch.tensor(tokens)).logits
     ours = model_logits(model, *plain(tokens))
     assert ours.dtype == np.float32
-    assert relative(ours, theirs) < ROUNDING
+    assert relative(ours, torch_logits(model.torch_model, tokens)) < ROUNDING
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -45,8 +43,7 @@ def test_packed_segments_do_not_see_each_other(name: str):
     slots = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), tokens.shape)
     first = slots < cut
     packed = model_logits(model, tokens, np.where(first, slots, slots - cut), np.where(first, 1, 2).astype(np.int32))
-    with torch.no_grad():
-        apart = [model.torch_model(torch.tensor(part)).logits for part in (tokens[:, :cut], tokens[:, cut:])]
+    apart = [torch_logits(model.torch_model, part) for part in (tokens[:, :cut], tokens[:, cut:])]
     assert relative(packed, np.concatenate(apart, axis=1)) < ROUNDING
 
 
@@ -56,9 +53,7 @@ def test_padding_on_the_right_changes_nothing(name: str):
     length = 11
     tokens, positions, segment_ids = (array * (np.arange(LENGTH) < length) for array in plain(some_tokens()))
     padded = model_logits(model, tokens, positions, segment_ids)
-    with torch.no_grad():
-        theirs = model.torch_model(torch.tensor(tokens[:, :length])).logits
-    assert relative(padded[:, :length], theirs) < ROUNDING
+    assert relative(padded[:, :length], torch_logits(model.torch_model, tokens[:, :length])) < ROUNDING
     assert np.isfinite(padded).all()
 
 
@@ -126,8 +121,8 @@ def test_bfloat16_storage_computes_in_float32(name: str):
 def test_bfloat16_compute(name: str):
     model = tiny_case(name)
     tokens = some_tokens()
+    theirs = torch_logits(model.torch_model, tokens)
     with torch.no_grad():
-        theirs = model.torch_model(torch.tensor(tokens)).logits
         embed = numpy_of(model.torch_model.to(torch.bfloat16).model.embed_tokens(torch.tensor(tokens)))
     stored = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), model.params)
     ours = logits_of(Decoder(model.config, dtype=jnp.bfloat16), {"params": stored}, *plain(tokens))
@@ -173,8 +168,7 @@ def test_neuron_mask_zeroes_activations(name: str):
     mask = np.random.default_rng(0).random((model.config.layers, model.config.mlp_dim)) < 0.5
     for layer, keep in zip(model.torch_model.model.layers, mask, strict=True):
         layer.mlp.act_fn.register_forward_hook(lambda _, __, output, keep=keep: output * torch.tensor(keep))
-    with torch.no_grad():
-        theirs = model.torch_model(torch.tensor(inputs[0])).logits
+    theirs = torch_logits(model.torch_model, inputs[0])
     ours = model_logits(model, *inputs, neuron_mask=jnp.asarray(mask, jnp.float32))
     assert relative(ours, theirs) < ROUNDING
     assert relative(model_logits(model, *inputs), theirs) > 0.1

@@ -1,12 +1,16 @@
 """Inputs of the tiny models, and how far two results lie apart."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+import pytest
+import torch
 from flax.traverse_util import flatten_dict
 
+from jaxalign.errors import InputError
 from jaxalign.model.transformer import Decoder
 from tests.model.tiny_models import VOCABULARY
 
@@ -39,6 +43,18 @@ def logits_of(decoder: Decoder, variables: Any, *inputs: np.ndarray, neuron_mask
     """float32 [B,T,V] of (tokens, positions, segment ids)."""
     hidden = decoder.apply(variables, *inputs, neuron_mask=neuron_mask).hidden
     return decoder.apply(variables, hidden, method="logits")
+
+
+def torch_logits(network: Any, tokens: np.ndarray) -> np.ndarray:
+    """The same of a torch model, for tokens alone."""
+    with torch.no_grad():
+        return network(torch.tensor(tokens)).logits.numpy()
+
+
+def refused(message: str, read: Callable[..., Any], *arguments: Any) -> None:
+    """`read(*arguments)` must raise InputError with that in its message."""
+    with pytest.raises(InputError, match=message):
+        read(*arguments)
 
 
 def arrays(tree: Any) -> dict[str, np.ndarray]:

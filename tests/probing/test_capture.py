@@ -149,13 +149,9 @@ def test_layers_and_positions_as_text():
 @pytest.mark.parametrize(
     ("layers", "position", "message"),
     [
-        ("", "last", "layers"),
         ("1,x", "last", "layers 1,x"),
         ("3,1", "last", "ascending"),
-        ("1,1", "last", "ascending"),
-        ("-1", "last", "ascending"),
         ("all", "first", "position first: choose last, prompt_mean"),
-        ("all", "", "position"),
     ],
 )
 def test_wrong_layers_and_positions_as_text(layers: str, position: str, message: str):

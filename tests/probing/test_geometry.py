@@ -8,9 +8,9 @@ import torch
 
 from jaxalign.model.ragged import Runner
 from jaxalign.model.transformer import Decoder
+from jaxalign.probe_files import PROBE_ARRAYS
 from jaxalign.probing.capture import Capture, capture_batch
 from jaxalign.probing.geometry import (
-    GEOMETRY_AXES,
     geometry,
     geometry_arrays,
     language_geometry,
@@ -122,7 +122,7 @@ def test_arrays_of_the_geometry(tmp_path: Path):
     arrays, document = found.arrays, found.document
     assert document["language"] == ["de", "zh"] and document["layer"] == [0, 3] and document["row"] == [1, 2, 3, 4, 5]
     assert document["position"] == "query_mean" and document["compared_with"] == "en"
-    assert arrays.keys() == document["axes"].keys() == GEOMETRY_AXES.keys()
+    assert arrays.keys() == document["axes"].keys() == PROBE_ARRAYS["geometry"].keys()
     for name, array in arrays.items():
         assert array.shape == tuple(len(document[axis]) for axis in document["axes"][name])
     for measure, values in row_values(arrays).items():

@@ -14,7 +14,6 @@ from jaxalign.model.ragged import Runner, decode_prompts, last_position
 from jaxalign.model.readout import entropy_bits, head_gram, label_masses, pad_label_sets
 from jaxalign.model.transformer import Decoder
 from jaxalign.probing.logit_lens import (
-    LanguageLens,
     LensRows,
     WordSets,
     lens_batch,
@@ -137,10 +136,10 @@ def test_the_second_way_drops_only_tokens_of_both_languages():
     assert gone == WordSets([[1, 2], []], [[], [5]]) and gone.surviving("sv") == [False, False]
 
 
-def lens_rows(latent: list[list[float]], survives: list[bool]) -> LanguageLens:
+def lens_rows(latent: list[list[float]], survives: list[bool]) -> LensRows:
     array, kept = np.array(latent, np.float32), np.array(survives)
     study = LensRows(array, array / 2, array, array, array * 10, array * 2, kept)
-    return LanguageLens(study, study._replace(latent=array / 4, survives=~kept))
+    return LensRows(*map(np.stack, zip(study, study._replace(latent=array / 4, survives=~kept), strict=True)))
 
 
 def test_means_leave_out_rows_that_do_not_survive():

@@ -5,9 +5,9 @@ import pytest
 import scipy.stats
 from sklearn.decomposition import PCA
 
+from jaxalign.probe_files import PROBE_ARRAYS
 from jaxalign.probing.capture import capture_languages
 from jaxalign.probing.geometry import (
-    PCA_AXES,
     WHOLE_PROMPTS,
     first_component,
     joint_pca,
@@ -49,7 +49,7 @@ def test_states_that_do_not_vary_have_coordinates_and_shares_of_zero(dtype: type
     """All of them, and those of one language among others."""
     constant = np.full((3, 7, 2, 5), 0.1, dtype)
     arrays = pca_arrays(constant, [0, 2])
-    assert arrays.keys() == PCA_AXES.keys() and all((array == 0).all() for array in arrays.values())
+    assert arrays.keys() == PROBE_ARRAYS["pca"].keys() and all((array == 0).all() for array in arrays.values())
     mixed = constant.copy()
     mixed[1:, :, 1] += RNG.normal(size=(2, 7, 5)).astype(dtype)
     arrays = pca_arrays(mixed, [0, 1])

@@ -10,13 +10,13 @@ import numpy as np
 
 from jaxalign.data.tasks import TASKS
 from jaxalign.files import read_json, write_json, write_json_lines
-from jaxalign.probe_files import Probe, write_probe
+from jaxalign.probe_files import PROBE_ARRAYS, Probe, write_probe
 from jaxalign.probing.attribution import SCRIPT_CLASSES, UNDECIDABLE
-from jaxalign.probing.geometry import GEOMETRY_AXES, PCA_AXES, geometry_arrays, language_geometry, pca_arrays
-from jaxalign.probing.logit_lens import LanguageLens, LensRows, lens_probe
+from jaxalign.probing.geometry import geometry_arrays, language_geometry, pca_arrays
+from jaxalign.probing.logit_lens import LensRows, lens_probe
 from jaxalign.probing.masking import EFFECTS
 from jaxalign.probing.neurons import ActivationCounts, selection_probes
-from jaxalign.reporting.folders import PROBE_ARRAYS, Key
+from jaxalign.reporting.folders import Key
 from jaxalign.statistics import wilson_interval
 
 VERSIONS = {"jax": "0.10.2", "flax": "0.12.8", "jaxalign": "0.1.0"}
@@ -166,6 +166,14 @@ def write_run(folder: Path, sources: Sequence[str] = ("zh", "de"), targets: Sequ
     return folder
 
 
+def write_described(
+    folder: Path, name: str, arrays: Mapping[str, np.ndarray], languages: Sequence[str], **labels: Any
+) -> None:
+    """A probe's two files; `labels` are those of its other axes, and what else its document says."""
+    document = {"axes": PROBE_ARRAYS[name], "language": list(languages), **labels, **PROBED}
+    write_probe(folder, name, Probe(arrays, document))
+
+
 def write_lens(folder: Path, languages: Sequence[str], layers: int = 12, rows: int = 20, peak: float = 0.5) -> None:
     """A logit lens as `probe` writes it; no row of German survives the study's filter."""
     generator = np.random.default_rng(1)
@@ -182,7 +190,8 @@ def write_lens(folder: Path, languages: Sequence[str], layers: int = 12, rows: i
             survives=np.full(rows, survives),
         )
 
-    lens = {language: LanguageLens(lens_rows(language != "de"), lens_rows(True)) for language in languages}
+    ways = {language: (lens_rows(language != "de"), lens_rows(True)) for language in languages}
+    lens = {language: LensRows(*map(np.stack, zip(*both, strict=True))) for language, both in ways.items()}
     found = lens_probe(lens)
     write_probe(folder, "logit_lens", Probe(found.arrays, {**found.document, **PROBED}))
 
@@ -192,22 +201,12 @@ def write_pca(
 ) -> None:
     """A representation probe as `probe` writes it; languages lie about `apart` from each other."""
     generator = np.random.default_rng(2)
-    rows, width = 20, 8
-    items, offsets = (
-        generator.normal(size=(1, rows, layers + 1, width)),
-        generator.normal(size=(len(languages), 1, 1, 1)),
-    )
-    states = items + apart * offsets + 0.5 * generator.normal(size=(len(languages), rows, layers + 1, width))
-    document = {
-        "axes": PCA_AXES,
-        "bound": ["low", "high"],
-        "layer": list(range(layers + 1)),
-        "language": list(languages),
-        "scatter_language": list(scatter),
-        "row": list(range(rows)),
-        **PROBED,
-    }
-    write_probe(folder, "pca", Probe(pca_arrays(states, [languages.index(code) for code in scatter]), document))
+    rows, shape = 20, (len(languages), 20, layers + 1, 8)
+    items, offsets = generator.normal(size=(1, *shape[1:])), generator.normal(size=(len(languages), 1, 1, 1))
+    states = items + apart * offsets + 0.5 * generator.normal(size=shape)
+    arrays = pca_arrays(states, [languages.index(code) for code in scatter])
+    labels = {"layer": list(range(layers + 1)), "scatter_language": list(scatter), "row": list(range(rows))}
+    write_described(folder, "pca", arrays, languages, bound=["low", "high"], **labels)
 
 
 def write_geometry(folder: Path, languages: Sequence[str], layers: int = 4, shared: float = 1.0) -> None:
@@ -216,77 +215,34 @@ def write_geometry(folder: Path, languages: Sequence[str], layers: int = 4, shar
     others, rows, width = [code for code in languages if code != "en"], 20, 8
     items = generator.normal(size=(rows, layers + 1, width))
     english, *states = shared * items + generator.normal(size=(1 + len(others), rows, layers + 1, width))
-    document = {
-        "axes": GEOMETRY_AXES,
-        "layer": list(range(layers + 1)),
-        "language": others,
-        "row": list(range(rows)),
-        "bound": ["low", "high"],
-        "position": "query_mean",
-        **PROBED,
-    }
     arrays = geometry_arrays([language_geometry(each, english) for each in states])
-    write_probe(folder, "geometry", Probe(arrays, document))
+    labels = {"layer": list(range(layers + 1)), "row": list(range(rows)), "bound": ["low", "high"]}
+    write_described(folder, "geometry", arrays, others, position="query_mean", **labels)
 
 
 def write_attribution(folder: Path, languages: Sequence[str], layers: int = 4) -> None:
     """An attribution of the lens as `probe` writes it."""
     generator = np.random.default_rng(5)
-    axes = {"language": [*languages, UNDECIDABLE], "script": list(SCRIPT_CLASSES)}
-    arrays, named = {}, {}
-    for kind, labels in axes.items():
-        mass = generator.dirichlet(np.ones(len(labels)), (len(languages), layers, 1)).astype(np.float32)
-        arrays |= {f"{kind}_mass_mean": mass, f"{kind}_mass_half_width": mass / 10}
-        named |= {name: ["language", "layer", "position", f"token_{kind}"] for name in arrays.keys() - named.keys()}
-    document = {
-        "axes": named,
-        "language": list(languages),
-        "layer": list(range(1, layers + 1)),
-        "position": [-1],
-        "token_language": axes["language"],
-        "token_script": axes["script"],
-        "token_map": {"held_out": {"all": {"tokens": 100, "decided": 0.8, "accuracy": 0.95}}},
-        **PROBED,
-    }
-    write_probe(folder, "attribution", Probe(arrays, document))
+    labels = {"token_language": [*languages, UNDECIDABLE], "token_script": list(SCRIPT_CLASSES)}
+    arrays = {}
+    for kind in ("language", "script"):
+        mass = generator.dirichlet(np.ones(len(labels[f"token_{kind}"])), (len(languages), layers, 1))
+        arrays |= {f"{kind}_mass_mean": mass.astype(np.float32), f"{kind}_mass_half_width": mass / 10}
+    token_map = {"held_out": {"all": {"tokens": 100, "decided": 0.8, "accuracy": 0.95}}}
+    layer = list(range(1, layers + 1))
+    write_described(folder, "attribution", arrays, languages, layer=layer, position=[-1], token_map=token_map, **labels)
 
 
-def write_masking(
-    folder: Path, languages: Sequence[str], name: str = "masking", array: str = "log_perplexity_change"
-) -> None:
-    """A masking of language neurons as `probe` writes it, of what the report reads; of perplexity, or of accuracy."""
-    change = np.random.default_rng(6).normal(size=(3, len(languages), len(languages), 3))
-    document = {
-        "axes": {array: ["effect", "masked_language", "language", "estimate"]},
-        "language": list(languages),
-        "masked_language": list(languages),
-        "effect": list(EFFECTS),
-        "estimate": ["change", "low", "high"],
-        **PROBED,
-    }
-    write_probe(folder, name, Probe({array: change}, document))
-
-
-def write_transplant(folder: Path, languages: Sequence[str]) -> None:
-    """A transplant of language neurons as `probe` writes it, of what the report reads."""
-    random, weights = (
-        np.random.default_rng(7),
-        ["base", "tuned", *languages, *(f"random, as {code}" for code in languages)],
-    )
-    document = {
-        "axes": PROBE_ARRAYS["transplant"],
-        "language": list(languages),
-        "transplanted_language": list(languages),
-        "effect": list(EFFECTS),
-        "estimate": ["change", "low", "high"],
-        "weights": weights,
-        **PROBED,
-    }
-    arrays = {
-        "log_perplexity_change": random.normal(size=(3, len(languages), len(languages), 3)),
-        "perplexity": random.uniform(5, 20, (len(weights), len(languages))),
-    }
-    write_probe(folder, "transplant", Probe(arrays, document))
+def write_effect(folder: Path, name: str, languages: Sequence[str]) -> None:
+    """`masking`, `masked_accuracy` or `transplant` as `probe` writes it, of what the report reads."""
+    random = np.random.default_rng(6)
+    array, axes = next(iter(PROBE_ARRAYS[name].items()))
+    arrays = {array: random.normal(size=(3, len(languages), len(languages), 3))}
+    weights = ["base", "tuned", *languages, *(f"random, as {code}" for code in languages)]
+    if name == "transplant":
+        arrays["perplexity"] = random.uniform(5, 20, (len(weights), len(languages)))
+    labels = {axes[1]: list(languages), "effect": list(EFFECTS), "estimate": ["change", "low", "high"]}
+    write_described(folder, name, arrays, languages, weights=weights, **labels)
 
 
 def write_selection(folder: Path, english: Sequence[tuple[int, int]], rate: float = 0.1) -> Path:
@@ -312,7 +268,7 @@ def write_both_sides(root: Path) -> tuple[Path, Path]:
         write_pca(folder, LANGUAGES, ["en", "de"], layers=6)
         write_geometry(folder, LANGUAGES, shared=shared)
         write_attribution(folder, LANGUAGES)
-        write_masking(folder, LANGUAGES)
+        write_effect(folder, "masking", LANGUAGES)
     name_model(after, adapter="run")
     return before, after
 

@@ -33,31 +33,18 @@ HOSTILE = [
 def run_of(text: str) -> TrainingRun:
     """A run in which every text is this one."""
     document = {
-        "model": text,
-        "files": [text],
-        "records": 0,
-        "template": text,
-        "pairs": 90,
-        "heldout_pairs": 5,
-        "dropped": 0,
-        "cut": 0,
-        "steps": 10,
-        "trainable_parameters": 1234,
+        **{"model": text, "files": [text], "template": text, "command": f"jaxalign train {text}"},
+        **{"records": 0, "pairs": 90, "heldout_pairs": 5, "dropped": 0, "cut": 0, "steps": 10},
+        **{"trainable_parameters": 1234, "versions": {"jaxalign": text}},
         "languages": {"sources": [text], "targets": ["en"], "seen": ["en", text]},
         "config": {
             "tune": "adapter",
             "lora": {"rank": 8, "targets": text},
             "optimizer": {"learning_rate": 5e-5},
             "loss": {"reduction": text},
-            "epochs": 3,
             "batch": {"length": 128},
-            "heldout": 0.05,
-            "seed": 42,
-            "dtype": "float32",
-            "param_dtype": "float32",
+            **{"epochs": 3, "heldout": 0.05, "seed": 42, "dtype": "float32", "param_dtype": "float32"},
         },
-        "command": f"jaxalign train {text}",
-        "versions": {"jaxalign": text},
     }
     return TrainingRun(Path("run"), document, [(1, 2.0)], [(0, 1.736), (100, 0.961)])
 
@@ -114,23 +101,8 @@ def test_a_base_on_the_hub_is_named_as_the_hub_reads_it():
 @pytest.mark.parametrize("text", HOSTILE)
 def test_texts_stay_texts(text):
     plain, hostile = rendered(card_of("harmless")), rendered(card_of(text))
-    for mark in [
-        "<h1",
-        "<h2",
-        "<li",
-        "<tr",
-        "<td",
-        "<pre",
-        "<p>",
-        "<a",
-        "<img",
-        "<em",
-        "<strong",
-        "<s>",
-        "<script",
-        "<hr",
-    ]:
-        assert hostile.count(mark) == plain.count(mark), mark
+    for tag in ("h1", "h2", "li", "tr", "td", "pre", "p>", "a", "img", "em", "strong", "s>", "script", "hr"):
+        assert hostile.count(f"<{tag}") == plain.count(f"<{tag}"), tag
     assert "\x00" not in hostile and "\u202e" not in hostile
     assert f"<td>lora.targets</td>\n<td>{html.escape(shown(text))}</td>" in hostile
     facts = body_and_facts(card_of(text))[1]
@@ -167,8 +139,8 @@ def test_code_spans(text, span):
 )
 def test_the_licence_of_a_folder(tmp_path, name, content, licence):
     (tmp_path / name).write_text(content)
-    assert stated_licence(str(tmp_path)) == licence
-    assert stated_licence(str(tmp_path / "absent")) is None
+    assert stated_licence(tmp_path) == licence
+    assert stated_licence(tmp_path / "absent") is None
 
 
 @pytest.mark.parametrize("licence", ["gemma", None])
@@ -180,4 +152,4 @@ def test_the_licence_of_a_gguf_file(tmp_path, licence):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    assert stated_licence(str(tmp_path / "model.gguf")) == licence
+    assert stated_licence(tmp_path / "model.gguf") == licence

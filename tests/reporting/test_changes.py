@@ -48,7 +48,7 @@ def simulated(random: np.random.Generator, shared: tuple[float, float], shuffled
             for states, order in zip(others, orders, strict=True)
         ]
         values = row_values(geometry_arrays(pairs))
-        runs.append({name: values[name][:, 0].astype(np.float64) for name in LIKENESS["geometry"].columns})
+        runs.append({name: values[name][:, 0].astype(np.float64) for name in LIKENESS["geometry"]})
     return runs
 
 
@@ -287,7 +287,7 @@ def test_neurons_are_counted_side_by_side(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"top_rate": 0.2}, r"top_rate 0\.1 in one and 0\.2"),
+        ({"top_rate": 0.2}, r"top_rate is 0\.1 in one and 0\.2"),
         ({"classes_per_layer": {"language_specific": [1]}}, "classes_per_layer, language_specific: 2 whole numbers"),
     ],
 )

@@ -102,21 +102,17 @@ def test_without_its_run_the_languages_that_evaluate_recorded_are_seen(folders: 
 
 
 def test_only_common_cells_are_compared_and_the_others_listed(tmp_path: Path) -> None:
-    before = write_evaluation(tmp_path / "before", {("emotion", "en"): 0.6, ("emotion", "de"): 0.6})
-    after = write_evaluation(tmp_path / "after", {("paws", "en"): 0.6, ("emotion", "en"): 0.6})
+    """Variants of one task are cells of their own."""
+    in_both = {("emotion", "zh", "english"): 0.9, ("emotion", "zh", "irrelevant"): 0.2}
+    before = write_evaluation(tmp_path / "before", in_both | {("emotion", "de"): 0.6})
+    after = write_evaluation(tmp_path / "after", {("paws", "en"): 0.6} | in_both)
     comparison = compare(before, after)
-    assert [cell.key for cell in comparison.cells] == [("emotion", "en", "english")]
+    assert [cell.key for cell in comparison.cells] == list(in_both)
+    assert comparison.cells[0].before.correct > comparison.cells[1].before.correct
     assert comparison.only_before == [("emotion", "de", "english")]
     assert comparison.only_after == [("paws", "en", "english")]
     other = write_evaluation(tmp_path / "other", {("paws", "sw"): 0.6})
-    assert "emotion en de | paws sw" in refused(before, other)
-
-
-def test_variants_of_one_task_are_cells_of_their_own(tmp_path: Path) -> None:
-    chosen = {("emotion", "zh", "english"): 0.9, ("emotion", "zh", "irrelevant"): 0.2}
-    cells = compare(*(write_evaluation(tmp_path / name, chosen) for name in ("before", "after"))).cells
-    assert [cell.key for cell in cells] == list(chosen)
-    assert cells[0].before.correct > cells[1].before.correct
+    assert "emotion zh de, emotion irrelevant zh | paws sw" in refused(before, other)
 
 
 def test_only_rows_that_all_scored_are_paired(tmp_path: Path) -> None:
@@ -156,11 +152,11 @@ NOT_LARGEST = {
         (lambda folder: edit_cell(folder, count=61), "61 rows of emotion, en, english"),
         (lambda folder: edit_cell(folder, variant="<b>"), "one of english, in_language, irrelevant is needed"),
         (lambda folder: edit(folder / "results.json", model=7), "field 'model': text is needed, found 7"),
-        (lambda folder: edit(folder / "results.json", task_version={"emotion": 9}), "task version 9 in one and 1 in"),
         (
-            lambda folder: edit_prediction(folder, **NOT_LARGEST),
-            "'prediction': 'positive' has not the largest",
+            lambda folder: edit(folder / "results.json", task_version={"emotion": 9}),
+            "emotion's task version is 9 in one and 1 in",
         ),
+        (lambda folder: edit_prediction(folder, **NOT_LARGEST), "'prediction': 'positive' has not the largest"),
         (
             lambda folder: edit_prediction(folder, **{**NOT_LARGEST, "prediction": "negative"}),
             "row 2, field 'correct_corrected': true, but predicted is 'negative' and right is 'positive'",
@@ -298,9 +294,7 @@ def test_what_is_written_anew_may_be_of_another_model_and_of_any_form(tmp_path: 
     check_of_one_model(tmp_path, MADE, ["pca"])
     with pytest.raises(InputError, match="pca is of models/other, what is asked for of models/tiny with run"):
         check_of_one_model(tmp_path, MADE, ["geometry"])
-
-
-def test_results_and_counts_are_of_the_model_too(tmp_path: Path):
+    (tmp_path / "pca.json").unlink()
     write_json(tmp_path / "results.json", MADE)
     write_json(tmp_path / "neuron_counts.json", MADE)
     check_of_one_model(tmp_path, MADE, [])

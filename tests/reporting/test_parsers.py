@@ -16,10 +16,10 @@ from jaxalign.reporting.folders import read_probes, read_results, read_run
 from tests.any_input import VALUES, quick, spoilt_bytes, spoilt_document, thorough, value_or_one_line, written
 from tests.reporting.folders import (
     write_attribution,
+    write_effect,
     write_evaluation,
     write_geometry,
     write_lens,
-    write_masking,
     write_pca,
     write_run,
     write_selection,
@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
     languages = ["en", "de"]
     for write in (write_lens, write_geometry, write_attribution):
         write(folder, languages, layers=2)
-    write_masking(folder, languages)
+    write_effect(folder, "masking", languages)
     write_pca(folder, languages, ["en"], layers=2)
     write_selection(folder, [(0, 1)])
     return folder

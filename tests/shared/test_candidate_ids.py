@@ -20,7 +20,7 @@ from jaxalign.data.prompts import (
     scored_candidates,
     variants_of,
 )
-from jaxalign.data.tasks import TASKS, read_task_rows
+from jaxalign.data.tasks import TASKS, TaskData
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -41,7 +41,7 @@ def test_real_tokenizers(shared, models, name):
     exemplars = read_exemplars(shared / "data" / "exemplars.json")
     for expected in reference["rows"]:
         task, row = TASKS[expected["task"]], expected["row"]
-        (item,) = read_task_rows(shared / "data", task, expected["language"], "test", slice(row, row + 1))
+        (item,) = TaskData(shared / "data").rows(task, expected["language"], slice(row, row + 1))
         assert len(model.prompt_ids(few_shot_prompt(item, exemplars, "english"))) == expected["prompt_tokens"]
 
 
@@ -88,7 +88,7 @@ def test_mistrals_vocabulary(shared, mistral, style):
 
 def test_thai_prompts_of_mistral_go_on_with_a_stray_beginning_of_text(shared, mistral):
     exemplars = read_exemplars(shared / "data" / "exemplars.json")
-    [row] = read_task_rows(shared / "data", TASKS["emotion"], "th", "test", slice(0, 1))
+    [row] = TaskData(shared / "data").rows(TASKS["emotion"], "th", slice(0, 1))
     text = few_shot_prompt(row, exemplars, "in_language")
     [study], [mended] = (
         label_queries([row], exemplars, mistral, "in_language", style) for style in get_args(PromptStyle)
@@ -106,7 +106,7 @@ def test_real_tokenizers_write_each_word_after_the_prompt(shared, models, name):
     exemplars = read_exemplars(shared / "data" / "exemplars.json")
     for task in TASKS.values():
         for language in LANGUAGES:
-            rows = read_task_rows(shared / "data", task, language, "test", slice(0, 3))
+            rows = TaskData(shared / "data").rows(task, language, slice(0, 3))
             for variant, style in product(variants_of(task), get_args(PromptStyle)):
                 texts = [few_shot_prompt(row, exemplars, variant, style) for row in rows]
                 queries = label_queries(rows, exemplars, tokenizer, variant, style)

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from jaxalign.data.languages import LANGUAGES
 from jaxalign.data.prompts import few_shot_prompt, read_exemplars
-from jaxalign.data.tasks import TASKS, read_task_rows
+from jaxalign.data.tasks import TASKS, TaskData
 from jaxalign.model.config import read_config
 from jaxalign.model.gguf import load_gguf_params, read_gguf_config, read_gguf_tokenizer
 from jaxalign.model.weights import load_params, save_params
@@ -32,7 +32,7 @@ def texts(shared: Path) -> list[str]:
     texts = []
     for task in TASKS.values():
         for language in LANGUAGES:
-            rows = read_task_rows(shared / "data", task, language, "test", slice(0, 50))
+            rows = TaskData(shared / "data").rows(task, language, slice(0, 50))
             texts += [field for row in rows for field in row.fields]
             texts += [few_shot_prompt(row, exemplars, "english") for row in rows[:5]]
     return texts

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from jaxalign.data.prompts import label_queries, read_exemplars, scored_candidates
-from jaxalign.data.tasks import TASKS, read_task_rows
+from jaxalign.data.tasks import TASKS, TaskData
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.evaluation.score import Scorer
 from jaxalign.model.config import read_config
@@ -28,7 +28,7 @@ def test_masses_in_four_bits(shared: Path, models: Path, name: str):
     folder, mesh = models / name, mesh_of()
     config, tokenizer = read_config(folder), load_tokenizer(folder)
     exemplars, task = read_exemplars(shared / "data/exemplars.json"), TASKS["emotion"]
-    rows = read_task_rows(shared / "data", task, "de", "test", slice(0, 4))
+    rows = TaskData(shared / "data").rows(task, "de", slice(0, 4))
     queries = label_queries(rows, exemplars, tokenizer, "english", "study")
     label_sets = list(scored_candidates(task, "de", tokenizer, "english", "study").values())
     params = load_params(folder, config, jnp.float32)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxalign.data.prompts import few_shot_prompt, label_queries, read_exemplars, scored_candidates
-from jaxalign.data.tasks import TASKS, read_task_rows
+from jaxalign.data.tasks import TASKS, TaskData
 from jaxalign.data.tokenizer import Tokenizer, load_tokenizer
 from jaxalign.evaluation.score import Scorer
 from jaxalign.files import read_json
@@ -58,7 +58,7 @@ def test_masses_are_the_references(shared: Path, models: Path, name: str, suffix
         task = TASKS[task_name]
         candidates = scored_candidates(task, language, model.tokenizer, "english", "study")
         assert candidates == reference["label_token_ids"][task_name]
-        every = read_task_rows(shared / "data", task, language, "test", slice(None))
+        every = TaskData(shared / "data").rows(task, language)
         rows = [every[expected["row"]] for expected in wanted]
         texts = [few_shot_prompt(row, exemplars, "english").encode() for row in rows]
         assert [hashlib.sha256(text).hexdigest() for text in texts] == [row["prompt_sha256"] for row in wanted]
@@ -75,7 +75,7 @@ def test_masses_are_the_references(shared: Path, models: Path, name: str, suffix
 def test_real_scores_do_not_depend_on_order_or_batches(shared: Path, models: Path, name: str):
     model, task = load(models / name), TASKS["snli"]
     variables = {"params": model.params}
-    rows = read_task_rows(shared / "data", task, "de", "test", slice(0, 20))
+    rows = TaskData(shared / "data").rows(task, "de", slice(0, 20))
     exemplars = read_exemplars(shared / "data/exemplars.json")
     queries = label_queries(rows, exemplars, model.tokenizer, "english", "study")
     label_sets = list(scored_candidates(task, "de", model.tokenizer, "english", "study").values())

@@ -24,7 +24,7 @@ from jaxalign.data.prompts import (
     variants_of,
 )
 from jaxalign.data.study import import_study
-from jaxalign.data.tasks import TASKS, TaskRow, correct_by_class, correct_by_reference, read_task_rows, task_file
+from jaxalign.data.tasks import TASKS, TaskData, TaskRow, correct_by_class, correct_by_reference, task_file
 from jaxalign.data.tokenizer import load_tokenizer
 from tests.data.tiny_tokenizers import render
 from tests.defaults import base_layout
@@ -97,7 +97,7 @@ REFERENCE_CEILINGS = {("snli", "no"): 33.3, ("snli", "ja"): 66.7, ("snli", "bn")
 @pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
 def test_an_oracle_is_wrong_only_where_the_study_scores_wrongly(shared, task):
     for language in LANGUAGES:
-        rows = read_task_rows(shared / "data", task, language, "test", ALL)
+        rows = TaskData(shared / "data").rows(task, language)
         right = sum(correct_by_reference(task, row, row.gold_class) for row in rows)
         assert round(100 * right / len(rows), 1) == REFERENCE_CEILINGS.get((task.name, language), 100)
         assert all(correct_by_class(row, row.gold_class) for row in rows)
@@ -109,7 +109,7 @@ def test_prompts_of_the_reference_rows(shared, exemplars, model):
     assert len(reference) == 180
     for expected in reference:
         task, row = TASKS[expected["task"]], expected["row"]
-        (item,) = read_task_rows(shared / "data", task, expected["language"], "test", slice(row, row + 1))
+        (item,) = TaskData(shared / "data").rows(task, expected["language"], slice(row, row + 1))
         assert sha256(few_shot_prompt(item, exemplars, "english")) == expected["prompt_sha256"]
 
 
@@ -117,7 +117,7 @@ def test_prompts_of_the_reference_rows(shared, exemplars, model):
 def test_all_test_files_read(shared, task):
     counts = {"emotion": (500, [250, 250]), "snli": (600, [200, 200, 200]), "paws": (500, [250, 250])}[task.name]
     for language in LANGUAGES:
-        rows = read_task_rows(shared / "data", task, language, "test", ALL)
+        rows = TaskData(shared / "data").rows(task, language)
         classes = [row.gold_class for row in rows]
         assert (len(rows), [classes.count(name) for name in task.classes]) == counts
         # Once the file's own words are known, its gold and the English row's class agree everywhere.
@@ -128,10 +128,10 @@ def test_all_test_files_read(shared, task):
 
 
 def test_train_files_read(shared):
-    snli = read_task_rows(shared / "data", TASKS["snli"], "en", "train", ALL)
+    snli = TaskData(shared / "data").rows(TASKS["snli"], "en", split="train")
     counts = {name: sum(row.gold_class == name for row in snli) for name in (*TASKS["snli"].classes, "")}
     assert counts == {"entailment": 3289, "neutral": 3335, "contradiction": 3361, "": 15}
-    paws = read_task_rows(shared / "data", TASKS["paws"], "en", "train", ALL)
+    paws = TaskData(shared / "data").rows(TASKS["paws"], "en", split="train")
     assert [sum(row.gold_class == name for row in paws) for name in TASKS["paws"].classes] == [5000, 5000]
     assert {row.answer for row in paws} == {"yes", "no"}
 
@@ -233,7 +233,7 @@ def test_what_the_released_data_is_warned_of(shared, capsys):
     """Nothing but that both exemplars of emotion are test rows, in every language."""
     exemplars = read_exemplars(shared / "data" / "exemplars.json")
     cells = {
-        (task.name, language): read_task_rows(shared / "data", task, language, "test", ALL)
+        (task.name, language): TaskData(shared / "data").rows(task, language)
         for task in TASKS.values()
         for language in LANGUAGES
     }
