@@ -5,7 +5,7 @@ rates; or how many GiB a device lacks of 95 % of its memory; or a dash where the
 
     python benchmarks/plan_table.py [--out TABLE.md] [--slices v5e:1x1,...] [--stored bfloat16,int8,nf4] [--models ...]
 
-Hundreds of compilations, minutes each for the large slices; each is kept (jaxalign/planning/compiler.py), so that the
+Hundreds of compilations, minutes each for the large slices; each is kept (jaxalign/planning/compile.py), so that the
 command goes on where it was interrupted and, once through, makes the table again in seconds.
 """
 
