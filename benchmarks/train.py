@@ -73,6 +73,7 @@ def gather_work(config: ConfigDict, plan: BatchPlan, steps: int) -> dict[str, An
         rows.append([[placed + members.index(pair) for pair in row] for row in step])
         placed += len(members)
     tuning = tuning_of(config)
+    assert tuning.lora is not None
     return {
         "steps": of_steps,
         "rows": rows,
@@ -87,10 +88,11 @@ def gather_work(config: ConfigDict, plan: BatchPlan, steps: int) -> dict[str, An
 
 def random_adapter(model: ModelConfig, config: ConfigDict) -> dict[str, np.ndarray]:
     """Path -> factor. B is not zero, so that every factor has a gradient from the first step on."""
-    rng = np.random.default_rng(0)
+    rng, lora = np.random.default_rng(0), tuning_of(config).lora
+    assert lora is not None
     return {
         f"{module}/{target}/{name}": rng.normal(0.0, 0.02, shape.shape).astype(np.float32)
-        for module, targets in lora_shapes(model, tuning_of(config).lora)["layers"].items()
+        for module, targets in lora_shapes(model, lora)["layers"].items()
         for target, factors in targets.items()
         for name, shape in factors.items()
     }
@@ -137,6 +139,7 @@ def compared(
 ) -> dict[str, Any]:
     """The figures of each way."""
     lora, pairs = tuning_of(config).lora, [pair for step in work["steps"] for pair in step]
+    assert lora is not None
     lengths = [len(ids) - 1 for ids, _ in pairs]
     targets = sum(len(ids) - prompt for ids, prompt in pairs)
     needed = flops.tuning_needs(model, lora, lengths, targets)

@@ -96,9 +96,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def step_flops(config: ConfigDict, model: ModelConfig, plan: BatchPlan) -> float:
     """What the mathematics of a step needs, mean of the plan's."""
-    needed = flops.tuning_needs(
-        model, tuning_of(config).lora, plan.pairs.lengths.tolist(), plan.pairs.target_counts.sum()
-    )
+    lora = tuning_of(config).lora
+    assert lora is not None
+    needed = flops.tuning_needs(model, lora, plan.pairs.lengths.tolist(), plan.pairs.target_counts.sum())
     return needed / len(plan.pairs) * config.batch.pairs_per_step
 
 
@@ -121,7 +121,7 @@ def look_flops(config: ConfigDict, model: ModelConfig, tokenizer: Tokenizer) -> 
     def logit_lens() -> int:
         return sum(
             flops.behind_a_prefix(model, shared_length(each.prompts), list(map(len, each.prompts)))
-            + flops.head(model, len(each.prompts) * (model.layers - 1))
+            + flops.logits(model, len(each.prompts) * (model.layers - 1))
             for each in texts
         )
 
@@ -130,7 +130,7 @@ def look_flops(config: ConfigDict, model: ModelConfig, tokenizer: Tokenizer) -> 
         for each in texts:
             shared = shared_tokens(settings.capture.position, each.prompts, each.examples)
             lengths = list(map(len, each.prompts))
-            total += flops.behind_a_prefix(model, shared, lengths) - flops.head(model, len(lengths))
+            total += flops.behind_a_prefix(model, shared, lengths) - flops.logits(model, len(lengths))
         return total
 
     counts: dict[str, Callable[[], int]] = {"accuracy": accuracy, "logit_lens": logit_lens, "geometry": geometry}

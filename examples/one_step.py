@@ -60,11 +60,11 @@ def main() -> dict[str, float]:
     frozen, trainable = {"params": variables["params"]}, {"lora": variables["lora"]}
 
     # One update, compiled for a mesh: here of one device.
-    schedule = cosine_schedule(settings.optimizer, plan.steps)
-    optimizer = make_optimizer(settings.optimizer, schedule)
+    schedule = cosine_schedule(settings.run.optimizer, plan.steps)
+    optimizer = make_optimizer(settings.run.optimizer, schedule)
     shardings = step.make_shardings(trainable, frozen, optimizer, make_mesh(devices=jax.devices()[:1]))
-    loss_sums = step.make_loss_sums(decoder, plan.targets_per_row, settings.step.loss_chunk)
-    train_step = step.make_train_step(loss_sums, optimizer, schedule, shardings, settings.step)
+    loss_sums = step.make_loss_sums(decoder, plan.targets_per_row, settings.run.step.loss_chunk)
+    train_step = step.make_train_step(loss_sums, optimizer, schedule, shardings, settings.run.step)
     batch = step.place_batch(rows, shardings.batch)
     state, metrics = train_step(step.init_state(trainable, optimizer, shardings), frozen, batch)
     total, count = step.make_eval_loss(loss_sums, shardings)(state.trainable, frozen, batch)

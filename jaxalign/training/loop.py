@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -117,7 +117,7 @@ class TrainConfig:
     """of a fresh adapter"""
     resume: files.AnyPath | None = None
     """another run, whose newest checkpoint is the start if this one has none yet"""
-    curves: CurvesConfig = field(default_factory=CurvesConfig)
+    curves: CurvesConfig | None = None
     """the services that get the rows of metrics.jsonl too"""
 
 

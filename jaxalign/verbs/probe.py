@@ -255,7 +255,7 @@ def selection_rule(config: ConfigDict) -> tuple[str, float]:
     return score, rate
 
 
-def sidecar(arrays: Path) -> tuple[dict[str, Any], str]:
+def sidecar(arrays: Path) -> tuple[Mapping[str, Any], str]:
     """The JSON file beside an .npz file, {} where there is none; and what errors call it."""
     described = arrays.with_suffix(".json")
     return read_object(described) if described.is_file() else {}, f"{arrays}'s JSON file"

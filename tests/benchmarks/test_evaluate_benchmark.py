@@ -34,7 +34,7 @@ def test_a_prefix_is_counted_once():
     config = tiny_case("gemma3_text").config
     whole = flops.forward(config, 0, 20)
     assert whole == flops.forward(config, 0, 12) + flops.forward(config, 12, 20)
-    assert flops.behind_a_prefix(config, 12, [20, 20]) == 2 * whole - flops.forward(config, 0, 12) + flops.head(
+    assert flops.behind_a_prefix(config, 12, [20, 20]) == 2 * whole - flops.forward(config, 0, 12) + flops.logits(
         config, 2
     )
 

@@ -43,7 +43,7 @@ def test_operations_are_those_that_torch_counts(case: str):
 def test_a_recomputed_pass_costs_the_layers_once_more():
     config, rows = tiny_case("gemma3_text").config, [LENGTH, 7]
     once, twice = (flops.tuning_takes(config, LORA, rows, 5, recomputed=again) for again in (False, True))
-    head = flops.head(config, 5)
+    head = flops.logits(config, 5)
     of_all_pairs = flops.attention(config, config.layers * (LENGTH**2 + 7**2))
     of_adapters = flops.adapters(config, LORA, sum(rows))
     assert twice - once == flops.projections(config, sum(rows)) + of_all_pairs + of_adapters

@@ -82,7 +82,9 @@ def test_weights_of_16_bits(dtype, torch_dtype):
     ours = NF4.quantise(jnp.asarray(kernel).astype(dtype))
     np.testing.assert_array_equal(ours["absmax"], absmax)
     # Both round the float32 product of level and scale to the compute type.
-    np.testing.assert_array_equal(NF4.dequantise(**ours).astype(dtype).astype(jnp.float32), restored.float().numpy())
+    np.testing.assert_array_equal(
+        NF4.dequantise(*ours.values()).astype(dtype).astype(jnp.float32), restored.float().numpy()
+    )
 
 
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES.keys())

@@ -136,7 +136,7 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
     }
 
     with pytest.raises(Preempted):
-        tiny_training(run, **settings | {"hooks": [*settings["hooks"], notice_at(5)]})
+        tiny_training(run, **{**settings, "hooks": [*settings["hooks"], notice_at(5)]})
     assert kept_steps(run) == [2, 4, 5, 6]
     tiny_training(run, **settings)
     assert kept_steps(run) == [2, 4, 8, 9]
