@@ -83,7 +83,7 @@ def test_weights_of_16_bits(dtype, torch_dtype):
     np.testing.assert_array_equal(ours["absmax"], absmax)
     # Both round the float32 product of level and scale to the compute type.
     np.testing.assert_array_equal(
-        NF4.dequantise(*ours.values()).astype(dtype).astype(jnp.float32), restored.float().numpy()
+        NF4.dequantise(ours["codes"], ours["absmax"]).astype(dtype).astype(jnp.float32), restored.float().numpy()
     )
 
 
