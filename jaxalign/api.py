@@ -30,7 +30,7 @@ from jaxalign.reporting.compare import Comparison
 from jaxalign.reporting.compare import compare as compared
 from jaxalign.reporting.folders import Results, TrainingRun, read_results, read_run
 from jaxalign.reporting.page import write_report
-from jaxalign.runtime import alone, wait_for_all
+from jaxalign.runtime import require_one_process, wait_for_all
 from jaxalign.verbs.data import gather_pairs
 from jaxalign.verbs.demo import demo as run_demo
 from jaxalign.verbs.evaluate import check_settings, chosen_cells, evaluate_model, open_tasks
@@ -76,7 +76,7 @@ def demo(out: PathLike, **settings: Any) -> Path:
     Settings are those of configs/demo.py, the model among them.
     """
     runtime.start()
-    alone("ja.demo")
+    require_one_process("ja.demo")
     run_demo(config_with({**settings, "out": str(out)}, "demo"), [])
     return Path(out) / "report.html"
 
@@ -156,7 +156,7 @@ def compare(before: PathLike, *afters: PathLike) -> Comparison:
 
 def report(before: PathLike, *afters: PathLike, out: PathLike) -> Path:
     """One HTML file of evaluations and probes before and after, or of the probes of one folder alone; its path."""
-    alone("ja.report")
+    require_one_process("ja.report")
     file = local_path(str(out))
     write_report(Path(before), [Path(after) for after in afters], file, command())
     return file
@@ -168,6 +168,6 @@ def export(run: PathLike, out: PathLike, evaluations: Iterable[PathLike] | PathL
     The model card shows the scores of the evaluations, folders that `ja.evaluate` wrote.
     """
     runtime.start()
-    alone("ja.export")
+    require_one_process("ja.export")
     export_run(config_with({**settings, "out": str(out)}), [str(run), *map(str, as_list(evaluations))])
     return Path(out)

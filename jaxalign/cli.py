@@ -120,7 +120,7 @@ def run(arguments: Sequence[str]) -> None:
         sys.unraisablehook = lambda told: None if told.object is None else sys.__unraisablehook__(told)
     runtime.start(waits_for_notice=name == "train")
     if name not in TOGETHER:
-        runtime.alone(f"jaxalign {name}")
+        runtime.require_one_process(f"jaxalign {name}")
     getattr(importlib.import_module(f"jaxalign.verbs.{module}"), function)(config, paths)
     runtime.wait_for_all()
 

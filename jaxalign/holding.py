@@ -23,8 +23,8 @@ from typing import Any
 
 from jaxalign.errors import InputError
 from jaxalign.files import AnyPath, check_writable, is_remote
-from jaxalign.log import is_first_process, say
-from jaxalign.runtime import of_the_first, processes
+from jaxalign.log import is_first_process, log_status
+from jaxalign.runtime import from_process_0, processes
 
 BEAT_SECONDS = 10.0
 SILENT_SECONDS = 60.0
@@ -50,7 +50,7 @@ def held(folder: AnyPath) -> Iterator[None]:
                 stack.enter_context(_held_by_this_process(folder))
             except InputError as own:
                 error = own
-        if processes() > 1 and of_the_first([error is not None])[0]:
+        if processes() > 1 and from_process_0([error is not None])[0]:
             raise error or InputError(f"{folder}: the first host cannot work in it, and says why")
         if error:
             raise error
@@ -136,7 +136,9 @@ class Hold:
 
     def silent(self, found: bytes) -> bytes | None:
         """What was found again, once its writer has been silent for long enough; None if it is gone."""
-        say(f"{self.path}: left by {named(found)}; waiting {SILENT_SECONDS:.0f} s to see whether that still works here")
+        log_status(
+            f"{self.path}: left by {named(found)}; waiting {SILENT_SECONDS:.0f} s to see whether that still works here"
+        )
         until = time.monotonic() + SILENT_SECONDS
         while time.monotonic() < until:
             time.sleep(min(BEAT_SECONDS, SILENT_SECONDS) / 5)

@@ -19,9 +19,9 @@ from jaxalign.errors import InputError
 from jaxalign.evaluation.generate import Generator
 from jaxalign.evaluation.score import ContinuationScore, Scorer
 from jaxalign.loading import Model, merged
-from jaxalign.log import say
+from jaxalign.log import log_status
 from jaxalign.model.config import read_end_ids
-from jaxalign.runtime import alone
+from jaxalign.runtime import require_one_process
 from jaxalign.verbs.settings import load_model
 
 try:
@@ -97,7 +97,7 @@ class JaxalignLM(TemplateLM):
             if not str(number).isdecimal() or not int(number):
                 raise InputError(f"{name}={number}: set it to a number, 1 or more")
         runtime.start()
-        alone("lm-eval")
+        require_one_process("lm-eval")
         stored = {"dtype": dtype, "param_dtype": param_dtype, "batch_tokens": batch_tokens}
         config = config_with({"model": str(given["path"]), "adapter": str(given["adapter"] or ""), **stored})
         self.model: Model = merged(load_model(config), config.param_dtype)
@@ -298,7 +298,9 @@ class JaxalignLM(TemplateLM):
 def tell_of(requests: Sequence[Sequence[str]], what: str) -> None:
     """Says of requests that something is odd, and which is the first."""
     if requests:
-        say(f"warning: {what} (of such requests there are {len(requests)}, the first is {request_text(requests[0])})")
+        log_status(
+            f"warning: {what} (of such requests there are {len(requests)}, the first is {request_text(requests[0])})"
+        )
 
 
 def request_text(texts: Sequence[str]) -> str:

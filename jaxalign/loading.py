@@ -110,7 +110,7 @@ def load(
     if runtime.processes() > 1:
         weights = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
         sizes = [(file.name, file.stat().st_size) for file in weights]
-        runtime.agree(f"model={model}", [config, tokenizer.fingerprint, sizes])
+        runtime.assert_same_on_hosts(f"model={model}", [config, tokenizer.fingerprint, sizes])
     params = (load_params if path.is_dir() else load_gguf_params)(path, config, wanted, place)
     config = replace(config, tied_head="lm_head" not in params)  # the files know better than config.json
     stored = param_dtype
@@ -182,7 +182,7 @@ def with_adapter(model: Model, path: AnyPath) -> Model:
         refuse_changed(path, ADAPTER_FILES)
         lora, tree = load_adapter(path, model.config)
         if runtime.processes() > 1:
-            runtime.agree(str(path), [lora, weights_sha256(tree)])
+            runtime.assert_same_on_hosts(str(path), [lora, weights_sha256(tree)])
         return replace(model.adapted(Adapter(lora, tree)), tuned_on=None)
     trained = read_trained(path)
     recorded = field(read_run_document(path), "languages", dict, str(path / "run.json"))

@@ -219,7 +219,7 @@ def whole_rows(path: files.AnyPath) -> list[dict[str, Any]]:
     return rows
 
 
-def say(message: str) -> None:
+def log_status(message: str) -> None:
     """One line to the user on stderr, from process 0 only; a progress bar below it stays whole."""
     if is_first_process():
         tqdm.write(message, file=sys.stderr)
@@ -228,10 +228,10 @@ def say(message: str) -> None:
 @cache
 def warn(message: str) -> None:
     """A warning to the user; the same one only once in a process."""
-    say(f"warning: {message}")
+    log_status(f"warning: {message}")
 
 
-def tell(result: str) -> None:
+def print_result(result: str) -> None:
     """One line of what the user asked for, on stdout, from process 0 only."""
     if is_first_process():
         tqdm.write(result)

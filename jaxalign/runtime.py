@@ -128,11 +128,11 @@ def start(waits_for_notice: bool = True) -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
 
 
-class EndsAll(InputError):
+class FatalForAllHosts(InputError):
     """After which several processes cannot go on together, whatever one of them could still do."""
 
 
-class HostsDiffer(EndsAll):
+class HostsDiffer(FatalForAllHosts):
     """What has to be the same on all hosts is not. All of them raise it, together."""
 
 
@@ -141,7 +141,7 @@ def processes() -> int:
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
-def agree(what: str, facts: Any) -> None:
+def assert_same_on_hosts(what: str, facts: Any) -> None:
     """Raises HostsDiffer where the processes have not all the same facts, of which the text as JSON is compared.
 
     NumPy arrays belong into them as lists: their own text leaves out the middle.
@@ -155,12 +155,12 @@ def agree(what: str, facts: Any) -> None:
         raise HostsDiffer(f"{what}: not the same on all hosts; give each the same command and the same files")
 
 
-def of_the_first(answers: Sequence[bool]) -> list[bool]:
+def from_process_0(answers: Sequence[bool]) -> list[bool]:
     """Process 0's answers to as many questions: what is done follows from what it finds on its disk."""
     return multihost_utils.broadcast_one_to_all(np.array(answers, bool)).tolist()
 
 
-def alone(what: str) -> None:
+def require_one_process(what: str) -> None:
     """Refuses company: `what` is the work of one process."""
     if processes() > 1:
         raise InputError(f"{what} runs in one process, and here are {processes()}; start it on one host")

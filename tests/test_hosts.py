@@ -25,27 +25,27 @@ def two(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[np.ndarray], np.
 
 
 def test_one_process_agrees_with_itself_and_answers_for_all():
-    runtime.agree("anything", object())
-    runtime.alone("anything")
+    runtime.assert_same_on_hosts("anything", object())
+    runtime.require_one_process("anything")
     runtime.wait_for_all()
-    assert runtime.of_the_first([True, False]) == [True, False] and runtime.of_the_first([]) == []
+    assert runtime.from_process_0([True, False]) == [True, False] and runtime.from_process_0([]) == []
 
 
 def test_the_same_facts_are_agreed_on(two):
     two(lambda own: own)
-    runtime.agree("the rows", {"b": [1, 2], "a": None})
+    runtime.assert_same_on_hosts("the rows", {"b": [1, 2], "a": None})
 
 
 def test_other_facts_are_named(two):
     two(lambda own: own + 1)
     with pytest.raises(runtime.HostsDiffer, match="the rows: not the same on all hosts; give each the same command"):
-        runtime.agree("the rows", [1])
+        runtime.assert_same_on_hosts("the rows", [1])
 
 
 def test_the_work_of_one_process_is_refused_to_two(two):
     two(lambda own: own)
     with pytest.raises(InputError, match="export runs in one process, and here are 2"):
-        runtime.alone("export")
+        runtime.require_one_process("export")
 
 
 def test_what_is_not_one_cell_s_fault_ends_the_evaluation(two):
@@ -57,5 +57,5 @@ def test_what_is_not_one_cell_s_fault_ends_the_evaluation(two):
     two(lambda own: own)
     assert cell_failure(InputError("row 3 is empty")) == "row 3 is empty"
     # The other process is still in the program that this one left.
-    with pytest.raises(runtime.EndsAll, match="no memory"):
+    with pytest.raises(runtime.FatalForAllHosts, match="no memory"):
         cell_failure(no_memory)

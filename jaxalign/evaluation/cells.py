@@ -26,7 +26,7 @@ from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.evaluation.score import LabelScores, Scorer
 from jaxalign.model.ragged import OnRows
-from jaxalign.runtime import agree
+from jaxalign.runtime import assert_same_on_hosts
 from jaxalign.statistics import wilson_interval
 
 TASK_VERSIONS = {"emotion": 1, "snli": 1, "paws": 1, "mgsm": 2, "msvamp": 2, "translation": 1}
@@ -217,7 +217,9 @@ def label_cells(data: GridData, keys: Sequence[CellKey]) -> list[LabelCell]:
             cells.append(label_cell(data, key))
         except InputError as error:
             cells.append(LabelCell(key, data, [], {}, error))
-    agree("the test rows or exemplars", [[cell.rows for cell in cells], sorted(data.exemplars.cells.items())])
+    assert_same_on_hosts(
+        "the test rows or exemplars", [[cell.rows for cell in cells], sorted(data.exemplars.cells.items())]
+    )
     return cells
 
 

@@ -21,7 +21,7 @@ from jaxalign.files import read_json, write_json, write_json_lines
 from jaxalign.holding import check_held
 from jaxalign.log import is_hidden
 from jaxalign.model.weights import weights_sha256
-from jaxalign.runtime import EndsAll, agree, of_the_first, processes
+from jaxalign.runtime import FatalForAllHosts, assert_same_on_hosts, from_process_0, processes
 
 CELL_ERRORS = (InputError, jax.errors.JaxRuntimeError)
 """What may be wrong with one cell while others are fine: its data, or memory at its lengths."""
@@ -80,7 +80,7 @@ def run_grid(
     failures: dict[str, dict[str, str]] = {}
     is_writer = jax.process_index() == 0
     paths = {cell.name: grid.out / "cells" / f"{cell.name}.json" for cell in cells}
-    was_finished = dict(zip(paths, of_the_first([path.is_file() for path in paths.values()]), strict=True))
+    was_finished = dict(zip(paths, from_process_0([path.is_file() for path in paths.values()]), strict=True))
     with tqdm(total=sum(map(len, cells)), unit="example", disable=is_hidden()) as progress:
         # Finished cells first: one that was made from something else is refused before anything is asked.
         for cell in sorted(cells, key=lambda cell: not was_finished[cell.name]):
@@ -88,7 +88,7 @@ def run_grid(
             try:
                 queries, path = cell.queries(), paths[cell.name]
                 made_from = {**settings, **cell.origin(queries)}
-                agree(cell.name, made_from)
+                assert_same_on_hosts(cell.name, made_from)
                 if was_finished[cell.name]:
                     records = finished_on_the_first(path, made_from)
                     counts["reused"] += len(cell)
@@ -121,12 +121,12 @@ def run_grid(
 
 def cell_failure(error: Exception) -> str:
     """What failed, in one line: the runtime's errors go on for pages. Raises an error that is not this cell's alone."""
-    if isinstance(error, OtherOrigin | EndsAll):
+    if isinstance(error, OtherOrigin | FatalForAllHosts):
         raise error
     line = str(error).split("\n")[0]
     if isinstance(error, jax.errors.JaxRuntimeError) and processes() > 1:
         # Where one process has no memory left, the others are in the middle of a program that it left.
-        raise EndsAll(line) from error
+        raise FatalForAllHosts(line) from error
     return line
 
 
@@ -155,7 +155,7 @@ def finished_on_the_first(path: Path, made_from: Mapping[str, Any]) -> list[dict
             records = finished(path, made_from)
         except InputError as own:
             error = own
-    is_refused, is_of_other_origin = of_the_first([error is not None, isinstance(error, OtherOrigin)])
+    is_refused, is_of_other_origin = from_process_0([error is not None, isinstance(error, OtherOrigin)])
     if is_refused:
         kind = OtherOrigin if is_of_other_origin else InputError
         raise error or kind(f"{path}: the first host cannot use it, and says why")

@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict
 
 from jaxalign import files
 from jaxalign.errors import InputError, listed
-from jaxalign.log import say
+from jaxalign.log import log_status
 from jaxalign.model.config import Keys, ModelConfig, json_object
 from jaxalign.model.hub import HubId, hub_id
 from jaxalign.model.lora import LoraConfig, lora_shapes, projection_sizes
@@ -115,7 +115,9 @@ def load_adapter(folder: Path, config: ModelConfig) -> tuple[LoraConfig, dict[st
     stored = read_headers([weights])
     tensors = {name: tensor for name, tensor in stored.items() if not _VISION.fullmatch(name)}
     if passed_over := len(stored) - len(tensors):
-        say(f"{weights}: {passed_over} tensors adapt the vision tower, which texts do not pass: they are not used")
+        log_status(
+            f"{weights}: {passed_over} tensors adapt the vision tower, which texts do not pass: they are not used"
+        )
     if own := [f"{name} {list(tensor.shape)}" for name, tensor in tensors.items() if _VOCABULARY.fullmatch(name)]:
         raise InputError(
             f"{weights}: embedding or head come with the adapter ({listed(own)}; the model's vocabulary is "

@@ -23,11 +23,11 @@ from jax.experimental import multihost_utils
 from jaxalign import files
 from jaxalign.errors import InputError
 from jaxalign.files import AnyPath
-from jaxalign.log import say
+from jaxalign.log import log_status
 from jaxalign.model.lora import LoraConfig
 from jaxalign.model.sharding import put
 from jaxalign.model.weights import weights_sha256
-from jaxalign.runtime import agree
+from jaxalign.runtime import assert_same_on_hosts
 from jaxalign.training.step import TrainState
 
 Fingerprint = Mapping[str, Any]
@@ -201,7 +201,7 @@ def shapes_of(item: AnyPath) -> Any:
 
 def newest_step(checkpoints: Checkpoints) -> int | None:
     step = checkpoints.latest_step()
-    agree(f"{checkpoints.directory}, its newest checkpoint", step)
+    assert_same_on_hosts(f"{checkpoints.directory}, its newest checkpoint", step)
     return step
 
 
@@ -233,7 +233,7 @@ def read_trained(run: AnyPath) -> Trained:
         raise InputError(
             f"{folder} is damaged ({damage}); start the run again, which sets it aside and goes on from the one before"
         ) from None
-    agree(str(folder), [record.lora, sha256["trainable"]])
+    assert_same_on_hosts(str(folder), [record.lora, sha256["trainable"]])
     return Trained(step, record, collections)
 
 
@@ -307,7 +307,7 @@ def set_aside(checkpoints: Checkpoints, step: int, damage: Damaged) -> None:
     """
     folder = checkpoints.directory / str(step)
     aside = folder.parent.parent / "damaged" / str(step)
-    say(f"warning: {folder} is damaged ({damage}); it is kept as {aside}, and the checkpoint before it is used")
+    log_status(f"warning: {folder} is damaged ({damage}); it is kept as {aside}, and the checkpoint before it is used")
     if jax.process_index() == 0:
         # The reason also makes `damaged` a folder on gs://, where there are none without a file.
         files.write_text(aside.with_name(f"{step}.txt"), f"{damage}\n")

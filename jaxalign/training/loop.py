@@ -19,11 +19,11 @@ from jaxalign import files
 from jaxalign.data.batches import Batch, BatchPlan, prefetch
 from jaxalign.errors import InputError, Preempted
 from jaxalign.holding import check_held
-from jaxalign.log import CurvesConfig, MetricsLog, Progress, say
+from jaxalign.log import CurvesConfig, MetricsLog, Progress, log_status
 from jaxalign.model.lora import check_adapter, init_lora
 from jaxalign.model.sharding import with_shardings
 from jaxalign.model.transformer import Decoder
-from jaxalign.runtime import agree
+from jaxalign.runtime import assert_same_on_hosts
 from jaxalign.training import checkpoint
 from jaxalign.training.optimizer import OptimizerConfig, cosine_schedule, make_optimizer
 from jaxalign.training.step import (
@@ -186,7 +186,7 @@ def run_training(
         "loss.reduction": config.step.reduction,
         "total_steps": plan.steps,
     }
-    agree("what is trained, or how", fingerprint)
+    assert_same_on_hosts("what is trained, or how", fingerprint)
     record = checkpoint.Record(folder.document["config"], fingerprint, decoder.lora)
     with (
         files.full_disk_told(run),
@@ -199,7 +199,7 @@ def run_training(
             # What an earlier call left out under "skip" is no reason to stop.
             state = none_skipped(state)
         if first == plan.steps:
-            say(f"{run if own is not None else config.resume}: finished, all {plan.steps} steps are done")
+            log_status(f"{run if own is not None else config.resume}: finished, all {plan.steps} steps are done")
             return state.trainable
         if jax.process_index() == 0:
             files.write_json(run / "run.json", folder.document)
@@ -295,7 +295,7 @@ class StepReport:
             if self.config.step.nonfinite == "stop":
                 raise bad
             self.skipped = numbers["skipped"]
-            say(f"warning: {bad}; its update is left out ({self.skipped} so far)")
+            log_status(f"warning: {bad}; its update is left out ({self.skipped} so far)")
         numbers["tokens"] = int(numbers["tokens"])
         self.progress.advance(numbers["loss"], numbers["tokens"], seconds)
         if step % self.config.loop.log_every == 0 or step in (1, self.last):

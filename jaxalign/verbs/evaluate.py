@@ -25,10 +25,10 @@ from jaxalign.evaluation.score import Scorer
 from jaxalign.files import AnyPath, data_folder, path_of, write_text
 from jaxalign.holding import held
 from jaxalign.loading import Model, merged
-from jaxalign.log import tell
+from jaxalign.log import print_result
 from jaxalign.model.hub import model_name
 from jaxalign.reporting.folders import check_of_one_model, read_run_document
-from jaxalign.runtime import agree
+from jaxalign.runtime import assert_same_on_hosts
 from jaxalign.training.checkpoint import read_trained
 from jaxalign.verbs import settings as of_config
 from jaxalign.verbs.data import gather_pairs
@@ -82,7 +82,7 @@ def check_open_answers(config: ConfigDict) -> None:
 
 def evaluate_model(config: ConfigDict, model: Model, data: EvaluationData) -> None:
     """`evaluate` with a model at hand, its adapter merged into the base weights as in the study."""
-    agree("the settings", config.to_dict())
+    assert_same_on_hosts("the settings", config.to_dict())
     out, named, failures = out_folder(config), settings(config, model), []
     if jax.process_index() == 0:
         check_of_one_model(out, named, ["results"])
@@ -96,7 +96,7 @@ def evaluate_model(config: ConfigDict, model: Model, data: EvaluationData) -> No
                 write_text(out / "mended_prompts.md", differences_table(data.exemplars))
         if open_tasks(config):
             failures += evaluate_open_answers(config, ready, named)["failures"]
-    tell(f"records: {config.out}")
+    print_result(f"records: {config.out}")
     if failures:
         first = failures[0]
         raise InputError(
@@ -127,10 +127,10 @@ def ask_cells(
     description = {**named, "tuned_on": model.tuned_on, "bos": model.tokenizer.bos, **provenance(config)}
     results = run_grid(grid, cells, asker, model.variables, settings=named, description=description)
     for cell in results[f"{grid.prefix}cells"]:
-        tell(line_of(cell))
+        print_result(line_of(cell))
     for failure in results["failures"]:
         labels = {name: text for name, text in failure.items() if name not in ("task", "error")}
-        tell(f"{failure['task']:8} {'  '.join(labels.values())} failed: {failure['error']}")
+        print_result(f"{failure['task']:8} {'  '.join(labels.values())} failed: {failure['error']}")
     return results
 
 

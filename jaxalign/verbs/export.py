@@ -31,7 +31,7 @@ from jaxalign.data.tasks import TASKS, TaskData
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.loading import Model
-from jaxalign.log import say
+from jaxalign.log import log_status
 from jaxalign.model.config import decoder_name
 from jaxalign.model.gguf import open_gguf
 from jaxalign.model.hub import TOKENIZER_FILES, HubId, hub_id, model_name
@@ -97,7 +97,7 @@ def export(config: ConfigDict, paths: Sequence[str]) -> None:
         files.write_text(folder / "README.md", card)
     print(f"{'adapter' if is_adapter else 'model'}: {out}\n{outcome(certificate)}")
     if is_adapter and not on_hub(named):
-        say(
+        log_status(
             f"the adapter names its base {named}, a place that others do not have; --config.model=ORG/NAME names it on "
             "the hub, once its weights are known to be the same"
         )
@@ -113,7 +113,7 @@ def base_model(config: ConfigDict, record: TrainingRun) -> str:
         return name  # all weights are the run's own
     stored, device = settings["param_dtype"], record.document["versions"].get("device")
     if stored in SCHEMES and device != installed_versions()["device"]:
-        say(
+        log_status(
             f"model={name}: not compared with {recorded}, whose {stored} weights were made on another device ({device})"
         )
         return name

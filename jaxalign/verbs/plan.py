@@ -11,7 +11,7 @@ from jaxalign import files, runtime
 from jaxalign.data.batches import round_up
 from jaxalign.errors import InputError
 from jaxalign.evaluation.score import SHORTEST_ROW
-from jaxalign.log import say
+from jaxalign.log import log_status
 from jaxalign.model import architectures
 from jaxalign.model.config import ModelConfig, declared_type, read_config
 from jaxalign.model.gguf import gguf_types, read_gguf_config
@@ -51,7 +51,7 @@ def plan(config: ConfigDict, paths: Sequence[str]) -> None:
         print(f"smallest that fits: {document['smallest_that_fits'] or 'none of them'}")
     if written:
         files.write_json(written, document)
-        say(f"written: {written}")
+        log_status(f"written: {written}")
 
 
 def planned_job(job: Job, config: ConfigDict) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from jaxalign.evaluation.score import Scorer
 from jaxalign.files import recorded
 from jaxalign.holding import check_held, held
 from jaxalign.loading import Model, merged
-from jaxalign.log import is_hidden, tell
+from jaxalign.log import is_hidden, print_result
 from jaxalign.model.quantised import SCHEMES
 from jaxalign.model.ragged import Runner
 from jaxalign.probe_files import Probe, write_probe
@@ -36,7 +36,7 @@ from jaxalign.probing.probe import TASK, ProbeRun, probe_texts
 from jaxalign.reporting.figures import write_plots
 from jaxalign.reporting.folders import check_of_one_model
 from jaxalign.reporting.page import token_map_text
-from jaxalign.runtime import agree
+from jaxalign.runtime import assert_same_on_hosts
 from jaxalign.verbs.evaluate import grid_data, prompt_style, settings
 from jaxalign.verbs.settings import EvaluationData, chosen_languages, load_model, out_folder, split_list
 
@@ -153,7 +153,7 @@ def probe_model(chosen: ProbeSettings, model: Model) -> None:
     config, names, languages = chosen.config, chosen.names, chosen.languages
     out = out_folder(config)
     with held(out):
-        agree("the settings", config.to_dict())
+        assert_same_on_hosts("the settings", config.to_dict())
         named = settings(config, model)
         if jax.process_index() == 0:
             check_of_one_model(out, named, [FILE_OF[name] for name in names])
@@ -162,8 +162,8 @@ def probe_model(chosen: ProbeSettings, model: Model) -> None:
             check_selected_of(Path(config.neurons.selection), named["model"])
         if "geometry" in names:
             captured_layers(chosen.capture, model.config.layers)
-        agree("the test rows or exemplars", [chosen.rows, sorted(chosen.data.exemplars.cells.items())])
-        agree("the selected neurons", {code: neurons.tolist() for code, neurons in chosen.own.items()})
+        assert_same_on_hosts("the test rows or exemplars", [chosen.rows, sorted(chosen.data.exemplars.cells.items())])
+        assert_same_on_hosts("the selected neurons", {code: neurons.tolist() for code, neurons in chosen.own.items()})
         times = dict.fromkeys(OF_NEURONS, 1 + 2 * len(languages)) | {"transplant": 2 + 2 * len(languages)}
         total = sum(map(len, chosen.rows)) * sum(times.get(name, 1) for name in names)
         progress = tqdm(total=total, unit="prompt", disable=is_hidden())
@@ -181,12 +181,14 @@ def probe_model(chosen: ProbeSettings, model: Model) -> None:
                     write_probe(out, FILE_OF[name], found)
                 if name == "logit_lens":
                     for told, key in SURVIVING.items():
-                        tell(f"{told}: {', '.join(f'{code} {count}' for code, count in found.document[key].items())}")
+                        print_result(
+                            f"{told}: {', '.join(f'{code} {count}' for code, count in found.document[key].items())}"
+                        )
                 if name == "attribution":
-                    tell(token_map_text(found.document))
+                    print_result(token_map_text(found.document))
         if jax.process_index() == 0:
             write_plots(out, Path(model.adapter_name).name or "base model")
-    tell(f"probes: {out}")
+    print_result(f"probes: {out}")
 
 
 def base_params(config: ConfigDict, tuned: Any) -> Any:
@@ -255,10 +257,10 @@ def selection_rule(config: ConfigDict) -> tuple[str, float]:
     return score, rate
 
 
-def sidecar(arrays: Path) -> tuple[Mapping[str, Any], str]:
+def sidecar(arrays: Path) -> tuple[dict[str, Any], str]:
     """The JSON file beside an .npz file, {} where there is none; and what errors call it."""
     described = arrays.with_suffix(".json")
-    return read_object(described) if described.is_file() else {}, f"{arrays}'s JSON file"
+    return dict(read_object(described)) if described.is_file() else {}, f"{arrays}'s JSON file"
 
 
 def check_selected_of(selection: Path, model: str) -> None:

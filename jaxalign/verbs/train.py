@@ -17,14 +17,14 @@ from jaxalign.errors import InputError
 from jaxalign.files import check_bucket, path_of, recorded
 from jaxalign.holding import held
 from jaxalign.loading import DTYPES, PARAM_DTYPES, Model, chosen, merged, with_adapter, with_stored_base
-from jaxalign.log import CurvesConfig, say
+from jaxalign.log import CurvesConfig, log_status
 from jaxalign.model.config import decoder_name
 from jaxalign.model.hub import model_name
 from jaxalign.model.lora import LoraConfig, lora_shapes
 from jaxalign.model.quantised import SCHEMES
 from jaxalign.model.transformer import REMAT_POLICIES
 from jaxalign.model.weights import weights_sha256
-from jaxalign.runtime import agree
+from jaxalign.runtime import assert_same_on_hosts
 from jaxalign.training import loop
 from jaxalign.training.checkpoint import Retention
 from jaxalign.training.optimizer import OptimizerConfig
@@ -106,7 +106,7 @@ def train(config: ConfigDict, paths: Sequence[str]) -> None:
         model = load_model(stages[0].config, quantised=True)
         for number, stage in enumerate(stages):
             if len(stages) > 1:
-                say(f"stage {number + 1} of {len(stages)}: {stage.config.out}")
+                log_status(f"stage {number + 1} of {len(stages)}: {stage.config.out}")
             if number:
                 model = with_adapter(model, path_of(stage.config.adapter))
             train_model(stage, model, pairs[number], files[number])
@@ -136,7 +136,7 @@ def train_model(
     config = tuning.config
     run = run_folder(config)
     with held(run):
-        agree("the settings", config.to_dict())
+        assert_same_on_hosts("the settings", config.to_dict())
         template = resolve_template(config.template, model.config.family)
         rendered = render_all(pairs, template, model.tokenizer)
         fitted = batches.fit_pairs(rendered, config.batch.length, config.batch.too_long)
@@ -174,11 +174,11 @@ def train_model(
             **provenance(config),
         }
         document["config"]["param_dtype"] = model.param_dtype  # what auto has found
-        say(
+        log_status(
             f"pairs: {document['pairs']} ({', '.join(f'{name} {count}' for name, count in directions.items())}), "
             f"{document['heldout_pairs']} held out, {fitted.dropped} too long and dropped, {fitted.cut} cut"
         )
-        say(
+        log_status(
             f"run: {plan.steps} steps of {plan.rows_per_step} rows x {plan.length} positions ({plan.padding:.0%} "
             f"padding), template {template}, {document['trainable_parameters']:,} trainable parameters"
         )
