@@ -7,27 +7,28 @@ import sys
 
 import pytest
 
-PROCESS = """
+PROCESS = '''
 import sys
-from importlib.abc import MetaPathFinder
-
-for name in ("torch", "peft"):
-    sys.modules[name] = None  # an import raises, and transformers finds them not installed
+from importlib.machinery import PathFinder
 
 
-class NoTensorFlow(MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name.partition(".")[0] == "tensorflow":
-            raise ModuleNotFoundError(name, name=name)
+class Without(PathFinder):
+    """Finds all packages but these, as where they are not installed."""
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        hidden = name.partition(".")[0] in ("torch", "peft", "tensorflow")
+        return None if hidden else super().find_spec(name, path, target)
 
 
-sys.meta_path.insert(0, NoTensorFlow())
+sys.meta_path[sys.meta_path.index(PathFinder)] = Without
 from jaxalign.cli import main
 
 code = main()
 assert "tensorflow" not in sys.modules
+assert not {"torch", "peft"} & set(sys.modules)
 sys.exit(code)
-"""
+'''
 
 
 @pytest.fixture
