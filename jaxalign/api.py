@@ -111,7 +111,7 @@ def train(
     )
     named = gather_pairs(config, files) if files else []
     train_model(tuning, base.model, records + named, files, len(records))
-    return read_run(finished(config.out))
+    return read_run(once_written(config.out))
 
 
 def evaluate(model: LoadedModel, out: PathLike, **settings: Any) -> Evaluation:
@@ -120,7 +120,7 @@ def evaluate(model: LoadedModel, out: PathLike, **settings: Any) -> Evaluation:
     data = EvaluationData(config)
     check_settings(config, data)
     evaluate_model(config, model.model, data)
-    folder = Path(finished(out))
+    folder = Path(once_written(out))
     return Evaluation(
         read_results(folder) if chosen_cells(config) else None,
         read_json(folder / "open_results.json") if open_tasks(config) else None,
@@ -132,7 +132,7 @@ def probe(model: LoadedModel, out: PathLike, **settings: Any) -> dict[str, Probe
     config = model.config(out, settings)
     chosen = probe_settings(config, EvaluationData(config))
     probe_model(chosen, model.model)
-    folder = Path(finished(out))
+    folder = Path(once_written(out))
     return {name: read_probe(folder, FILE_OF[name]) for name in chosen.names}
 
 
@@ -141,7 +141,7 @@ def as_list(items: Any) -> list[Any]:
     return [items] if isinstance(items, str | Path | QuestionPair | Mapping) else list(items)
 
 
-def finished(folder: PathLike) -> AnyPath:
+def once_written(folder: PathLike) -> AnyPath:
     """The folder, once process 0 is done with it."""
     wait_for_all()
     return path_of(str(folder))

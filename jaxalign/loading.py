@@ -117,17 +117,15 @@ def load(
     if wanted is None:
         stored = "+".join(sorted({leaf.dtype.name for leaf in jax.tree.leaves(params)}))
     loaded = Model(path, config, tokenizer, on_mesh, params, Decoder(config, dtype=arithmetic), param_dtype=stored)
-    return with_adapter(loaded, adapter_path(adapter)) if adapter else loaded
+    if not adapter:
+        return loaded
+    return with_adapter(loaded, path_of(adapter) if is_remote(adapter) else local_adapter(adapter))
 
 
 def chosen(key: str, name: str, choices: Mapping[str, Any]) -> Any:
     if name not in choices:
         raise InputError(f"{key}={name}: choose {' or '.join(choices)}")
     return choices[name]
-
-
-def adapter_path(name: str) -> AnyPath:
-    return path_of(name) if is_remote(name) else local_adapter(name)
 
 
 def model_path(name: str) -> Path:

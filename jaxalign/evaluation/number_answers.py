@@ -104,7 +104,10 @@ def corrected_number(text: str, language: str) -> float | None:
     A word of scale multiplies the number beside it, and numbers of falling scale are one (1億2000万, 2 লাখ 50 হাজার).
     Han numerals that are mostly part of a word count only where there is no other number.
     """
-    plain = _with_parts(ascii_digits(unicodedata.normalize("NFC", text)), language)
+    # Every script's decimal digits become 0 to 9, and the signs that stand between them . and ,
+    western = _NATIVE_SIGNS.sub(lambda sign: sign[0].translate(_ASCII_SIGNS), unicodedata.normalize("NFC", text))
+    digits = "".join(str(unicodedata.decimal(char)) if char.isdecimal() else char for char in western)
+    plain = _with_parts(digits, language)
     numbers = _numbers(plain, language)
     certain = [number for number in numbers if not _WORD.fullmatch(plain, number.start, number.end)]
     if not certain:
@@ -218,12 +221,6 @@ def _item_pattern(language: str) -> re.Pattern[str]:
 def equals(number: float | None, gold: float) -> bool:
     """Whether an answer's number is the right one."""
     return number is not None and abs(number - gold) < TOLERANCE
-
-
-def ascii_digits(text: str) -> str:
-    """The text with every script's decimal digits as 0 to 9, and the signs that stand between them as . and ,"""
-    western = _NATIVE_SIGNS.sub(lambda sign: sign[0].translate(_ASCII_SIGNS), text)
-    return "".join(str(unicodedata.decimal(char)) if char.isdecimal() else char for char in western)
 
 
 @cache

@@ -165,7 +165,7 @@ def _read_tables(cursor: _Cursor, path: Path) -> GgufFile:
 
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1:
-        raise EOFError
+        raise InputError(f"{path}: general.alignment {alignment} is no number of bytes")
     data = -(-cursor.position // alignment) * alignment
     blob = np.frombuffer(cursor.blob, np.uint8)
     tensors = {}

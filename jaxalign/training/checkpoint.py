@@ -238,14 +238,17 @@ def read_trained(run: AnyPath) -> Trained:
 
 
 def parse_record(saved: Any) -> tuple[Record, dict[str, str]]:
-    """What `save` wrote of a run, and the digests of its arrays. Within `damage_told`: what is missing is damage."""
-    lora, sha256 = saved["lora"], saved["sha256"]
-    if lora is not None:
-        lora = LoraConfig(**{**lora, "targets": tuple(lora["targets"])})
-    # Those of older versions have no digest of the record.
-    if sha256.get("record", own := record_sha256(saved)) != own:
-        raise Damaged("its record is not the one that was saved")
-    return Record(saved["config"], saved["fingerprint"], lora), {name: sha256[name] for name in ARRAYS}
+    """What `save` wrote of a run, and the digests of its arrays. Raises Damaged where that is not it."""
+    try:
+        lora, sha256 = saved["lora"], saved["sha256"]
+        if lora is not None:
+            lora = LoraConfig(**{**lora, "targets": tuple(lora["targets"])})
+        # Those of older versions have no digest of the record.
+        if sha256.get("record", own := record_sha256(saved)) != own:
+            raise Damaged("its record is not the one that was saved")
+        return Record(saved["config"], saved["fingerprint"], lora), {name: sha256[name] for name in ARRAYS}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"its record is not one that was saved ({type(error).__name__}: {error})") from None
 
 
 def read_adapter(run: AnyPath) -> tuple[LoraConfig, Any]:

@@ -28,7 +28,7 @@ from jaxalign.verbs.settings import EvaluationData, chosen_languages, split_list
 
 Numbers = dict[str, float]
 """By name: `quantity/cell`, `quantity/language`, or `quantity`."""
-SCORES = ("accuracy", "open_answers")
+WATCHED_SCORES = ("accuracy", "open_answers")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Watch:
     config: ConfigDict
     """as an evaluation of the watched rows would have it"""
     names: list[str]
-    """of SCORES and PROBES"""
+    """of WATCHED_SCORES and PROBES"""
     data: EvaluationData
     probes: ProbeSettings | None
 
@@ -66,7 +66,7 @@ class Watch:
         return [hook]
 
     def asked(self, model: Model, decoder: Decoder, shapes: Any) -> Iterator[tuple[Any, Any, Any]]:
-        """Who is asked, which cell, and what: of all cells of SCORES."""
+        """Who is asked, which cell, and what: of all cells of WATCHED_SCORES."""
         config = self.config
         if "accuracy" in self.names:
             data = evaluation.grid_data(config, self.data, model)
@@ -92,7 +92,7 @@ def watch_settings(config: ConfigDict) -> Watch:
     """What `config.watch` names; InputError for what would only fail once the model is loaded."""
     names, watched = split_list(config.watch) if config.watch else [], config.copy_and_resolve_references()
     watched.update(rows=config.watch_rows, languages=config.watch_languages)
-    known, data = [*SCORES, *PROBES], EvaluationData(watched)
+    known, data = [*WATCHED_SCORES, *PROBES], EvaluationData(watched)
     if unknown := [name for name in names if name not in known]:
         raise InputError(f"--config.watch={config.watch}: cannot watch {unknown[0]!r}; choose {', '.join(known)}")
     if "accuracy" in names:
